@@ -1,0 +1,193 @@
+// conv2d_fprop, conv2d_dgrad, conv2d_wgrad. Each task owns the outputs of a few images (wgrad: one partial sum).
+#include "images.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+struct Geometry {
+  int64_t A, B, N, H, W, C, R, S, K, P, Q, stride, pad_h, pad_w;
+  int64_t chunk, chunks;  // images per task, tasks per batch entry
+};
+
+Geometry geometry(const Call& call) {
+  constexpr int64_t kMost = int64_t(1) << 20;
+  const auto dim = [&](char axis) { return call.dims[static_cast<int>(axis)]; };
+  Geometry g{dim('A'),
+             dim('B'),
+             dim('N'),
+             dim('H'),
+             dim('W'),
+             dim('C'),
+             dim('R'),
+             dim('S'),
+             dim('K'),
+             dim('P'),
+             dim('Q'),
+             integer_attribute(call, 0, 1, kMost),
+             integer_attribute(call, 1, 0, kMost),
+             integer_attribute(call, 2, 0, kMost),
+             0,
+             0};
+  const int64_t room_h = g.H + 2 * g.pad_h - g.R, room_w = g.W + 2 * g.pad_w - g.S;
+  if (g.R < 1 || g.S < 1 || room_h < 0 || room_w < 0)
+    fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld because images are %lld x %lld with padding",
+               static_cast<long long>(g.R), static_cast<long long>(g.S), static_cast<long long>(g.H + 2 * g.pad_h),
+               static_cast<long long>(g.W + 2 * g.pad_w), static_cast<long long>(g.H), static_cast<long long>(g.W));
+  if (g.P != room_h / g.stride + 1 || g.Q != room_w / g.stride + 1)
+    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld",
+               static_cast<long long>(g.P), static_cast<long long>(g.Q), static_cast<long long>(room_h / g.stride + 1),
+               static_cast<long long>(room_w / g.stride + 1));
+  g.chunk = higher(1, lower(g.N, kTaskPixels / higher(1, higher(g.H * g.W, g.P * g.Q))));
+  g.chunks = ceil_div(g.N, g.chunk);
+  return g;
+}
+
+struct Task {
+  int64_t a, b, first, n;
+};
+HG_INLINE Task task_of(const Geometry& g, int64_t index) {
+  const int64_t chunk = index % g.chunks, pair = index / g.chunks;
+  return {pair / g.B, pair % g.B, chunk * g.chunk, lower(g.chunk, g.N - chunk * g.chunk)};
+}
+
+// Filters shared along a batch axis (stride 0) are packed once.
+template <class T>
+struct Filters {
+  int64_t along_a, along_b;
+  explicit Filters(const Batch<const T>& w, const Geometry& g)
+      : along_a(w.stride_0 == 0 ? 1 : g.A), along_b(w.stride_1 == 0 ? 1 : g.B) {}
+  int64_t count() const { return along_a * along_b; }
+  int64_t index(int64_t a, int64_t b) const { return (along_a == 1 ? 0 : a) * along_b + (along_b == 1 ? 0 : b); }
+};
+
+// Rows and columns of the padded input that a stride-1 walk over the outputs reads.
+HG_INLINE int64_t reach(int64_t outputs, int64_t stride, int64_t taps) { return (outputs - 1) * stride + taps; }
+
+template <class T>
+void fprop(const Call& call) {
+  const Geometry g = geometry(call);
+  const auto x = batch<const T>(call, 0, 2), w = batch<const T>(call, 1, 2);
+  const auto y = batch<T>(call, 2, 2);
+  const int64_t size = packed_size<T>(g.R, g.S * g.C, g.K);
+  const Filters<T> filters(w, g);
+  T* const packed = scratch_of<T>(kSlotWeights, filters.count() * size);
+  parallel_for(filters.count(), [&](int64_t i) {
+    pack_forward(w.at(i / filters.along_b, i % filters.along_b), g.R, g.S, g.C, g.K, packed + i * size);
+  });
+  const int64_t rows = reach(g.P, g.stride, g.R), cols = reach(g.Q, g.stride, g.S);
+  parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
+    const Task t = task_of(g, index);
+    const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.C), t.n, rows, cols, g.C);
+    pad_images(dense(x.at(t.a, t.b) + t.first * g.H * g.W * g.C, t.n, g.H, g.W, g.C), g.C, g.pad_h, g.pad_w, padded);
+    const Packed<T> filter{packed + filters.index(t.a, t.b) * size, g.R, g.S * g.C, g.K};
+    conv_images(padded, filter, g.stride, dense(y.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K), false);
+  });
+}
+
+// One axis of dgrad for pixels h with (h + pad) % stride == phase: only every stride-th tap reaches them, so that they
+// are a stride-1 convolution of y_bar with those taps, turned.
+struct Phase {
+  int64_t taps;   // phase, phase + stride, ...
+  int64_t first;  // first pixel
+  int64_t count;  // pixels
+  int64_t top;    // zero rows before y_bar (negative: rows skipped)
+  Phase(int64_t phase, int64_t pad, int64_t stride, int64_t taps_in_all, int64_t pixels) {
+    taps = phase < taps_in_all ? ceil_div(taps_in_all - phase, stride) : 0;
+    const int64_t t0 = pad > phase ? ceil_div(pad - phase, stride) : 0;
+    first = stride * t0 + phase - pad;
+    count = first < pixels ? ceil_div(pixels - first, stride) : 0;
+    top = taps - 1 - t0;
+  }
+};
+
+template <class T>
+void dgrad(const Call& call) {
+  const Geometry g = geometry(call);
+  const auto y_bar = batch<const T>(call, 0, 2), w = batch<const T>(call, 1, 2);
+  const auto x_bar = batch<T>(call, 2, 2);
+  const int64_t phases = lower(g.stride, higher(g.H, g.W) + higher(g.pad_h, g.pad_w));
+  const int64_t size = packed_size<T>(g.R, g.S * g.K, g.C);  // all phases of one filter fit: their taps are disjoint
+  const Filters<T> filters(w, g);
+  T* const packed = scratch_of<T>(kSlotWeights, filters.count() * size);
+  // Offset of a phase's filters in the packed memory: by the taps of the phases before it.
+  const auto offset = [&](int64_t ph, int64_t pw) {
+    const auto before = [&](int64_t phase, int64_t taps) {
+      int64_t sum = 0;
+      for (int64_t f = 0; f < phase && f < taps; ++f) sum += ceil_div(taps - f, g.stride);
+      return sum;
+    };
+    const int64_t rows = ph < g.R ? ceil_div(g.R - ph, g.stride) : 0;
+    return (before(ph, g.R) * g.S + rows * before(pw, g.S)) * g.K * round_up(g.C, kLanes<T>);
+  };
+  parallel_for(filters.count(), [&](int64_t i) {
+    const T* from = w.at(i / filters.along_b, i % filters.along_b);
+    for (int64_t ph = 0; ph < lower(g.stride, g.R); ++ph)
+      for (int64_t pw = 0; pw < lower(g.stride, g.S); ++pw) {
+        const int64_t rows = ceil_div(g.R - ph, g.stride), cols = ceil_div(g.S - pw, g.stride);
+        const int64_t r_step = g.S * g.C * g.K, s_step = g.C * g.K;
+        const int64_t last = (ph + (rows - 1) * g.stride) * r_step + (pw + (cols - 1) * g.stride) * s_step;
+        pack_filters(from + last, rows, cols, g.K, g.K, g.C, -g.stride * r_step, -g.stride * s_step, int64_t(1), g.K,
+                     packed + i * size + offset(ph, pw));
+      }
+  });
+  parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
+    const Task t = task_of(g, index);
+    const Images<const T> from = dense(y_bar.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K);
+    T* const to = x_bar.at(t.a, t.b) + t.first * g.H * g.W * g.C;
+    for (int64_t ph = 0; ph < phases; ++ph)
+      for (int64_t pw = 0; pw < phases; ++pw) {
+        const Phase v(ph, g.pad_h, g.stride, g.R, g.H), h(pw, g.pad_w, g.stride, g.S, g.W);
+        if (v.count == 0 || h.count == 0) continue;
+        const Images<T> out{to + (v.first * g.W + h.first) * g.C, t.n, v.count, h.count, g.stride * g.C,
+                            g.stride * g.W * g.C, g.H * g.W * g.C};
+        const int64_t rows = v.taps == 0 || h.taps == 0 ? 0 : v.count + v.taps - 1, cols = h.count + h.taps - 1;
+        const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.K + 1), t.n, rows, cols, g.K);
+        pad_images(from, g.K, v.top, h.top, padded);
+        const Packed<T> filter{packed + filters.index(t.a, t.b) * size + offset(ph, pw), rows == 0 ? 0 : v.taps,
+                               h.taps * g.K, g.C};
+        conv_images(padded, filter, int64_t(1), out, false);
+      }
+  });
+}
+
+template <class T>
+void wgrad(const Call& call) {
+  const Geometry g = geometry(call);
+  const auto x = batch<const T>(call, 0, 2), y_bar = batch<const T>(call, 1, 2);
+  const auto w_bar = batch<T>(call, 2, 2);
+  const int64_t Kp = round_up(g.K, kLanes<T>), run = g.S * g.C, size = g.R * run * Kp;
+  T* const parts = scratch_of<T>(kSlotParts, g.A * g.B * g.chunks * size);
+  const int64_t rows = reach(g.P, g.stride, g.R), cols = reach(g.Q, g.stride, g.S);
+  parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
+    const Task t = task_of(g, index);
+    const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.C), t.n, rows, cols, g.C);
+    pad_images(dense(x.at(t.a, t.b) + t.first * g.H * g.W * g.C, t.n, g.H, g.W, g.C), g.C, g.pad_h, g.pad_w, padded);
+    Images<const T> z = dense(y_bar.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K);
+    if (Kp != g.K) {
+      const Images<T> wide = dense(scratch_of<T>(kSlotZ, t.n * g.P * g.Q * Kp), t.n, g.P, g.Q, Kp);
+      pad_images(z, g.K, int64_t(0), int64_t(0), wide);
+      z = as_const(wide);
+    }
+    T* const part = parts + index * size;
+    __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
+    wgrad_images(as_const(padded), z, g.R, run, g.stride, part);
+  });
+  parallel_for(g.A * g.B * g.R, [&](int64_t index) {
+    const int64_t pair = index / g.R, r = index % g.R;
+    merge_parts(parts + pair * g.chunks * size + r * run * Kp, g.chunks, size, Kp, run, g.K,
+                w_bar.at(pair / g.B, pair % g.B) + r * run * g.K);
+  });
+}
+
+void conv2d_fprop(const Call& call) { call.dtype == DType::f32 ? fprop<float>(call) : fprop<double>(call); }
+void conv2d_dgrad(const Call& call) { call.dtype == DType::f32 ? dgrad<float>(call) : dgrad<double>(call); }
+void conv2d_wgrad(const Call& call) { call.dtype == DType::f32 ? wgrad<float>(call) : wgrad<double>(call); }
+
+HG_KERNEL(conv2d_fprop, conv2d_fprop);
+HG_KERNEL(conv2d_dgrad, conv2d_dgrad);
+HG_KERNEL(conv2d_wgrad, conv2d_wgrad);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

@@ -1,0 +1,139 @@
+// conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot) with mean(z_dot) and c = mean(xhat*z_dot), then y_dot
+// at the stored winners. A task owns z_dot and y_dot of a few images of one direction and episode.
+//   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
+#include "block.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+// part rows: mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
+template <class T>
+void moments(const Block& b, const T* z, const T* z_dot, int64_t pixels, const T* mean, double* part) {
+  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
+    constexpr bool F = decltype(full)::value;
+    constexpr int V = kLanes<T>;
+    double sum[V] = {}, rest[V] = {}, product[V] = {}, deviation[V] = {};
+    for (int64_t i = 0; i < pixels; i += kFlush) {
+      Vec<T> s{};
+      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) s += load<T, F>(z_dot + j * b.K + k, lanes);
+      add_lanes<T>(sum, s);
+    }
+    const Vec<T> m = load(mean + k);
+    Vec<T> near;
+    for (int v = 0; v < V; ++v) near[v] = static_cast<T>(sum[v] / static_cast<double>(pixels));
+    for (int64_t i = 0; i < pixels; i += kFlush) {
+      Vec<T> r{}, p{}, d{};
+      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) {
+        const Vec<T> dz = load<T, F>(z + j * b.K + k, lanes) - m;
+        const Vec<T> dd = load<T, F>(z_dot + j * b.K + k, lanes) - near;
+        r += dd;
+        p += dz * dd;
+        d += dz;
+      }
+      add_lanes<T>(rest, r);
+      add_lanes<T>(product, p);
+      add_lanes<T>(deviation, d);
+    }
+    for (int v = 0; v < V; ++v) {
+      const double off = rest[v] / static_cast<double>(pixels);
+      part[k + v] = static_cast<double>(near[v]) + off;
+      part[b.Kp + k + v] = product[v] - off * deviation[v];
+      part[2 * b.Kp + k + v] = deviation[v];
+    }
+  });
+}
+
+template <class T>
+void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z_dot, const T* s, T* y_dot) {
+  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
+    constexpr bool F = decltype(full)::value;
+    const int64_t n = b.Kp;
+    const Vec<T> m = load(s + k), m_dot = load(s + n + k), by_z = load(s + 2 * n + k), by_z_dot = load(s + 3 * n + k),
+                 shift = load(s + 4 * n + k);
+    for (int64_t q = 0; q < b.w; ++q) {
+      const Mask<T> c = load_code<T, F>(code + q * b.K + k, lanes);
+      const Window<T, F> v(z, b.W * b.K, b.K, q, k, lanes), v_dot(z_dot, b.W * b.K, b.K, q, k, lanes);
+      const Vec<T> u_dot = (v.at(c) - m) * by_z + (v_dot.at(c) - m_dot) * by_z_dot + shift;
+      store<T, F>(y_dot + q * b.K + k, if_active<T>(c, u_dot), lanes);
+    }
+  });
+}
+
+template <class T>
+void jvp(const Call& call) {
+  const Block b = block_of<T>(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
+  const auto code = batch<const unsigned char>(call, 3, 1);
+  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2),
+             gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
+  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
+             c_out = batch<T>(call, 14, 2);
+
+  T* const means = scratch_of<T>(kSlotScalars, b.E * b.Kp);
+  for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), means + e * b.Kp);
+  const FilterBank<T> filters = x_dot ? pack_bank(b, w, 1, false, kSlotWeights) : FilterBank<T>{};
+  const FilterBank<T> filters_dot = pack_bank(b, w_dot, b.P, false, kSlotWeights2);
+  double* const parts = scratch_of<double>(kSlotPartSums, b.P * b.E * b.chunks * 3 * b.Kp);
+  parallel_for(b.P * b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const int64_t p = t.batch / b.E, e = t.batch % b.E;
+    T* const to = images_at(z_dot.at(p, e), t.first, b.H, b.W, b.K);
+    const Images<T> out = dense(to, t.n, b.H, b.W, b.K);
+    if (x_dot) conv_images(padded_input(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e), int64_t(1), out, false);
+    if (w_dot)
+      conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
+    if (!x_dot && !w_dot) __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
+    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp,
+            parts + t.part * 3 * b.Kp);
+  });
+
+  const double M = static_cast<double>(higher(1, b.pixels()));
+  T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);
+  for (int64_t pe = 0; pe < b.P * b.E; ++pe) {
+    const int64_t p = pe / b.E, e = pe % b.E;
+    for (int64_t k = 0; k < b.Kp; ++k) {
+      T* const s = scalars + pe * 5 * b.Kp + k;
+      for (int i = 0; i < 5; ++i) s[i * b.Kp] = T(0);
+      if (k >= b.K) continue;
+      double total = 0, product = 0;
+      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
+        const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
+        total += count == 0 ? 0.0 : parts[(pe * b.chunks + chunk) * 3 * b.Kp + k] * count;
+      }
+      const double m_dot = total / M;
+      for (int64_t chunk = 0; chunk < b.chunks && b.pixels() > 0; ++chunk) {
+        const double* part = parts + (pe * b.chunks + chunk) * 3 * b.Kp + k;
+        product += part[b.Kp] + (part[0] - m_dot) * part[2 * b.Kp];
+      }
+      const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
+      const double c = r * product / M, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(m_dot);
+      c_out.at(p, e)[k] = static_cast<T>(c);
+      s[0] = mean.at(e)[k];
+      s[2 * b.Kp] = static_cast<T>(g_dot * r - g * r * r * c);
+      s[3 * b.Kp] = static_cast<T>(g * r);
+      s[4 * b.Kp] = beta_dot ? beta_dot.at(p, e)[k] : T(0);
+    }
+  }
+
+  parallel_for(b.P * b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const int64_t p = t.batch / b.E, e = t.batch % b.E;
+    for (int64_t i = t.first; i < t.first + t.n; ++i)
+      for (int64_t r = 0; r < b.h; ++r) {
+        const int64_t at = (i * b.h + r) * b.w * b.K, row = (i * b.H + 2 * r) * b.W * b.K;
+        y_dot_row(b, code.at(e) + at, z.at(e) + row, z_dot.at(p, e) + row, scalars + t.batch * 5 * b.Kp,
+                  y_dot.at(p, e) + at);
+      }
+  });
+}
+
+void conv_bn_relu_pool_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
+
+HG_KERNEL(conv_bn_relu_pool_jvp, conv_bn_relu_pool_jvp);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

@@ -1,0 +1,104 @@
+// conv_bn_relu_pool_value: z = conv(x, w) is written once, with its statistics; a second pass normalizes and pools.
+// A task owns z, y and code of a few images of one episode.
+#include "block.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+// Mean and sum of squared deviations of each channel over some pixels, by two passes over them.
+template <class T>
+void statistics(const T* z, int64_t pixels, const Block& b, double* mean, double* m2) {
+  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
+    constexpr bool F = decltype(full)::value;
+    constexpr int V = kLanes<T>;
+    double sum[V] = {}, rest[V] = {}, squares[V] = {};
+    for (int64_t i = 0; i < pixels; i += kFlush) {
+      Vec<T> s{};
+      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) s += load<T, F>(z + j * b.K + k, lanes);
+      add_lanes<T>(sum, s);
+    }
+    Vec<T> near;  // the mean, rounded: differences to it are small and are corrected below
+    for (int v = 0; v < V; ++v) near[v] = static_cast<T>(sum[v] / static_cast<double>(pixels));
+    for (int64_t i = 0; i < pixels; i += kFlush) {
+      Vec<T> r{}, q{};
+      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) {
+        const Vec<T> d = load<T, F>(z + j * b.K + k, lanes) - near;
+        r += d;
+        q += d * d;
+      }
+      add_lanes<T>(rest, r);
+      add_lanes<T>(squares, q);
+    }
+    for (int v = 0; v < V; ++v) {
+      const double off = rest[v] / static_cast<double>(pixels);
+      mean[k + v] = static_cast<double>(near[v]) + off;
+      m2[k + v] = squares[v] - rest[v] * off;
+    }
+  });
+}
+
+template <class T>
+void value(const Call& call) {
+  const Block b = block_of<T>(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             beta = batch<const T>(call, 3, 1);
+  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1),
+             z = batch<T>(call, 8, 1);
+  const auto code = batch<unsigned char>(call, 5, 1);
+  const double eps = call.attributes[0];
+  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+
+  const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
+  double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
+  parallel_for(b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
+    T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
+    conv_images(padded, filters.at(t.batch), int64_t(1), dense(to, t.n, b.H, b.W, b.K), false);
+    double* const part = parts + t.part * 2 * b.Kp;
+    statistics(to, t.n * b.H * b.W, b, part, part + b.Kp);
+  });
+
+  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp);  // mean, scale, shift
+  for (int64_t e = 0; e < b.E; ++e)
+    for (int64_t k = 0; k < b.Kp; ++k) {
+      T* const s = scalars + e * 3 * b.Kp + k;
+      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
+      if (k >= b.K) continue;
+      double n = 0, m = 0, m2 = 0;
+      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {  // Chan, Golub & LeVeque 1979
+        const double* part = parts + (e * b.chunks + chunk) * 2 * b.Kp + k;
+        const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
+        if (count == 0) continue;
+        const double d = part[0] - m, all = n + count;
+        m += d * count / all;
+        m2 += part[b.Kp] + d * d * n * count / all;
+        n = all;
+      }
+      const T r = static_cast<T>(inverse_root((n > 0 ? m2 / n : 0.0) + eps));
+      mean.at(e)[k] = s[0] = static_cast<T>(m);
+      rstd.at(e)[k] = r;
+      s[b.Kp] = gamma.at(e)[k] * r;
+      s[2 * b.Kp] = beta.at(e)[k];
+    }
+
+  parallel_for(b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const T* const s = scalars + t.batch * 3 * b.Kp;
+    for (int64_t i = t.first; i < t.first + t.n; ++i)
+      for (int64_t p = 0; p < b.h; ++p) {
+        const int64_t at = (i * b.h + p) * b.w * b.K;
+        pool_row(z.at(t.batch) + (i * b.H + 2 * p) * b.W * b.K, b.W * b.K, b.K, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp,
+                 y.at(t.batch) + at, code.at(t.batch) + at);
+      }
+  });
+}
+
+void conv_bn_relu_pool_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
+
+HG_KERNEL(conv_bn_relu_pool_value, conv_bn_relu_pool_value);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

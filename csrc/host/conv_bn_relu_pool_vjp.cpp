@@ -1,0 +1,88 @@
+// conv_bn_relu_pool_vjp: B and G from pooled-size sums, then z_bar is formed per image in scratch and feeds both the
+// gradient of x and that of w. A task owns x_bar of a few images of one episode and one partial sum of w_bar.
+//   z_bar = gamma*s*(u_bar - B/M - xhat*G/M);  x_bar = dgrad(z_bar, w);  w_bar = wgrad(x, z_bar)
+#include "block.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+template <class T>
+void vjp(const Call& call) {
+  const Block b = block_of<T>(call);
+  const auto y_bar = batch<const T>(call, 0, 1), mean = batch<const T>(call, 2, 1), rstd = batch<const T>(call, 3, 1),
+             z = batch<const T>(call, 4, 1), x = batch<const T>(call, 5, 1), w = batch<const T>(call, 6, 1),
+             gamma = batch<const T>(call, 7, 1);
+  const auto code = batch<const unsigned char>(call, 1, 1);
+  const auto x_bar = batch<T>(call, 8, 1), w_bar = batch<T>(call, 9, 1), gamma_bar = batch<T>(call, 10, 1),
+             beta_bar = batch<T>(call, 11, 1);
+
+  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 4 * b.Kp);  // mean, a, b, d
+  for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), scalars + e * 4 * b.Kp);
+  double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
+  parallel_for(b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    double* const part = parts + t.part * 2 * b.Kp;
+    __builtin_memset(part, 0, static_cast<std::size_t>(2 * b.Kp) * sizeof(double));
+    for (int64_t i = t.first; i < t.first + t.n; ++i)
+      for (int64_t p = 0; p < b.h; ++p) {
+        const int64_t at = (i * b.h + p) * b.w * b.K;
+        reduce_row(b, y_bar.at(t.batch) + at, code.at(t.batch) + at, z.at(t.batch) + (i * b.H + 2 * p) * b.W * b.K,
+                   scalars + t.batch * 4 * b.Kp, part);
+      }
+  });
+
+  double* const sums = scratch_of<double>(kSlotPartSums2, 2 * b.Kp);
+  const double M = static_cast<double>(higher(1, b.pixels()));
+  for (int64_t e = 0; e < b.E; ++e) {
+    merge_sums(b, parts, e, 2, sums);
+    for (int64_t k = 0; k < b.Kp; ++k) {
+      T* const s = scalars + e * 4 * b.Kp + k;
+      s[b.Kp] = s[2 * b.Kp] = s[3 * b.Kp] = T(0);
+      if (k >= b.K) continue;
+      const double r = static_cast<double>(rstd.at(e)[k]), B = sums[k], G = sums[b.Kp + k] * r;
+      const double a = static_cast<double>(gamma.at(e)[k]) * r;
+      beta_bar.at(e)[k] = static_cast<T>(B);
+      gamma_bar.at(e)[k] = static_cast<T>(G);
+      s[b.Kp] = static_cast<T>(a);
+      s[2 * b.Kp] = static_cast<T>(-a * r * G / M);
+      s[3 * b.Kp] = static_cast<T>(-a * B / M);
+    }
+  }
+
+  const FilterBank<T> filters = x_bar ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
+  const int64_t size = b.taps() * b.Kp;
+  T* const w_parts = scratch_of<T>(kSlotParts, b.E * b.chunks * size + 1);
+  parallel_for(b.E * b.chunks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const T* const s = scalars + t.batch * 4 * b.Kp;
+    const ZBar<T> constants{s, s + b.Kp, s + 2 * b.Kp, s + 3 * b.Kp};
+    const Images<T> bordered = dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
+    const Images<T> z_bar = interior(bordered);
+    clear_border(bordered);
+    for (int64_t i = 0; i < t.n; ++i) {
+      const int64_t at = (t.first + i) * b.h * b.w * b.K;
+      form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at,
+                 z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
+    }
+    if (x_bar)
+      conv_images(bordered, filters.at(t.batch), int64_t(1),
+                  dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), false);
+    T* const part = w_parts + t.part * size;
+    __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
+    wgrad_images(as_const(padded_input(b, x.at(t.batch), t, kSlotX)), as_const(z_bar), int64_t(3), 3 * b.C, int64_t(1),
+                 part);
+  });
+  parallel_for(b.E * 3, [&](int64_t index) {
+    const int64_t e = index / 3, r = index % 3 * 3 * b.C;
+    merge_parts(w_parts + e * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K, w_bar.at(e) + r * b.K);
+  });
+}
+
+void conv_bn_relu_pool_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
+
+HG_KERNEL(conv_bn_relu_pool_vjp, conv_bn_relu_pool_vjp);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

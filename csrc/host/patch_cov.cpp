@@ -1,0 +1,109 @@
+// patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double, from
+// sums of whole images less their edges); the covariance sums products of deviations from it, in T over a few hundred
+// patches, then in double. A task owns the partial sum of a few images.
+#include "block.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+// sums[9*C]: each tap sees the image without the row and column it leaves out.
+template <class T>
+void tap_sums(const Block& b, const T* image, double* sums) {
+  const int64_t C = b.C;
+  const auto at = [&](int64_t y, int64_t x, int64_t c) { return static_cast<double>(image[(y * b.W + x) * C + c]); };
+  for (int64_t c = 0; c < C; ++c) {
+    double all = 0, first_row = 0, last_row = 0, first_col = 0, last_col = 0;
+    for (int64_t y = 0; y < b.H; ++y) {
+      double row = 0;
+      for (int64_t x = 0; x < b.W; ++x) row += at(y, x, c);
+      all += row;
+      first_row = y == 0 ? row : first_row;
+      last_row = row;
+      first_col += at(y, 0, c);
+      last_col += at(y, b.W - 1, c);
+    }
+    for (int64_t dy = 0; dy < 3; ++dy)
+      for (int64_t dx = 0; dx < 3; ++dx) {
+        const double row = dy == 1 ? 0 : dy == 0 ? last_row : first_row;
+        const double col = dx == 1 ? 0 : dx == 0 ? last_col : first_col;
+        const double both = dy == 1 || dx == 1 ? 0 : at(dy == 0 ? b.H - 1 : 0, dx == 0 ? b.W - 1 : 0, c);
+        sums[(dy * 3 + dx) * C + c] += all - row - col + both;
+      }
+  }
+}
+
+template <class T>
+void covariance(const Call& call) {
+  const Block b = block_of<T>(call);
+  const auto x = batch<const T>(call, 0, 1);
+  const auto mean = batch<T>(call, 1, 1), cov = batch<T>(call, 2, 1);
+  const int64_t n = b.taps(), wide = round_up(n, kLanes<T>), tasks = b.E * b.chunks;
+  const double M = static_cast<double>(higher(1, b.pixels()));
+
+  double* const mean_parts = scratch_of<double>(kSlotPartSums, tasks * n + 1);
+  parallel_for(tasks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    double* const part = mean_parts + index * n;
+    __builtin_memset(part, 0, static_cast<std::size_t>(n) * sizeof(double));
+    for (int64_t i = t.first; i < t.first + t.n && b.H > 0 && b.W > 0; ++i)
+      tap_sums(b, x.at(t.batch) + i * b.H * b.W * b.C, part);
+  });
+  double* const exact = scratch_of<double>(kSlotPartSums2, b.E * n + 1);
+  for (int64_t e = 0; e < b.E; ++e)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) sum += mean_parts[(e * b.chunks + chunk) * n + j];
+      exact[e * n + j] = sum / M;
+      mean.at(e)[j] = static_cast<T>(sum / M);
+    }
+
+  double* const parts = scratch_of<double>(kSlotParts, tasks * n * n + 1);
+  parallel_for(tasks, [&](int64_t index) {
+    const BlockTask t = task_of(b, index);
+    const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
+    const int64_t band = higher(1, kBandPixels / higher(1, b.W));
+    T* const patches = scratch_of<T>(kSlotZ, band * b.W * wide + 1);
+    T* const product = scratch_of<T>(kSlotSums, n * wide + 1);
+    const T* const m = mean.at(t.batch);
+    double* const part = parts + index * n * n;
+    __builtin_memset(part, 0, static_cast<std::size_t>(n * n) * sizeof(double));
+    for (int64_t i = 0; i < t.n; ++i)
+      for (int64_t y0 = 0; y0 < b.H; y0 += band) {
+        const int64_t rows = lower(band, b.H - y0);
+        for (int64_t y = 0; y < rows; ++y)
+          for (int64_t q = 0; q < b.W; ++q) {
+            T* to = patches + (y * b.W + q) * wide;
+            for (int64_t r = 0; r < 3; ++r) {
+              const T* from = padded.data + i * padded.image + (y0 + y + r) * padded.pitch + q * b.C;
+              for (int64_t j = 0; j < 3 * b.C; ++j) to[r * 3 * b.C + j] = from[j] - m[r * 3 * b.C + j];
+            }
+            for (int64_t j = n; j < wide; ++j) to[j] = T(0);
+          }
+        __builtin_memset(product, 0, static_cast<std::size_t>(n * wide) * sizeof(T));
+        const Images<const T> block = dense<const T>(patches, 1, rows, b.W, wide);
+        wgrad_images(block, block, int64_t(1), n, int64_t(1), product);
+        for (int64_t j = 0; j < n; ++j)
+          for (int64_t k = 0; k < n; ++k) part[j * n + k] += static_cast<double>(product[j * wide + k]);
+      }
+  });
+  parallel_for(b.E * n, [&](int64_t index) {
+    const int64_t e = index / n, j = index % n;
+    const T* const m = mean.at(e);
+    for (int64_t k = 0; k < n; ++k) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) sum += parts[(e * b.chunks + chunk) * n * n + j * n + k];
+      // The deviations were from the rounded mean.
+      const double dj = exact[e * n + j] - static_cast<double>(m[j]), dk = exact[e * n + k] - static_cast<double>(m[k]);
+      cov.at(e)[j * n + k] = static_cast<T>(b.pixels() == 0 ? 0.0 : sum / M - dj * dk);
+    }
+  });
+}
+
+void patch_cov(const Call& call) { call.dtype == DType::f32 ? covariance<float>(call) : covariance<double>(call); }
+
+HG_KERNEL(patch_cov, patch_cov);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

@@ -1,0 +1,143 @@
+// Vectors of one instruction set, by GCC vector extensions. Every source under host/ is compiled once per set
+// (HG_LEVEL, HG_VECTOR_BYTES, HG_TILE and HG_SIMD, the namespace, come from CMake). All code reachable from here is
+// in that namespace or not inline: otherwise the linker could keep an AVX-512 copy of a function for every CPU.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "../check.h"
+#include "../registry.h"
+#include "../signatures.h"
+#include "../threads.h"
+
+#define HG_INLINE inline __attribute__((always_inline))
+
+namespace hg {
+namespace HG_SIMD {
+
+using std::int64_t;
+
+template <class T>
+struct Lane;
+template <>
+struct Lane<float> {
+  using integer = std::int32_t;
+};
+template <>
+struct Lane<double> {
+  using integer = std::int64_t;
+};
+
+template <class T>
+constexpr int kLanes = HG_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(HG_VECTOR_BYTES)));
+  typedef typename Lane<T>::integer mask __attribute__((vector_size(HG_VECTOR_BYTES)));
+  typedef unsigned char bytes __attribute__((vector_size(HG_VECTOR_BYTES / sizeof(T))));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+using Mask = typename VecOf<T>::mask;  // lanes 0 or -1
+
+// Rows of accumulators in a register tile of two vectors each; 12*2 fill the 32 registers of AVX-512, 6*2 the 16 of AVX2.
+constexpr int kTile = HG_TILE;
+
+// `Full`: all lanes are there; otherwise n < kLanes of them, and the missing ones read as zero.
+template <class T, bool Full = true>
+HG_INLINE Vec<T> load(const T* p, int n = 0) {
+  Vec<T> v;
+  if (Full) {
+    __builtin_memcpy(&v, p, sizeof v);
+  } else {
+    v = Vec<T>{};
+    for (int i = 0; i < n; ++i) v[i] = p[i];
+  }
+  return v;
+}
+
+template <class T, bool Full = true>
+HG_INLINE void store(T* p, Vec<T> v, int n = 0) {
+  if (Full)
+    __builtin_memcpy(p, &v, sizeof v);
+  else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+
+template <class T, bool Full = true>
+HG_INLINE Mask<T> load_code(const unsigned char* p, int n = 0) {
+  typename VecOf<T>::bytes b;
+  if (Full) {
+    __builtin_memcpy(&b, p, sizeof b);
+  } else {
+    b = typename VecOf<T>::bytes{};
+    for (int i = 0; i < n; ++i) b[i] = p[i];
+  }
+  return __builtin_convertvector(b, Mask<T>);
+}
+
+template <class T, bool Full = true>
+HG_INLINE void store_code(unsigned char* p, Mask<T> code, int n = 0) {
+  const typename VecOf<T>::bytes b = __builtin_convertvector(code, typename VecOf<T>::bytes);
+  if (Full)
+    __builtin_memcpy(p, &b, sizeof b);
+  else
+    for (int i = 0; i < n; ++i) p[i] = b[i];
+}
+
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+constexpr int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+constexpr int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t higher(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// body(i) for i in [0, n), by all threads; see threads.h for what makes the result independent of their number.
+template <class Body>
+static void parallel_for(int64_t n, const Body& body) {
+  run_tasks(
+      n, [](const void* context, int64_t index) { (*static_cast<const Body*>(context))(index); }, &body);
+}
+
+template <class T>
+static T* scratch_of(int slot, int64_t n) {
+  return static_cast<T*>(scratch(slot, static_cast<std::size_t>(n) * sizeof(T)));
+}
+
+// body(k, lanes, full) for each vector of channels; `full` is a compile-time flag.
+struct Full {
+  static constexpr bool value = true;
+};
+struct Part {
+  static constexpr bool value = false;
+};
+template <class T, class Body>
+HG_INLINE void for_channels(int64_t K, const Body& body) {
+  int64_t k = 0;
+  for (; k + kLanes<T> <= K; k += kLanes<T>) body(k, 0, Full{});
+  if (k < K) body(k, static_cast<int>(K - k), Part{});
+}
+
+// An argument as kernels use it: typed, with at most two batch axes.
+template <class T>
+struct Batch {
+  T* data;
+  int64_t stride_0, stride_1;  // bytes; the innermost batch axis is 1
+  HG_INLINE T* at(int64_t i1) const { return at(0, i1); }
+  HG_INLINE T* at(int64_t i0, int64_t i1) const {
+    return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(i0 * stride_0) +
+                                static_cast<std::uintptr_t>(i1 * stride_1));
+  }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Absent optional arguments give a null Batch. `lead` is 1 or 2, as in the signature.
+template <class T>
+static Batch<T> batch(const Call& call, int index, int lead) {
+  const View& view = call.arrays[index];
+  if (view.ndim == 1 && view.shape[0] == 0) return {nullptr, 0, 0};
+  return {static_cast<T*>(view.data), lead == 2 ? view.stride[0] : 0, view.stride[lead - 1]};
+}
+
+}  // namespace HG_SIMD
+}  // namespace hg

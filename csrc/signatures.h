@@ -1,0 +1,63 @@
+// Arguments of every kernel, shared by the host and the CUDA sources. See registry.h for the notation.
+// A, B, E, P are batch axes (E episodes, P directions); N images, H x W pixels, C input channels, K filters.
+#pragma once
+#include "registry.h"
+
+namespace hg {
+namespace signatures {
+
+#define HG_CONV_ATTRIBUTES "stride:int pad_h:int pad_w:int"
+
+// P = (H + 2*pad_h - R)/stride + 1, Q likewise.
+constexpr Signature conv2d_fprop{"conv2d_fprop", "x=AB|NHWC w=AB|RSCK -> y=AB|NPQK", HG_CONV_ATTRIBUTES};
+constexpr Signature conv2d_dgrad{"conv2d_dgrad", "y_bar=AB|NPQK w=AB|RSCK -> x_bar=AB|NHWC", HG_CONV_ATTRIBUTES};
+constexpr Signature conv2d_wgrad{"conv2d_wgrad", "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_ATTRIBUTES};
+
+// The fused block: 3x3 same convolution, batch normalization over (N, H, W), ReLU, 2x2 maximum.
+constexpr Signature conv_bn_relu_pool_value{
+    "conv_bn_relu_pool_value",
+    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK", "eps:float"};
+constexpr Signature conv_bn_relu_pool_vjp{
+    "conv_bn_relu_pool_vjp",
+    "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
+    " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+    ""};
+constexpr Signature conv_bn_relu_pool_jvp{
+    "conv_bn_relu_pool_jvp",
+    "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
+    " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K"
+    " -> y_dot=PE|NhwK z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K",
+    ""};
+constexpr Signature conv_bn_relu_pool_vjp_jvp{
+    "conv_bn_relu_pool_vjp_jvp",
+    "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
+    " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K"
+    " -> x_bar_dot?=PE|NHWC w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+    ""};
+
+// The fused block on data: x has neither tangent nor cotangent, and its patch statistics stand for the dense sums.
+constexpr Signature patch_cov{"patch_cov", "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", ""};
+constexpr Signature conv_bn_relu_pool_first_value{
+    "conv_bn_relu_pool_first_value",
+    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K patch_mean=E|g patch_cov=E|gg"
+    " -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K",
+    "eps:float"};
+constexpr Signature conv_bn_relu_pool_first_vjp{
+    "conv_bn_relu_pool_first_vjp",
+    "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg x=E|NHWC w=E|33CK gamma=E|K"
+    " -> w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+    ""};
+constexpr Signature conv_bn_relu_pool_first_jvp{
+    "conv_bn_relu_pool_first_jvp",
+    "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
+    " w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|NhwK",
+    ""};
+constexpr Signature conv_bn_relu_pool_first_vjp_jvp{
+    "conv_bn_relu_pool_first_vjp_jvp",
+    "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
+    " x=E|NHWC w=E|33CK gamma=E|K w_dot?=PE|33CK gamma_dot?=PE|K"
+    " -> w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+    ""};
+
+}  // namespace signatures
+}  // namespace hg

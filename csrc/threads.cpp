@@ -1,0 +1,174 @@
+#include "threads.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "check.h"
+
+namespace hg {
+namespace {
+
+thread_local bool inside_task = false;
+
+struct Arena {
+  void* block[kScratchSlots] = {};
+  std::size_t bytes[kScratchSlots] = {};
+  ~Arena() {
+    for (void* memory : block) std::free(memory);
+  }
+};
+thread_local Arena arena;
+
+class Pool {
+ public:
+  // Workers are started when first needed and never end; those beyond the wanted number skip the round.
+  void run(std::int64_t n, int threads, void (*task)(const void*, std::int64_t), const void* context) {
+    const int helpers = static_cast<int>(n < threads ? n : threads) - 1;
+    while (static_cast<int>(workers_.size()) < helpers) {
+      const int index = static_cast<int>(workers_.size());
+      workers_.emplace_back([this, index, seen = round_] { work(index, seen); });
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      task_ = task;
+      context_ = context;
+      n_ = n;
+      next_.store(0, std::memory_order_relaxed);
+      helpers_ = active_ = helpers;
+      error_ = nullptr;
+      ++round_;
+    }
+    wake_.notify_all();
+    drain();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return active_ == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  std::mutex busy;  // one parallel region at a time
+
+ private:
+  void drain() {
+    inside_task = true;
+    try {
+      for (std::int64_t i = next_.fetch_add(1); i < n_; i = next_.fetch_add(1)) task_(context_, i);
+    } catch (...) {
+      next_.store(n_);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+    inside_task = false;
+  }
+
+  void work(int index, std::uint64_t seen) {
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_ != seen; });
+        seen = round_;
+        if (index >= helpers_) continue;
+      }
+      drain();
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  void (*task_)(const void*, std::int64_t) = nullptr;
+  const void* context_ = nullptr;
+  std::int64_t n_ = 0;
+  std::atomic<std::int64_t> next_{0};
+  int helpers_ = 0, active_ = 0;
+  std::uint64_t round_ = 0;
+  std::exception_ptr error_;
+};
+
+// Never destroyed: its threads may still sleep when the process exits.
+std::atomic<Pool*> current_pool{nullptr};
+
+Pool* pool() {
+  static const bool ready = [] {
+    current_pool.store(new Pool);
+    // A forked child has the parent's pool but none of its threads: it starts with a pool of its own.
+    pthread_atfork(nullptr, nullptr, [] { current_pool.store(new Pool); });
+    return true;
+  }();
+  return ready ? current_pool.load(std::memory_order_acquire) : nullptr;
+}
+
+int default_threads() {
+  const char* wanted = std::getenv("HYPERGRAD_NUM_THREADS");
+  if (wanted != nullptr && wanted[0] != '\0') {
+    char* end = nullptr;
+    const long n = std::strtol(wanted, &end, 10);
+    if (*end != '\0' || n < 1 || n > 4096)
+      throw BadArgument(std::string("HYPERGRAD_NUM_THREADS: value is '") + wanted + "', expected an integer from 1 to 4096");
+    return static_cast<int>(n);
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  const unsigned n = std::thread::hardware_concurrency();
+  return n == 0 ? 1 : static_cast<int>(n);
+}
+
+std::atomic<int>& wanted_threads() {
+  static std::atomic<int> n{default_threads()};
+  return n;
+}
+
+}  // namespace
+
+void run_tasks(std::int64_t n, void (*task)(const void*, std::int64_t), const void* context) {
+  if (n <= 0) return;
+  const int threads = thread_count();
+  if (n > 1 && threads > 1 && !inside_task) {
+    Pool* const shared = pool();
+    const std::unique_lock<std::mutex> lock(shared->busy, std::try_to_lock);
+    if (lock.owns_lock()) {
+      shared->run(n, threads, task, context);
+      return;
+    }
+  }
+  for (std::int64_t i = 0; i < n; ++i) task(context, i);
+}
+
+int thread_count() { return wanted_threads().load(); }
+
+void set_thread_count(int n) {
+  if (n < 1 || n > 4096) throw BadArgument("set_threads: n is " + std::to_string(n) + ", expected 1 to 4096");
+  wanted_threads().store(n);
+}
+
+void* scratch(int slot, std::size_t bytes) {
+  if (bytes > arena.bytes[slot]) {
+    std::free(arena.block[slot]);
+    arena.block[slot] = nullptr;
+    arena.bytes[slot] = 0;
+    const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
+    arena.block[slot] = std::aligned_alloc(64, rounded);
+    if (arena.block[slot] == nullptr) throw std::bad_alloc();
+    arena.bytes[slot] = rounded;
+  }
+  return arena.block[slot];
+}
+
+}  // namespace hg

@@ -1,0 +1,35 @@
+// Borrowed arrays and call arguments: what every kernel, host or CUDA, receives.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace hg {
+
+constexpr int kMaxDims = 6;
+constexpr int kMaxArrays = 24;
+constexpr int kMaxAttributes = 4;
+
+enum class DType : std::uint8_t { f32, f64, u8, i64 };
+
+struct View {  // never owns, never allocates
+  void* data;
+  DType dtype;
+  int ndim;
+  std::int64_t shape[kMaxDims];
+  std::int64_t stride[kMaxDims];  // in bytes, as NumPy and CuPy report them
+};
+
+struct Signature;
+
+// One checked call. Arrays stand in the signature's order, inputs before outputs.
+struct Call {
+  const Signature* signature;
+  const View* arrays;
+  int n_arrays;
+  DType dtype;              // of every floating-point array of the call
+  std::int64_t dims[128];   // size of each axis letter of the signature
+  double attributes[kMaxAttributes];  // in the signature's order; integers are exact below 2**53
+  void* stream;
+};
+
+}  // namespace hg

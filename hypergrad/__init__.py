@@ -1,0 +1,25 @@
+"""hypergrad: differentiate through training.
+
+Hypergradients of ``min over lambda of E(s_T, lambda)``, s_t being the states of an optimiser, by reverse mode over a
+checkpointed trajectory or by forward mode over tangents, on NumPy arrays, with fused kernels.
+"""
+
+from . import errors
+from .bilevel import Bilevel, HyperGradient, Stats, full_batch
+from .errors import HypergradError
+from .ops import *  # noqa: F403
+from .ops import __all__ as _op_names
+from .optimizers import SGD, Adam, Optimizer
+from .passes.forward import forward
+from .passes.reverse import reverse
+from .passes.unroll import unroll
+from .rules import fusion
+from .tape import Tensor
+from .transforms import grad, hvp, jvp, value_and_grad, vjp
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "errors", "forward", "full_batch",
+    "fusion", "grad", "hvp", "jvp", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
+]

@@ -1,0 +1,127 @@
+"""The bilevel problem, the batches of its inner run, and what a pass returns.
+
+    min over lambda of E(s_T, lambda),   s_0 = Phi_0(lambda),   s_t = Phi_t(s_{t-1}, lambda)
+
+Source: Franceschi et al. 2017, arXiv:1703.01785; Franceschi et al. 2018, ICML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from .errors import ArgumentError
+from .optimizers import Optimizer
+from .tape import Tensor
+from .trees import PyTree
+
+
+class Batches(Protocol):
+    """What `batches` must offer. Pure: the same t gives the same batch, because a re-run step asks again."""
+
+    def __len__(self) -> int:
+        """The number of inner steps T."""
+
+    def __getitem__(self, t: int, /) -> Any:
+        """The batch of step t, 0 <= t < T."""
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """An inner problem, solved by an optimiser from a start, and an outer objective of its result.
+
+    Args:
+        inner_loss: (w, hparams, batch) -> scalar Tensor; no closure over Tensors that a gradient follows.
+        outer_loss: (w, hparams) -> scalar Tensor.
+        init: hparams -> w_0, a pytree of arrays or Tensors; it may depend on hparams.
+        optimizer: hparams -> an Optimizer, whose fields may be numbers or Tensors made from hparams.
+    """
+
+    inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
+    outer_loss: Callable[[PyTree, PyTree], Tensor]
+    init: Callable[[PyTree], PyTree]
+    optimizer: Callable[[PyTree], Optimizer]
+
+
+@dataclass(frozen=True)
+class _FullBatch(Sequence[Any]):
+    data: Any
+    n_steps: int
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.n_steps:
+            raise IndexError(t)
+        return self.data
+
+
+def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
+    """The same data for each of `n_steps` steps.
+
+    Args:
+        data: what inner_loss takes as its batch; not copied.
+        n_steps: T, >= 0.
+    Returns: a sequence of length n_steps.
+    Raises: ArgumentError for a negative n_steps.
+    """
+    if n_steps < 0:
+        raise ArgumentError(f"full_batch: n_steps has {n_steps}, expected >= 0 because it counts steps")
+    return _FullBatch(data, n_steps)
+
+
+@dataclass
+class Stats:
+    """What a pass did, counted and measured while it ran.
+
+    Attributes:
+        mode: "reverse" or "forward".
+        steps_run: inner steps of the run itself (T).
+        steps_rerun: inner steps run again from checkpoints.
+        states_held: highest number of states held at once; in forward mode 1 + the number of directions.
+        state_bytes: bytes of those states at that moment (weights and optimiser state, with their tangents).
+        peak_bytes: peak of all bytes allocated by the pass, or None unless tracemalloc is tracing.
+        seconds: wall-clock time of the whole pass.
+    """
+
+    mode: str
+    steps_run: int = 0
+    steps_rerun: int = 0
+    states_held: int = 0
+    state_bytes: int = 0
+    peak_bytes: int | None = None
+    seconds: float = 0.0
+    _held: dict[int, int] = field(default_factory=dict, repr=False)
+
+    def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
+        """State t is being held from now on."""
+        self._held[t] = n_bytes
+        if len(self._held) * count > self.states_held:
+            self.states_held, self.state_bytes = len(self._held) * count, sum(self._held.values())
+
+    def release(self, t: int) -> None:
+        """State t is no longer held."""
+        del self._held[t]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The public fields, for a line of JSON."""
+        return {k: v for k, v in asdict(self).items() if not k.startswith("_")}
+
+
+@dataclass(frozen=True)
+class HyperGradient:
+    """What `reverse` and `forward` return.
+
+    Attributes:
+        value: E(s_T, hparams), a 0-d array.
+        grad: its gradient, a pytree of arrays like hparams.
+        params: w_T, a pytree of arrays.
+        stats: what the pass did.
+    """
+
+    value: Any
+    grad: PyTree
+    params: PyTree
+    stats: Stats

@@ -1,0 +1,83 @@
+"""Where loaders tell of their progress and of anything a user should see.
+
+Loaders take a `Reporter`. The default draws a rich progress bar on standard error; tests and programs that
+want quiet pass a `SilentReporter`, which keeps the messages for reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Tick(Protocol):
+    """Called as work proceeds, with the number of items done since the last call."""
+
+    def __call__(self, n: int) -> None: ...
+
+
+class Reporter:
+    """Shows progress bars and messages of data loading on standard error."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console if console is not None else Console(stderr=True)
+
+    def message(self, text: str) -> None:
+        """Show one line of text that the user should see, such as a cache that is being rebuilt."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Tick]:
+        """Show a bar of `total` items while the block runs.
+
+        Args:
+            description: what is being done, a few words.
+            total: number of items, >= 0.
+        Returns: a context manager that gives a callable; call it with the number of items just finished.
+        """
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+
+            def tick(n: int) -> None:
+                bar.advance(task, n)
+
+            yield tick
+
+
+class SilentReporter(Reporter):
+    """Shows nothing; keeps every message in `messages` and every bar's items in `finished`."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True, quiet=True))
+        self.messages: list[str] = []
+        self.finished: dict[str, int] = {}
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Tick]:
+        self.finished[description] = 0
+
+        def tick(n: int) -> None:
+            self.finished[description] += n
+
+        yield tick

@@ -1,0 +1,42 @@
+"""Every error that hypergrad raises on purpose.
+
+Messages read ``where: argument has X, expected Y because Z; do W``. Each class is also the built-in
+exception that a caller would expect (ValueError, TypeError or RuntimeError), so ``except ValueError``
+keeps working.
+"""
+
+
+class HypergradError(Exception):
+    """Base class of all errors raised on purpose by hypergrad."""
+
+
+class ShapeError(HypergradError, ValueError):
+    """An array has a shape that the operation cannot take."""
+
+
+class DTypeError(HypergradError, TypeError):
+    """An array has an element type that the operation cannot take, or two arrays differ in theirs."""
+
+
+class DeviceError(HypergradError, ValueError):
+    """Arrays of one operation live on different devices, or on one that has no backend."""
+
+
+class ArgumentError(HypergradError, ValueError):
+    """An argument other than an array's shape or dtype is out of its range."""
+
+
+class DifferentiationError(HypergradError, RuntimeError):
+    """A derivative was asked for that the engine does not define; the message says what to use instead."""
+
+
+class ExtensionError(HypergradError, RuntimeError):
+    """A compiled extension, kernel, driver or device is missing."""
+
+
+class DataError(HypergradError, ValueError):
+    """A data set, image, cache or episode request is missing, damaged or impossible."""
+
+
+class RunError(HypergradError, RuntimeError):
+    """A run directory cannot be written, read or resumed."""

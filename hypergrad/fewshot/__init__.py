@@ -1,0 +1,1 @@
+"""Few-shot learning by hyper-representation: network, method, training loop, run directories and figures."""

@@ -1,0 +1,274 @@
+"""Hyper-representation: filters are hyperparameters, a logistic regression is trained on top per episode.
+
+min over lambda of mean_e E_e(w_T(lambda), lambda), where w_T is reached from zero by T gradient steps on the
+cross-entropy of episode e's support examples and E_e is the cross-entropy of its query examples
+(Franceschi et al. 2017, "A bridge between hyperparameter optimization and learning-to-learn",
+arXiv:1712.06283).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..bilevel import full_batch
+from ..errors import ArgumentError
+from ..ops import exp, matmul, mean, softmax_cross_entropy
+from ..ops import sum as sum_
+from ..optimizers import SGD
+from ..passes.unroll import unroll
+from ..tape import Tensor
+from .network import feature_size, features, init_network
+
+Array = NDArray[Any]
+HParams = dict[str, Array]
+STEP_SIZE = "inner.step_size"
+LOG_STEP_SIZE = "inner.log_step_size"
+
+
+class EpisodeBatch(Protocol):
+    """E episodes: images (E, N, H, W, C) and integer labels (E, N) of the support and of the query part."""
+
+    @property
+    def support(self) -> Array: ...
+    @property
+    def support_labels(self) -> Array: ...
+    @property
+    def query(self) -> Array: ...
+    @property
+    def query_labels(self) -> Array: ...
+
+
+class Sampler(Protocol):
+    """batch(i) -> the i-th meta-batch of episodes, a pure function of i."""
+
+    def batch(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class HyperRepresentation:
+    """The method and its options; every option is part of a run's configuration.
+
+    Args:
+        n_way: classes of an episode.
+        n_steps: T, gradient steps of the ground model in meta-training.
+        step_size: initial step size of the ground model; learned together with the filters.
+        log_step_size: learn the logarithm of the step size, so that it stays positive and moves by factors.
+        centred: subtract the mean feature of the support set from support and query features. ReLU features
+            share a large common component, which makes the logistic regression badly conditioned; the mean
+            uses no query image. False is the published protocol.
+        statistics: "separate": batch statistics of the support set for support images and of the query set
+            for query images, as published; "joint": of both together.
+    Source: Franceschi et al. 2017, arXiv:1712.06283, section 4.
+    """
+
+    n_way: int = 5
+    n_steps: int = 5
+    step_size: float = 0.1
+    log_step_size: bool = False
+    centred: bool = True
+    statistics: Literal["separate", "joint"] = "separate"
+
+    def init(
+        self,
+        seed: int,
+        image_shape: Sequence[int],
+        filters: int,
+        blocks: int = 4,
+        dtype: DTypeLike = np.float32,
+    ) -> HParams:
+        """Hyperparameters to start from: the network's parameters and the step size in one flat dictionary.
+
+        Args: seed: of the draw; image_shape: (H, W, C); filters, blocks: of the network; dtype: float32 or
+            float64.
+        Returns: the dictionary of `init_network` with "inner.step_size" or "inner.log_step_size", shape ().
+        Raises: ShapeError if the images are too small for the network.
+        Cost: one draw a parameter.
+        """
+        height, width, channels = image_shape
+        feature_size(height, width, filters, blocks)
+        hparams = init_network(seed, channels, filters, blocks, dtype)
+        if self.log_step_size:
+            hparams[LOG_STEP_SIZE] = np.asarray(np.log(self.step_size), dtype)
+        else:
+            hparams[STEP_SIZE] = np.asarray(self.step_size, dtype)
+        return hparams
+
+    def current_step_size(self, hparams: Mapping[str, Any]) -> float:
+        """The step size that `hparams` (arrays) hold. Cost: O(1)."""
+        return float(np.exp(hparams[LOG_STEP_SIZE]) if self.log_step_size else hparams[STEP_SIZE])
+
+    def represent(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """Features of the support images (E, S, D) and of the query images (E, Q, D).
+
+        Args: hparams: of `init`, arrays or Tensors; episodes: E episodes.
+        Returns: two Tensors. Cost: one forward run of the network.
+        """
+        if self.statistics == "joint":
+            count = episodes.support.shape[1]
+            both = features(hparams, np.concatenate([episodes.support, episodes.query], axis=1))
+            support, query = both[:, :count], both[:, count:]
+        else:
+            support = features(hparams, episodes.support)
+            query = features(hparams, episodes.query)
+        if self.centred:
+            centre = mean(support, axis=1, keepdims=True)
+            support, query = support - centre, query - centre
+        return support, query
+
+    def adapt(self, hparams: Mapping[str, Any], w: Any, support: Any, labels: Array, n_steps: int) -> Any:
+        """The ground model's parameters after `n_steps` further gradient steps from `w`.
+
+        Args: w: of `zero_model` or of an earlier call; support: (E, S, D); labels: (E, S) integers.
+        Returns: {"weight": (E, D, n_way), "bias": (E, 1, n_way)}: Tensors that depend differentiably
+            on `hparams`, `w` and `support`.
+        Cost: 4*E*S*D*n_way flop a step.
+        """
+        optimizer = SGD(lr=exp(hparams[LOG_STEP_SIZE]) if self.log_step_size else hparams[STEP_SIZE])
+        return unroll(inner_loss, w, {"features": support}, full_batch(labels, n_steps), optimizer=optimizer)
+
+    def zero_model(self, support: Any) -> dict[str, Array]:
+        """The ground model of zeros for features (E, S, D). Cost: O(E*D*n_way)."""
+        episodes, _, size = support.shape
+        return {
+            "weight": np.zeros((episodes, size, self.n_way), support.dtype),
+            "bias": np.zeros((episodes, 1, self.n_way), support.dtype),
+        }
+
+    def meta_loss(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Array]:
+        """The outer objective of one meta-batch: mean query cross-entropy after T inner steps.
+
+        Args: hparams: of `init`, arrays or Tensors; episodes: E episodes of `n_way` classes.
+        Returns: (loss, accuracy): a scalar Tensor and the E query accuracies, an array (E,).
+        Cost: one forward run of the network and T inner steps; its gradient one reverse pass over both.
+        """
+        support, query = self.represent(hparams, episodes)
+        w = self.adapt(hparams, self.zero_model(support), support, episodes.support_labels, self.n_steps)
+        logits = ground_logits(w, query)
+        loss = mean(softmax_cross_entropy(logits, episodes.query_labels))
+        return loss, accuracy(logits, episodes.query_labels)
+
+    def sweep(
+        self, hparams: Mapping[str, Any], episodes: EpisodeBatch, steps: Sequence[int]
+    ) -> tuple[Array, Array]:
+        """Query loss and accuracy after each number of inner steps in `steps`, in one run.
+
+        Args: steps: increasing numbers of steps, >= 0.
+        Returns: losses and accuracies, each (E, len(steps)).
+        Cost: one forward run of the network and max(steps) inner steps.
+        """
+        support, query = self.represent(hparams, episodes)
+        w: Any = self.zero_model(support)
+        losses, accuracies, done = [], [], 0
+        for n_steps in steps:
+            if n_steps > done:  # plain gradient descent has no state but w, so a run can be continued from it
+                w, done = self.adapt(hparams, w, support, episodes.support_labels, n_steps - done), n_steps
+            logits = ground_logits(w, query)
+            losses.append(mean(softmax_cross_entropy(logits, episodes.query_labels), axis=-1).value)
+            accuracies.append(accuracy(logits, episodes.query_labels))
+        return np.stack(losses, axis=1), np.stack(accuracies, axis=1)
+
+
+def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
+    """The ground model's training loss: cross-entropy on the support set, summed over episodes.
+
+    A sum and not a mean over episodes, so that every episode's gradient, and its step size, is that of its
+    own loss.
+
+    Args:
+        w: {"weight": (E, D, n_way), "bias": (E, 1, n_way)}.
+        hparams: {"features": (E, S, D)}.
+        labels: (E, S).
+    Returns: a scalar Tensor. Cost: 2*E*S*D*n_way flop.
+    """
+    losses = softmax_cross_entropy(ground_logits(w, hparams["features"]), labels)
+    return sum_(mean(losses, axis=-1))
+
+
+def ground_logits(w: Any, inputs: Any) -> Tensor:
+    """Logits (E, N, n_way) of the ground model `w` on features (E, N, D). Cost: 2*E*N*D*n_way flop."""
+    logits: Tensor = matmul(inputs, w["weight"]) + w["bias"]
+    return logits
+
+
+def accuracy(logits: Tensor, labels: Array) -> Array:
+    """Share of right answers per episode.
+
+    Args: logits (E, N, n_way); labels (E, N). Returns: float64 (E,).
+    """
+    hits: Array = np.mean(np.argmax(logits.value, axis=-1) == labels, axis=-1)
+    return hits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses and accuracies of every episode, (n_episodes, len(steps)), for each number of inner steps."""
+
+    steps: tuple[int, ...]
+    losses: Array
+    accuracies: Array
+
+    def mean(self, n_steps: int) -> float:
+        """Mean accuracy over the episodes after `n_steps` inner steps, which must be one of `steps`."""
+        return float(np.mean(self.accuracies[:, self.steps.index(n_steps)]))
+
+    def loss(self, n_steps: int) -> float:
+        """Mean query loss over the episodes after `n_steps` inner steps."""
+        return float(np.mean(self.losses[:, self.steps.index(n_steps)]))
+
+    def interval(self, n_steps: int) -> float:
+        """Half width of the 95% interval of the mean: 1.96 * std / sqrt(n_episodes)."""
+        return interval(self.accuracies[:, self.steps.index(n_steps)])
+
+    def best_steps(self) -> int:
+        """The number of inner steps with the highest mean accuracy, the smallest of equals."""
+        return self.steps[int(np.argmax(self.accuracies.mean(axis=0)))]
+
+
+def interval(accuracies: Array) -> float:
+    """Half width of the 95% interval of a mean, 1.96 * std / sqrt(n). Args: accuracies: (n,). Cost: O(n)."""
+    return float(1.96 * np.std(accuracies) / np.sqrt(len(accuracies)))
+
+
+def evaluate(
+    method: HyperRepresentation,
+    hparams: Mapping[str, Any],
+    sampler: Sampler,
+    n_episodes: int,
+    steps: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Accuracy on the first `n_episodes` episodes of `sampler` after each number of inner steps in `steps`.
+
+    Args:
+        method: the options of the run.
+        hparams: of `HyperRepresentation.init`.
+        sampler: batch(i) gives a meta-batch; batches 0, 1, ... are read until there are enough episodes.
+        n_episodes: >= 1.
+        steps: numbers of inner steps, in any order.
+        progress: called with the number of episodes just finished.
+    Returns: an Evaluation with `steps` sorted.
+    Raises: ArgumentError if there is no episode or no number of steps.
+    Cost: n_episodes forward runs of the network, each with max(steps) inner steps.
+    """
+    ordered = tuple(sorted(set(steps)))
+    if n_episodes < 1 or not ordered or ordered[0] < 0:
+        raise ArgumentError(
+            f"evaluate: n_episodes is {n_episodes} and steps {list(steps)}, expected at least one episode "
+            "and numbers "
+            "of steps >= 0; pass for instance n_episodes=600, steps=[5]"
+        )
+    losses: list[Array] = []
+    accuracies: list[Array] = []
+    done = index = 0
+    while done < n_episodes:
+        batch_losses, batch_accuracies = method.sweep(hparams, sampler.batch(index), ordered)
+        losses.append(batch_losses)
+        accuracies.append(batch_accuracies)
+        fresh = min(len(batch_losses), n_episodes - done)
+        done, index = done + fresh, index + 1
+        if progress is not None:
+            progress(fresh)
+    return Evaluation(ordered, np.concatenate(losses)[:n_episodes], np.concatenate(accuracies)[:n_episodes])

@@ -1,0 +1,36 @@
+"""Differentiable ops with NumPy's names, and those a convolutional network needs."""
+
+from . import operators as _operators  # noqa: F401  (puts +, -, [] and the like on Tensor)
+from .arrays import broadcast_to, concatenate, reshape, stack, take, transpose
+from .block import batch_norm, conv_bn_relu_pool
+from .conv import avg_pool2d, conv2d, max_pool2d
+from .elementwise import (
+    abs,
+    add,
+    divide,
+    dropout,
+    exp,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from .linalg import einsum, linear, matmul
+from .reductions import logsumexp, max, mean, softmax, softmax_cross_entropy, sum
+
+__all__ = [
+    "abs", "add", "avg_pool2d", "batch_norm", "broadcast_to", "concatenate", "conv2d", "conv_bn_relu_pool", "divide", "dropout",
+    "einsum", "exp", "linear", "log", "log1p", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "minimum", "multiply",
+    "negative", "power", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "softplus", "sqrt", "stack", "subtract",
+    "sum", "take", "tanh", "transpose", "where",
+]

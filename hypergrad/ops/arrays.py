@@ -1,0 +1,237 @@
+"""Ops that move elements: reshape, transpose, indexing, concatenation. All linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, Backend, backend_of
+from ..errors import ArgumentError, ShapeError
+from ..rules import Op, Registered, linear
+from ..rules import broadcast_to as _broadcast_to
+from ..rules import reshape as _reshape
+from ..tape import Node, Tensor, apply, to_tensors
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+
+
+def normalise_axis(name: str, axis: int, ndim: int) -> int:
+    """A non-negative axis; ArgumentError where `axis` does not exist."""
+    if not -ndim <= axis < ndim:
+        raise ArgumentError(f"{name}: axis has {axis}, expected {-ndim} to {ndim - 1} because the argument has {ndim} axes")
+    return axis % ndim
+
+
+def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
+    """x with another shape and the same elements in C order.
+
+    Args:
+        x: array or Tensor.
+        shape: the new shape; one entry may be -1.
+    Returns: Tensor; a view where NumPy gives one.
+    Raises: ShapeError if the sizes differ.
+    """
+    (x,) = to_tensors("reshape", [x])
+    shape = _shape(shape)
+    if -1 in shape:
+        rest = int(np.prod([n for n in shape if n != -1]))
+        shape = tuple((x.size // rest if rest else 0) if n == -1 else n for n in shape)
+    return _reshape(x, shape=shape)
+
+
+def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
+    """x repeated along new or unit axes until it has `shape`, without a copy.
+
+    Args:
+        x: array or Tensor.
+        shape: the new shape.
+    Returns: Tensor (a read-only view).
+    Raises: ShapeError if x does not broadcast.
+    """
+    return _broadcast_to(x, shape=_shape(shape))
+
+
+_transpose: Op = linear("transpose", lambda b, x, *, lead, axes: x.transpose(*range(lead), *(a + lead for a in axes)),
+                    lambda bar, x, *, lead, axes: _transpose(bar, axes=tuple(int(a) for a in np.argsort(axes)), lead=lead))
+
+
+def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
+    """x with its axes permuted (reversed by default).
+
+    Args:
+        x: array or Tensor.
+        axes: a permutation of range(ndim).
+    Returns: Tensor; a view.
+    Raises: ArgumentError if `axes` is no permutation.
+    """
+    (x,) = to_tensors("transpose", [x])
+    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(normalise_axis("transpose", a, x.ndim) for a in axes)
+    if sorted(axes) != list(range(x.ndim)):
+        raise ArgumentError(f"transpose: axes has {axes}, expected a permutation of 0 to {x.ndim - 1} because every axis must stay")
+    return _transpose(x, axes=axes)
+
+
+def swap_last(x: Tensor) -> Tensor:
+    """x with its last two axes exchanged."""
+    n = x.ndim
+    return _transpose(x, axes=(*range(n - 2), n - 1, n - 2))
+
+
+# --- indexing: getitem and its transpose put ---------------------------------------------------------------
+
+
+def _is_array(index: Any) -> bool:
+    return hasattr(index, "shape") and not isinstance(index, np.generic)
+
+
+def _apart(index: tuple[Any, ...]) -> bool:
+    """Whether integer arrays stand apart, so that NumPy moves their axes to the front."""
+    where = [i for i, part in enumerate(index) if _is_array(part) or isinstance(part, (int, np.integer))]
+    return any(_is_array(p) for p in index) and bool(where) and where[-1] - where[0] + 1 != len(where)
+
+
+def _getitem_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...]) -> Array:
+    if lead and _apart(index):
+        return b.xp.stack([_getitem_value(b, row, lead=lead - 1, index=index) for row in x])
+    return x[(slice(None),) * lead + index]
+
+
+def _put_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+    out = b.xp.zeros(x.shape[:lead] + shape, x.dtype)
+    if lead and _apart(index):
+        for row, source in zip(out, x, strict=True):
+            row[...] = _put_value(b, source, lead=lead - 1, index=index, shape=shape)
+    elif any(_is_array(part) and part.dtype != bool for part in index):
+        b.xp.add.at(out, (slice(None),) * lead + index, x)
+    else:
+        out[(slice(None),) * lead + index] = x
+    return out
+
+
+_getitem: Op = linear("getitem", _getitem_value,
+                  lambda bar, x, *, lead, index: _put(bar, index=index, shape=x.shape[lead:], lead=lead))
+_put: Op = linear("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
+
+
+def getitem(x: Any, index: Any) -> Tensor:
+    """x[index] for numbers, slices, None, Ellipsis, integer arrays and bool masks.
+
+    Args:
+        x: array or Tensor.
+        index: as NumPy; a Tensor is no index.
+    Returns: Tensor; a view for numbers and slices.
+    Raises: ArgumentError if an index is out of range.
+    """
+    (x,) = to_tensors("getitem", [x])
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(p, Tensor) for p in parts):
+        raise ArgumentError("getitem: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
+    parts = tuple(np.asarray(p) if isinstance(p, list) else p for p in parts)
+    try:
+        return _getitem(x, index=parts)
+    except IndexError as error:
+        raise ArgumentError(f"getitem: index does not fit shape {x.shape}: {error}") from error
+
+
+def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
+    """Slices of x at integer `indices` along `axis`, as numpy.take.
+
+    Args:
+        x: array or Tensor.
+        indices: integer or integer array, 0 <= index < x.shape[axis] or negative from the end; repeats allowed.
+        axis: the axis to index.
+    Returns: Tensor, x's shape with `axis` replaced by the shape of `indices`.
+    Raises: ArgumentError out of range.
+    """
+    (x,) = to_tensors("take", [x])
+    axis = normalise_axis("take", axis, x.ndim)
+    return getitem(x, (slice(None),) * axis + (indices if _is_array(indices) else np.asarray(indices),))
+
+
+def _pick_value(b: Backend, x: Array, *, lead: int, index: Array) -> Array:
+    full = b.xp.broadcast_to(index, x.shape[:-1])[..., None]
+    return b.xp.take_along_axis(x, full, axis=-1)[..., 0]
+
+
+def _place_value(b: Backend, x: Array, *, lead: int, index: Array, size: int) -> Array:
+    out = b.xp.zeros((*x.shape, size), x.dtype)
+    b.xp.put_along_axis(out, b.xp.broadcast_to(index, x.shape)[..., None], x[..., None], axis=-1)
+    return out
+
+
+pick: Op = linear("pick", _pick_value, lambda bar, x, *, lead, index: place(bar, index=index, size=x.shape[-1], lead=lead))
+place: Op = linear("place", _place_value, lambda bar, x, *, lead, index, size: pick(bar, index=index, lead=lead))
+
+
+# --- joining -------------------------------------------------------------------------------------------------
+
+
+class _Concatenate(Registered):
+    """Any number of arguments joined along one axis; its transpose cuts."""
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        return apply(self, args, attrs)[0]
+
+    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        return (backend.xp.concatenate(values, axis=attrs["axis"]),), None
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        count = next(d.shape[0] for d in dots if d is not None)
+        xp = backend_of(inputs[0].value).xp
+        full = [Tensor(xp.zeros((count, *x.shape), x.dtype)) if d is None else d for x, d in zip(inputs, dots, strict=True)]
+        return (self(*full, axis=node.attrs["axis"] + 1),)
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        axis, start, cuts = node.attrs["axis"], 0, []
+        for x, wanted in zip(node.inputs, want, strict=True):
+            stop = start + x.shape[axis]
+            cuts.append(getitem(bars[0], (slice(None),) * axis + (slice(start, stop),)) if wanted else None)
+            start = stop
+        return cuts
+
+
+_concatenate = _Concatenate("concatenate", arity=-1)
+
+
+def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Arrays joined along an existing axis.
+
+    Args:
+        tensors: arrays or Tensors, equal in shape but for `axis`; at least one.
+        axis: where to join.
+    Returns: Tensor.
+    Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    """
+    items = to_tensors("concatenate", list(tensors))
+    if not items:
+        raise ArgumentError("concatenate: tensors is empty, expected at least one array")
+    axis = normalise_axis("concatenate", axis, items[0].ndim)
+    rest = {x.shape[:axis] + x.shape[axis + 1:] for x in items}
+    if len(rest) > 1 or len({x.ndim for x in items}) > 1:
+        raise ShapeError(f"concatenate: tensors have shapes {[x.shape for x in items]}, expected equal shapes but for axis {axis}")
+    return _concatenate(*items, axis=axis)
+
+
+def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
+    """Arrays of one shape joined along a new axis.
+
+    Args:
+        tensors: arrays or Tensors of one shape; at least one.
+        axis: place of the new axis in the result.
+    Returns: Tensor.
+    Raises: ShapeError if the shapes differ; ArgumentError for an empty list.
+    """
+    items = to_tensors("stack", list(tensors))
+    if len({x.shape for x in items}) > 1:
+        raise ShapeError(f"stack: tensors have shapes {[x.shape for x in items]}, expected one shape; broadcast them first")
+    if not items:
+        raise ArgumentError("stack: tensors is empty, expected at least one array")
+    axis = normalise_axis("stack", axis, items[0].ndim + 1)
+    shape = items[0].shape
+    return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in items], axis=axis)
+
+

@@ -1,0 +1,239 @@
+"""Batch normalisation, and the fused block conv 3x3 -> batch norm -> ReLU -> max-pool 2x2 with its four kernel rungs.
+
+Formulas of the rungs: with z the convolution, s = (var + eps)^-1/2 and x_hat = s (z - mean) per channel and episode,
+
+    y     = relu(max over the window of gamma x_hat + beta)
+    y_dot = the tangent of gamma x_hat + beta at the window's argmax, where y > 0
+
+The argmax and whether it is active are decided once, in the value rung, and stored as a code. See csrc/host for the
+vjp and its tangent. Where the images are constants with few channels (a network's first block) the statistics follow
+from the mean and covariance of the 3x3 patches, and no full-size array is stored or formed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import Array, Backend, backend_of
+from ..errors import ArgumentError, ShapeError
+from ..rules import Fused
+from ..tape import Tensor, levels_of, live_dot, to_tensors
+from .arrays import broadcast_to, reshape
+from .conv import conv2d, max_pool2d
+from .elementwise import add, divide, multiply, relu, sqrt, subtract
+from .reductions import mean
+
+FIRST_BLOCK_CHANNELS = 4  # up to here a pixel's 9C x 9C covariance costs less than storing and re-reading z
+Attrs = dict[str, Any]
+Saved = dict[str, Any]
+
+
+def _per_channel(name: str, argument: str, p: Tensor, x: Tensor, channels: int) -> Tensor:
+    """gamma or beta, (K,) or (E, K), shaped to broadcast with (..., N, H, W, K)."""
+    if p.shape == (channels,):
+        return p
+    if p.ndim == 2 and x.ndim >= 5 and p.shape == (x.shape[-5], channels):
+        return reshape(p, (p.shape[0], 1, 1, 1, channels))
+    raise ShapeError(f"{name}: {argument} has shape {p.shape}, expected ({channels},) or (episodes, {channels}) "
+                     f"because x has shape {x.shape}")
+
+
+def batch_norm(x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
+    """Normalisation by the statistics of the batch, over (N, H, W), per channel and per episode.
+
+    y = gamma * (x - mean) / sqrt(var + eps) + beta, var being the mean squared deviation.
+
+    Args:
+        x: (..., N, H, W, C); every leading axis in front of N is an episode of its own.
+        gamma, beta: (C,), or (E, C) for one set per episode.
+        eps: added to the variance, > 0.
+    Returns: Tensor like x.
+    Raises: ShapeError, DTypeError, ArgumentError for eps <= 0.
+    Rules: composed; any order.
+    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+    x, gamma, beta = to_tensors("batch_norm", [x, gamma, beta])
+    if x.ndim < 4 or not x.size:
+        raise ShapeError(f"batch_norm: x has shape {x.shape}, expected (..., N, H, W, C) with at least one element")
+    if not eps > 0:
+        raise ArgumentError(f"batch_norm: eps has {eps}, expected > 0 because a channel may be constant")
+    gamma = _per_channel("batch_norm", "gamma", gamma, x, x.shape[-1])
+    beta = _per_channel("batch_norm", "beta", beta, x, x.shape[-1])
+    axes = (x.ndim - 4, x.ndim - 3, x.ndim - 2)
+    centred = subtract(x, mean(x, axis=axes, keepdims=True))
+    var = mean(multiply(centred, centred), axis=axes, keepdims=True)
+    return add(multiply(divide(centred, sqrt(add(var, eps))), gamma), beta)
+
+
+def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
+    """The definition of the fused block; shapes as the kernels take them, all with the episode axis."""
+    return max_pool2d(relu(batch_norm(conv2d(x, w), gamma, beta, eps=eps)))
+
+
+def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, eps: float) -> Tensor:
+    return _reference(Tensor(x), w, gamma, beta, eps=eps)
+
+
+def _pooled(x: Array, k: int) -> tuple[int, ...]:
+    e, n, h, w, _ = x.shape
+    return (e, n, h // 2, w // 2, k)
+
+
+def _code(b: Backend, x: Array, k: int) -> dict[str, Array]:
+    """Buffers that every value rung fills."""
+    e = x.shape[0]
+    return {"code": b.empty(_pooled(x, k), "uint8"), "mean": b.empty((e, k), x.dtype), "rstd": b.empty((e, k), x.dtype)}
+
+
+def _rows(b: Backend, values: list[Array]) -> list[Array]:
+    """The arrays with every episode contiguous; the episode axis itself may have any stride."""
+    return [v if v[0].flags.c_contiguous else b.xp.ascontiguousarray(v) for v in values]
+
+
+def _optional(b: Backend, dot: Array | None, x: Array) -> Array:
+    """Tangents in the kernels' layout; an empty array says zero."""
+    return b.empty((0,), x.dtype) if dot is None else b.xp.ascontiguousarray(dot)
+
+
+def _like(b: Backend, count: int, *arrays: Array) -> list[Array]:
+    return [b.empty((count, *a.shape), a.dtype) for a in arrays]
+
+
+def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
+    x, w, gamma, beta = _rows(b, values)
+    k = w.shape[-1]
+    y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
+    saved["z"] = b.empty((*x.shape[:-1], k), x.dtype)
+    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"])
+    return y, saved
+
+
+def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
+    x, w, gamma, _ = _rows(b, values)
+    bars = [b.empty(v.shape if i or want[0] else (0,), v.dtype) for i, v in enumerate(values)]
+    b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars)
+    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+
+
+def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
+    x, w, gamma, _ = _rows(b, values)
+    count = next(d.shape[0] for d in dots if d is not None)
+    y_dot = b.empty((count, *saved["code"].shape), x.dtype)
+    z_dot, mean_dot, c = _like(b, count, saved["z"], saved["mean"], saved["mean"])
+    given = [_optional(b, d, x) for d in dots]
+    b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c])
+    saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
+    return y_dot
+
+
+def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
+             attrs: Attrs, saved: Saved) -> list[Array | None]:
+    x, w, gamma, _ = _rows(b, values)
+    count = saved["c"].shape[0]
+    outs = [b.empty((count, *v.shape) if i or want[0] else (0,), v.dtype) for i, v in enumerate(values)]
+    given = [_optional(b, d, x) for d in dots[:3]]
+    b.run("conv_bn_relu_pool_vjp_jvp",
+          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot, x), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
+           *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs)
+    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+
+
+def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
+    e, size = x.shape[0], 9 * x.shape[-1]
+    m, cov = b.empty((e, size), x.dtype), b.empty((e, size, size), x.dtype)
+    b.run("patch_cov", [x], [m, cov])
+    return m, cov
+
+
+def _first_value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
+    (w, gamma, beta), x = _rows(b, values), attrs["x"]
+    k = w.shape[-1]
+    m, cov = _patch_statistics(b, x)
+    y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
+    b.run("conv_bn_relu_pool_first_value", [x, w, gamma, beta, m, cov], [y, *saved.values()], eps=attrs["eps"])
+    return y, {**saved, "patch_mean": m, "patch_cov": cov}
+
+
+_FIRST_SAVED = ("code", "mean", "rstd", "patch_mean", "patch_cov")
+
+
+def _first_vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
+    w, gamma, _ = _rows(b, values)
+    bars = [b.empty(v.shape, v.dtype) for v in values]
+    b.run("conv_bn_relu_pool_first_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in _FIRST_SAVED), attrs["x"], w, gamma], bars)
+    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+
+
+def _first_jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
+    (w, gamma, _), x = _rows(b, values), attrs["x"]
+    count = next(d.shape[0] for d in dots if d is not None)
+    y_dot = b.empty((count, *saved["code"].shape), x.dtype)
+    given = [_optional(b, d, x) for d in dots]
+    b.run("conv_bn_relu_pool_first_jvp", [x, w, gamma, *(saved[n] for n in _FIRST_SAVED), *given], [y_dot])
+    return y_dot
+
+
+def _first_vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
+                   attrs: Attrs, saved: Saved) -> list[Array | None]:
+    (w, gamma, _), x = _rows(b, values), attrs["x"]
+    count = next(d.shape[0] for d in [*dots, y_bar_dot] if d is not None)
+    outs = _like(b, count, *values)
+    given = [_optional(b, d, x) for d in dots[:2]]
+    b.run("conv_bn_relu_pool_first_vjp_jvp",
+          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot, x), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
+    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+
+
+_block = Fused("conv_bn_relu_pool", 4, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
+_first_block = Fused("conv_bn_relu_pool_first", 3, _first_reference, value=_first_value, jvp=_first_jvp, vjp=_first_vjp,
+                     vjp_jvp=_first_vjp_jvp)
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether no open tape and no tangent follows x."""
+    return not levels_of([x]) and live_dot(x) is None
+
+
+def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
+    """The fused block: conv2d 3x3 "same", batch_norm, relu, max_pool2d 2x2, per episode.
+
+    Defined by ``max_pool2d(relu(batch_norm(conv2d(x, w), gamma, beta)))`` and equal to it up to rounding; `fusion(False)`
+    runs that. Images that nothing differentiates, with up to 4 channels, take a closed form for a first block.
+
+    Args:
+        x: images, (N, H, W, C) or (E, N, H, W, C), float32 or float64, H and W >= 2.
+        w: filters, (3, 3, C, K) or (E, 3, 3, C, K).
+        gamma, beta: scale and shift, (K,) or (E, K).
+        eps: added to the variance, > 0.
+    Returns: y, (N, H//2, W//2, K) or (E, N, H//2, W//2, K). relu'(0) = 0; among equal pixels the first gets the derivative.
+    Raises: ShapeError, DTypeError, ArgumentError.
+    Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.
+    Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block.
+    Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
+    """
+    x, w, gamma, beta = to_tensors("conv_bn_relu_pool", [x, w, gamma, beta])
+    if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
+        raise ShapeError(f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
+                         "(3, 3, C, K) or (E, 3, 3, C, K)")
+    if not eps > 0:
+        raise ArgumentError(f"conv_bn_relu_pool: eps has {eps}, expected > 0 because a channel may be constant")
+    episodes, k = (x.shape[0] if x.ndim == 5 else 1), w.shape[-1]
+    if x.shape[-1] != w.shape[-2] or (w.ndim == 5 and w.shape[0] != episodes):
+        raise ShapeError(f"conv_bn_relu_pool: x has {x.shape[-1]} channels and {episodes} episodes, expected those of w, "
+                         f"which has shape {w.shape}")
+    for name, p in (("gamma", gamma), ("beta", beta)):
+        if p.shape not in ((k,), (episodes, k)):
+            raise ShapeError(f"conv_bn_relu_pool: {name} has shape {p.shape}, expected ({k},) or ({episodes}, {k})")
+    wide = [_with_episodes(p, episodes, ndim) for p, ndim in ((w, 5), (gamma, 2), (beta, 2))]
+    images = reshape(x, (1, *x.shape)) if x.ndim == 4 else x
+    if _is_constant(x) and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
+        y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), eps=float(eps))
+    else:
+        y = _block(images, *wide, eps=float(eps))
+    return reshape(y, y.shape[1:]) if x.ndim == 4 else y
+
+
+def _with_episodes(p: Tensor, episodes: int, ndim: int) -> Tensor:
+    """A parameter with the episode axis; shared ones are broadcast by strides, and the transpose sums over episodes."""
+    p = p if p.ndim == ndim else reshape(p, (1, *p.shape))
+    return p if p.shape[0] == episodes else broadcast_to(p, (episodes, *p.shape[1:]))

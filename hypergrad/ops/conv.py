@@ -1,0 +1,138 @@
+"""Convolution and pooling, channels last. The three convolution kernels are closed under differentiation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import Array, Backend
+from ..errors import ArgumentError, ShapeError
+from ..rules import Op, bilinear
+from ..tape import Tensor, to_tensors
+from .arrays import getitem, pick, reshape, transpose
+from .reductions import mean
+
+Pair = tuple[int, int]
+
+
+def _grouped(b: Backend, x: Array, y: Array) -> tuple[Array, Array, tuple[int, ...]]:
+    """Both arrays with exactly two batch axes, broadcast by strides, as the kernels take them; and the batch shape."""
+    batch = tuple(b.xp.broadcast_shapes(x.shape[:-4], y.shape[:-4]))
+    two = (1,) * (2 - len(batch)) + batch
+    if len(two) > 2:
+        two = (-1, batch[-1])
+
+    def group(a: Array) -> Array:
+        core = a.shape[-4:]
+        a = b.xp.ascontiguousarray(a) if not a[(0,) * (a.ndim - 4)].flags.c_contiguous else a
+        wide = b.xp.broadcast_to(a.reshape((1,) * (len(batch) - a.ndim + 4) + a.shape), batch + core)
+        return wide.reshape((1,) * (2 - len(batch)) + batch + core) if len(batch) <= 2 else wide.reshape(*two, *core)
+
+    return group(x), group(y), batch
+
+
+def _run(b: Backend, kernel: str, x: Array, y: Array, core: tuple[int, ...], stride: int, pad: Pair) -> Array:
+    if not x.size or not y.size:
+        batch = tuple(b.xp.broadcast_shapes(x.shape[:-4], y.shape[:-4]))
+        return b.xp.zeros(batch + core, x.dtype)
+    x, y, batch = _grouped(b, x, y)
+    out = b.empty((*x.shape[:2], *core), x.dtype)
+    b.run(kernel, [x, y], [out], stride=stride, pad_h=pad[0], pad_w=pad[1])
+    return out.reshape(batch + core)
+
+
+def _fprop_value(b: Backend, x: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
+    (n, h, wid), k = x.shape[-4:-1], w.shape[-1]
+    p, q = (h + 2 * pad[0] - rs[0]) // stride + 1, (wid + 2 * pad[1] - rs[1]) // stride + 1
+    return _run(b, "conv2d_fprop", x, w, (n, p, q, k), stride, pad)
+
+
+def _dgrad_value(b: Backend, y: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
+    return _run(b, "conv2d_dgrad", y, w, (y.shape[-4], *hw, w.shape[-2]), stride, pad)
+
+
+def _wgrad_value(b: Backend, x: Array, y: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
+    return _run(b, "conv2d_wgrad", x, y, (*rs, x.shape[-1], y.shape[-1]), stride, pad)
+
+
+conv2d_fprop: Op = bilinear("conv2d_fprop", _fprop_value, (lambda bar, x, w, **a: conv2d_dgrad(bar, w, **a),
+                                                       lambda bar, x, w, **a: conv2d_wgrad(x, bar, **a)), core=(4, 4, 4))
+conv2d_dgrad: Op = bilinear("conv2d_dgrad", _dgrad_value, (lambda bar, y, w, **a: conv2d_fprop(bar, w, **a),
+                                                       lambda bar, y, w, **a: conv2d_wgrad(bar, y, **a)), core=(4, 4, 4))
+conv2d_wgrad: Op = bilinear("conv2d_wgrad", _wgrad_value, (lambda bar, x, y, **a: conv2d_dgrad(y, bar, **a),
+                                                       lambda bar, x, y, **a: conv2d_fprop(x, bar, **a)), core=(4, 4, 4))
+
+
+def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> Tensor:
+    """Cross-correlation of images with filters (no bias, no flip).
+
+    y[n,p,q,k] = sum_{r,s,c} x[n, p*stride+r-pad, q*stride+s-pad, c] * w[r,s,c,k]
+
+    Args:
+        x: images, (..., N, H, W, C), float32 or float64.
+        w: filters, (R, S, C, K), or (E, R, S, C, K) for one set per episode, x then being (..., E, N, H, W, C).
+        stride: pixels between windows, >= 1.
+        padding: "same" (odd R and S only: (R-1)/2 zeros), "valid" or zero pixels per side, >= 0.
+    Returns: y, (..., N, P, Q, K), P = (H + 2*pad - R)//stride + 1.
+    Raises: ShapeError if channels or episodes differ or P < 1; DTypeError if mixed; ArgumentError for stride or padding.
+    Rules: bilinear, transposes conv2d_dgrad and conv2d_wgrad; any order.
+    Cost: 2*N*P*Q*K*R*S*C flop; scratch one padded image per thread.
+    Source: Dumoulin & Visin 2016, arXiv:1603.07285.
+    """
+    x, w = to_tensors("conv2d", [x, w])
+    if x.ndim < 4 or w.ndim not in (4, 5):
+        raise ShapeError(f"conv2d: x has shape {x.shape} and w {w.shape}, expected (..., N, H, W, C) and (R, S, C, K) or (E, R, S, C, K)")
+    if x.shape[-1] != w.shape[-2]:
+        raise ShapeError(f"conv2d: x has {x.shape[-1]} channels, expected {w.shape[-2]} because w has shape {w.shape}; channels come last")
+    if w.ndim == 5 and (x.ndim < 5 or x.shape[-5] != w.shape[0]):
+        raise ShapeError(f"conv2d: x has shape {x.shape}, expected {w.shape[0]} episodes on axis -5 because w has shape {w.shape}")
+    rs, hw = w.shape[-4:-2], x.shape[-3:-1]
+    if stride < 1:
+        raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1")
+    if padding == "same":
+        if rs[0] % 2 == 0 or rs[1] % 2 == 0:
+            raise ArgumentError(f"conv2d: padding 'same' has no symmetric form for filters of {rs}; pass pixels or 'valid'")
+        pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
+    elif padding == "valid":
+        pad = (0, 0)
+    elif isinstance(padding, int) and padding >= 0:
+        pad = (padding, padding)
+    else:
+        raise ArgumentError(f"conv2d: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0")
+    if min(hw[0] + 2 * pad[0] - rs[0], hw[1] + 2 * pad[1] - rs[1]) < 0:
+        raise ShapeError(f"conv2d: x has {hw} pixels, expected at least {rs} with padding {pad} because the filter must fit once")
+    attrs: dict[str, Any] = {"stride": int(stride), "pad": pad, "hw": hw, "rs": rs}
+    if w.ndim == 5 or x.ndim == 4:
+        return conv2d_fprop(x, w, **attrs)
+    flat = conv2d_fprop(reshape(x, (-1, *x.shape[-3:])), w, **attrs)  # shared filters: every image is one batch
+    return reshape(flat, (*x.shape[:-3], *flat.shape[-3:]))
+
+
+def _windows(name: str, x: Any, size: int) -> Tensor:
+    """The pooling windows on a new last axis, (..., P, Q, C, size*size); rows and columns that do not fill one are dropped."""
+    (x,) = to_tensors(name, [x])
+    if x.ndim < 3 or size < 1 or min(x.shape[-3:-1]) < size:
+        raise ShapeError(f"{name}: x has shape {x.shape}, expected (..., H, W, C) with H and W at least "
+                         f"size={size} because a window must fit")
+    p, q, n = x.shape[-3] // size, x.shape[-2] // size, x.ndim - 3
+    x = getitem(x, (..., slice(p * size), slice(q * size), slice(None)))
+    x = reshape(x, (*x.shape[:-3], p, size, q, size, x.shape[-1]))
+    x = transpose(x, (*range(n), n, n + 2, n + 4, n + 1, n + 3))
+    return reshape(x, (*x.shape[:-2], size * size))
+
+
+def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
+    """Maximum over size x size windows that do not overlap.
+
+    Args:
+        x: (..., H, W, C).
+        size: window and stride in pixels, >= 1; rows and columns that do not fill a window are dropped.
+    Returns: Tensor, (..., H//size, W//size, C). Among equal pixels the first (row by row) gets the derivative.
+    Raises: ShapeError if no window fits.
+    """
+    windows = _windows("max_pool2d", x, size)
+    return pick(windows, index=windows.value.argmax(axis=-1))
+
+
+def avg_pool2d(x: Any, *, size: int = 2) -> Tensor:
+    """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`."""
+    return mean(_windows("avg_pool2d", x, size), axis=-1)

@@ -1,0 +1,107 @@
+"""Elementwise ops, with NumPy's names and broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import Array, Backend, backend_of
+from ..errors import ArgumentError
+from ..rules import Op, align, bilinear, elementwise, linear, sum_to
+from ..tape import Tensor, to_tensors
+
+
+def _mask(like: Tensor, condition: Any) -> Tensor:
+    """A bool array as a constant of like's dtype."""
+    return Tensor(condition.astype(like.dtype))
+
+
+add = Op("add", lambda b, x, y: x + y,
+         vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(bar, shape=y.shape)),
+         jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(dot, out.ndim, y.ndim)))
+subtract = Op("subtract", lambda b, x, y: x - y,
+              vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(negative(bar), shape=y.shape)),
+              jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(negative(dot), out.ndim, y.ndim)))
+multiply: Op = bilinear("multiply", lambda b, x, y: x * y,
+                    (lambda bar, x, y: multiply(bar, y), lambda bar, x, y: multiply(bar, x)), core=(0, 0, 0))
+negative: Op = linear("negative", lambda b, x, lead: -x, lambda bar, x, lead: negative(bar, lead=lead))
+divide = elementwise("divide", lambda b, x, y: x / y, lambda out, x, y: 1.0 / y, lambda out, x, y: -out / y)
+
+
+def _power_partial(out: Tensor, x: Tensor, exponent: float) -> Any:
+    if exponent == 0:
+        return x * 0.0
+    return 2.0 * x if exponent == 2 else exponent * _power(x, exponent=exponent - 1)
+
+
+_power: Op = elementwise("power", lambda b, x, exponent: x * x if exponent == 2 else x**exponent, _power_partial)
+
+exp = elementwise("exp", lambda b, x: b.xp.exp(x), lambda out, x: out)
+log = elementwise("log", lambda b, x: b.xp.log(x), lambda out, x: 1.0 / x)
+log1p = elementwise("log1p", lambda b, x: b.xp.log1p(x), lambda out, x: 1.0 / (1.0 + x))
+sqrt = elementwise("sqrt", lambda b, x: b.xp.sqrt(x), lambda out, x: 0.5 / out)
+abs = elementwise("abs", lambda b, x: b.xp.abs(x), lambda out, x: Tensor(_sign(x.value)))
+tanh = elementwise("tanh", lambda b, x: b.xp.tanh(x), lambda out, x: 1.0 - out * out)
+
+
+def _sign(value: Array) -> Array:
+    return (value > 0).astype(value.dtype) - (value < 0).astype(value.dtype)
+
+
+def _stable_sigmoid(b: Backend, x: Array) -> Array:
+    e = b.xp.exp(-b.xp.abs(x))  # never overflows
+    return b.xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+sigmoid = elementwise("sigmoid", _stable_sigmoid, lambda out, x: out * (1.0 - out))
+softplus = elementwise("softplus", lambda b, x: b.xp.maximum(x, 0) + b.xp.log1p(b.xp.exp(-b.xp.abs(x))), lambda out, x: sigmoid(x))
+relu = elementwise("relu", lambda b, x: b.xp.maximum(x, 0), lambda out, x: _mask(x, x.value > 0))
+maximum = elementwise("maximum", lambda b, x, y: b.xp.maximum(x, y),
+                      lambda out, x, y: _mask(x, x.value >= y.value), lambda out, x, y: _mask(x, x.value < y.value))
+minimum = elementwise("minimum", lambda b, x, y: b.xp.minimum(x, y),
+                      lambda out, x, y: _mask(x, x.value <= y.value), lambda out, x, y: _mask(x, x.value > y.value))
+_where = elementwise("where", lambda b, x, y, condition: b.xp.where(condition, x, y),
+                     lambda out, x, y, condition: _mask(x, condition), lambda out, x, y, condition: _mask(y, ~condition))
+
+
+def power(x: Any, exponent: Any) -> Tensor:
+    """x to the power `exponent`, elementwise.
+
+    Args:
+        x: array or Tensor, float32 or float64.
+        exponent: a number (any x where NumPy defines the power), or a Tensor or array (x > 0).
+    Returns: Tensor of the broadcast shape.
+    Rules: exponent * x**(exponent-1); for a Tensor exponent, through exp(exponent * log x).
+    """
+    if isinstance(exponent, (int, float)):
+        return _power(x, exponent=float(exponent))
+    x, exponent = to_tensors("power", [x, exponent])
+    return exp(multiply(exponent, log(x)))
+
+
+def where(condition: Any, x: Any, y: Any) -> Tensor:
+    """x where `condition` holds, y elsewhere.
+
+    Args:
+        condition: bool array that broadcasts with x and y; no derivative flows through it.
+        x, y: arrays, Tensors or numbers of one dtype.
+    Returns: Tensor of the broadcast shape of x, y and condition.
+    """
+    x, y = to_tensors("where", [x, y])
+    condition = condition.value if isinstance(condition, Tensor) else condition
+    return _where(x, y, condition=backend_of(x.value).xp.asarray(condition, dtype=bool))
+
+
+def dropout(x: Any, mask: Any, *, rate: float) -> Tensor:
+    """Inverted dropout with a given mask, so that the op stays pure: x * mask / (1 - rate).
+
+    Args:
+        x: array or Tensor.
+        mask: bool or 0/1 array that broadcasts with x; the caller draws it.
+        rate: probability of a zero, 0 <= rate < 1.
+    Returns: Tensor like x.
+    Raises: ArgumentError for a rate outside [0, 1).
+    Source: Srivastava et al. 2014, JMLR 15.
+    """
+    if not 0 <= rate < 1:
+        raise ArgumentError(f"dropout: rate has {rate}, expected 0 <= rate < 1 because 1 - rate divides; pass a probability")
+    return multiply(multiply(x, mask), 1.0 / (1.0 - rate))

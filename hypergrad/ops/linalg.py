@@ -1,0 +1,117 @@
+"""Products: matmul, einsum, linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ArgumentError, ShapeError
+from ..rules import Op, bilinear
+from ..tape import Tensor, to_tensors
+from .arrays import reshape, swap_last, transpose
+from .elementwise import add, multiply
+from .reductions import sum
+
+_matmul: Op = bilinear("matmul", lambda b, x, y: b.xp.matmul(x, y),
+                   (lambda bar, x, y: _matmul(bar, swap_last(y)), lambda bar, x, y: _matmul(swap_last(x), bar)), core=(2, 2, 2))
+
+
+def matmul(x: Any, y: Any) -> Tensor:
+    """Matrix product, as numpy.matmul: leading axes broadcast, vectors are allowed.
+
+    Args:
+        x: array or Tensor, (..., M, K) or (K,).
+        y: array or Tensor, (..., K, N) or (K,).
+    Returns: Tensor, (..., M, N), without the axis of a vector argument.
+    Raises: ShapeError if the inner sizes differ or an argument has no axis.
+    Rules: bilinear; any order.
+    Cost: 2*M*K*N flop per batch element.
+    """
+    x, y = to_tensors("matmul", [x, y])
+    if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ShapeError(f"matmul: arguments have shapes {x.shape} and {y.shape}, expected (..., M, K) and (..., K, N); transpose one")
+    out = _matmul(reshape(x, (1, *x.shape)) if x.ndim == 1 else x, reshape(y, (*y.shape, 1)) if y.ndim == 1 else y)
+    if y.ndim == 1:
+        out = reshape(out, out.shape[:-1])
+    if x.ndim == 1:
+        out = reshape(out, (*out.shape[:-2], out.shape[-1]) if y.ndim > 1 else out.shape[:-1])
+    return out
+
+
+def linear(x: Any, w: Any, bias: Any = None) -> Tensor:
+    """x @ w + bias.
+
+    Args:
+        x: (..., N, D).
+        w: (D, K), or (..., D, K) for one matrix per episode.
+        bias: (K,) or (..., K), or None.
+    Returns: Tensor, (..., N, K).
+    Raises: ShapeError if D differs.
+    """
+    out = matmul(x, w)
+    if bias is None:
+        return out
+    (bias,) = to_tensors("linear", [bias])
+    return add(out, reshape(bias, (*bias.shape[:-1], 1, bias.shape[-1])) if bias.ndim > 1 else bias)
+
+
+def einsum(subscripts: str, *operands: Any) -> Tensor:
+    """Einstein summation of one or more arrays, by transposes, sums and matrix products, from left to right.
+
+    Args:
+        subscripts: explicit, such as "nd,dk->nk"; letters only, no ellipsis, no letter twice in one term.
+        operands: arrays or Tensors.
+    Returns: Tensor with the axes after "->".
+    Raises: ArgumentError for a malformed string; ShapeError if sizes of one letter differ.
+    Cost: that of the pairwise matrix products.
+    """
+    terms, arrow, result = subscripts.replace(" ", "").partition("->")
+    names = terms.split(",")
+    letters = set("".join(names))
+    if not arrow or len(names) != len(operands) or not all(c.isalpha() for c in letters | set(result)) or not set(result) <= letters \
+            or any(len(set(n)) < len(n) for n in [*names, result]):
+        raise ArgumentError(f"einsum: subscripts has {subscripts!r}, expected one term of distinct letters per operand and '->result'; "
+                            "write the result explicitly")
+    tensors = to_tensors("einsum", operands)
+    sizes: dict[str, int] = {}
+    for name, t in zip(names, tensors, strict=True):
+        if len(name) != t.ndim or any(sizes.setdefault(c, n) != n for c, n in zip(name, t.shape, strict=True)):
+            raise ShapeError(f"einsum: operand {name!r} has shape {t.shape}, expected {[sizes.get(c, '?') for c in name]}")
+    name, t = names[0], tensors[0]
+    for i in range(1, len(tensors)):
+        name, t = _contract(name, t, names[i], tensors[i], set("".join(names[i + 1:])) | set(result))
+    name, t = _drop(name, t, set(result))
+    return transpose(t, [name.index(c) for c in result]) if name != result else t
+
+
+def _drop(name: str, t: Tensor, needed: set[str]) -> tuple[str, Tensor]:
+    """Sum over the axes that nothing needs any more."""
+    axes = [i for i, c in enumerate(name) if c not in needed]
+    return "".join(c for c in name if c in needed), sum(t, axis=axes) if axes else t
+
+
+def _contract(x_name: str, x: Tensor, y_name: str, y: Tensor, needed: set[str]) -> tuple[str, Tensor]:
+    """The product of two operands as one batched matmul; letters in both are batch (if needed later) or contracted."""
+    x_name, x = _drop(x_name, x, needed | set(y_name))
+    y_name, y = _drop(y_name, y, needed | set(x_name))
+    size = dict(zip(x_name + y_name, x.shape + y.shape, strict=True))
+    batch = "".join(c for c in x_name if c in y_name and c in needed)
+    inner = "".join(c for c in x_name if c in y_name and c not in needed)
+    left = "".join(c for c in x_name if c not in y_name)
+    right = "".join(c for c in y_name if c not in x_name)
+    if not inner:  # an outer product: broadcasting says it without a product of ones
+        x = reshape(transpose(x, [x_name.index(c) for c in batch + left]), [size[c] for c in batch + left] + [1] * len(right))
+        y = reshape(transpose(y, [y_name.index(c) for c in batch + right]),
+                    [size[c] for c in batch] + [1] * len(left) + [size[c] for c in right])
+        return batch + left + right, multiply(x, y)
+
+    def matrix(t: Tensor, name: str, rows: str, columns: str) -> Tensor:
+        flat = [size[c] for c in batch]
+        for group in (rows, columns):
+            n = 1
+            for c in group:
+                n *= size[c]
+            flat.append(n)
+        return reshape(transpose(t, [name.index(c) for c in batch + rows + columns]), flat)
+
+    out = matmul(matrix(x, x_name, left, inner), matrix(y, y_name, inner, right))
+    return batch + left + right, reshape(out, [size[c] for c in batch + left + right])

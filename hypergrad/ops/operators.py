@@ -1,0 +1,43 @@
+"""Python's operators and a few methods, put on Tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..backends import as_array
+from ..tape import Tensor
+from . import arrays, elementwise, linalg, reductions
+
+
+def _compare(name: str) -> Callable[[Tensor, Any], Any]:
+    """A comparison of values; its result is a plain bool array, since no derivative flows through it."""
+
+    def compare(self: Tensor, other: Any) -> Any:
+        other = other.value if isinstance(other, Tensor) else other
+        return getattr(self.value, name)(other if isinstance(other, (int, float)) else as_array(other))
+
+    compare.__name__ = name
+    return compare
+
+
+Tensor.__add__ = Tensor.__radd__ = lambda self, other: elementwise.add(self, other)
+Tensor.__sub__ = lambda self, other: elementwise.subtract(self, other)
+Tensor.__rsub__ = lambda self, other: elementwise.subtract(other, self)
+Tensor.__mul__ = Tensor.__rmul__ = lambda self, other: elementwise.multiply(self, other)
+Tensor.__truediv__ = lambda self, other: elementwise.divide(self, other)
+Tensor.__rtruediv__ = lambda self, other: elementwise.divide(other, self)
+Tensor.__neg__ = lambda self: elementwise.negative(self)
+Tensor.__pow__ = lambda self, exponent: elementwise.power(self, exponent)
+Tensor.__rpow__ = lambda self, base: elementwise.power(base, self)
+Tensor.__matmul__ = lambda self, other: linalg.matmul(self, other)
+Tensor.__rmatmul__ = lambda self, other: linalg.matmul(other, self)
+Tensor.__getitem__ = lambda self, index: arrays.getitem(self, index)
+Tensor.T = property(lambda self: arrays.transpose(self))
+Tensor.sum = lambda self, axis=None, keepdims=False: reductions.sum(self, axis, keepdims)
+Tensor.mean = lambda self, axis=None, keepdims=False: reductions.mean(self, axis, keepdims)
+Tensor.max = lambda self, axis=None, keepdims=False: reductions.max(self, axis, keepdims)
+Tensor.reshape = lambda self, *shape: arrays.reshape(self, shape[0] if len(shape) == 1 else shape)
+for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+    setattr(Tensor, _name, _compare(_name))
+setattr(Tensor, "__hash__", object.__hash__)  # noqa: B010  (== compares elements, so identity must hash)

@@ -1,0 +1,158 @@
+"""Sums, means, maxima and the softmax family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import Array, Backend, backend_of
+from ..errors import ArgumentError, DTypeError, ShapeError
+from ..rules import Op, linear
+from ..tape import Tensor, to_tensors
+from .arrays import broadcast_to, normalise_axis, pick, reshape, transpose
+from .elementwise import exp, multiply, subtract
+
+Axis = int | Sequence[int] | None
+
+
+def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(normalise_axis(name, a, ndim) for a in ([axis] if isinstance(axis, int) else axis))
+    if len(set(axes)) < len(axes):
+        raise ArgumentError(f"{name}: axis has {axis}, expected each axis once")
+    return tuple(sorted(axes))
+
+
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def _sum_value(b: Backend, x: Array, *, lead: int, axes: tuple[int, ...]) -> Array:
+    return b.xp.sum(x, axis=tuple(a + lead for a in axes))
+
+
+def _sum_transpose(bar: Tensor, x: Tensor, *, lead: int, axes: tuple[int, ...]) -> Tensor:
+    shifted = tuple(a + lead for a in axes)
+    return broadcast_to(reshape(bar, _kept(x.shape, shifted)), x.shape)
+
+
+_sum = linear("sum", _sum_value, _sum_transpose)
+
+
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Sum over axes.
+
+    Args:
+        x: array or Tensor.
+        axis: an axis, several, or None for all.
+        keepdims: keep the summed axes with length 1.
+    Returns: Tensor.
+    Raises: ArgumentError for an axis that does not exist or is named twice.
+    """
+    (x,) = to_tensors("sum", [x])
+    axes = _axes("sum", axis, x.ndim)
+    out = _sum(x, axes=axes) if axes else x
+    return reshape(out, _kept(x.shape, axes)) if keepdims else out
+
+
+def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Arithmetic mean over axes; arguments, result and errors as `sum`.
+
+    Raises: ShapeError over no elements.
+    """
+    (x,) = to_tensors("mean", [x])
+    count = int(np.prod([x.shape[a] for a in _axes("mean", axis, x.ndim)]))
+    if not count:
+        raise ShapeError(f"mean: x has shape {x.shape}, expected at least one element along axis {axis} because 0/0 has no value")
+    return multiply(sum(x, axis, keepdims), 1.0 / count)
+
+
+def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Maximum over axes; among equal elements the first in C order gets the derivative.
+
+    Args, Returns: as `sum`.
+    Raises: ShapeError over no elements.
+    """
+    (x,) = to_tensors("max", [x])
+    axes = _axes("max", axis, x.ndim)
+    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    flat = reshape(transpose(x, rest + axes), (*(x.shape[i] for i in rest), int(np.prod([x.shape[a] for a in axes]))))
+    if not flat.shape[-1]:
+        raise ShapeError(f"max: x has shape {x.shape}, expected at least one element along axis {axis}")
+    out = pick(flat, index=flat.value.argmax(axis=-1))
+    return reshape(out, _kept(x.shape, axes)) if keepdims else out
+
+
+def _logsumexp_value(b: Backend, x: Array) -> Array:
+    top = b.xp.max(x, axis=-1, keepdims=True)
+    return top + b.xp.log(b.xp.sum(b.xp.exp(x - top), axis=-1, keepdims=True))
+
+
+_logsumexp = Op(
+    "logsumexp", _logsumexp_value,
+    vjp=(lambda bar, out, x: bar * exp(x - out),),
+    jvp=(lambda dot, out, x: sum(dot * exp(x - out), axis=-1, keepdims=True),))
+
+
+def _last(name: str, x: Any, axis: int) -> tuple[Tensor, tuple[int, ...]]:
+    """x with `axis` moved to the end, and the permutation, which also moves it back."""
+    (x,) = to_tensors(name, [x])
+    axis = normalise_axis(name, axis, x.ndim)
+    order = (*(i for i in range(x.ndim) if i != axis), axis)
+    return (x if axis == x.ndim - 1 else transpose(x, order)), tuple(int(i) for i in np.argsort(order))
+
+
+def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) along one axis, safe from overflow.
+
+    Args:
+        x: array or Tensor with at least one axis.
+        axis: the axis to reduce.
+        keepdims: keep it with length 1.
+    Returns: Tensor.
+    """
+    moved, back = _last("logsumexp", x, axis)
+    out = _logsumexp(moved)
+    return transpose(out, back) if keepdims else reshape(out, moved.shape[:-1])
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along one axis, safe from overflow.
+
+    Args:
+        x: array or Tensor with at least one axis.
+        axis: the axis that sums to one.
+    Returns: Tensor like x.
+    """
+    moved, back = _last("softmax", x, axis)
+    out = exp(subtract(moved, _logsumexp(moved)))
+    return out if back[-1] == moved.ndim - 1 else transpose(out, back)
+
+
+def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
+    """Cross-entropy of softmax(logits) against integer labels, one loss per example, in nats.
+
+    Args:
+        logits: array or Tensor, (..., K), float32 or float64.
+        labels: integer array of shape (...), 0 <= label < K.
+    Returns: Tensor of shape (...).
+    Raises: DTypeError for labels that are no integers; ShapeError if the shapes differ; ArgumentError for a label
+        out of range.
+    Cost: about 10 flop a logit.
+    """
+    (z,) = to_tensors("softmax_cross_entropy", [logits])
+    labels = labels.value if isinstance(labels, Tensor) else labels
+    index = backend_of(z.value).xp.asarray(labels)
+    if index.dtype.kind not in "iu":
+        raise DTypeError(f"softmax_cross_entropy: labels has dtype {index.dtype}, expected integers because they index classes; "
+                         "convert with astype")
+    if index.shape != z.shape[:-1]:
+        raise ShapeError(f"softmax_cross_entropy: labels has shape {index.shape}, expected {z.shape[:-1]} "
+                         f"because logits has shape {z.shape}")
+    if index.size and (int(index.min()) < 0 or int(index.max()) >= z.shape[-1]):
+        raise ArgumentError(f"softmax_cross_entropy: labels has values {int(index.min())} to {int(index.max())}, expected 0 to "
+                            f"{z.shape[-1] - 1} because logits has {z.shape[-1]} classes; renumber the classes")
+    return subtract(logsumexp(z), pick(z, index=index))

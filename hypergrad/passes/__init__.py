@@ -1,0 +1,1 @@
+"""The hypergradient passes: reverse, forward, and `unroll`, the op under both."""

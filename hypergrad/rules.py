@@ -1,0 +1,267 @@
+"""Ways to declare an op. One declaration holds its value, its vjp and its jvp.
+
+A rule is written in ops, never in arrays or kernels, so that it can itself be differentiated and can carry
+tangents. Notation, as everywhere: ``x_dot`` is a tangent (leading axis P of directions), ``x_bar`` a cotangent.
+
+=============  ===================================================  ====================================
+declaration    what it states                                       what follows from it
+=============  ===================================================  ====================================
+elementwise    the value and one partial derivative per argument    vjp, jvp, broadcasting
+linear         the value and the transpose                          vjp = transpose, jvp = the op itself
+bilinear       the value and one transpose per argument             vjp, jvp by the product rule
+Op             the value, one vjp and one jvp rule per argument     -
+Fused          a composed reference and four kernel rungs           everything else from the reference
+=============  ===================================================  ====================================
+
+Every op's instance enters `REGISTRY` under its name; the tests run over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+from .backends import Array, Backend, backend_of
+from .errors import ArgumentError
+from .tape import Node, Rule, Tape, Tensor, apply, levels_of, live_dot
+
+RuleFn = Callable[..., Tensor]
+REGISTRY: dict[str, Registered] = {}
+
+
+class Registered:
+    """An op known by name. Subclasses add forward, push and pull (see tape.Rule)."""
+
+    def __init__(self, name: str, arity: int) -> None:
+        if name in REGISTRY:
+            raise ArgumentError(f"{name}: declared twice, expected unique names because messages and tests go by name; rename one")
+        self.name, self.arity = name, arity
+        REGISTRY[name] = self
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        """Apply the op to Tensors, arrays or scalars."""
+        if len(args) != self.arity:
+            raise ArgumentError(f"{self.name}: got {len(args)} arguments, expected {self.arity}; pass attributes by keyword")
+        return apply(cast(Rule, self), args, attrs)[0]
+
+
+class Op(Registered):
+    """An op with one output, declared by one vjp and one jvp rule per argument.
+
+    Args:
+        name: its name in messages and in `REGISTRY`.
+        value: (backend, *arrays, **attrs) -> array; backend.xp is NumPy or CuPy.
+        vjp: per argument (out_bar, out, *inputs, **attrs) -> cotangent of that argument, or None for a constant one.
+        jvp: per argument (x_dot, out, *inputs, **attrs) -> its share of out_dot, or None for a constant one.
+    Raises: ArgumentError if the two tables differ in length or in which entries are None, or the name is taken.
+    """
+
+    def __init__(self, name: str, value: Callable[..., Array], *, vjp: Sequence[RuleFn | None],
+                 jvp: Sequence[RuleFn | None]) -> None:
+        if len(vjp) != len(jvp) or [f is None for f in vjp] != [f is None for f in jvp]:
+            raise ArgumentError(f"{name}: declared with {len(vjp)} vjp and {len(jvp)} jvp rules, expected one of each for every "
+                                "argument because a missing one is a silent zero; state both or None in both")
+        super().__init__(name, len(vjp))
+        self.value, self.vjp, self.jvp = value, tuple(vjp), tuple(jvp)
+
+    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        """The value; nothing is kept."""
+        return (self.value(backend, *values, **attrs),), None
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        """The sum of the arguments' shares, broadcast to the output."""
+        total: Tensor | None = None
+        out = node.output()
+        for rule, dot in zip(self.jvp, dots, strict=True):
+            if rule is not None and dot is not None:
+                share = rule(dot, out, *inputs, **node.attrs)
+                total = share if total is None else total + share
+        if total is not None and total.shape[1:] != out.shape:
+            total = broadcast_to(total, shape=out.shape, lead=1)
+        return (total,)
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        """Each wanted argument's cotangent by its own rule."""
+        out = node.output()
+        return [rule(bars[0], out, *node.inputs, **node.attrs) if wanted and rule is not None else None
+                for rule, wanted in zip(self.vjp, want, strict=True)]
+
+
+def align(dot: Tensor, ndim: int, own: int) -> Tensor:
+    """Tangents (P, *shape) with `shape` padded by ones in front, so that its `own` axes line up with `ndim` of them."""
+    if own >= ndim:
+        return dot
+    return reshape(dot, shape=(dot.shape[0], *(1,) * (ndim - own), *dot.shape[1:]))
+
+
+def elementwise(name: str, value: Callable[..., Array], *partials: Callable[..., Any] | None) -> Op:
+    """An op on broadcast elements.
+
+    Args:
+        value: (backend, *arrays, **attrs) -> array.
+        partials: per argument (out, *inputs, **attrs) -> d out / d argument, in ops; None where it is zero.
+    """
+
+    def vjp_of(i: int, partial: Callable[..., Any]) -> RuleFn:
+        return lambda bar, out, *ins, **attrs: sum_to(bar * partial(out, *ins, **attrs), shape=ins[i].shape)
+
+    def jvp_of(i: int, partial: Callable[..., Any]) -> RuleFn:
+        return lambda dot, out, *ins, **attrs: align(dot, out.ndim, ins[i].ndim) * partial(out, *ins, **attrs)
+
+    return Op(name, value, vjp=[p and vjp_of(i, p) for i, p in enumerate(partials)],
+              jvp=[p and jvp_of(i, p) for i, p in enumerate(partials)])
+
+
+class Linear(Op):
+    """An op that is linear in its one argument. `lead` axes in front are left alone: that is how tangents pass."""
+
+    def __init__(self, name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> None:
+        super().__init__(
+            name, value,
+            vjp=(lambda bar, out, x, lead=0, **attrs: transpose(bar, x, lead=lead, **attrs),),
+            jvp=(lambda dot, out, x, lead=0, **attrs: self(dot, lead=lead + 1, **attrs),))
+
+
+def linear(name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> Op:
+    """A linear op.
+
+    Args:
+        value: (backend, x, *, lead, **attrs) -> array; the first `lead` axes of x are carried along untouched.
+        transpose: (out_bar, x, *, lead, **attrs) -> x_bar, in ops; of x only shape and dtype may be used.
+    """
+    return Linear(name, lambda backend, x, lead=0, **attrs: value(backend, x, lead=lead, **attrs), transpose)
+
+
+def bilinear(name: str, value: Callable[..., Array], transposes: tuple[RuleFn, RuleFn], core: tuple[int, int, int]) -> Op:
+    """An op that is linear in each of its two arguments; axes in front of the core axes broadcast.
+
+    Args:
+        value: (backend, x, y, **attrs) -> array.
+        transposes: (out_bar, x, y, **attrs) -> cotangent of x, of y; summed to the argument's shape here.
+        core: number of trailing axes of x, y and the result that the op works on; the others are batch axes.
+    """
+
+    def vjp_of(i: int) -> RuleFn:
+        return lambda bar, out, x, y, **attrs: sum_to(transposes[i](bar, x, y, **attrs), shape=(x, y)[i].shape)
+
+    def jvp_of(i: int) -> RuleFn:
+        def rule(dot: Tensor, out: Tensor, x: Tensor, y: Tensor, **attrs: Any) -> Tensor:
+            dot = align(dot, out.ndim - core[2], (x, y)[i].ndim - core[i])
+            return op(dot, y, **attrs) if i == 0 else op(x, dot, **attrs)
+        return rule
+
+    op = Op(name, value, vjp=(vjp_of(0), vjp_of(1)), jvp=(jvp_of(0), jvp_of(1)))
+    return op
+
+
+# --- the two linear ops that broadcasting itself needs ---------------------------------------------------
+
+
+def _sum_to(b: Backend, x: Array, *, lead: int, shape: tuple[int, ...]) -> Array:
+    if x.shape[lead:] == tuple(shape):
+        return x
+    extra = x.ndim - lead - len(shape)
+    axes = tuple(range(lead, lead + extra)) + tuple(
+        lead + extra + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + extra + i] != 1)
+    return b.xp.sum(x, axis=axes).reshape(x.shape[:lead] + tuple(shape))
+
+
+def _broadcast_to(b: Backend, x: Array, *, lead: int, shape: tuple[int, ...]) -> Array:
+    ones = (1,) * (len(shape) - (x.ndim - lead))
+    return b.xp.broadcast_to(x.reshape(x.shape[:lead] + ones + x.shape[lead:]), x.shape[:lead] + tuple(shape))
+
+
+_sum_to_op: Op = linear("sum_to", _sum_to, lambda bar, x, *, lead, shape: broadcast_to(bar, shape=x.shape[lead:], lead=lead))
+broadcast_to: Op = linear("broadcast_to", _broadcast_to, lambda bar, x, *, lead, shape: _sum_to_op(bar, shape=x.shape[lead:], lead=lead))
+reshape: Op = linear("reshape", lambda b, x, *, lead, shape: x.reshape(x.shape[:lead] + tuple(shape)),
+                 lambda bar, x, *, lead, shape: reshape(bar, shape=x.shape[lead:], lead=lead))
+
+
+def sum_to(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    """The transpose of broadcasting: sum over the axes that broadcasting to x's shape added or stretched."""
+    return x if x.shape == shape else _sum_to_op(x, shape=shape)
+
+
+# --- fused ops -------------------------------------------------------------------------------------------
+
+_fusion: ContextVar[bool] = ContextVar("fusion", default=True)
+
+
+@contextmanager
+def fusion(enabled: bool) -> Iterator[None]:
+    """Context in which fused ops run their kernels (True, the default) or their composed references (False).
+
+    Args:
+        enabled: whether kernels of fused ops may run. `conv2d` and the like are no fused ops and stay.
+    """
+    token = _fusion.set(enabled)
+    try:
+        yield
+    finally:
+        _fusion.reset(token)
+
+
+class Fused(Registered):
+    """An op defined by a composed reference, with kernels for four rungs: value, vjp, jvp, jvp of vjp.
+
+    The kernels run where their results are final. Where a rung's result will itself be differentiated
+    (reverse over reverse, reverse over forward) the reference runs in its place: it has every order.
+
+    Args:
+        reference: (*tensors, **attrs) -> Tensor, in ops. It is the definition.
+        value: (backend, values, attrs) -> (y, saved), `saved` a dict that the other rungs get.
+        jvp: (backend, values, dots, attrs, saved) -> y_dot; may leave in `saved` what `vjp_jvp` needs.
+        vjp: (backend, values, y_bar, want, attrs, saved) -> cotangents, None where not wanted.
+        vjp_jvp: (backend, values, dots, y_bar, y_bar_dot, want, attrs, saved) -> tangents of those cotangents;
+            called only where an input carries a tangent, so after `jvp`.
+    """
+
+    def __init__(self, name: str, arity: int, reference: Callable[..., Tensor], *, value: Callable[..., Any],
+                 jvp: Callable[..., Array], vjp: Callable[..., list[Array | None]],
+                 vjp_jvp: Callable[..., list[Array | None]]) -> None:
+        super().__init__(name, arity)
+        self.reference, self.value, self.jvp, self.vjp, self.vjp_jvp = reference, value, jvp, vjp, vjp_jvp
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        """The kernels' value, or the reference's inside ``fusion(False)``."""
+        return super().__call__(*args, **attrs) if _fusion.get() else self.reference(*args, **attrs)
+
+    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        """The value rung."""
+        y, saved = self.value(backend, values, attrs)
+        return (y,), saved
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        """The jvp rung, or the reference's tangent where a tape wants its derivative."""
+        if levels_of([*inputs, *dots]):
+            carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
+            return (self.reference(*carrying, **node.attrs).dot,)
+        values = [x.value for x in inputs]
+        y_dot = self.jvp(backend_of(*values), values, [d and d.value for d in dots], node.attrs, node.saved)
+        return (Tensor(y_dot),)
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape wants the derivative."""
+        bar = cast(Tensor, bars[0])
+        dots = [live_dot(t) for t in node.inputs]
+        bar_dot = live_dot(bar)
+        if levels_of([*node.inputs, bar, *dots, bar_dot]):
+            with Tape() as tape:
+                watched = [tape.watch(t) for t in node.inputs]
+                out = self.reference(*watched, **node.attrs)
+            return tape.gradients([out], [bar], watched)
+        values = [t.value for t in node.inputs]
+        backend = backend_of(*values)
+        raw = [d and d.value for d in dots]
+        first = self.vjp(backend, values, bar.value, want, node.attrs, node.saved)
+        if all(d is None for d in dots) and bar_dot is None:
+            return [None if g is None else Tensor(g) for g in first]
+        if all(d is None for d in dots):  # linear in y_bar: the same rung serves every direction
+            assert bar_dot is not None
+            each = [self.vjp(backend, values, d, want, node.attrs, node.saved) for d in bar_dot.value]
+            second = [None if g is None else backend.xp.stack([e[i] for e in each]) for i, g in enumerate(first)]
+        else:
+            second = self.vjp_jvp(backend, values, raw, bar.value, bar_dot and bar_dot.value, want, node.attrs, node.saved)
+        return [None if g is None else Tensor(g, None if d is None else Tensor(d)) for g, d in zip(first, second, strict=True)]

@@ -1,0 +1,360 @@
+"""The tape: Tensors, recording and the reverse sweep. The transforms built on it are in transforms.py.
+
+A Tensor is a value, perhaps a tangent (leading axis P of directions), perhaps a place on a tape. A
+tape lives for one gradient. Tapes nest (a gradient of a gradient), and gradients run on Tensors that
+carry tangents (forward over reverse: a Hessian product in one pass), because every derivative rule
+is itself written in ops. How that works, in three sentences:
+
+* ``apply`` computes an op's value, pushes tangents through it if an input has one, and records a
+  Node on every open tape that an input depends on.
+* ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule; the
+  rule's own ops are recorded by the tapes still open, and carry the tangents of their inputs.
+* A tangent is recorded only by tapes that were already open when the tangent was seeded, so that
+  grad(jvp(f)) works and jvp(grad(f)) does not pay for it.
+
+Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodidax (vocabulary).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from .backends import Array, as_array, backend_of
+from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
+
+
+class Tensor:
+    """An array that a derivative may flow through.
+
+    Attributes:
+        value: the array (NumPy, or CuPy on a GPU), float32 or float64.
+        dot: its tangents, a Tensor of shape (P, *shape), or None where they are zero.
+        node: the Node that computed it, or None if no open tape depends on it.
+        index: which of the node's outputs it is.
+    """
+
+    __slots__ = ("value", "dot", "node", "index")
+    __array_ufunc__ = None  # NumPy arrays leave ``array * tensor`` to us
+
+    def __init__(self, value: Array, dot: Tensor | None = None, node: Node | None = None, index: int = 0) -> None:
+        self.value, self.dot, self.node, self.index = value, dot, node, index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy dtype of the value."""
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the value."""
+        return int(self.value.ndim)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the value."""
+        return int(self.value.size)
+
+    def detach(self) -> Tensor:
+        """The same value off every tape; tangents stay."""
+        return Tensor(self.value, self.dot)
+
+    def primal(self) -> Tensor:
+        """The same value and place on the tapes, without tangents."""
+        return self if self.dot is None else Tensor(self.value, None, self.node, self.index)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise DTypeError("Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
+                         "would be lost silently; use hg.<op>, or .value to leave the tape on purpose")
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        directions = "" if self.dot is None else f", {self.dot.shape[0]} tangents"
+        return f"Tensor({self.value!r}{directions}{', taped' if self.node is not None else ''})"
+
+    # The operators are ops; ops/operators.py, which sits above this file, puts them here.
+    __add__: Any
+    __radd__: Any
+    __sub__: Any
+    __rsub__: Any
+    __mul__: Any
+    __rmul__: Any
+    __truediv__: Any
+    __rtruediv__: Any
+    __neg__: Any
+    __pow__: Any
+    __rpow__: Any
+    __matmul__: Any
+    __rmatmul__: Any
+    __getitem__: Any
+    T: Any
+    sum: Any
+    mean: Any
+    max: Any
+    reshape: Any
+
+
+class Rule(Protocol):
+    """What the tape needs of an op; see rules.py for the ways to declare one."""
+
+    name: str
+
+    def forward(self, backend: Any, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        """Values of the outputs, and whatever the rules want to keep for later (`node.saved`)."""
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        """Tangents of the outputs from those of the inputs (jvp); `inputs` come without theirs."""
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        """Cotangents of the wanted inputs from those of the outputs (vjp)."""
+
+
+class Node:
+    """One op applied: its inputs, its outputs' values and tangents, and the open tapes it is on.
+
+    The op is None for the alias under which a tape watches a Tensor: an identity to every other tape.
+    """
+
+    __slots__ = ("op", "inputs", "attrs", "outputs", "saved", "levels")
+
+    def __init__(self, op: Rule | None, inputs: list[Tensor], attrs: dict[str, Any], saved: Any, levels: int) -> None:
+        self.op, self.inputs, self.attrs, self.saved, self.levels = op, inputs, attrs, saved, levels
+        self.outputs: list[tuple[Array, Tensor | None]] = []
+
+    def results(self) -> list[Tensor]:
+        """All outputs as Tensors, off the tape where no tape follows them."""
+        if not self.levels:
+            return [Tensor(v, d) for v, d in self.outputs]
+        return [Tensor(v, d, self, i) for i, (v, d) in enumerate(self.outputs)]
+
+    def output(self, i: int = 0) -> Tensor:
+        """Output `i` as a Tensor. Made anew each time: a stored one would be a reference cycle."""
+        value, dot = self.outputs[i]
+        return Tensor(value, dot, self, i)
+
+
+class _State(threading.local):
+    """Per thread: the open tapes, which of them record, and what the seeded tangents may be recorded by."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+        self.active = 0  # bit mask of recording tapes
+        self.paused = 0  # tapes that an unroll has set aside: inside it nothing may depend on them
+        self.tangent: int | None = None  # mask of tapes open when tangents were seeded; None: no tangents
+
+
+_state = _State()
+
+
+def levels_of(tensors: Sequence[Tensor | None]) -> int:
+    """Bit mask of the recording tapes on which any of the Tensors depends.
+
+    Raises: DifferentiationError if one of them reached into an unroll through a closure.
+    """
+    mask = 0
+    for t in tensors:
+        if t is not None and t.node is not None:
+            mask |= t.node.levels
+    if mask & _state.paused:
+        raise DifferentiationError("unroll: inner_loss uses a Tensor from outside that a gradient follows, expected w, hparams and batch "
+                                   "only because its derivative would be lost; pass the Tensor through hparams")
+    return mask & _state.active
+
+
+def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
+    """Run `op` on Tensors, arrays or Python scalars: value, tangents, and a Node where a tape depends on it.
+
+    Raises: DTypeError for float32 beside float64 or for no floating array at all; ShapeError for shapes
+        that the op cannot take.
+    """
+    inputs = to_tensors(op.name, args)
+    values = [t.value for t in inputs]
+    try:
+        outs, saved = op.forward(backend_of(*values), values, attrs)
+    except ValueError as error:
+        if isinstance(error, HypergradError):
+            raise
+        shapes = ", ".join(str(v.shape) for v in values)
+        given = {k: v for k, v in attrs.items() if not hasattr(v, "shape")}
+        raise ShapeError(f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
+                         f"because: {error}; reshape or broadcast them first") from error
+    outs = tuple(np.asarray(v) if isinstance(v, np.generic) else v for v in outs)  # 0-d results stay arrays
+    node = Node(op, inputs, attrs, saved, levels_of(inputs))
+    node.outputs = [(v, None) for v in outs]
+    record(node)  # before its tangents are computed: their ops come later on the tape
+    if _state.tangent is not None:
+        dots = [t.dot for t in inputs]
+        if any(d is not None for d in dots):
+            with _recording(_state.active & _state.tangent):
+                node.outputs = list(zip(outs, op.push(node, [t.primal() for t in inputs], dots), strict=True))
+    return node.results()
+
+
+def record(node: Node) -> None:
+    """Put a node on every open tape it depends on."""
+    if node.levels:
+        for tape in _state.tapes:
+            if node.levels & tape.bit:
+                tape.nodes.append(node)
+
+
+def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
+    """Arguments of the op `name` as Tensors of one floating dtype; scalars, bools and integers follow it."""
+    first = args[0] if args else None
+    if type(first) is Tensor and all(type(a) is Tensor and a.value.dtype is first.value.dtype for a in args):
+        return list(args)
+    dtype, other = None, None
+    raw: list[Any] = []
+    for a in args:
+        if not isinstance(a, Tensor) and type(a) not in (int, float, bool):
+            a = as_array(a)
+        raw.append(a)
+        if isinstance(a, (int, float)) or a.dtype.kind in "biu":
+            continue
+        if a.dtype.kind != "f" or a.dtype.itemsize not in (4, 8):
+            raise DTypeError(f"{name}: argument has dtype {a.dtype}, expected float32 or float64; convert it with astype")
+        if dtype is None:
+            dtype, other = a.dtype, a
+        elif a.dtype != dtype:
+            raise DTypeError(f"{name}: arguments have dtypes {dtype} and {a.dtype}, expected one dtype because mixing "
+                             "would change the precision silently; convert one with astype")
+    if dtype is None:
+        if all(isinstance(a, (int, float)) for a in raw):
+            return [Tensor(np.asarray(a, np.float64)) for a in raw]
+        raise DTypeError(f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
+                         "expected float32 or float64 because derivatives need it; convert with astype")
+    xp = backend_of(other.value if isinstance(other, Tensor) else other).xp
+    return [a if isinstance(a, Tensor) else Tensor(xp.asarray(a, dtype)) for a in raw]
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of x's shape, dtype and device, without tangents."""
+    return Tensor(backend_of(x.value).xp.zeros_like(x.value))
+
+
+@contextmanager
+def _recording(mask: int) -> Iterator[None]:
+    """Only the tapes in `mask` record inside; 0 switches recording off."""
+    before, _state.active = _state.active, mask
+    try:
+        yield
+    finally:
+        _state.active = before
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Context in which nothing is recorded, and Tensors that a tape follows are refused; tangents still flow."""
+    before, _state.paused = _state.paused, _state.paused | _state.active
+    try:
+        with _recording(0):
+            yield
+    finally:
+        _state.paused = before
+
+
+@contextmanager
+def tangents() -> Iterator[None]:
+    """Context in which Tensors may carry tangents; one level only."""
+    if _state.tangent is not None:
+        raise DifferentiationError("jvp: called inside another jvp, expected none because a Tensor carries one level of "
+                                   "tangents; use hg.grad for one of the two levels, or hg.hvp")
+    _state.tangent = _state.active
+    try:
+        yield
+    finally:
+        _state.tangent = None
+
+
+def is_idle() -> bool:
+    """Whether no transform is at work: nothing records and no tangents flow."""
+    return not _state.active and _state.tangent is None
+
+
+def live_dot(t: Tensor) -> Tensor | None:
+    """The Tensor's tangent if tangents are being pushed now; one left over from a closed jvp does not count."""
+    return t.dot if _state.tangent is not None else None
+
+
+class Tape:
+    """The record of one gradient: open it, `watch` the variables, compute, close it, ask for `gradients`."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.leaves: list[Node] = []
+        self.bit = self.outer = 0
+
+    def __enter__(self) -> Tape:
+        self.bit = 1 << len(_state.tapes)
+        self.outer = _state.active
+        _state.tapes.append(self)
+        _state.active |= self.bit
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _state.tapes.pop()
+        _state.active = self.outer
+        # From here on the bit may be used by the next tape: these nodes no longer answer to it.
+        for node in self.nodes + self.leaves:
+            node.levels &= ~self.bit
+
+    def watch(self, x: Tensor) -> Tensor:
+        """An alias of `x` whose cotangent this tape can give; an enclosing tape sees the identity."""
+        node = Node(None, [x], {}, None, levels_of([x]))
+        node.outputs = [(x.value, x.dot)]
+        record(node)
+        node.levels |= self.bit
+        self.leaves.append(node)
+        return node.output()
+
+    def gradients(self, outputs: Sequence[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *,
+                  keep: bool = False) -> list[Tensor | None]:
+        """Cotangents of the watched `leaves`, from those of `outputs`; None where there is no dependence.
+
+        Args:
+            outputs: Tensors computed while the tape was open.
+            out_bars: their cotangents, or None.
+            leaves: what `watch` returned.
+            keep: False frees each node as soon as it is used, so that memory falls during the sweep.
+        """
+        mine = {id(t.node) for t in leaves}
+        on_tape = mine | {id(n) for n in self.nodes}
+        pending: dict[int, list[Tensor | None]] = {}
+
+        def add(t: Tensor, bar: Tensor | None) -> None:
+            if bar is None or t.node is None or id(t.node) not in on_tape:
+                return
+            slots = pending.setdefault(id(t.node), [None] * len(t.node.outputs))
+            old = slots[t.index]
+            slots[t.index] = bar if old is None else old + bar
+
+        for out, bar in zip(outputs, out_bars, strict=True):
+            add(out, bar)
+        nodes = list(self.nodes) if keep else self.nodes
+        while nodes:
+            node = nodes.pop()
+            slots = pending.pop(id(node), None)
+            if slots is None:
+                continue
+            want = [t.node is not None and id(t.node) in on_tape for t in node.inputs]
+            bars = slots if node.op is None else node.op.pull(node, slots, want)
+            for t, bar in zip(node.inputs, bars, strict=True):
+                add(t, bar)
+        return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]

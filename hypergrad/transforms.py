@@ -1,0 +1,204 @@
+"""The transforms: grad, value_and_grad, vjp, jvp and hvp, on pytrees of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .backends import backend_of
+from .errors import ArgumentError, ShapeError
+from .tape import Tape, Tensor, is_idle, tangents, to_tensors, zeros_like
+from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+
+def tree_tensors(tree: PyTree, where: str) -> PyTree:
+    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of the tree's first array."""
+    leaves, spec = tree_flatten(tree)
+    model = [x for x in leaves if not isinstance(x, (bool, int, float))][:1]
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x
+        return to_tensors(where, [x, *model] if isinstance(x, (bool, int, float)) else [x])[0]
+
+    return tree_unflatten(spec, [convert(x) for x in leaves])
+
+
+def tree_values(tree: PyTree) -> PyTree:
+    """The tree with every Tensor replaced by its array."""
+    return tree_map(lambda x: x.value if isinstance(x, Tensor) else x, tree)
+
+
+def result(tree: PyTree) -> PyTree:
+    """What a public transform hands back: arrays, or Tensors where an enclosing transform is still at work."""
+    return tree_values(tree) if is_idle() else tree
+
+
+def scalar(where: str, out: Any) -> Tensor:
+    """`out` if it is a scalar Tensor; the error otherwise."""
+    if not isinstance(out, Tensor):
+        out = to_tensors(where, [out])[0]
+    if out.size != 1 or out.ndim:
+        raise ShapeError(f"{where}: the function's result has shape {out.shape}, expected () because a gradient is of a "
+                         "scalar; take hg.sum or hg.mean, or use hg.vjp")
+    return out
+
+
+def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad",
+                          has_aux: bool = False) -> tuple[Tensor, Any, PyTree]:
+    """(value, aux, gradient) of ``f(tree)``, all Tensors; tangents ride along. What the passes call."""
+    leaves, spec = tree_flatten(tree_tensors(tree, where))
+    with Tape() as tape:
+        watched = [tape.watch(x) for x in leaves]
+        out = f(tree_unflatten(spec, watched))
+        aux = None
+        if has_aux:
+            out, aux = out
+        out = scalar(where, out)
+    one = Tensor(backend_of(out.value).xp.ones_like(out.value))
+    bars = tape.gradients([out], [one], watched)
+    return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
+
+
+def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
+    """The function that returns f's value and its gradient, by reverse mode.
+
+    Args:
+        f: takes pytrees of Tensors, returns a scalar Tensor, or (scalar, aux) with `has_aux`.
+        argnums: the argument, or tuple of arguments, to differentiate.
+        has_aux: whether f returns a second pytree that is passed through.
+    Returns: a function of the same arguments (pytrees of arrays) with result (value, grad) or
+        ((value, aux), grad); grad is like the argument, or a tuple of such for a tuple `argnums`.
+        Inside another transform the results are Tensors, so gradients nest.
+    Raises: ShapeError if f's result is not a scalar; DTypeError for leaves that are not floating;
+        ArgumentError for an argnum out of range.
+    Cost: 2 to 4 evaluations of f; memory of every intermediate value.
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    def wrapped(*args: Any) -> Any:
+        if any(not 0 <= i < len(args) for i in numbers):
+            raise ArgumentError(f"value_and_grad: argnums has {argnums}, expected 0 to {len(args) - 1} because f got "
+                                f"{len(args)} arguments; name positional arguments only")
+
+        def of(chosen: tuple[Any, ...]) -> Any:
+            full = list(args)
+            for i, a in zip(numbers, chosen, strict=True):
+                full[i] = a
+            return f(*full)
+
+        value, aux, grads = tensor_value_and_grad(of, tuple(args[i] for i in numbers), has_aux=has_aux)
+        grads = grads[0] if isinstance(argnums, int) else grads
+        return result(((value, aux) if has_aux else value, grads))
+
+    return wrapped
+
+
+def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
+    """The function that returns the gradient of scalar f; see `value_and_grad` for arguments, errors and cost."""
+    both = value_and_grad(f, argnums)
+    return lambda *args: both(*args)[1]
+
+
+def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, ...]]]:
+    """f's output and the function that pulls cotangents of it back to the inputs.
+
+    Args:
+        f: takes pytrees of Tensors, returns a pytree of Tensors.
+        primals: where to evaluate, pytrees of float32 or float64 arrays.
+    Returns: (out, pullback); pullback(out_bar), with out_bar like out, gives a tuple like primals and may
+        be called again.
+    Raises: ShapeError if a cotangent is not shaped like its output.
+    Cost: f once, and about twice f for every pullback; memory of every intermediate value until both are dropped.
+    """
+    leaves, spec = tree_flatten(tree_tensors(primals, "vjp"))
+    with Tape() as tape:
+        watched = [tape.watch(x) for x in leaves]
+        out = tree_tensors(f(*tree_unflatten(spec, watched)), "vjp")
+    outs, out_spec = tree_flatten(out)
+
+    def pullback(out_bar: PyTree) -> tuple[PyTree, ...]:
+        bars, bar_spec = tree_flatten(tree_tensors(out_bar, "vjp"))
+        if bar_spec != out_spec or any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
+            raise ShapeError(f"vjp: out_bar has {bar_spec} with shapes {[b.shape for b in bars]}, expected {out_spec} with "
+                             f"shapes {[o.shape for o in outs]} because a cotangent is shaped like its output")
+        got = tape.gradients(outs, bars, watched, keep=True)
+        grads = [zeros_like(x) if b is None else b for x, b in zip(leaves, got, strict=True)]
+        return tuple(result(tree_unflatten(spec, grads)))
+
+    return result(out), pullback
+
+
+def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, bool]:
+    """Primals carrying `dots` (leading axis P, added where missing), and whether that axis was the caller's."""
+    leaves, spec = tree_flatten(tree_tensors(primals, where))
+    given = tree_leaves(dots, none_is_leaf=True)
+    if len(given) != len(leaves):
+        raise ShapeError(f"{where}: tangents have {len(given)} leaves, expected {len(leaves)} because each primal has one; "
+                         "write None for a zero tangent")
+    seeded, batched, counts = [], set(), set()
+    for x, d in zip(leaves, given, strict=True):
+        if d is None:
+            seeded.append(Tensor(x.value, None, x.node, x.index))
+            continue
+        t = d if isinstance(d, Tensor) else Tensor(to_tensors(where, [x, d])[1].value)
+        if t.shape != x.shape and t.shape[1:] != x.shape:
+            raise ShapeError(f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}) because a tangent "
+                             "is shaped like its primal")
+        batched.add(t.ndim > x.ndim)
+        t = t if t.ndim > x.ndim else t.reshape((1, *t.shape))
+        counts.add(t.shape[0])
+        seeded.append(Tensor(x.value, t, x.node, x.index))
+    if len(batched) > 1 or len(counts) > 1:
+        raise ShapeError(f"{where}: tangents have {sorted(counts)} directions, expected the same number for every leaf")
+    return tree_unflatten(spec, seeded), batched == {True}
+
+
+def dots_of(tree: PyTree, batched: bool) -> PyTree:
+    """The tangents of a tree of Tensors, zeros where there is none; without the axis P unless `batched`."""
+    leaves, spec = tree_flatten(tree)
+    count = next((t.dot.shape[0] for t in leaves if t.dot is not None), 1)
+    out = []
+    for t in leaves:
+        d = t.dot
+        if d is None:
+            d = Tensor(backend_of(t.value).xp.zeros((count, *t.shape), t.dtype))
+        out.append(d if batched else d.reshape(t.shape))
+    return tree_unflatten(spec, out)
+
+
+def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
+    """f's output and its directional derivative, by forward mode.
+
+    Args:
+        f: takes pytrees of Tensors, returns a pytree of Tensors.
+        primals: tuple of arguments, pytrees of float32 or float64 arrays.
+        dots: tangents like primals (None for zero), or every one with a leading axis P: P directions in one run.
+    Returns: (out, out_dot); out_dot is like out, with the leading axis P if the tangents have it.
+    Raises: ShapeError for tangents that do not fit; DifferentiationError inside another jvp.
+    Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
+    """
+    with tangents():
+        seeded, batched = seed(tuple(primals), tuple(dots), "jvp")
+        out = tree_tensors(f(*seeded), "jvp")
+        out_dot = dots_of(out, batched)
+    return result(tree_map(Tensor.primal, out)), result(out_dot)
+
+
+def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]) -> tuple[Any, PyTree, PyTree]:
+    """Value, gradient and Hessian product of a scalar f in one pass: forward over reverse.
+
+    Args:
+        f: takes pytrees of Tensors, returns a scalar Tensor.
+        primals: tuple of arguments.
+        dots: direction of each argument (None for zero), or P directions on a leading axis.
+    Returns: (value, grad, hvp); grad is a tuple like primals, hvp as well (leading axis P if the tangents have it).
+        With a tangent on one argument only, hvp also holds the mixed derivatives of the others.
+    Raises: as `jvp` and `value_and_grad`.
+    Cost: about 2 + 4P evaluations of f. Source: Pearlmutter 1994, Neural Computation 6(1).
+    """
+    with tangents():
+        seeded, batched = seed(tuple(primals), tuple(dots), "hvp")
+        value, _, grads = tensor_value_and_grad(lambda args: f(*args), seeded, where="hvp")
+        products = dots_of(grads, batched)
+    return (result(value.primal()), result(tree_map(Tensor.primal, grads)), result(products))

@@ -1,0 +1,175 @@
+"""The loop: resumed runs equal uninterrupted ones bit for bit, whatever stopped them."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from hypergrad.errors import DataError, RunError
+from hypergrad.fewshot import training
+from hypergrad.fewshot.run import METRICS, MODEL, STATE, RunDirectory
+
+PROGRAM = [sys.executable, str(Path(tiny.__file__))]
+
+
+def untimed(run_path):
+    lines = (run_path / METRICS).read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def open_run(path, **changes):
+    config = tiny.tiny_config(**changes)
+    return RunDirectory.create(path, config.to_json()), config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    run, config = open_run(path)
+    with run:
+        state = training.train(run, config, tiny.tiny_data())
+    return path, state
+
+
+def lines_of(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_then_resume_is_bit_identical(tmp_path, uninterrupted, seed):
+    draw = random.Random(seed)
+    path = tmp_path / "run"
+    for target in sorted(draw.sample(range(1, 60), 2)):
+        process = subprocess.Popen([*PROGRAM, str(path)])
+        while lines_of(path / METRICS) < target and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(draw.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the program ended before it could be killed"
+    subprocess.run([*PROGRAM, str(path)], check=True)
+    whole, _ = uninterrupted
+    assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert untimed(path) == untimed(whole)
+
+
+def test_learning_happens_and_the_record_is_complete(uninterrupted):
+    path, state = uninterrupted
+    records = untimed(path)
+    train = [record for record in records if "loss" in record]
+    validations = [record for record in records if "validation_loss" in record]
+    assert [record["iteration"] for record in train] == list(range(1, 61))
+    assert [record["iteration"] for record in validations] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert np.mean([r["loss"] for r in train[-10:]]) < np.mean([r["loss"] for r in train[:10]]) - 0.05
+    best = max(validations, key=lambda record: record["validation_accuracy"])
+    assert (state.best_iteration, state.best_accuracy) == (best["iteration"], best["validation_accuracy"])
+    with RunDirectory(path) as run:
+        hparams, metadata = training.load_model(run, tiny.tiny_config(), tiny.tiny_data())
+    assert metadata == {"iteration": best["iteration"], "validation_accuracy": best["validation_accuracy"]}
+    assert all(np.array_equal(hparams[name], value) for name, value in state.best_hparams.items())
+
+
+def test_interrupt_saves_and_resume_goes_on(tmp_path, uninterrupted):
+    whole, _ = uninterrupted
+    path = tmp_path / "run"
+    run, config = open_run(path)
+
+    def interrupt(record):
+        if record["iteration"] == 23:
+            raise KeyboardInterrupt
+
+    with run:
+        with pytest.raises(KeyboardInterrupt):
+            training.train(run, config, tiny.tiny_data(), interrupt, snapshot_s=1e9)
+        assert training.load_state(run, training.start(config, tiny.tiny_data())).iteration == 23
+        seen = []
+        training.train(run, config, tiny.tiny_data(), lambda record: seen.append(record["iteration"]))
+    assert seen[0] == 24
+    assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert untimed(path) == untimed(whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    before = (path / MODEL).read_bytes()
+    seen = []
+    with RunDirectory(path) as run:
+        state = training.train(run, tiny.tiny_config(), tiny.tiny_data(), seen.append)
+    assert seen == [] and state.iteration == 60 and (path / MODEL).read_bytes() == before
+
+
+def test_early_stopping_counts_validations_without_progress(tmp_path):
+    run, config = open_run(tmp_path / "run", outer_lr=1e-12, iterations=1000, eval_every=2, patience=3)
+    with run:
+        state = training.train(run, config, tiny.tiny_data())
+    assert training.finished(config, state) == "patience"
+    assert (state.best_iteration, state.iteration) == (2, 8)
+
+
+def test_a_full_disk_stops_with_one_error_and_the_run_can_go_on(tmp_path, uninterrupted):
+    whole, _ = uninterrupted
+    path = tmp_path / "run"
+    run, config = open_run(path)
+
+    def fill(record):
+        if record["iteration"] == 20:
+            (path / f".{STATE}.tmp").symlink_to("/dev/full")
+
+    with run:
+        with pytest.raises(RunError, match="disk is full"):
+            training.train(run, config, tiny.tiny_data(), fill, snapshot_s=1e9)
+        assert training.load_state(run, training.start(config, tiny.tiny_data())).iteration == 14
+        training.train(run, config, tiny.tiny_data())
+    assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert untimed(path) == untimed(whole)
+
+
+def test_a_truncated_state_is_refused_and_the_model_stays_usable(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    os.truncate(path / STATE, 500)
+    with RunDirectory(path) as run:
+        with pytest.raises(RunError, match="state.safetensors is damaged"):
+            training.train(run, tiny.tiny_config(), tiny.tiny_data())
+        hparams, _ = training.load_model(run, tiny.tiny_config(), tiny.tiny_data())
+    assert hparams.keys() == uninterrupted[1].best_hparams.keys()
+
+
+def test_a_state_of_another_network_or_other_data_is_refused(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    with RunDirectory(path) as run:
+        with pytest.raises(RunError, match="other arrays than this run's network"):
+            training.train(run, tiny.tiny_config(filters=5), tiny.tiny_data())
+        with pytest.raises(RunError, match="other arrays than this run's network"):
+            training.load_model(run, tiny.tiny_config(filters=5), tiny.tiny_data())
+        other = dataclasses.replace(tiny.tiny_data(), train=tiny.tiny_split("train", 13, 1))
+        with pytest.raises(RunError, match="was started with other data"):
+            training.train(run, tiny.tiny_config(), other)
+
+
+def test_divergence_is_told_and_the_last_good_state_stays(tmp_path):
+    run, config = open_run(tmp_path / "run", outer_lr=1e30, log_step_size=True)
+    with run, np.errstate(all="ignore"):
+        with pytest.raises(RunError, match="training diverged; lower --outer-lr"):
+            training.train(run, config, tiny.tiny_data(), snapshot_s=0.0)
+        if (run.path / STATE).exists():
+            state = training.load_state(run, training.start(config, tiny.tiny_data()))
+            assert all(np.isfinite(value).all() for value in state.hparams.values())
+        assert all(math.isfinite(record["loss"]) for record in run.read_metrics() if "loss" in record)
+
+
+def test_too_many_ways_are_refused_by_the_sampler():
+    with pytest.raises(DataError, match="n_way is 13"):
+        training.sampler(tiny.tiny_config(n_way=13), tiny.tiny_data().train)
