@@ -94,16 +94,18 @@ class Stats:
     peak_bytes: int | None = None
     seconds: float = 0.0
     _held: dict[int, int] = field(default_factory=dict, repr=False)
+    _held_bytes: int = field(default=0, repr=False)
 
     def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
         """State t is being held from now on."""
         self._held[t] = n_bytes
+        self._held_bytes += n_bytes
         if len(self._held) * count > self.states_held:
-            self.states_held, self.state_bytes = len(self._held) * count, sum(self._held.values())
+            self.states_held, self.state_bytes = len(self._held) * count, self._held_bytes
 
     def release(self, t: int) -> None:
         """State t is no longer held."""
-        del self._held[t]
+        self._held_bytes -= self._held.pop(t)
 
     def as_dict(self) -> dict[str, Any]:
         """The public fields, for a line of JSON."""

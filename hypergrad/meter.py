@@ -6,12 +6,16 @@ import time
 import tracemalloc
 from types import TracebackType
 
+_open: list[Meter] = []  # meters that are tracing, outermost first: tracemalloc knows one peak only
+
 
 class Meter:
     """Context that measures wall-clock seconds and, where memory is traced, the peak of allocated bytes.
 
     NumPy reports its buffers to tracemalloc, so the peak counts arrays as well as Python objects. Tracing slows small
     operations down several times; measure time and memory in runs of their own.
+
+    Meters nest.
 
     Args:
         memory: start tracemalloc for the duration of the context (it is left running if it already runs).
@@ -29,15 +33,22 @@ class Meter:
         self._started = self.memory and not tracemalloc.is_tracing()
         if self._started:
             tracemalloc.start()
-        if tracemalloc.is_tracing():
+        self._traced = tracemalloc.is_tracing()
+        if self._traced:
+            self._held, peak = tracemalloc.get_traced_memory()
+            for meter in _open:
+                meter._peak = max(meter._peak, peak)
+            self._peak = self._held
+            _open.append(self)
             tracemalloc.reset_peak()
-            self._held = tracemalloc.get_traced_memory()[0]
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.seconds = time.perf_counter() - self._start
-        if tracemalloc.is_tracing():
-            self.peak_bytes = tracemalloc.get_traced_memory()[1] - self._held
+        if self._traced:
+            _open.remove(self)
+            if tracemalloc.is_tracing():
+                self.peak_bytes = max(self._peak, tracemalloc.get_traced_memory()[1]) - self._held
         if self._started:
             tracemalloc.stop()

@@ -195,15 +195,17 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
         given = {k: v for k, v in attrs.items() if not hasattr(v, "shape")}
         raise ShapeError(f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
                          f"because: {error}; reshape or broadcast them first") from error
-    outs = tuple(np.asarray(v) if isinstance(v, np.generic) else v for v in outs)  # 0-d results stay arrays
-    node = Node(op, inputs, attrs, saved, levels_of(inputs))
-    node.outputs = [(v, None) for v in outs]
+    levels = levels_of(inputs)
+    seeded = _state.tangent if any([t.dot is not None for t in inputs]) else None
+    results = [np.asarray(v) if isinstance(v, np.generic) else v for v in outs]  # 0-d results stay arrays
+    if not levels and seeded is None:
+        return [Tensor(v) for v in results]
+    node = Node(op, inputs, attrs, saved, levels)
+    node.outputs = [(v, None) for v in results]
     record(node)  # before its tangents are computed: their ops come later on the tape
-    if _state.tangent is not None:
-        dots = [t.dot for t in inputs]
-        if any(d is not None for d in dots):
-            with _recording(_state.active & _state.tangent):
-                node.outputs = list(zip(outs, op.push(node, [t.primal() for t in inputs], dots), strict=True))
+    if seeded is not None:
+        with _recording(_state.active & seeded):
+            node.outputs = list(zip(results, op.push(node, [t.primal() for t in inputs], [t.dot for t in inputs]), strict=True))
     return node.results()
 
 
@@ -217,8 +219,8 @@ def record(node: Node) -> None:
 
 def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
     """Arguments of the op `name` as Tensors of one floating dtype; scalars, bools and integers follow it."""
-    first = args[0] if args else None
-    if type(first) is Tensor and all(type(a) is Tensor and a.value.dtype is first.value.dtype for a in args):
+    kinds = {a.value.dtype if type(a) is Tensor else None for a in args}
+    if len(kinds) == 1 and None not in kinds:  # the common case, and the fast one
         return list(args)
     dtype, other = None, None
     raw: list[Any] = []

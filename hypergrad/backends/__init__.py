@@ -1,14 +1,102 @@
-"""Temporary: the kernel helper replaces this file."""
+"""Where arrays live and who runs kernels on them. The device follows the data."""
+
 from __future__ import annotations
-from typing import Any
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
 import numpy as np
-Array = Any
-class Backend:
-    name = "host"; xp: Any = np
-    def empty(self, shape: Any, dtype: Any) -> Array: return np.empty(shape, dtype)
-    def run(self, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
-        from hypergrad import _host
-        _host.run(name, [*inputs, *outputs], attrs, 0)
-_b = Backend()
-def backend_of(*arrays: Any) -> Backend: return _b
-def as_array(x: Any) -> Array: return np.asarray(x)
+
+from ..errors import ArgumentError, DeviceError
+from .host import HOST
+
+__all__ = ["Array", "Backend", "as_array", "backend_of"]
+
+Array: TypeAlias = Any  # a NumPy array; array modules share no type
+
+_DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h: memory the CPU reads in place
+
+
+class Backend(Protocol):
+    """An array module and the kernels that run on its arrays."""
+
+    name: str
+    xp: Any
+
+    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
+        """Runs a kernel; None stands for an optional array that is absent."""
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """An uninitialised array."""
+
+    def build_info(self) -> dict[str, Any]:
+        """What the kernels were built with, or why they are missing."""
+
+    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+        """Names of the inputs, outputs and attributes of every kernel."""
+
+
+def backend_of(*arrays: Any) -> Backend:
+    """The backend of some arrays (the host for none).
+
+    Args:
+        arrays: NumPy arrays or scalars.
+    Raises: DeviceError for anything else, such as an array on a GPU.
+    Cost: O(1) per array.
+    """
+    for a in arrays:
+        if not isinstance(a, (np.ndarray, np.generic, int, float)):
+            raise _no_backend("backend_of", a)
+    return HOST
+
+
+def as_array(x: Any) -> Array:
+    """x as an array, without a copy where it already is one in host memory.
+
+    Args:
+        x: a NumPy array (returned as it is), a number or nested sequence of numbers, or an object with `__dlpack__`,
+            `__array_interface__`, `__array__` or the buffer protocol.
+    Returns: a NumPy array that shares x's memory where x has any.
+    Raises: DeviceError if x is on a GPU; ArgumentError if x cannot be exported or is not made of numbers.
+    Cost: O(1) for arrays, O(size) for numbers and sequences.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if isinstance(x, (int, float, list, tuple, np.generic)):
+        return _numbers(x)
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        if x.__dlpack_device__()[0] not in _DLPACK_CPU:
+            raise _no_backend("as_array", x)
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise ArgumentError(f"as_array: x is a {_type_name(x)} that cannot be exported ({error}), expected plain "
+                                "numbers in host memory; detach or convert it first") from error
+    if hasattr(x, "__cuda_array_interface__"):
+        raise _no_backend("as_array", x)
+    return _numbers(x)
+
+
+def _numbers(x: Any) -> Array:
+    try:
+        a = np.asarray(x)
+    except ValueError as error:  # ragged nesting
+        raise ArgumentError(f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal "
+                            "rows") from error
+    if a.dtype.kind not in "biufc":
+        raise ArgumentError(f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers")
+    return a
+
+
+def _type_name(x: Any) -> str:
+    return f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+
+
+def _no_backend(where: str, x: Any) -> DeviceError:
+    cuda = hasattr(x, "__cuda_array_interface__") or hasattr(x, "__dlpack__")
+    if not cuda:
+        return DeviceError(f"{where}: argument is a {_type_name(x)}, expected a NumPy array; convert it with as_array")
+    info = HOST.build_info()
+    why = info.get("cuda") or info.get("missing")
+    return DeviceError(f"{where}: argument is a {_type_name(x)} outside host memory, expected a NumPy array because there "
+                       f"is no CuPy and CUDA backend in this build ({why}); copy it to the host first")

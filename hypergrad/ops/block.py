@@ -90,9 +90,9 @@ def _rows(b: Backend, values: list[Array]) -> list[Array]:
     return [v if v[0].flags.c_contiguous else b.xp.ascontiguousarray(v) for v in values]
 
 
-def _optional(b: Backend, dot: Array | None, x: Array) -> Array:
-    """Tangents in the kernels' layout; an empty array says zero."""
-    return b.empty((0,), x.dtype) if dot is None else b.xp.ascontiguousarray(dot)
+def _optional(b: Backend, dot: Array | None) -> Array | None:
+    """Tangents in the kernels' layout; None says zero."""
+    return None if dot is None else b.xp.ascontiguousarray(dot)
 
 
 def _like(b: Backend, count: int, *arrays: Array) -> list[Array]:
@@ -110,7 +110,7 @@ def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, gamma, _ = _rows(b, values)
-    bars = [b.empty(v.shape if i or want[0] else (0,), v.dtype) for i, v in enumerate(values)]
+    bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
     b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars)
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
@@ -120,7 +120,7 @@ def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs
     count = next(d.shape[0] for d in dots if d is not None)
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
     z_dot, mean_dot, c = _like(b, count, saved["z"], saved["mean"], saved["mean"])
-    given = [_optional(b, d, x) for d in dots]
+    given = [_optional(b, d) for d in dots]
     b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c])
     saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
     return y_dot
@@ -130,10 +130,10 @@ def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: A
              attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, gamma, _ = _rows(b, values)
     count = saved["c"].shape[0]
-    outs = [b.empty((count, *v.shape) if i or want[0] else (0,), v.dtype) for i, v in enumerate(values)]
-    given = [_optional(b, d, x) for d in dots[:3]]
+    outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
+    given = [_optional(b, d) for d in dots[:3]]
     b.run("conv_bn_relu_pool_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot, x), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
+          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
            *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs)
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
@@ -168,7 +168,7 @@ def _first_jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs:
     (w, gamma, _), x = _rows(b, values), attrs["x"]
     count = next(d.shape[0] for d in dots if d is not None)
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
-    given = [_optional(b, d, x) for d in dots]
+    given = [_optional(b, d) for d in dots]
     b.run("conv_bn_relu_pool_first_jvp", [x, w, gamma, *(saved[n] for n in _FIRST_SAVED), *given], [y_dot])
     return y_dot
 
@@ -178,9 +178,9 @@ def _first_vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_
     (w, gamma, _), x = _rows(b, values), attrs["x"]
     count = next(d.shape[0] for d in [*dots, y_bar_dot] if d is not None)
     outs = _like(b, count, *values)
-    given = [_optional(b, d, x) for d in dots[:2]]
+    given = [_optional(b, d) for d in dots[:2]]
     b.run("conv_bn_relu_pool_first_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot, x), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
+          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 

@@ -7,8 +7,7 @@ backward run visits every state from T-1 down to 0. State t is the one before st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from math import isqrt
+from math import comb, isqrt
 from typing import Any
 
 from ..errors import ArgumentError
@@ -37,7 +36,7 @@ def first_run(n_steps: int, policy: int | str) -> set[int]:
     if policy == "all":
         return set(range(n_steps))
     if isinstance(policy, int):
-        return set(_descent(0, n_steps, policy))
+        return set(_descent(n_steps, policy))
     stride = _stride(n_steps)
     last = (n_steps - 1) // stride * stride
     return set(range(0, last, stride)) | set(range(last, n_steps))
@@ -53,7 +52,7 @@ def backward(n_steps: int, policy: int | str) -> Iterator[Action]:
     Source: Griewank & Walther 2000, ACM TOMS 26(1), Algorithm 799 (revolve), for c.
     """
     if isinstance(policy, int):
-        yield from _binomial(0, n_steps, policy, stored=True)
+        yield from _binomial(n_steps, policy)
         return
     stride = 1 if policy == "all" else _stride(n_steps)
     for start in reversed(range(0, n_steps, stride)):
@@ -73,58 +72,66 @@ def _stride(n_steps: int) -> int:
     return max(1, isqrt(max(n_steps - 1, 0)) + 1)
 
 
-def _descent(start: int, stop: int, c: int) -> Iterator[int]:
-    """The states stored on the way down to the end: `start`, then the split of what remains, and so on."""
-    while c and start < stop:
-        yield start
-        c, start = c - 1, start + (_split(stop - start, c) if stop - start > 1 and c > 1 else stop)
+def _descent(n_steps: int, c: int) -> list[int]:
+    """The states that the first run stores under policy c, in ascending order."""
+    starts, t = [], 0
+    while c and t < n_steps:
+        starts.append(t)
+        # The outer objective is one more step behind the last: only its state is current when the first run ends.
+        t = t + _split(n_steps + 1 - t, c) if c > 1 else n_steps
+        c -= 1
+    return starts
 
 
-def _binomial(start: int, stop: int, c: int, *, stored: bool) -> Iterator[Action]:
-    """Visit stop-1 .. start with c states, state `start` being one of them and stored. `stored`: so are its splits."""
-    if stop - start > 1 and c > 1:
-        middle = start + _split(stop - start, c)
-        if not stored:
+def _binomial(n_steps: int, c: int) -> Iterator[Action]:
+    """Visit n_steps-1 .. 0 with c states, those of `_descent` being stored."""
+    starts = _descent(n_steps, c)
+    # Segments still to visit, the next one last: (start, stop, number of states for it), its start being stored.
+    # A stack and no recursion: the nesting may be as deep as c, or as the square root of 2T.
+    pending = [(t, stop, c - i) for i, (t, stop) in enumerate(zip(starts, [*starts[1:], n_steps], strict=True))]
+    while pending:
+        start, stop, c = pending.pop()
+        while stop - start > 1 and c > 1:
+            middle = start + _split(stop - start, c)
             yield "load", start
             for t in range(start, middle):
                 yield "step", t
             yield "store", middle
-        yield from _binomial(middle, stop, c - 1, stored=stored)
-        yield from _binomial(start, middle, c, stored=False)
-        return
-    for target in reversed(range(start, stop)):
-        yield "load", start
-        for t in range(start, target):
-            yield "step", t
-        yield "back", target
-    yield "free", start
+            pending.append((start, middle, c))
+            start, c = middle, c - 1
+        for target in reversed(range(start, stop)):
+            yield "load", start
+            for t in range(start, target):
+                yield "step", t
+            yield "back", target
+        yield "free", start
 
 
-@cache
-def reruns(length: int, c: int) -> int:
-    """Fewest steps to run before every one of `length` states has been current once in descending order, the first
-    being stored and c - 1 more allowed: r*length - binom(c + r, c + 1), r being the smallest with binom(c + r, c) >= length."""
-    if length <= 1:
-        return 0
-    r, reach = 0, 1  # reach = binom(c + r, c)
+def _repeats(length: int, c: int) -> tuple[int, int]:
+    """The smallest r with binom(c + r, c) >= length, and that binomial: how often a step is run at most."""
+    r, reach = 0, 1
     while reach < length:
         r += 1
         reach = reach * (c + r) // r
-    return r * length - reach * r // (c + 1)
+    return r, reach
+
+
+def reruns(n_steps: int, c: int) -> int:
+    """The steps that policy c runs again, the fewest that c states allow.
+
+    Griewank & Walther's count r*l - binom(c + r, c + 1), r being the smallest with binom(c + r, c) >= l, is that of every
+    step run, for l = n_steps + 1 (the outer objective is the last); the first run makes n_steps of them.
+    """
+    r, reach = _repeats(n_steps + 1, c)
+    return r * (n_steps + 1) - reach * r // (c + 1) - n_steps
 
 
 def _split(length: int, c: int) -> int:
-    """How far to go before the next state is stored: the first choice with the fewest steps in all."""
-    low, high = 1, length - 1
-    # reruns is convex in the split, so that a bisection on its slope finds the minimum.
+    """How far to go before the next state is stored: the first choice with the fewest steps in all.
 
-    def cost(m: int) -> int:
-        return m + reruns(length - m, c - 1) + reruns(m, c)
-
-    while low < high:
-        middle = (low + high) // 2
-        if cost(middle) <= cost(middle + 1):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    With r as in `reruns`, each part must stay within the lengths for which r repeats (r - 1 for the part that is visited
+    later, which the way there runs once more) are the fewest: at least binom(c + r - 2, c) here, at most
+    binom(c + r - 1, c - 1) behind.
+    """
+    r, _ = _repeats(length, c)
+    return max(1, comb(c + r - 2, c), length - comb(c + r - 1, c - 1))

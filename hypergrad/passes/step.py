@@ -43,7 +43,9 @@ class Dynamics:
         """
         w, v = state
         if self.optimizer.linear_in_gradient:
-            beta = self._update_transposed(state, w, fields, t, bars, only_gradient=True)["g"]
+            # w stands in for g: dU/dg depends on neither. Without fields, nothing else depends on g.
+            update_bars = self._update_transposed(state, w, fields, t, bars, only_gradient=bool(fields))
+            beta = update_bars["g"]
         else:
             _, _, g = tensor_value_and_grad(lambda w: self.inner_loss(w, hparams, self.batches[t]), w, where="inner_loss")
             update_bars = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, bars)
@@ -52,7 +54,7 @@ class Dynamics:
             moving = tree_map(lambda x, b: Tensor(x.value, Tensor(b.value[None])), w, beta)
             _, _, (g, hparams_g) = tensor_value_and_grad(
                 lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
-        if self.optimizer.linear_in_gradient:
+        if self.optimizer.linear_in_gradient and fields:
             update_bars = self._update_transposed(state, tree_map(Tensor.primal, g), fields, t, bars)
         w_bar = tree_map(lambda b, h: b if h.dot is None else b + Tensor(h.dot.value[0]), update_bars["w"], g)
         hparams_bar = tree_map(lambda h: zeros_like(h) if h.dot is None else Tensor(h.dot.value[0]), hparams_g)

@@ -9,7 +9,7 @@ from ..backends import Array, Backend
 from ..bilevel import Batches, Stats
 from ..errors import DifferentiationError
 from ..optimizers import Optimizer
-from ..tape import Node, Tensor, levels_of, live_dot, paused, record, zeros_like
+from ..tape import Node, Tensor, levels_of, live_dot, paused, record, to_tensors, zeros_like
 from ..transforms import tree_tensors
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
 from . import schedule
@@ -118,8 +118,11 @@ def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hpa
     """
     policy = schedule.parse(checkpoints, len(batches))
     stats = Stats("unroll") if stats is None else stats
+    w_0 = tree_tensors(w_0, "unroll")
     fields = {k: f for k, f in optimizer.hyperparameters().items() if not isinstance(f, (bool, int, float))}
-    arguments = {"w": tree_tensors(w_0, "unroll"), "hparams": tree_tensors(hparams, "unroll"), "fields": tree_tensors(fields, "unroll")}
+    like = next(iter(tree_leaves(w_0)), None)  # numbers inside a field's pytree follow the weights' dtype
+    fields = tree_map(lambda x: to_tensors("unroll", [x] if like is None else [x, like])[0], fields)
+    arguments = {"w": w_0, "hparams": tree_tensors(hparams, "unroll"), "fields": fields}
     op = _Unroll(Dynamics(inner_loss, batches, optimizer), arguments, policy, stats)
     inputs = tree_leaves(arguments)
     levels = levels_of(inputs)

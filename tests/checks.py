@@ -1,0 +1,362 @@
+"""What every op is held to, as functions that raise AssertionError; test_checks.py plants faults for each of them.
+
+A case gives an op as a function of Tensors, an independent NumPy reference and sampled arguments. `derivatives` computes
+everything the engine can say about it up to second order, and the checks compare:
+
+* float64 with the reference and with finite differences of it (first order) or of the gradient (second order);
+* the ways to one derivative with each other: vjp with jvp, forward-over-reverse with reverse-over-reverse and
+  reverse-over-forward, several directions in one run with one at a time;
+* float32 with float64, by the largest element error against that of a same-precision baseline;
+* memory layouts with contiguous arguments, two runs with each other, arguments with their copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import hypergrad as hg
+from hypergrad.backends.host import HostBackend
+
+Array = Any
+EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
+
+# Two ways to one number in float64 differ by rounding alone: a few hundred operations of 1.1e-16 each, amplified by
+# the cases' conditioning (at most about 50). A wrong formula is off by far more than 1e-11 of the largest element.
+SAME = 1e-11
+# The five-point rule with step 1e-3 has a truncation error of h^4 f^(5) / 30 = 3e-14 f^(5), f^(5) staying below 1e4 at the
+# cases' distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13, amplified as above.
+DIFFERENCED = 1e-9
+STEP = 1e-3  # for polynomials up to degree 4 the rule is exact, and the step is 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one sample.
+
+    Attributes:
+        name: id of the test, "op[detail]".
+        f: Tensors -> Tensor; attributes are bound in it.
+        reference: NumPy arrays -> NumPy array, in the arrays' dtype, written without hypergrad.
+        shapes: shapes of the arguments.
+        low, high: range of the sampled elements.
+        exact: the op is linear or bilinear, so that differences with step 1 are exact.
+        margin: arrays -> distance of the sample from the nearest kink, in elements' units; None where there is none.
+        seed: of the sample.
+        make: arrays in place of uniform samples (called with a generator).
+    """
+
+    name: str
+    f: Callable[..., hg.Tensor]
+    reference: Callable[..., Array]
+    shapes: tuple[tuple[int, ...], ...]
+    low: float = -1.5
+    high: float = 1.5
+    exact: bool = False
+    margin: Callable[..., float] | None = None
+    seed: int = 0
+    make: Callable[[np.random.Generator], Sequence[Array]] | None = None
+
+    def arguments(self, dtype: Any) -> list[Array]:
+        """The sample, away from kinks; both dtypes get the same numbers (those of float32)."""
+        for attempt in range(50):
+            rng = np.random.default_rng((self.seed, attempt))
+            raw = self.make(rng) if self.make else [rng.uniform(self.low, self.high, s) for s in self.shapes]
+            args = [np.asarray(a, np.float32).astype(dtype) for a in raw]
+            if self.margin is None or self.margin(*args) > 4 * STEP:
+                return args
+        raise AssertionError(f"{self.name}: no sample keeps {4 * STEP} away from the kinks")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def largest(a: Array) -> float:
+    """Largest magnitude; NaN if there is one, 0 of nothing."""
+    return float(np.max(np.abs(a))) if np.size(a) else 0.0
+
+
+def assert_same(got: Array, want: Array, what: str, tolerance: float = SAME, scale: float | None = None) -> None:
+    """Equal shapes, and every element within tolerance * (largest element of `want`, or `scale`)."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
+    size = largest(want) if scale is None else scale
+    bound = tolerance * max(size, 1e-3)
+    error = largest(got.astype(np.float64) - want)
+    assert error <= bound, f"{what}: largest element error {error:.3g}, allowed {bound:.3g}"
+
+
+def five_point(f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float) -> Array:
+    """Directional derivative of f; exact for polynomials up to degree 4."""
+
+    def at(s: float) -> Array:
+        return f([a if d is None else a + s * d for a, d in zip(args, dots, strict=True)])
+
+    return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything drawn besides the arguments: 3 directions per argument, a cotangent, and the weights of a scalar loss.
+
+    The loss sum(c y) + sum(e y^2) / 2 gives every output its own cotangent, and that cotangent a tangent.
+    """
+
+    dots: list[Array]
+    y_bar: Array
+    c: Array
+    e: Array
+
+    @staticmethod
+    def draw(args: Sequence[Array], y_shape: tuple[int, ...], dtype: Any) -> Weights:
+        rng = np.random.default_rng(7)
+
+        def uniform(shape: tuple[int, ...]) -> Array:
+            return rng.uniform(-1, 1, shape).astype(np.float32).astype(dtype)
+
+        return Weights([uniform((3, *a.shape)) for a in args], uniform(y_shape), uniform(y_shape), uniform(y_shape))
+
+    def loss(self, f: Callable[..., hg.Tensor]) -> Callable[..., hg.Tensor]:
+        """The scalar loss on Tensors."""
+
+        def scalar(*args: Any) -> hg.Tensor:
+            y = f(*args)
+            return hg.sum(y * self.c) + 0.5 * hg.sum(y * y * self.e)
+
+        return scalar
+
+    def reference_loss(self, f: Callable[..., Array]) -> Callable[..., Array]:
+        """The same on arrays."""
+
+        def scalar(*args: Array) -> Array:
+            y = f(*args)
+            return np.sum(self.c * y) + 0.5 * np.sum(self.e * y * y)
+
+        return scalar
+
+
+def inner(xs: Sequence[Any], ys: Sequence[Any]) -> Any:
+    """<x, y> over several Tensors."""
+    total: Any = 0.0
+    for x, y in zip(xs, ys, strict=True):
+        total = hg.sum(x * y) + total
+    return total
+
+
+def derivatives(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -> dict[str, list[Array]]:
+    """Everything up to second order, by every route. Keys with one meaning share the part before the bar."""
+    args = tuple(args)
+    numbers = tuple(range(len(args)))
+    one = [d[0] for d in w.dots]
+    loss = w.loss(f)
+    out: dict[str, list[Array]] = {}
+
+    y, pullback = hg.vjp(f, *args)
+    out["value|vjp"] = [y]
+    out["bars|vjp"] = list(pullback(w.y_bar))
+    y, y_dots = hg.jvp(f, args, tuple(w.dots))
+    out["value|jvp"], out["dots|P=3"] = [y], [y_dots]
+    out["dots|P=1"] = [np.stack([hg.jvp(f, args, tuple(d[i] for d in w.dots))[1] for i in range(3)])]
+
+    value, grads = hg.value_and_grad(loss, argnums=numbers)(*args)
+    out["loss|grad"], out["grad|grad"] = [value], list(grads)
+    value, grads, products = hg.hvp(loss, args, tuple(w.dots))
+    out["loss|hvp"], out["grad|hvp"], out["hvps|P=3"] = [value], list(grads), list(products)
+    out["hvp|P=1"] = list(hg.hvp(loss, args, tuple(one))[2])
+    out["hvp|forward over reverse"] = list(hg.jvp(hg.grad(loss, argnums=numbers), args, tuple(one))[1])
+    out["hvp|reverse over reverse"] = list(
+        hg.grad(lambda *a: inner(hg.grad(loss, argnums=numbers)(*a), one), argnums=numbers)(*args))
+    out["hvp|reverse over forward"] = list(hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args))
+    return out
+
+
+def check_routes(found: dict[str, list[Array]], name: str, tolerance: float) -> None:
+    """All routes to one derivative agree."""
+    first: dict[str, str] = {}
+    for key, arrays in found.items():
+        meaning = key.partition("|")[0]
+        other = found[first.setdefault(meaning, key)]
+        for i, (a, b) in enumerate(zip(arrays, other, strict=True)):
+            assert_same(a, b, f"{name}: {key} against {first[meaning]}, argument {i}", tolerance)
+    for i, (many, single) in enumerate(zip(found["hvps|P=3"], found["hvp|P=1"], strict=True)):
+        assert_same(many[0], single, f"{name}: first of three Hessian products, argument {i}", tolerance)
+
+
+def check_float64(case: Case) -> None:
+    """Values against the reference, derivatives against each other and against finite differences."""
+    args = case.arguments(np.float64)
+    wanted = case.reference(*args)
+    w = Weights.draw(args, np.shape(wanted), np.float64)
+    found = derivatives(case.f, args, w)
+    step, near = (1.0, SAME) if case.exact else (STEP, DIFFERENCED)
+    assert_same(found["value|vjp"][0], wanted, f"{case}: value against NumPy")
+    check_routes(found, case.name, SAME)
+
+    for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
+        y_dot = found["dots|P=3"][0][i]
+        assert_same(y_dot, five_point(lambda a: case.reference(*a), args, direction, step),
+                    f"{case}: jvp, direction {i}, against differences", near)
+        terms = [w.y_bar * y_dot, *(-b * d for b, d in zip(found["bars|vjp"], direction, strict=True))]
+        assert_same(sum(np.sum(t) for t in terms), 0.0, f"{case}: <y_bar, J x_dot> - <J^T y_bar, x_dot>, direction {i}",
+                    scale=sum(float(np.sum(np.abs(t))) for t in terms))
+    reference_loss = w.reference_loss(case.reference)
+    one = [d[0] for d in w.dots]
+    slope = sum(float(np.sum(g * d)) for g, d in zip(found["grad|grad"], one, strict=True))
+    assert_same(slope, five_point(lambda a: reference_loss(*a), args, one, step), f"{case}: gradient of the loss along a direction", near,
+                scale=sum(float(np.sum(np.abs(g * d))) for g, d in zip(found["grad|grad"], one, strict=True)))
+    check_second_order(case, args, w, found, step, near)
+
+
+def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float) -> None:
+    """Hessian products, whole and block by block, against differences of the gradient; and one of third order."""
+    loss, numbers = w.loss(case.f), tuple(range(len(args)))
+    gradient = hg.grad(loss, argnums=numbers)
+    for j in numbers:
+        chosen = [w.dots[i][0] if i == j else None for i in numbers]
+        _, _, products = hg.hvp(loss, tuple(args), tuple(chosen))
+        for i, product in enumerate(products):
+            assert_same(product, five_point(lambda a, i=i: gradient(*a)[i], args, chosen, step),
+                        f"{case}: Hessian block ({i}, {j}) against differences of the gradient", near,
+                        scale=max(largest(product), largest(found["hvp|P=1"][i])))
+    one, two = ([d[k] for d in w.dots] for k in (0, 1))
+
+    def curvature(*a: Any) -> Any:
+        return inner(hg.grad(loss, argnums=numbers)(*a), one)
+
+    third = hg.hvp(curvature, tuple(args), tuple(two))[2]
+    by_difference = five_point(lambda a: _joined(hg.hvp(loss, tuple(a), tuple(one))[2]), args, two, step)
+    # d/dt of H(x + t v2) v1 is T[v1, v2], which forward over reverse over reverse gives as H(curvature) v2.
+    assert_same(_joined(third), by_difference, f"{case}: third derivative against differences of the Hessian product", near)
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate([np.ravel(a) for a in arrays])
+
+
+# A computation in float32 rounds its inputs, its intermediate values and its result. The baseline rounds the inputs and
+# weights alone, once, in float64: the error that no float32 computation can be asked to beat. Intermediate roundings are
+# as many again or more, so the result may be twice that off, and a few units in the last place of the largest element
+# for the roundings that do not pass through inputs (of a sum of squares, a product of three).
+BASELINE_FACTOR = 2.0
+LAST_PLACES = 6.0
+
+
+def check_float32(case: Case) -> None:
+    """Every derivative in float32 within twice the same-precision baseline of its float64 value, by the worst element."""
+    args = case.arguments(np.float64)
+    w = Weights.draw(args, np.shape(case.reference(*args)), np.float64)
+    want = derivatives(case.f, args, w)
+    got = derivatives(case.f, [a.astype(np.float32) for a in args], _cast(w, np.float32))
+    baseline = {key: 0.0 for key in want}
+    eps = EPS[np.dtype(np.float32)]
+    for trial in range(3):
+        rng = np.random.default_rng(trial)
+
+        def rounded(a: Array, rng: np.random.Generator = rng) -> Array:
+            return a * (1 + eps * rng.choice([-1.0, 1.0], np.shape(a)))
+
+        moved = derivatives(case.f, [rounded(a) for a in args],
+                            Weights([rounded(d) for d in w.dots], rounded(w.y_bar), rounded(w.c), rounded(w.e)))
+        for key in want:
+            baseline[key] = max([baseline[key], *(largest(m - a) for m, a in zip(moved[key], want[key], strict=True))])
+    for key in want:
+        size = max(largest(a) for a in want[key])
+        bound = BASELINE_FACTOR * baseline[key] + LAST_PLACES * eps * size
+        for i, (g, a) in enumerate(zip(got[key], want[key], strict=True)):
+            assert g.dtype == np.float32, f"{case}: {key} has dtype {g.dtype}"
+            assert g.shape == a.shape, f"{case}: {key} has shape {g.shape}, expected {a.shape}"
+            error = largest(g.astype(np.float64) - a)
+            assert error <= bound, f"{case}: {key}, argument {i}, float32: largest element error {error:.3g}, allowed {bound:.3g}"
+
+
+def _cast(w: Weights, dtype: Any) -> Weights:
+    return Weights([d.astype(dtype) for d in w.dots], w.y_bar.astype(dtype), w.c.astype(dtype), w.e.astype(dtype))
+
+
+# --- layouts, repeats, unwritten elements ----------------------------------------------------------------------------
+
+LAYOUTS = ("transposed", "offset", "negative", "strided")
+
+
+def laid_out(a: Array, layout: str) -> Array:
+    """An array equal to `a` that lies differently in memory."""
+    if layout == "transposed":
+        return np.ascontiguousarray(a.T).T
+    if layout == "offset":
+        buffer = np.full(a.size + 3, np.nan, a.dtype)
+        buffer[3:] = a.ravel()
+        return buffer[3:].reshape(a.shape)
+    if layout == "negative":
+        back = (slice(None, None, -1),) * a.ndim
+        return np.ascontiguousarray(a[back])[back]
+    wide = np.full(tuple(2 * n for n in a.shape), np.nan, a.dtype)
+    view = wide[(slice(None, None, 2),) * a.ndim]
+    view[...] = a
+    return view
+
+
+def check_layouts(case: Case, dtype: Any) -> None:
+    """Views give what contiguous arguments give, twice the same bits, and are not written to."""
+    args = case.arguments(dtype)
+    w = Weights.draw(args, np.shape(case.reference(*args)), dtype)
+    plain = essentials(case.f, args, w)
+    for layout in LAYOUTS:
+        views = [laid_out(a, layout) for a in args]
+        for v in views:
+            v.flags.writeable = False
+        once, again = (essentials(case.f, views, w) for _ in range(2))
+        for key in plain:
+            for a, b, c in zip(plain[key], once[key], again[key], strict=True):
+                # Sums run in the order of memory: rounding may differ, by a few hundred operations' worth.
+                assert_same(b, a, f"{case}: {key} of {layout} arguments", 100 * EPS[np.dtype(dtype)])
+                assert b.tobytes() == c.tobytes(), f"{case}: {key} of {layout} arguments differs between two runs"
+        for v, a in zip(views, args, strict=True):
+            assert np.array_equal(v, a), f"{case}: an argument was written to"
+
+
+def essentials(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -> dict[str, list[Array]]:
+    """Value, vjp, jvp, gradient and Hessian products: one route each."""
+    y, pullback = hg.vjp(f, *args)
+    _, y_dots = hg.jvp(f, tuple(args), tuple(w.dots))
+    _, grads, products = hg.hvp(w.loss(f), tuple(args), tuple(w.dots))
+    return {"value": [y], "vjp": list(pullback(w.y_bar)), "jvp": [y_dots], "grad": list(grads), "hvp": list(products)}
+
+
+@contextmanager
+def guarded_outputs() -> Iterator[None]:
+    """Context in which `empty` gives arrays filled with NaN (255 for integers) between canaries that are checked at the end."""
+    ring, handed = 8, []
+    original = HostBackend.empty
+
+    def empty(self: HostBackend, shape: Sequence[int], dtype: Any) -> Array:
+        kind = np.dtype(dtype)
+        filling = np.nan if kind.kind == "f" else 255
+        canary = kind.type(12345.0) if kind.kind == "f" else kind.type(77)
+        buffer = np.full(int(np.prod(shape)) + 2 * ring, filling, kind)
+        buffer[:ring] = buffer[len(buffer) - ring:] = canary
+        handed.append((buffer, canary))
+        return buffer[ring:len(buffer) - ring].reshape(tuple(shape))
+
+    HostBackend.empty = empty  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        HostBackend.empty = original  # type: ignore[method-assign]
+    assert handed, "guarded_outputs: no array was asked for"
+    for buffer, canary in handed:
+        assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring:] == canary), "written outside an output"
+
+
+def check_outputs_written(case: Case, dtype: Any) -> None:
+    """Every element of every kernel's output is written, and nothing beside them."""
+    args = case.arguments(dtype)
+    w = Weights.draw(args, np.shape(case.reference(*args)), dtype)
+    with guarded_outputs():
+        found = essentials(case.f, args, w)
+    for key, arrays in found.items():
+        for a in arrays:
+            assert np.all(np.isfinite(a)), f"{case}: {key} has an element that was not written"
