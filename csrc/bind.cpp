@@ -69,8 +69,7 @@ hg::View view_of(const std::string& kernel, const hg::Argument& argument, py::ha
 
 void run(const std::string& name, const py::sequence& arrays, const py::dict& attributes, std::uintptr_t stream) {
   const auto found = hg::kernels().find(name);
-  if (found == hg::kernels().end())
-    throw hg::BadArgument("run: kernel is '" + name + "', expected one of kernels()");
+  if (found == hg::kernels().end()) throw hg::BadArgument("run: kernel is '" + name + "', expected one of kernels()");
   const hg::Kernel& kernel = found->second;
   if (stream != 0) throw hg::BadArgument(name + ": stream is not 0, expected 0 because this is the host backend");
   const std::size_t n = kernel.arguments.size();
@@ -94,7 +93,8 @@ void run(const std::string& name, const py::sequence& arrays, const py::dict& at
     const py::str key(attribute.name);
     if (!attributes.contains(key)) throw hg::BadArgument(name + ": attribute " + attribute.name + " is missing");
     const py::object value = attributes[key];
-    double number = attribute.integer ? static_cast<double>(PyLong_AsLongLong(value.ptr())) : PyFloat_AsDouble(value.ptr());
+    double number =
+        attribute.integer ? static_cast<double>(PyLong_AsLongLong(value.ptr())) : PyFloat_AsDouble(value.ptr());
     if (PyErr_Occurred() != nullptr) {
       PyErr_Clear();
       throw hg::BadArgument(name + ": attribute " + attribute.name + " is " + std::string(py::repr(value)) +
@@ -119,7 +119,8 @@ py::dict kernels() {
   py::dict table;
   for (const auto& entry : hg::kernels()) {
     py::list inputs, outputs, attributes;
-    for (const hg::Argument& argument : entry.second.arguments) (argument.output ? outputs : inputs).append(argument.name);
+    for (const hg::Argument& argument : entry.second.arguments)
+      (argument.output ? outputs : inputs).append(argument.name);
     for (const hg::Attribute& attribute : entry.second.attributes) attributes.append(attribute.name);
     table[py::str(entry.first)] = py::make_tuple(py::tuple(inputs), py::tuple(outputs), py::tuple(attributes));
   }
@@ -176,7 +177,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("build_info", &build_info, "Compiler, instruction sets and why CUDA is or is not there.");
   m.def("threads", &hg::thread_count, "Threads that kernels use.");
   m.def("set_threads", &hg::set_thread_count, py::arg("n"), "Sets the number of threads; results keep their bits.");
-  m.def("set_simd", &hg::choose_level, py::arg("level"), "Chooses an instruction set of build_info()['simd_supported'].");
+  m.def("set_simd", &hg::choose_level, py::arg("level"),
+        "Chooses an instruction set of build_info()['simd_supported'].");
   m.def(
       "set_error_types",
       [](const py::object& shape, const py::object& dtype, const py::object& argument) {

@@ -17,18 +17,25 @@ std::string format_message(const Call& call, const char* format, std::va_list va
 
 std::size_t item_bytes(DType dtype) {
   switch (dtype) {
-    case DType::f32: return 4;
-    case DType::u8: return 1;
-    default: return 8;
+    case DType::f32:
+      return 4;
+    case DType::u8:
+      return 1;
+    default:
+      return 8;
   }
 }
 
 const char* dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::f32: return "float32";
-    case DType::f64: return "float64";
-    case DType::u8: return "uint8";
-    default: return "int64";
+    case DType::f32:
+      return "float32";
+    case DType::f64:
+      return "float64";
+    case DType::u8:
+      return "uint8";
+    default:
+      return "int64";
   }
 }
 

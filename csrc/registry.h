@@ -29,4 +29,5 @@ struct Register {
 #ifndef HG_LEVEL
 #define HG_LEVEL ::hg::kBaseline
 #endif
-#define HG_KERNEL(name, function) static const ::hg::Register hg_register_##name{&::hg::signatures::name, HG_LEVEL, function}
+#define HG_KERNEL(name, function) \
+  static const ::hg::Register hg_register_##name { &::hg::signatures::name, HG_LEVEL, function }

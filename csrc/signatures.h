@@ -22,12 +22,11 @@ constexpr Signature conv_bn_relu_pool_vjp{
     "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
     " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
     ""};
-constexpr Signature conv_bn_relu_pool_jvp{
-    "conv_bn_relu_pool_jvp",
-    "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
-    " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K"
-    " -> y_dot=PE|NhwK z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K",
-    ""};
+constexpr Signature conv_bn_relu_pool_jvp{"conv_bn_relu_pool_jvp",
+                                          "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
+                                          " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K"
+                                          " -> y_dot=PE|NhwK z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K",
+                                          ""};
 constexpr Signature conv_bn_relu_pool_vjp_jvp{
     "conv_bn_relu_pool_vjp_jvp",
     "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
@@ -37,11 +36,10 @@ constexpr Signature conv_bn_relu_pool_vjp_jvp{
 
 // The fused block on data: x has neither tangent nor cotangent, and its patch statistics stand for the dense sums.
 constexpr Signature patch_cov{"patch_cov", "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", ""};
-constexpr Signature conv_bn_relu_pool_first_value{
-    "conv_bn_relu_pool_first_value",
-    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K patch_mean=E|g patch_cov=E|gg"
-    " -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K",
-    "eps:float"};
+constexpr Signature conv_bn_relu_pool_first_value{"conv_bn_relu_pool_first_value",
+                                                  "x=E|NHWC w=E|33CK gamma=E|K beta=E|K patch_mean=E|g patch_cov=E|gg"
+                                                  " -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K",
+                                                  "eps:float"};
 constexpr Signature conv_bn_relu_pool_first_vjp{
     "conv_bn_relu_pool_first_vjp",
     "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg x=E|NHWC w=E|33CK gamma=E|K"

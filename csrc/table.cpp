@@ -106,9 +106,7 @@ Register::Register(const Signature* signature, Level level, Launcher launcher) {
 
 const Kernel& kernel_of(const Signature* signature) { return kernels().at(signature->name); }
 
-const char* level_name(Level level) {
-  return level == kAvx512 ? "avx512" : level == kAvx2 ? "avx2" : "baseline";
-}
+const char* level_name(Level level) { return level == kAvx512 ? "avx512" : level == kAvx2 ? "avx2" : "baseline"; }
 
 std::vector<Level> compiled_levels() {
   std::vector<Level> levels;

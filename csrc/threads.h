@@ -8,8 +8,8 @@
 
 namespace hg {
 
-// Calls task(context, i) for i in [0, n). Runs on the calling thread alone where the pool is busy or the call is nested.
-// The first exception of a task is thrown again here, after all threads have stopped.
+// Calls task(context, i) for i in [0, n). Runs on the calling thread alone where the pool is busy or the call is
+// nested. The first exception of a task is thrown again here, after all threads have stopped.
 void run_tasks(std::int64_t n, void (*task)(const void* context, std::int64_t index), const void* context);
 
 int thread_count();

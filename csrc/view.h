@@ -26,8 +26,8 @@ struct Call {
   const Signature* signature;
   const View* arrays;
   int n_arrays;
-  DType dtype;              // of every floating-point array of the call
-  std::int64_t dims[128];   // size of each axis letter of the signature
+  DType dtype;                        // of every floating-point array of the call
+  std::int64_t dims[128];             // size of each axis letter of the signature
   double attributes[kMaxAttributes];  // in the signature's order; integers are exact below 2**53
   void* stream;
 };

@@ -1,6 +1,9 @@
 """The command line: `hypergrad train`, `hypergrad evaluate RUN`, `hypergrad info`."""
 
 import contextlib
+import importlib.metadata
+import os
+import platform
 import resource
 import sys
 import time
@@ -12,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from .data import MetaDataset, open_dataset
-from .data.report import Reporter
+from . import __version__
+from .backends.host import HOST
+from .data import MetaDataset, cache_dir, open_dataset
+from .data.report import Reporter, Tick
 from .errors import ArgumentError, HypergradError
 from .fewshot.config import DATA, PRESETS, Config, make_config, quick
 from .fewshot.evaluation import CURVE_PNG, PAIRS_PNG, STEPS_PNG, evaluate_run, write_curve
@@ -23,6 +28,7 @@ from .fewshot.training import Record, finished, load_model, sampler, train
 
 EVALUATION = "evaluation.json"
 EVENTS = "tensorboard"
+PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
 FILES = {
     CONFIG: "the settings",
     METRICS: "losses and accuracies, one JSON object a line",
@@ -148,7 +154,7 @@ def evaluate_command(
             )
         dataset = _open(config, root)
         hparams, metadata = load_model(run, config, dataset)
-        result = evaluate_run(run, config, dataset, hparams, episodes, Reporter())
+        result = evaluate_run(run, config, dataset, hparams, episodes, _reporter())
         run.write_json(EVALUATION, {**result, "iteration": metadata["iteration"]})
         _show(run, config, result)
 
@@ -156,7 +162,42 @@ def evaluate_command(
 @app.command("info")
 def info_command() -> None:
     """Show versions, compiled extensions (and why one is missing), SIMD level, threads and GPU."""
-    _say("")
+    for name, value in _environment().items():
+        _say(f"{name:<16} {value}")
+
+
+def _environment() -> dict[str, str]:
+    """What decides how this installation computes; works without the compiled extension, too."""
+    build, kernels = HOST.build_info(), HOST.kernels()
+    missing = build.get("missing")
+    if missing is None:
+        host = f"{build['compiler']}, {len(kernels)} kernels"
+        simd = f"{build['simd']} in use; compiled {_listed(build['simd_compiled'])}; "
+        simd += f"this processor has {_listed(build['simd_supported'])}"
+        threads, cuda = str(build["threads"]), str(build["cuda"])
+    else:
+        host, cuda = f"missing: {missing}", "unknown without _host"
+        simd = threads = "none without _host"
+    found = {
+        "hypergrad": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "extension _host": host,
+        "extension _cuda": cuda,
+        "SIMD": simd,
+        "threads": f"{threads} ({os.cpu_count()} processors)",
+        "GPU": f"not used ({cuda})",
+        "data cache": str(cache_dir()),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)
 
 
 def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bool, begun: float) -> None:
@@ -175,7 +216,7 @@ def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bo
                 writer.write(record)
 
         state = train(run, config, data, report)
-    result = evaluate_run(run, config, data, state.best_hparams, config.test_episodes, Reporter())
+    result = evaluate_run(run, config, data, state.best_hparams, config.test_episodes, _reporter())
     result |= {
         "iterations": state.iteration,
         "best_iteration": state.best_iteration,
@@ -193,7 +234,7 @@ def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bo
 def _open(config: Config, root: str | None) -> MetaDataset:
     """The run's data set; episodes that it cannot give are refused here, before anything is written."""
     folder = root if root is not None else config.root
-    data = open_dataset(config.data, folder, reporter=Reporter(), image_size=config.image_size)
+    data = open_dataset(config.data, folder, reporter=_reporter(), image_size=config.image_size)
     for split in (data.train, data.validation, data.test):
         sampler(config, split)
     config.method().init(config.seed, data.image_shape, config.filters, config.blocks)
@@ -223,6 +264,19 @@ def _show(run: RunDirectory, config: Config, result: dict[str, Any]) -> None:
         _say(f"  {name:<24} {100 * result[f'{key}_accuracy']:6.2f} ± {100 * result[f'{key}_interval']:.2f} %")
     if share[1] > 0:
         _say(f"  its error is {share[0] / share[1]:.2f} times the baseline's")
+
+
+class _LineReporter(Reporter):
+    """Messages only, for output that is no terminal."""
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Tick]:
+        """No bar."""
+        yield lambda n: None
+
+
+def _reporter() -> Reporter:
+    return Reporter() if sys.stderr.isatty() else _LineReporter()
 
 
 @contextlib.contextmanager

@@ -195,6 +195,9 @@ def check_float64(case: Case) -> None:
     step, near = (1.0, SAME) if case.exact else (STEP, DIFFERENCED)
     assert_same(found["value|vjp"][0], wanted, f"{case}: value against NumPy")
     check_routes(found, case.name, SAME)
+    for key in ("bars|vjp", "grad|grad", "hvp|P=1"):
+        shapes = [np.shape(a) for a in found[key]]
+        assert shapes == [a.shape for a in args], f"{case}: {key} has shapes {shapes}, expected those of the arguments"
 
     for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
         y_dot = found["dots|P=3"][0][i]
@@ -239,10 +242,10 @@ def _joined(arrays: Sequence[Array]) -> Array:
 
 # A computation in float32 rounds its inputs, its intermediate values and its result. The baseline rounds the inputs and
 # weights alone, once, in float64: the error that no float32 computation can be asked to beat. Intermediate roundings are
-# as many again or more, so the result may be twice that off, and a few units in the last place of the largest element
-# for the roundings that do not pass through inputs (of a sum of squares, a product of three).
+# as many again, so the result may be twice that off, and 4 units in the last place of the largest element for the
+# roundings that do not pass through inputs. (With 2 instead of 4, three of 660 cases fail, by a factor of at most 1.3.)
 BASELINE_FACTOR = 2.0
-LAST_PLACES = 6.0
+LAST_PLACES = 4.0
 
 
 def check_float32(case: Case) -> None:
@@ -250,7 +253,10 @@ def check_float32(case: Case) -> None:
     args = case.arguments(np.float64)
     w = Weights.draw(args, np.shape(case.reference(*args)), np.float64)
     want = derivatives(case.f, args, w)
-    got = derivatives(case.f, [a.astype(np.float32) for a in args], _cast(w, np.float32))
+    single = [a.astype(np.float32) for a in args]
+    dtype = case.f(*map(hg.Tensor, single)).dtype
+    assert dtype == np.float32, f"{case}: value of float32 arguments has dtype {dtype}"
+    got = derivatives(case.f, single, _cast(w, np.float32))
     baseline = {key: 0.0 for key in want}
     eps = EPS[np.dtype(np.float32)]
     for trial in range(3):
@@ -285,16 +291,16 @@ LAYOUTS = ("transposed", "offset", "negative", "strided")
 def laid_out(a: Array, layout: str) -> Array:
     """An array equal to `a` that lies differently in memory."""
     if layout == "transposed":
-        return np.ascontiguousarray(a.T).T
+        return a.T.copy(order="C").T
     if layout == "offset":
         buffer = np.full(a.size + 3, np.nan, a.dtype)
         buffer[3:] = a.ravel()
         return buffer[3:].reshape(a.shape)
     if layout == "negative":
-        back = (slice(None, None, -1),) * a.ndim
-        return np.ascontiguousarray(a[back])[back]
+        back = (..., *(slice(None, None, -1),) * a.ndim)
+        return a[back].copy(order="C")[back]
     wide = np.full(tuple(2 * n for n in a.shape), np.nan, a.dtype)
-    view = wide[(slice(None, None, 2),) * a.ndim]
+    view = wide[(..., *(slice(None, None, 2),) * a.ndim)]
     view[...] = a
     return view
 

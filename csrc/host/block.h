@@ -50,8 +50,7 @@ HG_INLINE T* images_at(T* entry, int64_t first, int64_t rows, int64_t cols, int6
 // x of a task with a border of one pixel, minus shift[c] where given.
 template <class T>
 static Images<T> padded_input(const Block& b, const T* x, const BlockTask& t, int slot, const T* shift = nullptr) {
-  const Images<T> out =
-      dense(scratch_of<T>(slot, t.n * (b.H + 2) * (b.W + 2) * b.C), t.n, b.H + 2, b.W + 2, b.C);
+  const Images<T> out = dense(scratch_of<T>(slot, t.n * (b.H + 2) * (b.W + 2) * b.C), t.n, b.H + 2, b.W + 2, b.C);
   pad_images(dense(images_at(x, t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), b.C, int64_t(1), int64_t(1), out, shift);
   return out;
 }
@@ -235,9 +234,7 @@ HG_INLINE void form_image(const Block& b, const unsigned char* code, T* out, int
     const unsigned char* codes = code + y / 2 * b.w * b.K;
     for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
-      const auto pixel = [&](int64_t row, int64_t x) {
-        return affine(k, (row * b.W + x) * b.K + k, lanes, full);
-      };
+      const auto pixel = [&](int64_t row, int64_t x) { return affine(k, (row * b.W + x) * b.K + k, lanes, full); };
       T* to = out + y * pitch + k;
       int64_t x = 0;
       if (pair)

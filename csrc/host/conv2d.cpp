@@ -139,8 +139,13 @@ void dgrad(const Call& call) {
       for (int64_t pw = 0; pw < phases; ++pw) {
         const Phase v(ph, g.pad_h, g.stride, g.R, g.H), h(pw, g.pad_w, g.stride, g.S, g.W);
         if (v.count == 0 || h.count == 0) continue;
-        const Images<T> out{to + (v.first * g.W + h.first) * g.C, t.n, v.count, h.count, g.stride * g.C,
-                            g.stride * g.W * g.C, g.H * g.W * g.C};
+        const Images<T> out{to + (v.first * g.W + h.first) * g.C,
+                            t.n,
+                            v.count,
+                            h.count,
+                            g.stride * g.C,
+                            g.stride * g.W * g.C,
+                            g.H * g.W * g.C};
         const int64_t rows = v.taps == 0 || h.taps == 0 ? 0 : v.count + v.taps - 1, cols = h.count + h.taps - 1;
         const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.K + 1), t.n, rows, cols, g.K);
         pad_images(from, g.K, v.top, h.top, padded);

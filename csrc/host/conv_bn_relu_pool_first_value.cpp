@@ -8,9 +8,15 @@ namespace {
 
 // The two rows of z that pooled row p of image i needs, in a band of 2*w pixels of Kp.
 template <class T>
-HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64_t p, const Packed<T>& filter, T* band) {
-  const Images<T> rows{padded.data + i * padded.image + 2 * p * padded.pitch, 1, 4, padded.cols, padded.step,
-                       padded.pitch, padded.image};
+HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64_t p, const Packed<T>& filter,
+                       T* band) {
+  const Images<T> rows{padded.data + i * padded.image + 2 * p * padded.pitch,
+                       1,
+                       4,
+                       padded.cols,
+                       padded.step,
+                       padded.pitch,
+                       padded.image};
   conv_images(rows, filter, int64_t(1), dense(band, 1, 2, 2 * b.w, b.Kp), false);
 }
 

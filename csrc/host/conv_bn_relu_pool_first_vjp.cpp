@@ -35,7 +35,7 @@ static void scatter_image(const Block& b, const T* y_bar, const unsigned char* c
 // x is shifted by the mean of its pixels before the products: the exact shift by m follows, in double.
 template <class T>
 static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
-                const Batch<const T>& x, const Batch<const T>& patch_mean, int64_t directions, int slot) {
+                       const Batch<const T>& x, const Batch<const T>& patch_mean, int64_t directions, int slot) {
   const int64_t entries = directions * b.E, tasks = entries * b.chunks, size = b.taps() * b.Kp;
   double* const out = scratch_of<double>(slot, entries * (b.taps() + 1) * b.K + 1);
   const Gathered sums{out, out + entries * b.taps() * b.K, b.taps() * b.K, b.K};
@@ -94,7 +94,8 @@ void vjp(const Call& call) {
       const double scale = static_cast<double>(gamma.at(e)[k]) * s;
       gamma_bar.at(e)[k] = static_cast<T>(G);
       beta_bar.at(e)[k] = static_cast<T>(sums.beta(e)[k]);
-      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
+      for (int64_t j = k; j < b.taps() * b.K; j += b.K)
+        w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
     }
   });
 }
@@ -117,7 +118,7 @@ void vjp_jvp(const Call& call) {
     const int64_t p = pe / b.E, e = pe % b.E, size = b.taps() * b.K;
     double* const cov_w = scratch_of<double>(kSlotSums, 2 * size + 4 * b.K + 1);
     double *const cov_w_dot = cov_w + size, *const w_u = cov_w_dot + size, *const w_u_dot = w_u + b.K,
-                 *const w_dot_u = w_u_dot + b.K, *const product = w_dot_u + b.K;
+                  *const w_dot_u = w_u_dot + b.K, *const product = w_dot_u + b.K;
     const double* const U = sums.u(e);
     const double* const U_dot = y_bar_dot ? sums_dot.u(pe) : nullptr;
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
@@ -139,9 +140,9 @@ void vjp_jvp(const Call& call) {
       beta_bar_dot.at(p, e)[k] = static_cast<T>(U_dot != nullptr ? sums_dot.beta(pe)[k] : 0.0);
       for (int64_t j = k; j < size; j += b.K) {
         const double u_dot = U_dot != nullptr ? U_dot[j] : 0.0, cov_dot = w_dot ? cov_w_dot[j] : 0.0;
-        w_bar_dot.at(p, e)[j] = static_cast<T>(
-            scale_dot * (U[j] - G * s * cov_w[j]) +
-            scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
+        w_bar_dot.at(p, e)[j] =
+            static_cast<T>(scale_dot * (U[j] - G * s * cov_w[j]) +
+                           scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
       }
     }
   });

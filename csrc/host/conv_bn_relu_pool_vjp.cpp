@@ -57,7 +57,8 @@ void vjp(const Call& call) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 4 * b.Kp;
     const ZBar<T> constants{s, s + b.Kp, s + 2 * b.Kp, s + 3 * b.Kp};
-    const Images<T> bordered = dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
+    const Images<T> bordered =
+        dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
     const Images<T> z_bar = interior(bordered);
     clear_border(bordered);
     for (int64_t i = 0; i < t.n; ++i) {

@@ -60,7 +60,8 @@ struct Constants {
 template <class T>
 Constants<T> constants(const Block& b, const Arguments<T>& a) {
   const int64_t Kp = b.Kp, tasks = b.E * b.chunks;
-  const Constants<T> out{scratch_of<T>(kSlotScalars, b.E * 4 * Kp), scratch_of<T>(kSlotScalars2, b.P * b.E * 7 * Kp), Kp};
+  const Constants<T> out{scratch_of<T>(kSlotScalars, b.E * 4 * Kp), scratch_of<T>(kSlotScalars2, b.P * b.E * 7 * Kp),
+                         Kp};
   for (int64_t e = 0; e < b.E; ++e) pad_channels(b, a.mean.at(e), out.bar + e * 4 * Kp);
   for (int64_t pe = 0; pe < b.P * b.E; ++pe)
     pad_channels(b, a.z_dot_mean.at(pe / b.E, pe % b.E), out.dot + (pe * 7 + 1) * Kp);
@@ -142,8 +143,7 @@ void vjp_jvp(const Call& call) {
     clear_border(z_bar);
     clear_border(z_bar_dot);
     const auto each_image = [&](const auto& form) {
-      for (int64_t i = 0; i < t.n; ++i)
-        form(i, (t.first + i) * b.h * b.w * b.K, (t.first + i) * b.H * b.W * b.K);
+      for (int64_t i = 0; i < t.n; ++i) form(i, (t.first + i) * b.h * b.w * b.K, (t.first + i) * b.H * b.W * b.K);
     };
     if (a.x_dot || filters_dot)
       each_image([&](int64_t i, int64_t at, int64_t image) {

@@ -66,7 +66,8 @@ static int64_t packed_size(int64_t rows, int64_t run, int64_t outputs) {
   return rows * run * round_up(outputs, kLanes<T>);
 }
 
-// Element (r, s, c, k) is weights[r*r_step + s*s_step + c*c_step + k*k_step]; inputs beyond `inputs` up to `stored` are 0.
+// Element (r, s, c, k) is weights[r*r_step + s*s_step + c*c_step + k*k_step]; inputs beyond `inputs` up to `stored` are
+// 0.
 template <class T>
 static Packed<T> pack_filters(const T* weights, int64_t rows, int64_t cols, int64_t inputs, int64_t stored,
                               int64_t outputs, int64_t r_step, int64_t s_step, int64_t c_step, int64_t k_step, T* out) {

@@ -42,7 +42,8 @@ using Vec = typename VecOf<T>::type;
 template <class T>
 using Mask = typename VecOf<T>::mask;  // lanes 0 or -1
 
-// Rows of accumulators in a register tile of two vectors each; 12*2 fill the 32 registers of AVX-512, 6*2 the 16 of AVX2.
+// Rows of accumulators in a register tile of two vectors each; 12*2 fill the 32 registers of AVX-512, 6*2 the 16 of
+// AVX2.
 constexpr int kTile = HG_TILE;
 
 // `Full`: all lanes are there; otherwise n < kLanes of them, and the missing ones read as zero.
@@ -95,8 +96,7 @@ constexpr int64_t higher(int64_t a, int64_t b) { return a > b ? a : b; }
 // body(i) for i in [0, n), by all threads; see threads.h for what makes the result independent of their number.
 template <class Body>
 static void parallel_for(int64_t n, const Body& body) {
-  run_tasks(
-      n, [](const void* context, int64_t index) { (*static_cast<const Body*>(context))(index); }, &body);
+  run_tasks(n, [](const void* context, int64_t index) { (*static_cast<const Body*>(context))(index); }, &body);
 }
 
 template <class T>

@@ -22,8 +22,8 @@ struct ConvRow {
 template <class T>
 void conv_row(const ConvRow<T>& row, int64_t count);
 
-// acc[j, k] += sum_{i < images, p < rows, q < cols} x[i*x_image + p*x_pitch + q*x_step + j] * z[i*z_image + p*z_pitch + q*z_step + k]
-// for j in [0, run) and one block of `width` channels.
+// acc[j, k] += sum_{i < images, p < rows, q < cols} x[i*x_image + p*x_pitch + q*x_step + j] * z[i*z_image + p*z_pitch +
+// q*z_step + k] for j in [0, run) and one block of `width` channels.
 template <class T>
 struct WgradBlock {
   const T* x;

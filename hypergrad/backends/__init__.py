@@ -54,8 +54,8 @@ def as_array(x: Any) -> Array:
     """x as an array, without a copy where it already is one in host memory.
 
     Args:
-        x: a NumPy array (returned as it is), a number or nested sequence of numbers, or an object with `__dlpack__`,
-            `__array_interface__`, `__array__` or the buffer protocol.
+        x: a NumPy array (returned as it is), a number or nested sequence of numbers, or an object with
+            `__dlpack__`, `__array_interface__`, `__array__` or the buffer protocol.
     Returns: a NumPy array that shares x's memory where x has any.
     Raises: DeviceError if x is on a GPU; ArgumentError if x cannot be exported or is not made of numbers.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
@@ -70,8 +70,10 @@ def as_array(x: Any) -> Array:
         try:
             return np.from_dlpack(x)
         except (BufferError, RuntimeError, TypeError) as error:
-            raise ArgumentError(f"as_array: x is a {_type_name(x)} that cannot be exported ({error}), expected plain "
-                                "numbers in host memory; detach or convert it first") from error
+            raise ArgumentError(
+                f"as_array: x is a {_type_name(x)} that cannot be exported ({error}), expected plain "
+                "numbers in host memory; detach or convert it first"
+            ) from error
     if hasattr(x, "__cuda_array_interface__"):
         raise _no_backend("as_array", x)
     return _numbers(x)
@@ -81,10 +83,13 @@ def _numbers(x: Any) -> Array:
     try:
         a = np.asarray(x)
     except ValueError as error:  # ragged nesting
-        raise ArgumentError(f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal "
-                            "rows") from error
+        raise ArgumentError(
+            f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal rows"
+        ) from error
     if a.dtype.kind not in "biufc":
-        raise ArgumentError(f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers")
+        raise ArgumentError(
+            f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers"
+        )
     return a
 
 
@@ -95,8 +100,12 @@ def _type_name(x: Any) -> str:
 def _no_backend(where: str, x: Any) -> DeviceError:
     cuda = hasattr(x, "__cuda_array_interface__") or hasattr(x, "__dlpack__")
     if not cuda:
-        return DeviceError(f"{where}: argument is a {_type_name(x)}, expected a NumPy array; convert it with as_array")
+        return DeviceError(
+            f"{where}: argument is a {_type_name(x)}, expected a NumPy array; convert it first"
+        )
     info = HOST.build_info()
     why = info.get("cuda") or info.get("missing")
-    return DeviceError(f"{where}: argument is a {_type_name(x)} outside host memory, expected a NumPy array because there "
-                       f"is no CuPy and CUDA backend in this build ({why}); copy it to the host first")
+    return DeviceError(
+        f"{where}: argument is a {_type_name(x)} outside host memory, expected a NumPy array because this "
+        f"build has no backend for CuPy arrays ({why}); copy it to the host first"
+    )

@@ -1,7 +1,7 @@
 """NumPy arrays and the compiled host kernels.
 
-The package imports without its extension, so that a broken installation can still be asked what is wrong with it
-(`hypergrad info`); only calling a kernel then raises, with the reason.
+The package imports without its extension, so that a broken installation can still be asked what is wrong with
+it (`hypergrad info`); only calling a kernel then raises, with the reason.
 """
 
 from __future__ import annotations
@@ -35,14 +35,18 @@ class HostBackend:
 
         Args:
             name: a name of `kernels()`.
-            inputs, outputs: arrays in the kernel's order, allocated by the caller; None where an optional one is absent.
+            inputs, outputs: arrays in the kernel's order, allocated by the caller; None where an optional one
+                is absent.
             attrs: the kernel's attributes, all of them.
-        Raises: ExtensionError without the compiled extension; ShapeError, DTypeError or ArgumentError for a wrong call.
+        Raises: ExtensionError without the compiled extension; ShapeError, DTypeError or ArgumentError for a
+            wrong call.
         Cost: the kernel's; no array is copied.
         """
         if MISSING is not None:
-            raise ExtensionError(f"{name}: the compiled extension hypergrad._host is missing, expected it beside the "
-                                 f"package because kernels are compiled ({MISSING}); install with pip install .")
+            raise ExtensionError(
+                f"{name}: the compiled extension hypergrad._host is missing, expected it inside the package "
+                f"because kernels are compiled ({MISSING}); install with pip install ."
+            )
         _host.run(name, [_ABSENT if a is None else a for a in (*inputs, *outputs)], attrs)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:

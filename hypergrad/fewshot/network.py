@@ -12,12 +12,18 @@ from ..tape import Tensor
 
 
 def init_network(
-    seed: int, in_channels: int, filters: int, blocks: int = 4, dtype: DTypeLike = np.float32
+    seed: int,
+    in_channels: int,
+    filters: int,
+    blocks: int = 4,
+    dtype: DTypeLike = np.float32,
+    last_gamma: float = 1.0,
+    last_beta: float = 0.0,
 ) -> dict[str, NDArray[Any]]:
     """Parameters of `blocks` blocks of [3x3 convolution, batch normalization, ReLU, 2x2 max-pool].
 
-    Filters are drawn uniformly with variance 2 / (fan_in + fan_out); gamma is 1 and beta 0. The convolution
-    has no bias: batch normalization would remove it.
+    Filters are drawn uniformly with variance 2 / (fan_in + fan_out); gamma is 1 and beta 0, but for
+    the last block where they can be chosen. The convolution has no bias: batch normalization would remove it.
 
     Args:
         seed: of the random draw; the same seed gives the same bits on every machine.
@@ -25,6 +31,7 @@ def init_network(
         filters: channels of every block's output, >= 1.
         blocks: number of blocks, >= 1.
         dtype: float32 or float64.
+        last_gamma, last_beta: initial scale and shift of the last block's normalization, so of the features.
     Returns: {"block1.filters": (3, 3, C, K), "block1.gamma": (K,), "block1.beta": (K,), ...}.
     Raises: ArgumentError if a size is smaller than 1.
     Cost: one draw a parameter.
@@ -41,8 +48,8 @@ def init_network(
     for block in range(1, blocks + 1):
         limit = np.sqrt(6.0 / (9 * channels + 9 * filters))
         params[f"block{block}.filters"] = rng.uniform(-limit, limit, (3, 3, channels, filters)).astype(dtype)
-        params[f"block{block}.gamma"] = np.ones(filters, dtype)
-        params[f"block{block}.beta"] = np.zeros(filters, dtype)
+        params[f"block{block}.gamma"] = np.full(filters, last_gamma if block == blocks else 1.0, dtype)
+        params[f"block{block}.beta"] = np.full(filters, last_beta if block == blocks else 0.0, dtype)
         channels = filters
     return params
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import comb, isqrt
+from numbers import Integral
 from typing import Any
 
 from ..errors import ArgumentError
@@ -23,10 +24,10 @@ def parse(checkpoints: Any, n_steps: int) -> int | str:
 
     Raises: ArgumentError unless `checkpoints` is "all", "sqrt" or an integer >= 1.
     """
-    if checkpoints in ("all", "sqrt"):
-        return str(checkpoints) if n_steps > 1 else "all"
-    if isinstance(checkpoints, int) and not isinstance(checkpoints, bool) and checkpoints >= 1:
-        return "all" if checkpoints >= n_steps else checkpoints
+    if isinstance(checkpoints, str) and checkpoints in ("all", "sqrt"):
+        return checkpoints if n_steps > 1 else "all"
+    if isinstance(checkpoints, Integral) and not isinstance(checkpoints, bool) and checkpoints >= 1:
+        return "all" if checkpoints >= n_steps else int(checkpoints)
     raise ArgumentError(f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
                         "the first state is needed to run again; choose one of these")
 
@@ -57,7 +58,7 @@ def backward(n_steps: int, policy: int | str) -> Iterator[Action]:
     stride = 1 if policy == "all" else _stride(n_steps)
     for start in reversed(range(0, n_steps, stride)):
         stop = min(start + stride, n_steps)
-        if stop < n_steps:  # the last segment's states are still there from the first run
+        if stop < n_steps and stop - start > 1:  # the last segment's states are still there from the first run
             yield "load", start
             for t in range(start, stop - 1):
                 yield "step", t

@@ -110,12 +110,16 @@ def test_draws_are_even():
 
 
 def test_more_classes_asked_for_than_there_are():
-    with pytest.raises(DataError, match="n_way is 6, expected at most 5 because split 'test' has 5 classes; lower"):
+    with pytest.raises(
+        DataError, match="n_way is 6, expected at most 5 because split 'test' has 5 classes; lower"
+    ):
         EpisodeSampler(make([20] * 5, "test"), 6, 1)
 
 
 def test_more_images_asked_for_than_the_smallest_class_has():
-    words = r"k_shot \+ n_query is 5 \+ 15 = 20, expected at most 19 because class '1' .* has 19 images; lower"
+    words = (
+        r"k_shot \+ n_query is 5 \+ 15 = 20, expected at most 19 because class '1' .* has 19 images; lower"
+    )
     with pytest.raises(DataError, match=words):
         EpisodeSampler(make([20, 19, 20]), 2, 5)
     EpisodeSampler(make([20, 20, 20]), 2, 5)
@@ -151,7 +155,8 @@ def test_pixel_baseline_by_hand():
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
     split = ImageClasses.from_labels("test", images, np.repeat(np.arange(6), 10))
-    result = pixel_baseline(split, 3, 2, 4, n_episodes=25, seed=5)
+    ticks: list[int] = []
+    result = pixel_baseline(split, 3, 2, 4, n_episodes=25, seed=5, tick=ticks.append)
     sampler = EpisodeSampler(split, 3, 2, 4, seed=5, meta_batch=25, dtype=np.uint8)
     e = sampler.batch(0)
     accuracies = []
@@ -163,7 +168,7 @@ def test_pixel_baseline_by_hand():
         accuracies.append(right / 12)
     assert result.mean == pytest.approx(np.mean(accuracies), abs=1e-15)
     assert result.interval == pytest.approx(1.96 * np.std(accuracies) / 5, abs=1e-15)
-    assert result.n_episodes == 25
+    assert result.n_episodes == len(ticks) == 25
 
 
 def test_pixel_baseline_of_constant_classes_is_perfect():

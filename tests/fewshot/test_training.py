@@ -46,7 +46,7 @@ def lines_of(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_kill_9_then_resume_is_bit_identical(tmp_path, uninterrupted, seed):
     draw = random.Random(seed)
     path = tmp_path / "run"

@@ -1,0 +1,290 @@
+"""The checkers catch planted faults: every check fails on an op that is wrong in the way that it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cases.conv import block_margin, block_reference
+from checks import (
+    Array,
+    Case,
+    assert_same,
+    check_float32,
+    check_float64,
+    check_layouts,
+    check_outputs_written,
+    guarded_outputs,
+)
+
+import hypergrad as hg
+from hypergrad.backends import backend_of
+from hypergrad.backends.host import HostBackend
+from hypergrad.ops import block
+from hypergrad.rules import REGISTRY, Fused, Op, bilinear, elementwise
+from hypergrad.tape import Tensor
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """Takes temporary ops out of the registry again."""
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def exp_case(op: Callable[..., Tensor], shape: tuple[int, ...] = (3, 4)) -> Case:
+    return Case("planted", lambda x: op(x), np.exp, (shape,))
+
+
+def value(b: Any, x: Array) -> Array:
+    return np.exp(x)
+
+
+def test_a_right_op_passes_every_check() -> None:
+    case = exp_case(elementwise("planted", value, lambda out, x: out))
+    check_float64(case)
+    check_float32(case)
+    check_layouts(case, np.float32)
+
+
+def test_wrong_value_in_one_of_1025_elements() -> None:
+    def last_is_off(b: Any, x: Array) -> Array:
+        y = np.exp(x)
+        y[-1] *= 1 + 1e-10
+        return y
+
+    with pytest.raises(AssertionError, match="value against NumPy"):
+        check_float64(exp_case(elementwise("planted", last_is_off, lambda out, x: out), (1025,)))
+
+
+def test_not_a_number() -> None:
+    with pytest.raises(AssertionError, match="value against NumPy"):
+        check_float64(exp_case(elementwise("planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out)))
+
+
+def test_wrong_vjp() -> None:
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),), jvp=(lambda dot, out, x: dot * out,))
+    with pytest.raises(AssertionError, match="planted"):
+        check_float64(exp_case(op))
+
+
+def test_wrong_vjp_where_the_jvp_agrees_to_first_order_only() -> None:
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,), jvp=(lambda dot, out, x: dot * out,))
+    with pytest.raises(AssertionError, match="planted"):
+        check_float64(exp_case(op))
+
+
+def test_wrong_jvp() -> None:
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),))
+    with pytest.raises(AssertionError, match="planted"):
+        check_float64(exp_case(op))
+
+
+def test_wrong_derivative_on_which_vjp_and_jvp_agree() -> None:
+    with pytest.raises(AssertionError, match="jvp, direction 0, against differences"):
+        check_float64(exp_case(elementwise("planted", value, lambda out, x: out * (1 + 1e-7))))
+
+
+def test_jvp_that_ignores_all_directions_but_the_first() -> None:
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,),
+            jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,))
+    with pytest.raises(AssertionError, match="dots|P=1"):
+        check_float64(exp_case(op))
+
+
+def test_second_order_wrong_in_every_nesting_where_first_order_is_right() -> None:
+    op = elementwise("planted", value, lambda out, x: Tensor(out.value))  # a constant, to all routes alike
+    with pytest.raises(AssertionError, match="Hessian block .* differences of the gradient"):
+        check_float64(exp_case(op))
+
+
+@pytest.mark.parametrize("rules", ["vjp", "jvp"])
+def test_second_order_wrong_in_one_rule(rules: str) -> None:
+    constant = {name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out) for name in ("vjp", "jvp")}
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * constant["vjp"](out),), jvp=(lambda dot, out, x: dot * constant["jvp"](out),))
+    with pytest.raises(AssertionError, match="planted: hvp"):
+        check_float64(exp_case(op))
+
+
+@pytest.mark.parametrize(("lost", "route"), [(Tensor.detach, "reverse over reverse"), (Tensor.primal, "reverse over reverse")])
+def test_second_order_wrong_in_one_nesting_only(lost: Callable[[Tensor], Tensor], route: str) -> None:
+    # detach keeps the tangent and loses the tape; primal keeps the tape and loses the tangent.
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,))
+    with pytest.raises(AssertionError, match=f"planted: hvp.{route}"):
+        check_float64(exp_case(op))
+
+
+def test_third_order_wrong_where_second_order_is_right() -> None:
+    inner = elementwise("planted_inner", value, lambda out, x: Tensor(out.value))
+    op = elementwise("planted", value, lambda out, x: inner(x))
+    with pytest.raises(AssertionError, match="third derivative"):
+        check_float64(exp_case(op))
+
+
+def test_bilinear_op_with_transposes_swapped() -> None:
+    op = bilinear("planted", lambda b, x, y: x * y, (lambda bar, x, y: hg.multiply(bar, x), lambda bar, x, y: hg.multiply(bar, y)), core=(0, 0, 0))
+    with pytest.raises(AssertionError, match="planted"):
+        check_float64(Case("planted", lambda x, y: op(x, y), np.multiply, ((3,), (3,)), exact=True))
+
+
+def test_cotangent_of_a_broadcast_argument_not_summed() -> None:
+    op = Op("planted", lambda b, x, y: x + y, vjp=(lambda bar, out, x, y: bar, lambda bar, out, x, y: bar),
+            jvp=(lambda dot, out, x, y: dot, lambda dot, out, x, y: dot))
+    with pytest.raises(AssertionError, match="has shapes .* expected those of the arguments"):
+        check_float64(Case("planted", lambda x, y: op(x, y), np.add, ((3, 2), (1, 2)), exact=True))
+
+
+# --- float32, layouts, repeats -----------------------------------------------------------------------------
+
+
+def test_float32_with_one_imprecise_element_among_1025() -> None:
+    def imprecise(b: Any, x: Array) -> Array:
+        y = np.exp(x)
+        if x.dtype == np.float32:
+            y[np.argmax(y)] *= np.float32(1 + 2e-6)  # 17 units in the last place; averaged over the array, 0.02
+        return y
+
+    op = elementwise("planted", imprecise, lambda out, x: hg.exp(x))
+    check_float64(exp_case(op, (1025,)))
+    with pytest.raises(AssertionError, match="float32: largest element error"):
+        check_float32(exp_case(op, (1025,)))
+
+
+def test_float32_variance_that_cancels() -> None:
+    def moments(b: Any, x: Array) -> Array:
+        return np.asarray(np.mean(x * x) - np.mean(x) ** 2, x.dtype)
+
+    op = Op("planted", moments, vjp=(lambda bar, out, x: bar * (x - hg.mean(x)) * (2.0 / x.size),),
+            jvp=(lambda dot, out, x: hg.sum(dot * (x - hg.mean(x)), axis=1) * (2.0 / x.size),))
+    case = Case("planted", lambda x: op(x), np.var, ((257,),), low=30.0, high=31.0)
+    with pytest.raises(AssertionError, match="value.*float32: largest element error"):
+        check_float32(case)
+
+
+def test_result_in_another_dtype() -> None:
+    with pytest.raises(AssertionError, match="dtype float64"):
+        check_float32(exp_case(elementwise("planted", lambda b, x: np.exp(x.astype(np.float64)), lambda out, x: hg.exp(x))))
+
+
+def test_stride_taken_for_that_of_a_contiguous_array() -> None:
+    op = elementwise("planted", lambda b, x: np.exp(x.ravel(order="K").reshape(x.shape)), lambda out, x: hg.exp(x))
+    check_float64(exp_case(op))
+    with pytest.raises(AssertionError, match="value of transposed arguments"):
+        check_layouts(exp_case(op), np.float64)
+
+
+def test_offset_of_a_view_lost() -> None:
+    def from_start(b: Any, x: Array) -> Array:
+        base = x.base if x.base is not None and x.base.ndim == 1 else x
+        return np.exp(np.nan_to_num(np.ravel(base)[:x.size]).reshape(x.shape))
+
+    op = elementwise("planted", from_start, lambda out, x: hg.exp(x))
+    with pytest.raises(AssertionError, match="value of offset arguments"):
+        check_layouts(exp_case(op), np.float64)
+
+
+def test_runs_that_differ_in_the_last_bit() -> None:
+    calls = []
+
+    def unsteady(b: Any, x: Array) -> Array:
+        calls.append(1)
+        return np.nextafter(np.exp(x), np.inf) if len(calls) % 2 == 0 else np.exp(x)
+
+    op = elementwise("planted", unsteady, lambda out, x: hg.exp(x))
+    with pytest.raises(AssertionError, match="differs between two runs"):
+        check_layouts(exp_case(op), np.float64)
+
+
+def test_argument_written_to() -> None:
+    def careless(b: Any, x: Array) -> Array:
+        y = np.exp(x)
+        writeable = x.flags.writeable
+        x.flags.writeable = True  # as a kernel that has the pointer does
+        x[-1:] = np.nextafter(x[-1:], np.inf)
+        x.flags.writeable = writeable
+        return np.float64(np.round(y, 3))  # equal in both runs all the same
+
+    op = elementwise("planted", careless, lambda out, x: hg.exp(hg.Tensor(np.round(x.value, 3))))
+    case = Case("planted", lambda x: op(x), np.exp, ((5,),))
+    with pytest.raises(AssertionError, match="written to"):
+        check_layouts(case, np.float64)
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------
+
+
+def block_case(f: Callable[..., Tensor], e: int = 1) -> Case:
+    """A block small enough for differences; the op under test takes arguments with the episode axis."""
+    return Case("planted", f, lambda *a: block_reference(*a, 0.1), ((e, 2, 3, 2, 5), (e, 3, 3, 5, 2), (e, 2), (e, 2)),
+                margin=lambda *a: block_margin(*a, 0.1))
+
+
+RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
+
+
+def planted_block(rung: str | None) -> Fused:
+    """The fused block with one element of one rung's result off by 1e-7 of the largest."""
+
+    def off(f: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(*args: Any) -> Any:
+            result = f(*args)
+            arrays = result[0] if isinstance(result, tuple) else result
+            target = next(a for a in arrays if a is not None) if isinstance(arrays, list) else arrays
+            target.flat[target.size - 1] += 1e-7 * np.abs(target).max()
+            return result
+        return wrong
+
+    rungs = {name: getattr(block, f"_{name}") for name in RUNGS}
+    if rung is not None:
+        rungs[rung] = off(rungs[rung])
+    return Fused("planted", 4, block._reference, **rungs)
+
+
+def test_the_unchanged_block_passes() -> None:
+    op = planted_block(None)
+    check_float64(block_case(lambda *a: op(*a, eps=0.1)))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_fused_rung_with_one_wrong_element(rung: str) -> None:
+    op = planted_block(rung)
+    with pytest.raises(AssertionError, match="planted"):
+        check_float64(block_case(lambda *a: op(*a, eps=0.1)))
+
+
+@pytest.mark.parametrize("kernel", ["conv_bn_relu_pool_value", "conv_bn_relu_pool_jvp", "conv_bn_relu_pool_vjp", "conv_bn_relu_pool_vjp_jvp"])
+def test_output_element_left_unwritten(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = HostBackend.run
+
+    def leaves_one(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
+        before = [a.flat[a.size - 1] if a.size else None for a in outputs]
+        original(self, name, inputs, outputs, **attrs)
+        if name == kernel:
+            outputs[0].flat[outputs[0].size - 1] = before[0]
+
+    case = block_case(lambda *a: hg.conv_bn_relu_pool(*a, eps=0.1))
+    check_outputs_written(case, np.float64)
+    monkeypatch.setattr(HostBackend, "run", leaves_one)
+    with pytest.raises(AssertionError, match="not written"):
+        check_outputs_written(case, np.float64)
+
+
+def test_element_written_beyond_an_output() -> None:
+    with pytest.raises(AssertionError, match="outside an output"), guarded_outputs():
+        out = backend_of().empty((2, 3), np.float32)
+        out[...] = 0
+        out.base[8 + 6] = 0.0  # one past the end, where a kernel that rounds sizes up would write
+
+
+def test_guard_that_guards_nothing() -> None:
+    with pytest.raises(AssertionError, match="no array was asked for"), guarded_outputs():
+        hg.exp(np.ones(3))
+
+
+def test_equality_wants_equal_shapes() -> None:
+    with pytest.raises(AssertionError, match="shape"):
+        assert_same(np.zeros(3), np.zeros((1, 3)), "broadcast")
