@@ -160,9 +160,13 @@ void check_arrays(Call& call) {
         call.dims[static_cast<int>(axis)] = view.shape[d];
     }
   }
-  call.dims['h'] = call.dims['H'] < 0 ? -1 : call.dims['H'] / 2;
-  call.dims['w'] = call.dims['W'] < 0 ? -1 : call.dims['W'] / 2;
-  call.dims['g'] = call.dims['C'] < 0 ? -1 : call.dims['C'] * 9;
+  const auto derived = [&](char axis, char from, std::int64_t times, std::int64_t divisor) {
+    const std::int64_t size = call.dims[static_cast<int>(from)];
+    call.dims[static_cast<int>(axis)] = size < 0 ? -1 : size * times / divisor;
+  };
+  derived('h', 'H', 1, 2);
+  derived('w', 'W', 1, 2);
+  derived('g', 'C', 9, 1);
   // Pass 2: every axis, the memory layout, and that no output shares memory with another array.
   for (std::size_t i = 0; i < n; ++i) {
     const Argument& argument = kernel.arguments[i];

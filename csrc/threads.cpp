@@ -160,6 +160,7 @@ void set_thread_count(int n) {
 }
 
 void* scratch(int slot, std::size_t bytes) {
+  bytes = bytes == 0 ? 1 : bytes;  // never null
   if (bytes > arena.bytes[slot]) {
     std::free(arena.block[slot]);
     arena.block[slot] = nullptr;

@@ -30,6 +30,11 @@ struct Call {
   std::int64_t dims[128];             // size of each axis letter of the signature
   double attributes[kMaxAttributes];  // in the signature's order; integers are exact below 2**53
   void* stream;
+  // Device kernels never allocate. Where `needed` is not null the launcher only writes there how many bytes of scratch
+  // this call takes; otherwise `scratch` holds that many. Host kernels keep scratch of their own and never look here.
+  void* scratch;
+  std::size_t scratch_bytes;
+  std::size_t* needed;
 };
 
 }  // namespace hg

@@ -158,6 +158,7 @@ class _State(threading.local):
         self.active = 0  # bit mask of recording tapes
         self.paused = 0  # tapes that an unroll has set aside: inside it nothing may depend on them
         self.tangent: int | None = None  # mask of tapes open when tangents were seeded; None: no tangents
+        self.carriers: list[Node] = []  # nodes whose outputs' tangents are on a tape themselves
 
 
 _state = _State()
@@ -206,6 +207,8 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
     if seeded is not None:
         with _recording(_state.active & seeded):
             node.outputs = list(zip(results, op.push(node, [t.primal() for t in inputs], [t.dot for t in inputs]), strict=True))
+        if any([d is not None and d.node is not None for _, d in node.outputs]):
+            _state.carriers.append(node)
     return node.results()
 
 
@@ -283,6 +286,9 @@ def tangents() -> Iterator[None]:
         yield
     finally:
         _state.tangent = None
+        for node in _state.carriers:  # a rule may have computed the tangent from the output: a reference cycle
+            node.outputs = [(value, None) for value, _ in node.outputs]
+        _state.carriers.clear()
 
 
 def is_idle() -> bool:
@@ -326,7 +332,7 @@ class Tape:
         self.leaves.append(node)
         return node.output()
 
-    def gradients(self, outputs: Sequence[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *,
+    def gradients(self, outputs: list[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *,
                   keep: bool = False) -> list[Tensor | None]:
         """Cotangents of the watched `leaves`, from those of `outputs`; None where there is no dependence.
 
@@ -334,7 +340,8 @@ class Tape:
             outputs: Tensors computed while the tape was open.
             out_bars: their cotangents, or None.
             leaves: what `watch` returned.
-            keep: False frees each node as soon as it is used, so that memory falls during the sweep.
+            keep: False frees each node as soon as it is used, so that memory falls during the sweep. To that end
+                `outputs` is emptied, and the caller holds on to none of them.
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}
@@ -347,8 +354,10 @@ class Tape:
             old = slots[t.index]
             slots[t.index] = bar if old is None else old + bar
 
-        for out, bar in zip(outputs, out_bars, strict=True):
-            add(out, bar)
+        for i, bar in enumerate(out_bars):
+            add(outputs[i], bar)
+        if not keep:
+            outputs.clear()
         nodes = list(self.nodes) if keep else self.nodes
         while nodes:
             node = nodes.pop()

@@ -21,7 +21,7 @@ from .bilevel import Batches, Bilevel, HyperGradient, Stats
 from .errors import DTypeError
 from .passes.forward import forward
 from .passes.reverse import objective, reverse
-from .tape import Tensor
+from .tape import Tensor, to_tensors
 from .transforms import grad, hvp, jvp, tree_tensors, tree_values, vjp
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -78,7 +78,7 @@ def _named(tree: PyTree, root: str) -> list[tuple[str, Any]]:
 
 def _float64(tree: PyTree, where: str, root: str) -> PyTree:
     """The tree as arrays, all of them float64."""
-    arrays = tree_values(tree_tensors(tree, where))
+    arrays = tree_map(lambda x: to_tensors(where, [x])[0].value, tree)
     for name, x in _named(arrays, root):
         if x.dtype != np.float64:
             raise DTypeError(
@@ -176,13 +176,19 @@ def _split(vector: Any, tree: PyTree, root: str) -> list[tuple[str, Any]]:
 
 
 def check_gradients(
-    f: Callable[..., Any], *args: PyTree, eps: float | None = None, rtol: float = 1e-6, seed: int = 0
+    f: Callable[..., Any],
+    *args: PyTree,
+    order: int = 2,
+    eps: float | None = None,
+    rtol: float = 1e-6,
+    seed: int = 0,
 ) -> GradientReport:
     """Check a function's vjp, jvp and Hessian products (all nestings) against finite differences, in float64.
 
     Args:
         f: takes pytrees of Tensors, returns a pytree of Tensors; smooth near `args`.
         args: where to check, pytrees of float64 arrays.
+        order: 2, or 1 to leave the Hessian products out.
         eps: the only step of the finite differences; None tries several (see the head of this file).
         rtol: error allowed, relative to the largest element of the derivative.
         seed: of the random directions.
@@ -230,6 +236,8 @@ def check_gradients(
                 scale=float(np.sqrt((terms * terms).sum())),
             ),
         )
+    if order == 1:
+        return GradientReport(first, {})
     d = _difference(grad(weighted), args, v, eps, rtol)
     nestings: dict[str, Callable[[], PyTree]] = {
         "forward over reverse": lambda: hvp(weighted, (args,), (v,))[2][0],

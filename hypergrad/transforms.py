@@ -56,7 +56,10 @@ def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "
             out, aux = out
         out = scalar(where, out)
     one = Tensor(backend_of(out.value).xp.ones_like(out.value))
-    bars = tape.gradients([out], [one], watched)
+    roots = [out]
+    if out.node is not None and not out.node.levels:
+        out = out.detach()  # no other tape follows it: let go of the graph, so that the sweep can free it
+    bars = tape.gradients(roots, [one], watched)
     return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
 
 
@@ -108,7 +111,7 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
         primals: where to evaluate, pytrees of float32 or float64 arrays.
     Returns: (out, pullback); pullback(out_bar), with out_bar like out, gives a tuple like primals and may
         be called again.
-    Raises: ShapeError if a cotangent is not shaped like its output.
+    Raises: ShapeError if a cotangent is not shaped like its output; DTypeError if its dtype differs.
     Cost: f once, and about twice f for every pullback; memory of every intermediate value until both are dropped.
     """
     leaves, spec = tree_flatten(tree_tensors(primals, "vjp"))
@@ -118,10 +121,13 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
     outs, out_spec = tree_flatten(out)
 
     def pullback(out_bar: PyTree) -> tuple[PyTree, ...]:
-        bars, bar_spec = tree_flatten(tree_tensors(out_bar, "vjp"))
-        if bar_spec != out_spec or any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
-            raise ShapeError(f"vjp: out_bar has {bar_spec} with shapes {[b.shape for b in bars]}, expected {out_spec} with "
-                             f"shapes {[o.shape for o in outs]} because a cotangent is shaped like its output")
+        given, bar_spec = tree_flatten(out_bar)
+        if bar_spec != out_spec:
+            raise ShapeError(f"vjp: out_bar has structure {bar_spec}, expected {out_spec} because a cotangent is like its output")
+        bars = [to_tensors("vjp", [o, b])[1] for o, b in zip(outs, given, strict=True)]
+        if any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
+            raise ShapeError(f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]} because a "
+                             "cotangent is shaped like its output")
         got = tape.gradients(outs, bars, watched, keep=True)
         grads = [zeros_like(x) if b is None else b for x, b in zip(leaves, got, strict=True)]
         return tuple(result(tree_unflatten(spec, grads)))
@@ -129,8 +135,8 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
     return result(out), pullback
 
 
-def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, bool]:
-    """Primals carrying `dots` (leading axis P, added where missing), and whether that axis was the caller's."""
+def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
+    """Primals carrying `dots` (leading axis P, added where missing), P, and whether that axis was the caller's."""
     leaves, spec = tree_flatten(tree_tensors(primals, where))
     given = tree_leaves(dots, none_is_leaf=True)
     if len(given) != len(leaves):
@@ -141,7 +147,8 @@ def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, bool]:
         if d is None:
             seeded.append(Tensor(x.value, None, x.node, x.index))
             continue
-        t = d if isinstance(d, Tensor) else Tensor(to_tensors(where, [x, d])[1].value)
+        t = to_tensors(where, [x, d])[1]
+        t = t if t is d else Tensor(t.value)
         if t.shape != x.shape and t.shape[1:] != x.shape:
             raise ShapeError(f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}) because a tangent "
                              "is shaped like its primal")
@@ -151,13 +158,12 @@ def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, bool]:
         seeded.append(Tensor(x.value, t, x.node, x.index))
     if len(batched) > 1 or len(counts) > 1:
         raise ShapeError(f"{where}: tangents have {sorted(counts)} directions, expected the same number for every leaf")
-    return tree_unflatten(spec, seeded), batched == {True}
+    return tree_unflatten(spec, seeded), max(counts, default=1), batched == {True}
 
 
-def dots_of(tree: PyTree, batched: bool) -> PyTree:
-    """The tangents of a tree of Tensors, zeros where there is none; without the axis P unless `batched`."""
+def dots_of(tree: PyTree, count: int, batched: bool = True) -> PyTree:
+    """The `count` tangents of a tree of Tensors, zeros where there is none; without the axis P unless `batched`."""
     leaves, spec = tree_flatten(tree)
-    count = next((t.dot.shape[0] for t in leaves if t.dot is not None), 1)
     out = []
     for t in leaves:
         d = t.dot
@@ -179,9 +185,9 @@ def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
     """
     with tangents():
-        seeded, batched = seed(tuple(primals), tuple(dots), "jvp")
+        seeded, count, batched = seed(tuple(primals), tuple(dots), "jvp")
         out = tree_tensors(f(*seeded), "jvp")
-        out_dot = dots_of(out, batched)
+        out_dot = dots_of(out, count, batched)
     return result(tree_map(Tensor.primal, out)), result(out_dot)
 
 
@@ -198,7 +204,7 @@ def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Cost: about 2 + 4P evaluations of f. Source: Pearlmutter 1994, Neural Computation 6(1).
     """
     with tangents():
-        seeded, batched = seed(tuple(primals), tuple(dots), "hvp")
+        seeded, count, batched = seed(tuple(primals), tuple(dots), "hvp")
         value, _, grads = tensor_value_and_grad(lambda args: f(*args), seeded, where="hvp")
-        products = dots_of(grads, batched)
+        products = dots_of(grads, count, batched)
     return (result(value.primal()), result(tree_map(Tensor.primal, grads)), result(products))

@@ -1,9 +1,9 @@
-"""What every op is held to, as functions that raise AssertionError; test_checks.py plants faults for each of them.
+"""What every op is held to, as functions that raise AssertionError; test_checks.py plants faults for each.
 
-A case gives an op as a function of Tensors, an independent NumPy reference and sampled arguments. `derivatives` computes
-everything the engine can say about it up to second order, and the checks compare:
+A case gives an op as a function of Tensors, an independent NumPy reference and sampled arguments.
+`derivatives` computes everything the engine can say about it up to second order, and the checks compare:
 
-* float64 with the reference and with finite differences of it (first order) or of the gradient (second order);
+* float64 with the reference, and with finite differences of it (first order) or of the gradient (second);
 * the ways to one derivative with each other: vjp with jvp, forward-over-reverse with reverse-over-reverse and
   reverse-over-forward, several directions in one run with one at a time;
 * float32 with float64, by the largest element error against that of a same-precision baseline;
@@ -23,13 +23,18 @@ import hypergrad as hg
 from hypergrad.backends.host import HostBackend
 
 Array = Any
-EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
+EPS = {
+    np.dtype(np.float32): float(np.finfo(np.float32).eps),
+    np.dtype(np.float64): float(np.finfo(np.float64).eps),
+}
 
-# Two ways to one number in float64 differ by rounding alone: a few hundred operations of 1.1e-16 each, amplified by
-# the cases' conditioning (at most about 50). A wrong formula is off by far more than 1e-11 of the largest element.
+# Two ways to one number in float64 differ by rounding alone: a few hundred operations of 1.1e-16 each,
+# amplified by the cases' conditioning (at most about 50). A wrong formula is off by far more than 1e-11 of
+# the largest element.
 SAME = 1e-11
-# The five-point rule with step 1e-3 has a truncation error of h^4 f^(5) / 30 = 3e-14 f^(5), f^(5) staying below 1e4 at the
-# cases' distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13, amplified as above.
+# The five-point rule with step 1e-3 has a truncation error of h^4 f^(5) / 30 = 3e-14 f^(5), f^(5) staying
+# below 1e4 at the cases' distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13,
+# amplified as above.
 DIFFERENCED = 1e-9
 STEP = 1e-3  # for polynomials up to degree 4 the rule is exact, and the step is 1
 
@@ -45,7 +50,8 @@ class Case:
         shapes: shapes of the arguments.
         low, high: range of the sampled elements.
         exact: the op is linear or bilinear, so that differences with step 1 are exact.
-        margin: arrays -> distance of the sample from the nearest kink, in elements' units; None where there is none.
+        margin: arrays -> distance of the sample from the nearest kink; None where there is none.
+        clear: distance that the sample keeps from kinks; differences need a few of their steps.
         seed: of the sample.
         make: arrays in place of uniform samples (called with a generator).
     """
@@ -58,6 +64,7 @@ class Case:
     high: float = 1.5
     exact: bool = False
     margin: Callable[..., float] | None = None
+    clear: float = 4 * STEP
     seed: int = 0
     make: Callable[[np.random.Generator], Sequence[Array]] | None = None
 
@@ -67,9 +74,9 @@ class Case:
             rng = np.random.default_rng((self.seed, attempt))
             raw = self.make(rng) if self.make else [rng.uniform(self.low, self.high, s) for s in self.shapes]
             args = [np.asarray(a, np.float32).astype(dtype) for a in raw]
-            if self.margin is None or self.margin(*args) > 4 * STEP:
+            if self.margin is None or self.margin(*args) > self.clear:
                 return args
-        raise AssertionError(f"{self.name}: no sample keeps {4 * STEP} away from the kinks")
+        raise AssertionError(f"{self.name}: no sample keeps {self.clear} away from the kinks")
 
     def __str__(self) -> str:
         return self.name
@@ -80,7 +87,9 @@ def largest(a: Array) -> float:
     return float(np.max(np.abs(a))) if np.size(a) else 0.0
 
 
-def assert_same(got: Array, want: Array, what: str, tolerance: float = SAME, scale: float | None = None) -> None:
+def assert_same(
+    got: Array, want: Array, what: str, tolerance: float = SAME, scale: float | None = None
+) -> None:
     """Equal shapes, and every element within tolerance * (largest element of `want`, or `scale`)."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
@@ -90,7 +99,9 @@ def assert_same(got: Array, want: Array, what: str, tolerance: float = SAME, sca
     assert error <= bound, f"{what}: largest element error {error:.3g}, allowed {bound:.3g}"
 
 
-def five_point(f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float) -> Array:
+def five_point(
+    f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float
+) -> Array:
     """Directional derivative of f; exact for polynomials up to degree 4."""
 
     def at(s: float) -> Array:
@@ -101,7 +112,7 @@ def five_point(f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dot
 
 @dataclass(frozen=True)
 class Weights:
-    """Everything drawn besides the arguments: 3 directions per argument, a cotangent, and the weights of a scalar loss.
+    """Everything drawn besides the arguments: 3 directions each, a cotangent, the weights of a scalar loss.
 
     The loss sum(c y) + sum(e y^2) / 2 gives every output its own cotangent, and that cotangent a tangent.
     """
@@ -118,7 +129,14 @@ class Weights:
         def uniform(shape: tuple[int, ...]) -> Array:
             return rng.uniform(-1, 1, shape).astype(np.float32).astype(dtype)
 
-        return Weights([uniform((3, *a.shape)) for a in args], uniform(y_shape), uniform(y_shape), uniform(y_shape))
+        return Weights(
+            [uniform((3, *a.shape)) for a in args], uniform(y_shape), uniform(y_shape), uniform(y_shape)
+        )
+
+    def laid_out(self, layout: str) -> Weights:
+        """The same numbers, lying differently in memory."""
+        arrays = (laid_out(a, layout) for a in (self.y_bar, self.c, self.e))
+        return Weights([laid_out(d, layout) for d in self.dots], *arrays)
 
     def loss(self, f: Callable[..., hg.Tensor]) -> Callable[..., hg.Tensor]:
         """The scalar loss on Tensors."""
@@ -169,8 +187,11 @@ def derivatives(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) 
     out["hvp|P=1"] = list(hg.hvp(loss, args, tuple(one))[2])
     out["hvp|forward over reverse"] = list(hg.jvp(hg.grad(loss, argnums=numbers), args, tuple(one))[1])
     out["hvp|reverse over reverse"] = list(
-        hg.grad(lambda *a: inner(hg.grad(loss, argnums=numbers)(*a), one), argnums=numbers)(*args))
-    out["hvp|reverse over forward"] = list(hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args))
+        hg.grad(lambda *a: inner(hg.grad(loss, argnums=numbers)(*a), one), argnums=numbers)(*args)
+    )
+    out["hvp|reverse over forward"] = list(
+        hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args)
+    )
     return out
 
 
@@ -197,34 +218,57 @@ def check_float64(case: Case) -> None:
     check_routes(found, case.name, SAME)
     for key in ("bars|vjp", "grad|grad", "hvp|P=1"):
         shapes = [np.shape(a) for a in found[key]]
-        assert shapes == [a.shape for a in args], f"{case}: {key} has shapes {shapes}, expected those of the arguments"
+        assert shapes == [a.shape for a in args], (
+            f"{case}: {key} has shapes {shapes}, expected those of the arguments"
+        )
 
-    for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
+    for i, direction in enumerate(
+        zip(*w.dots, strict=True)
+    ):  # first order: jvp elementwise, vjp by the adjoint identity
         y_dot = found["dots|P=3"][0][i]
-        assert_same(y_dot, five_point(lambda a: case.reference(*a), args, direction, step),
-                    f"{case}: jvp, direction {i}, against differences", near)
+        assert_same(
+            y_dot,
+            five_point(lambda a: case.reference(*a), args, direction, step),
+            f"{case}: jvp, direction {i}, against differences",
+            near,
+        )
         terms = [w.y_bar * y_dot, *(-b * d for b, d in zip(found["bars|vjp"], direction, strict=True))]
-        assert_same(sum(np.sum(t) for t in terms), 0.0, f"{case}: <y_bar, J x_dot> - <J^T y_bar, x_dot>, direction {i}",
-                    scale=sum(float(np.sum(np.abs(t))) for t in terms))
+        assert_same(
+            sum(np.sum(t) for t in terms),
+            0.0,
+            f"{case}: <y_bar, J x_dot> - <J^T y_bar, x_dot>, direction {i}",
+            scale=sum(float(np.sum(np.abs(t))) for t in terms),
+        )
     reference_loss = w.reference_loss(case.reference)
     one = [d[0] for d in w.dots]
     slope = sum(float(np.sum(g * d)) for g, d in zip(found["grad|grad"], one, strict=True))
-    assert_same(slope, five_point(lambda a: reference_loss(*a), args, one, step), f"{case}: gradient of the loss along a direction", near,
-                scale=sum(float(np.sum(np.abs(g * d))) for g, d in zip(found["grad|grad"], one, strict=True)))
+    assert_same(
+        slope,
+        five_point(lambda a: reference_loss(*a), args, one, step),
+        f"{case}: gradient of the loss along a direction",
+        near,
+        scale=sum(float(np.sum(np.abs(g * d))) for g, d in zip(found["grad|grad"], one, strict=True)),
+    )
     check_second_order(case, args, w, found, step, near)
 
 
-def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float) -> None:
-    """Hessian products, whole and block by block, against differences of the gradient; and one of third order."""
+def check_second_order(
+    case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float
+) -> None:
+    """Hessian products, block by block, against differences of the gradient; and one of third order."""
     loss, numbers = w.loss(case.f), tuple(range(len(args)))
     gradient = hg.grad(loss, argnums=numbers)
     for j in numbers:
         chosen = [w.dots[i][0] if i == j else None for i in numbers]
         _, _, products = hg.hvp(loss, tuple(args), tuple(chosen))
         for i, product in enumerate(products):
-            assert_same(product, five_point(lambda a, i=i: gradient(*a)[i], args, chosen, step),
-                        f"{case}: Hessian block ({i}, {j}) against differences of the gradient", near,
-                        scale=max(largest(product), largest(found["hvp|P=1"][i])))
+            assert_same(
+                product,
+                five_point(lambda a, i=i: gradient(*a)[i], args, chosen, step),
+                f"{case}: Hessian block ({i}, {j}) against differences of the gradient",
+                near,
+                scale=max(largest(product), largest(found["hvp|P=1"][i])),
+            )
     one, two = ([d[k] for d in w.dots] for k in (0, 1))
 
     def curvature(*a: Any) -> Any:
@@ -233,23 +277,29 @@ def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dic
     third = hg.hvp(curvature, tuple(args), tuple(two))[2]
     by_difference = five_point(lambda a: _joined(hg.hvp(loss, tuple(a), tuple(one))[2]), args, two, step)
     # d/dt of H(x + t v2) v1 is T[v1, v2], which forward over reverse over reverse gives as H(curvature) v2.
-    assert_same(_joined(third), by_difference, f"{case}: third derivative against differences of the Hessian product", near)
+    assert_same(
+        _joined(third),
+        by_difference,
+        f"{case}: third derivative against differences of the Hessian product",
+        near,
+    )
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
     return np.concatenate([np.ravel(a) for a in arrays])
 
 
-# A computation in float32 rounds its inputs, its intermediate values and its result. The baseline rounds the inputs and
-# weights alone, once, in float64: the error that no float32 computation can be asked to beat. Intermediate roundings are
-# as many again, so the result may be twice that off, and 4 units in the last place of the largest element for the
-# roundings that do not pass through inputs. (With 2 instead of 4, three of 660 cases fail, by a factor of at most 1.3.)
+# A computation in float32 rounds its inputs, its intermediate values and its result. The baseline rounds the
+# inputs and weights alone, once, in float64: the error that no float32 computation can be asked to beat.
+# Intermediate roundings are as many again, so the result may be twice that off, and 4 units in the last place
+# of the largest element for the roundings that do not pass through inputs. (With 2 instead of 4, three of 660
+# cases fail, by a factor of at most 1.3.)
 BASELINE_FACTOR = 2.0
 LAST_PLACES = 4.0
 
 
 def check_float32(case: Case) -> None:
-    """Every derivative in float32 within twice the same-precision baseline of its float64 value, by the worst element."""
+    """Every derivative in float32, by its worst element: within twice the same-precision baseline."""
     args = case.arguments(np.float64)
     w = Weights.draw(args, np.shape(case.reference(*args)), np.float64)
     want = derivatives(case.f, args, w)
@@ -265,10 +315,15 @@ def check_float32(case: Case) -> None:
         def rounded(a: Array, rng: np.random.Generator = rng) -> Array:
             return a * (1 + eps * rng.choice([-1.0, 1.0], np.shape(a)))
 
-        moved = derivatives(case.f, [rounded(a) for a in args],
-                            Weights([rounded(d) for d in w.dots], rounded(w.y_bar), rounded(w.c), rounded(w.e)))
+        moved = derivatives(
+            case.f,
+            [rounded(a) for a in args],
+            Weights([rounded(d) for d in w.dots], rounded(w.y_bar), rounded(w.c), rounded(w.e)),
+        )
         for key in want:
-            baseline[key] = max([baseline[key], *(largest(m - a) for m, a in zip(moved[key], want[key], strict=True))])
+            baseline[key] = max(
+                [baseline[key], *(largest(m - a) for m, a in zip(moved[key], want[key], strict=True))]
+            )
     for key in want:
         size = max(largest(a) for a in want[key])
         bound = BASELINE_FACTOR * baseline[key] + LAST_PLACES * eps * size
@@ -276,14 +331,19 @@ def check_float32(case: Case) -> None:
             assert g.dtype == np.float32, f"{case}: {key} has dtype {g.dtype}"
             assert g.shape == a.shape, f"{case}: {key} has shape {g.shape}, expected {a.shape}"
             error = largest(g.astype(np.float64) - a)
-            assert error <= bound, f"{case}: {key}, argument {i}, float32: largest element error {error:.3g}, allowed {bound:.3g}"
+            assert error <= bound, (
+                f"{case}: {key}, argument {i}, float32: largest element error {error:.3g}, "
+                f"allowed {bound:.3g}"
+            )
 
 
 def _cast(w: Weights, dtype: Any) -> Weights:
-    return Weights([d.astype(dtype) for d in w.dots], w.y_bar.astype(dtype), w.c.astype(dtype), w.e.astype(dtype))
+    return Weights(
+        [d.astype(dtype) for d in w.dots], w.y_bar.astype(dtype), w.c.astype(dtype), w.e.astype(dtype)
+    )
 
 
-# --- layouts, repeats, unwritten elements ----------------------------------------------------------------------------
+# --- layouts, repeats, unwritten elements ---------------------------------------------------------
 
 LAYOUTS = ("transposed", "offset", "negative", "strided")
 
@@ -306,22 +366,29 @@ def laid_out(a: Array, layout: str) -> Array:
 
 
 def check_layouts(case: Case, dtype: Any) -> None:
-    """Views give what contiguous arguments give, twice the same bits, and are not written to."""
+    """Views give what contiguous arrays give, a second run gives the same bits, and nothing is written to."""
     args = case.arguments(dtype)
     w = Weights.draw(args, np.shape(case.reference(*args)), dtype)
-    plain = essentials(case.f, args, w)
-    for layout in LAYOUTS:
-        views = [laid_out(a, layout) for a in args]
+
+    def run(layout: str | None) -> dict[str, list[Array]]:
+        views = [a.copy() if layout is None else laid_out(a, layout) for a in args]
         for v in views:
             v.flags.writeable = False
-        once, again = (essentials(case.f, views, w) for _ in range(2))
-        for key in plain:
-            for a, b, c in zip(plain[key], once[key], again[key], strict=True):
-                # Sums run in the order of memory: rounding may differ, by a few hundred operations' worth.
-                assert_same(b, a, f"{case}: {key} of {layout} arguments", 100 * EPS[np.dtype(dtype)])
-                assert b.tobytes() == c.tobytes(), f"{case}: {key} of {layout} arguments differs between two runs"
+        found = essentials(case.f, views, w if layout is None else w.laid_out(layout))
         for v, a in zip(views, args, strict=True):
             assert np.array_equal(v, a), f"{case}: an argument was written to"
+        return found
+
+    plain, again = run(None), run(None)
+    for key in plain:
+        for a, b in zip(plain[key], again[key], strict=True):
+            assert a.tobytes() == b.tobytes(), f"{case}: {key} differs between two runs"
+    for layout in LAYOUTS:
+        found = run(layout)
+        for key in plain:
+            for a, b in zip(plain[key], found[key], strict=True):
+                # Sums run in the order of memory: rounding may differ, by a few hundred operations' worth.
+                assert_same(b, a, f"{case}: {key} of {layout} arguments", 100 * EPS[np.dtype(dtype)])
 
 
 def essentials(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -> dict[str, list[Array]]:
@@ -329,12 +396,18 @@ def essentials(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -
     y, pullback = hg.vjp(f, *args)
     _, y_dots = hg.jvp(f, tuple(args), tuple(w.dots))
     _, grads, products = hg.hvp(w.loss(f), tuple(args), tuple(w.dots))
-    return {"value": [y], "vjp": list(pullback(w.y_bar)), "jvp": [y_dots], "grad": list(grads), "hvp": list(products)}
+    return {
+        "value": [y],
+        "vjp": list(pullback(w.y_bar)),
+        "jvp": [y_dots],
+        "grad": list(grads),
+        "hvp": list(products),
+    }
 
 
 @contextmanager
 def guarded_outputs() -> Iterator[None]:
-    """Context in which `empty` gives arrays filled with NaN (255 for integers) between canaries that are checked at the end."""
+    """Context in which `empty` gives arrays of NaN (255 for integers) between canaries, checked at exit."""
     ring, handed = 8, []
     original = HostBackend.empty
 
@@ -343,9 +416,9 @@ def guarded_outputs() -> Iterator[None]:
         filling = np.nan if kind.kind == "f" else 255
         canary = kind.type(12345.0) if kind.kind == "f" else kind.type(77)
         buffer = np.full(int(np.prod(shape)) + 2 * ring, filling, kind)
-        buffer[:ring] = buffer[len(buffer) - ring:] = canary
+        buffer[:ring] = buffer[len(buffer) - ring :] = canary
         handed.append((buffer, canary))
-        return buffer[ring:len(buffer) - ring].reshape(tuple(shape))
+        return buffer[ring : len(buffer) - ring].reshape(tuple(shape))
 
     HostBackend.empty = empty  # type: ignore[method-assign]
     try:
@@ -354,7 +427,9 @@ def guarded_outputs() -> Iterator[None]:
         HostBackend.empty = original  # type: ignore[method-assign]
     assert handed, "guarded_outputs: no array was asked for"
     for buffer, canary in handed:
-        assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring:] == canary), "written outside an output"
+        assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring :] == canary), (
+            "written outside an output"
+        )
 
 
 def check_outputs_written(case: Case, dtype: Any) -> None:

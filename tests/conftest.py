@@ -1,4 +1,4 @@
-"""Settings of the whole suite: the helpers beside the tests can be imported, hypothesis is deterministic and quick."""
+"""Settings of the whole suite: helpers can be imported, hypothesis is deterministic and quick."""
 
 import sys
 from pathlib import Path
@@ -6,5 +6,5 @@ from pathlib import Path
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=60, database=None)
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("default")

@@ -1,6 +1,7 @@
-"""The host kernels against a float64 reference, and what they promise: every element written and none
-beyond, the same bits for any number of threads, close agreement of all instruction sets, and an exception for every
-wrong call.
+"""The host kernels against a float64 reference, and what they promise.
+
+Every element is written and none beyond; the bits are the same for any number of threads; all instruction
+sets agree closely; every wrong call is an exception.
 """
 
 import ctypes
@@ -430,19 +431,20 @@ def test_every_instruction_set_passes(level, first):
         _host.set_simd(chosen)
 
 
-@pytest.mark.parametrize("axis", range(6))
+@pytest.mark.parametrize("axis", range(7))
 def test_sizes_of_zero(axis):
-    sizes = [2, 3, 4, 4, 2, 5]
+    sizes = [2, 3, 4, 4, 2, 5, 2]
     sizes[axis] = 0
+    *sizes, directions = sizes
     for first in (False, True):
         p = Problem.__new__(Problem)
         e, n, h, w, c, k = p.sizes = tuple(sizes)
-        p.dtype, p.first, p.p = np.float32, first, 2
+        p.dtype, p.first, p.p = np.float32, first, directions
         p.x, p.w, p.gamma = np.ones((e, n, h, w, c), "f"), np.ones((e, 3, 3, c, k), "f"), np.ones((e, k), "f")
         p.beta, p.pooled = np.ones((e, k), "f"), (e, n, h // 2, w // 2, k)
-        p.y_bar, p.y_bar_dot = np.ones(p.pooled, "f"), np.ones((2, *p.pooled), "f")
-        p.x_dot, p.w_dot = np.ones((2, *p.x.shape), "f"), np.ones((2, *p.w.shape), "f")
-        p.gamma_dot = p.beta_dot = np.ones((2, e, k), "f")
+        p.y_bar, p.y_bar_dot = np.ones(p.pooled, "f"), np.ones((directions, *p.pooled), "f")
+        p.x_dot, p.w_dot = np.ones((directions, *p.x.shape), "f"), np.ones((directions, *p.w.shape), "f")
+        p.gamma_dot = p.beta_dot = np.ones((directions, e, k), "f")
         p.everything()
     x, f, y = (
         np.ones((1, e, n, h, w, c), "f"),

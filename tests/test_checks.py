@@ -1,4 +1,4 @@
-"""The checkers catch planted faults: every check fails on an op that is wrong in the way that it is there for."""
+"""The checkers catch planted faults: each fails on an op that is wrong in the way it is there for."""
 
 from __future__ import annotations
 
@@ -63,23 +63,44 @@ def test_wrong_value_in_one_of_1025_elements() -> None:
 
 def test_not_a_number() -> None:
     with pytest.raises(AssertionError, match="value against NumPy"):
-        check_float64(exp_case(elementwise("planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out)))
+        check_float64(
+            exp_case(
+                elementwise(
+                    "planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out
+                )
+            )
+        )
 
 
 def test_wrong_vjp() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),), jvp=(lambda dot, out, x: dot * out,))
+    op = Op(
+        "planted",
+        value,
+        vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),),
+        jvp=(lambda dot, out, x: dot * out,),
+    )
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
 
 def test_wrong_vjp_where_the_jvp_agrees_to_first_order_only() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,), jvp=(lambda dot, out, x: dot * out,))
+    op = Op(
+        "planted",
+        value,
+        vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,),
+        jvp=(lambda dot, out, x: dot * out,),
+    )
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
 
 def test_wrong_jvp() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),))
+    op = Op(
+        "planted",
+        value,
+        vjp=(lambda bar, out, x: bar * out,),
+        jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),),
+    )
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
@@ -90,8 +111,12 @@ def test_wrong_derivative_on_which_vjp_and_jvp_agree() -> None:
 
 
 def test_jvp_that_ignores_all_directions_but_the_first() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,),
-            jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,))
+    op = Op(
+        "planted",
+        value,
+        vjp=(lambda bar, out, x: bar * out,),
+        jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,),
+    )
     with pytest.raises(AssertionError, match="dots|P=1"):
         check_float64(exp_case(op))
 
@@ -104,16 +129,28 @@ def test_second_order_wrong_in_every_nesting_where_first_order_is_right() -> Non
 
 @pytest.mark.parametrize("rules", ["vjp", "jvp"])
 def test_second_order_wrong_in_one_rule(rules: str) -> None:
-    constant = {name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out) for name in ("vjp", "jvp")}
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * constant["vjp"](out),), jvp=(lambda dot, out, x: dot * constant["jvp"](out),))
+    constant = {
+        name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out)
+        for name in ("vjp", "jvp")
+    }
+    op = Op(
+        "planted",
+        value,
+        vjp=(lambda bar, out, x: bar * constant["vjp"](out),),
+        jvp=(lambda dot, out, x: dot * constant["jvp"](out),),
+    )
     with pytest.raises(AssertionError, match="planted: hvp"):
         check_float64(exp_case(op))
 
 
-@pytest.mark.parametrize(("lost", "route"), [(Tensor.detach, "reverse over reverse"), (Tensor.primal, "reverse over reverse")])
+@pytest.mark.parametrize(
+    ("lost", "route"), [(Tensor.detach, "reverse over reverse"), (Tensor.primal, "reverse over reverse")]
+)
 def test_second_order_wrong_in_one_nesting_only(lost: Callable[[Tensor], Tensor], route: str) -> None:
     # detach keeps the tangent and loses the tape; primal keeps the tape and loses the tangent.
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,))
+    op = Op(
+        "planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,)
+    )
     with pytest.raises(AssertionError, match=f"planted: hvp.{route}"):
         check_float64(exp_case(op))
 
@@ -126,26 +163,37 @@ def test_third_order_wrong_where_second_order_is_right() -> None:
 
 
 def test_bilinear_op_with_transposes_swapped() -> None:
-    op = bilinear("planted", lambda b, x, y: x * y, (lambda bar, x, y: hg.multiply(bar, x), lambda bar, x, y: hg.multiply(bar, y)), core=(0, 0, 0))
+    op = bilinear(
+        "planted",
+        lambda b, x, y: x * y,
+        (lambda bar, x, y: hg.multiply(bar, x), lambda bar, x, y: hg.multiply(bar, y)),
+        core=(0, 0, 0),
+    )
     with pytest.raises(AssertionError, match="planted"):
         check_float64(Case("planted", lambda x, y: op(x, y), np.multiply, ((3,), (3,)), exact=True))
 
 
 def test_cotangent_of_a_broadcast_argument_not_summed() -> None:
-    op = Op("planted", lambda b, x, y: x + y, vjp=(lambda bar, out, x, y: bar, lambda bar, out, x, y: bar),
-            jvp=(lambda dot, out, x, y: dot, lambda dot, out, x, y: dot))
+    op = Op(
+        "planted",
+        lambda b, x, y: x + y,
+        vjp=(lambda bar, out, x, y: bar, lambda bar, out, x, y: bar),
+        jvp=(lambda dot, out, x, y: dot, lambda dot, out, x, y: dot),
+    )
     with pytest.raises(AssertionError, match="has shapes .* expected those of the arguments"):
         check_float64(Case("planted", lambda x, y: op(x, y), np.add, ((3, 2), (1, 2)), exact=True))
 
 
-# --- float32, layouts, repeats -----------------------------------------------------------------------------
+# --- float32, layouts, repeats --------------------------------------------------------------------
 
 
 def test_float32_with_one_imprecise_element_among_1025() -> None:
     def imprecise(b: Any, x: Array) -> Array:
         y = np.exp(x)
         if x.dtype == np.float32:
-            y[np.argmax(y)] *= np.float32(1 + 2e-6)  # 17 units in the last place; averaged over the array, 0.02
+            y[np.argmax(y)] *= np.float32(
+                1 + 2e-6
+            )  # 17 units in the last place; averaged over the array, 0.02
         return y
 
     op = elementwise("planted", imprecise, lambda out, x: hg.exp(x))
@@ -158,8 +206,12 @@ def test_float32_variance_that_cancels() -> None:
     def moments(b: Any, x: Array) -> Array:
         return np.asarray(np.mean(x * x) - np.mean(x) ** 2, x.dtype)
 
-    op = Op("planted", moments, vjp=(lambda bar, out, x: bar * (x - hg.mean(x)) * (2.0 / x.size),),
-            jvp=(lambda dot, out, x: hg.sum(dot * (x - hg.mean(x)), axis=1) * (2.0 / x.size),))
+    op = Op(
+        "planted",
+        moments,
+        vjp=(lambda bar, out, x: bar * (x - hg.mean(x)) * (2.0 / x.size),),
+        jvp=(lambda dot, out, x: hg.sum(dot * (x - hg.mean(x)), axis=1) * (2.0 / x.size),),
+    )
     case = Case("planted", lambda x: op(x), np.var, ((257,),), low=30.0, high=31.0)
     with pytest.raises(AssertionError, match="value.*float32: largest element error"):
         check_float32(case)
@@ -167,11 +219,17 @@ def test_float32_variance_that_cancels() -> None:
 
 def test_result_in_another_dtype() -> None:
     with pytest.raises(AssertionError, match="dtype float64"):
-        check_float32(exp_case(elementwise("planted", lambda b, x: np.exp(x.astype(np.float64)), lambda out, x: hg.exp(x))))
+        check_float32(
+            exp_case(
+                elementwise("planted", lambda b, x: np.exp(x.astype(np.float64)), lambda out, x: hg.exp(x))
+            )
+        )
 
 
 def test_stride_taken_for_that_of_a_contiguous_array() -> None:
-    op = elementwise("planted", lambda b, x: np.exp(x.ravel(order="K").reshape(x.shape)), lambda out, x: hg.exp(x))
+    op = elementwise(
+        "planted", lambda b, x: np.exp(x.ravel(order="K").reshape(x.shape)), lambda out, x: hg.exp(x)
+    )
     check_float64(exp_case(op))
     with pytest.raises(AssertionError, match="value of transposed arguments"):
         check_layouts(exp_case(op), np.float64)
@@ -180,7 +238,7 @@ def test_stride_taken_for_that_of_a_contiguous_array() -> None:
 def test_offset_of_a_view_lost() -> None:
     def from_start(b: Any, x: Array) -> Array:
         base = x.base if x.base is not None and x.base.ndim == 1 else x
-        return np.exp(np.nan_to_num(np.ravel(base)[:x.size]).reshape(x.shape))
+        return np.exp(np.nan_to_num(np.ravel(base)[: x.size]).reshape(x.shape))
 
     op = elementwise("planted", from_start, lambda out, x: hg.exp(x))
     with pytest.raises(AssertionError, match="value of offset arguments"):
@@ -214,13 +272,18 @@ def test_argument_written_to() -> None:
         check_layouts(case, np.float64)
 
 
-# --- kernels -----------------------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 
 def block_case(f: Callable[..., Tensor], e: int = 1) -> Case:
     """A block small enough for differences; the op under test takes arguments with the episode axis."""
-    return Case("planted", f, lambda *a: block_reference(*a, 0.1), ((e, 2, 3, 2, 5), (e, 3, 3, 5, 2), (e, 2), (e, 2)),
-                margin=lambda *a: block_margin(*a, 0.1))
+    return Case(
+        "planted",
+        f,
+        lambda *a: block_reference(*a, 0.1),
+        ((e, 2, 3, 2, 5), (e, 3, 3, 5, 2), (e, 2), (e, 2)),
+        margin=lambda *a: block_margin(*a, 0.1),
+    )
 
 
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
@@ -236,6 +299,7 @@ def planted_block(rung: str | None) -> Fused:
             target = next(a for a in arrays if a is not None) if isinstance(arrays, list) else arrays
             target.flat[target.size - 1] += 1e-7 * np.abs(target).max()
             return result
+
         return wrong
 
     rungs = {name: getattr(block, f"_{name}") for name in RUNGS}
@@ -256,7 +320,15 @@ def test_fused_rung_with_one_wrong_element(rung: str) -> None:
         check_float64(block_case(lambda *a: op(*a, eps=0.1)))
 
 
-@pytest.mark.parametrize("kernel", ["conv_bn_relu_pool_value", "conv_bn_relu_pool_jvp", "conv_bn_relu_pool_vjp", "conv_bn_relu_pool_vjp_jvp"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "conv_bn_relu_pool_value",
+        "conv_bn_relu_pool_jvp",
+        "conv_bn_relu_pool_vjp",
+        "conv_bn_relu_pool_vjp_jvp",
+    ],
+)
 def test_output_element_left_unwritten(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = HostBackend.run
 

@@ -1,4 +1,4 @@
-"""Every op of the registry: value, vjp, jvp and order 2 in both nestings, in float64 and float32; see checks.py."""
+"""Every op of the registry: value, vjp, jvp and order 2 in both nestings, both dtypes; see checks.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from cases import CASES
 from checks import Case, check_float32, check_float64, check_layouts, check_outputs_written
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import hypergrad as hg
 import hypergrad.ops
@@ -61,3 +64,74 @@ def test_every_public_op_has_a_case() -> None:
     subjects = {case.name.partition("[")[0] for case in CASES}
     assert set(hypergrad.ops.__all__) - subjects == set()
     assert all(getattr(hg, name) is getattr(hypergrad.ops, name) for name in hypergrad.ops.__all__)
+
+
+# --- shapes that nobody wrote down ----------------------------------------------------------------
+
+BINARY = {
+    "add": (hg.add, np.add),
+    "subtract": (hg.subtract, np.subtract),
+    "multiply": (hg.multiply, np.multiply),
+    "divide": (hg.divide, np.divide),
+    "power": (hg.power, np.power),
+}
+
+
+@given(
+    st.sampled_from(sorted(BINARY)),
+    hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3, max_dims=4),
+)
+def test_any_broadcasting(name: str, shapes: hnp.BroadcastableShapes) -> None:
+    f, reference = BINARY[name]
+    check_float64(Case(f"{name}{shapes.input_shapes}", f, reference, shapes.input_shapes, 0.5, 2.0))
+
+
+@given(hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, min_side=0, max_side=3, max_dims=2))
+def test_any_matrix_product(shapes: hnp.BroadcastableShapes) -> None:
+    check_float64(Case(f"matmul{shapes.input_shapes}", hg.matmul, np.matmul, shapes.input_shapes, exact=True))
+
+
+@given(st.data(), hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=3), st.booleans())
+def test_any_axes_of_a_sum(data: st.DataObject, shape: tuple[int, ...], keepdims: bool) -> None:
+    axes = data.draw(hnp.valid_tuple_axes(len(shape)))
+    check_float64(
+        Case(
+            f"sum{shape}{axes}",
+            lambda x: hg.sum(x, axes, keepdims),
+            lambda x: np.sum(x, axis=axes, keepdims=keepdims),
+            (shape,),
+            exact=True,
+        )
+    )
+
+
+@given(st.data(), hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=3))
+def test_any_basic_index(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    index = data.draw(hnp.basic_indices(shape, allow_newaxis=True))
+    check_float64(
+        Case(
+            f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True
+        )
+    )
+
+
+@given(st.data(), hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=3))
+def test_any_index_of_arrays_and_slices(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    """Arrays mixed with slices and numbers in any order: on it depends where NumPy puts the new axes."""
+    size = data.draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
+    index = tuple(
+        data.draw(
+            st.one_of(
+                st.just(slice(None)),
+                st.slices(n),
+                st.integers(-n, n - 1),
+                hnp.arrays(np.int64, size, elements=st.integers(-n, n - 1)),
+            )
+        )
+        for n in shape
+    )
+    check_float64(
+        Case(
+            f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True
+        )
+    )

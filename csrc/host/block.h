@@ -70,8 +70,8 @@ template <class T>
 static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t P, bool backward, int slot) {
   FilterBank<T> bank;
   if (!w) return bank;
-  bank.along_p = P <= 1 || w.stride_0 == 0 ? 1 : P;
-  bank.along_e = b.E <= 1 || w.stride_1 == 0 ? 1 : b.E;
+  bank.along_p = w.stride_0 == 0 ? lower(1, P) : P;
+  bank.along_e = w.stride_1 == 0 ? lower(1, b.E) : b.E;
   bank.run = 3 * (backward ? b.Kp : b.C);
   bank.outputs = backward ? b.C : b.K;
   bank.size = packed_size<T>(3, bank.run, bank.outputs);

@@ -56,7 +56,7 @@ template <class T>
 struct Filters {
   int64_t along_a, along_b;
   explicit Filters(const Batch<const T>& w, const Geometry& g)
-      : along_a(w.stride_0 == 0 ? 1 : g.A), along_b(w.stride_1 == 0 ? 1 : g.B) {}
+      : along_a(w.stride_0 == 0 ? lower(1, g.A) : g.A), along_b(w.stride_1 == 0 ? lower(1, g.B) : g.B) {}
   int64_t count() const { return along_a * along_b; }
   int64_t index(int64_t a, int64_t b) const { return (along_a == 1 ? 0 : a) * along_b + (along_b == 1 ? 0 : b); }
 };

@@ -1,6 +1,6 @@
 // patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double, from
-// sums of whole images less their edges); the covariance sums products of deviations from it, in T over a few hundred
-// patches, then in double. A task owns the partial sum of a few images.
+// sums of whole images less their edges); the covariance sums products of deviations from a mean pixel, in T over a few
+// hundred patches, then in double, where the exact mean is taken off. A task owns the partial sum of a few images.
 #include "block.h"
 
 namespace hg {
@@ -15,8 +15,12 @@ void tap_sums(const Block& b, const T* image, double* sums) {
   for (int64_t c = 0; c < C; ++c) {
     double all = 0, first_row = 0, last_row = 0, first_col = 0, last_col = 0;
     for (int64_t y = 0; y < b.H; ++y) {
-      double row = 0;
-      for (int64_t x = 0; x < b.W; ++x) row += at(y, x, c);
+      double lane[4] = {};  // four sums at once: one would wait for each addition
+      int64_t x = 0;
+      for (; x + 4 <= b.W; x += 4)
+        for (int64_t i = 0; i < 4; ++i) lane[i] += at(y, x + i, c);
+      for (; x < b.W; ++x) lane[0] += at(y, x, c);
+      const double row = (lane[0] + lane[1]) + (lane[2] + lane[3]);
       all += row;
       first_row = y == 0 ? row : first_row;
       last_row = row;
@@ -31,6 +35,15 @@ void tap_sums(const Block& b, const T* image, double* sums) {
         sums[(dy * 3 + dx) * C + c] += all - row - col + both;
       }
   }
+}
+
+// Copies the patches of one row of pixels, rows of 9*C padded to `wide`. RUN is 3*C where that is known.
+template <class T, int RUN>
+void copy_patches(const T* from, int64_t pitch, int64_t cols, int64_t C, int64_t wide, T* to) {
+  const int64_t run = RUN > 0 ? RUN : 3 * C;
+  for (int64_t q = 0; q < cols; ++q, from += C, to += wide)
+    for (int64_t r = 0; r < 3; ++r)
+      __builtin_memcpy(to + r * run, from + r * pitch, static_cast<std::size_t>(run) * sizeof(T));
 }
 
 template <class T>
@@ -61,40 +74,36 @@ void covariance(const Call& call) {
   double* const parts = scratch_of<double>(kSlotParts, tasks * n * n + 1);
   parallel_for(tasks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
-    const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
+    const T* const shift = mean.at(t.batch) + 4 * b.C;  // of the centre tap, which sees every pixel
+    const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX, shift);
     const int64_t band = higher(1, kBandPixels / higher(1, b.W));
     T* const patches = scratch_of<T>(kSlotZ, band * b.W * wide + 1);
     T* const product = scratch_of<T>(kSlotSums, n * wide + 1);
-    const T* const m = mean.at(t.batch);
+    __builtin_memset(patches, 0, static_cast<std::size_t>(band * b.W * wide) * sizeof(T));
     double* const part = parts + index * n * n;
     __builtin_memset(part, 0, static_cast<std::size_t>(n * n) * sizeof(double));
     for (int64_t i = 0; i < t.n; ++i)
       for (int64_t y0 = 0; y0 < b.H; y0 += band) {
         const int64_t rows = lower(band, b.H - y0);
+        const T* const top = padded.data + i * padded.image + y0 * padded.pitch;
+        const auto copy = b.C == 1 ? copy_patches<T, 3> : b.C == 3 ? copy_patches<T, 9> : copy_patches<T, 0>;
         for (int64_t y = 0; y < rows; ++y)
-          for (int64_t q = 0; q < b.W; ++q) {
-            T* to = patches + (y * b.W + q) * wide;
-            for (int64_t r = 0; r < 3; ++r) {
-              const T* from = padded.data + i * padded.image + (y0 + y + r) * padded.pitch + q * b.C;
-              for (int64_t j = 0; j < 3 * b.C; ++j) to[r * 3 * b.C + j] = from[j] - m[r * 3 * b.C + j];
-            }
-            for (int64_t j = n; j < wide; ++j) to[j] = T(0);
-          }
+          copy(top + y * padded.pitch, padded.pitch, b.W, b.C, wide, patches + y * b.W * wide);
         __builtin_memset(product, 0, static_cast<std::size_t>(n * wide) * sizeof(T));
-        const Images<const T> block = dense<const T>(patches, 1, rows, b.W, wide);
-        wgrad_images(block, block, int64_t(1), n, int64_t(1), product);
+        const Images<const T> windows{top, 1, rows, b.W, padded.step, padded.pitch, padded.image};
+        wgrad_images(windows, dense<const T>(patches, 1, rows, b.W, wide), int64_t(3), 3 * b.C, int64_t(1), product);
         for (int64_t j = 0; j < n; ++j)
           for (int64_t k = 0; k < n; ++k) part[j * n + k] += static_cast<double>(product[j * wide + k]);
       }
   });
   parallel_for(b.E * n, [&](int64_t index) {
     const int64_t e = index / n, j = index % n;
-    const T* const m = mean.at(e);
+    const T* const shift = mean.at(e) + 4 * b.C;
+    const double dj = exact[e * n + j] - static_cast<double>(shift[j % b.C]);
     for (int64_t k = 0; k < n; ++k) {
       double sum = 0;
       for (int64_t chunk = 0; chunk < b.chunks; ++chunk) sum += parts[(e * b.chunks + chunk) * n * n + j * n + k];
-      // The deviations were from the rounded mean.
-      const double dj = exact[e * n + j] - static_cast<double>(m[j]), dk = exact[e * n + k] - static_cast<double>(m[k]);
+      const double dk = exact[e * n + k] - static_cast<double>(shift[k % b.C]);
       cov.at(e)[j * n + k] = static_cast<T>(b.pixels() == 0 ? 0.0 : sum / M - dj * dk);
     }
   });

@@ -130,11 +130,16 @@ def getitem(x: Any, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(p, Tensor) for p in parts):
         raise ArgumentError("getitem: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
-    parts = tuple(np.asarray(p) if isinstance(p, list) else p for p in parts)
+    return _lookup("getitem", x, tuple(np.asarray(p) if isinstance(p, list) else p for p in parts))
+
+
+def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """x[index] for the op `name`."""
     try:
-        return _getitem(x, index=parts)
+        return _getitem(x, index=index)
     except IndexError as error:
-        raise ArgumentError(f"getitem: index does not fit shape {x.shape}: {error}") from error
+        given = ", ".join(f"an array of shape {p.shape}" if _is_array(p) else str(p) for p in index)
+        raise ArgumentError(f"{name}: index has {given}, expected one that fits shape {x.shape} because {error}") from error
 
 
 def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
@@ -149,7 +154,7 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
     """
     (x,) = to_tensors("take", [x])
     axis = normalise_axis("take", axis, x.ndim)
-    return getitem(x, (slice(None),) * axis + (indices if _is_array(indices) else np.asarray(indices),))
+    return _lookup("take", x, (slice(None),) * axis + (indices if _is_array(indices) else np.asarray(indices),))
 
 
 def _pick_value(b: Backend, x: Array, *, lead: int, index: Array) -> Array:

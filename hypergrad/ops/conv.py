@@ -90,7 +90,7 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
         raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1")
     if padding == "same":
         if rs[0] % 2 == 0 or rs[1] % 2 == 0:
-            raise ArgumentError(f"conv2d: padding 'same' has no symmetric form for filters of {rs}; pass pixels or 'valid'")
+            raise ArgumentError(f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or 'valid'")
         pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
     elif padding == "valid":
         pad = (0, 0)

@@ -62,6 +62,24 @@ minimum = elementwise("minimum", lambda b, x, y: b.xp.minimum(x, y),
 _where = elementwise("where", lambda b, x, y, condition: b.xp.where(condition, x, y),
                      lambda out, x, y, condition: _mask(x, condition), lambda out, x, y, condition: _mask(y, ~condition))
 
+_FORM = """{}
+
+Args:
+    {}: arrays, Tensors or numbers of one dtype, float32 or float64; they broadcast.
+Returns: Tensor of the broadcast shape.
+Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
+Rules: any order.
+Cost: one pass over the elements."""
+for _op, _summary in (
+        (add, "x + y."), (subtract, "x - y."), (multiply, "x * y."), (negative, "-x."), (divide, "x / y."), (exp, "e to the power x."),
+        (log, "Natural logarithm of x, x > 0."), (log1p, "log(1 + x), exact for small x, x > -1."),
+        (sqrt, "Square root of x, x >= 0; no derivative exists at 0."), (abs, "Magnitude of x; its derivative at 0 is 0."),
+        (tanh, "Hyperbolic tangent of x."), (sigmoid, "1 / (1 + exp(-x)), safe from overflow."),
+        (softplus, "log(1 + exp(x)), safe from overflow."), (relu, "max(x, 0); its derivative at 0 is 0."),
+        (maximum, "The larger of x and y; where they are equal, x gets the derivative."),
+        (minimum, "The smaller of x and y; where they are equal, x gets the derivative.")):
+    _op.__doc__ = _FORM.format(_summary, "x" if _op.arity == 1 else "x, y")
+
 
 def power(x: Any, exponent: Any) -> Tensor:
     """x to the power `exponent`, elementwise.

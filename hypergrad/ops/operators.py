@@ -21,6 +21,26 @@ def _compare(name: str) -> Callable[[Tensor, Any], Any]:
     return compare
 
 
+def _sum(self: Tensor, axis: reductions.Axis = None, keepdims: bool = False) -> Tensor:
+    """Sum over axes, as `sum`."""
+    return reductions.sum(self, axis, keepdims)
+
+
+def _mean(self: Tensor, axis: reductions.Axis = None, keepdims: bool = False) -> Tensor:
+    """Mean over axes, as `mean`."""
+    return reductions.mean(self, axis, keepdims)
+
+
+def _max(self: Tensor, axis: reductions.Axis = None, keepdims: bool = False) -> Tensor:
+    """Maximum over axes, as `max`."""
+    return reductions.max(self, axis, keepdims)
+
+
+def _reshape(self: Tensor, *shape: Any) -> Tensor:
+    """The elements in another shape, given as one tuple or as numbers, as `reshape`."""
+    return arrays.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+
 Tensor.__add__ = Tensor.__radd__ = lambda self, other: elementwise.add(self, other)
 Tensor.__sub__ = lambda self, other: elementwise.subtract(self, other)
 Tensor.__rsub__ = lambda self, other: elementwise.subtract(other, self)
@@ -33,11 +53,8 @@ Tensor.__rpow__ = lambda self, base: elementwise.power(base, self)
 Tensor.__matmul__ = lambda self, other: linalg.matmul(self, other)
 Tensor.__rmatmul__ = lambda self, other: linalg.matmul(other, self)
 Tensor.__getitem__ = lambda self, index: arrays.getitem(self, index)
-Tensor.T = property(lambda self: arrays.transpose(self))
-Tensor.sum = lambda self, axis=None, keepdims=False: reductions.sum(self, axis, keepdims)
-Tensor.mean = lambda self, axis=None, keepdims=False: reductions.mean(self, axis, keepdims)
-Tensor.max = lambda self, axis=None, keepdims=False: reductions.max(self, axis, keepdims)
-Tensor.reshape = lambda self, *shape: arrays.reshape(self, shape[0] if len(shape) == 1 else shape)
+Tensor.T = property(lambda self: arrays.transpose(self), doc="The Tensor with its axes reversed, as `transpose`.")
+Tensor.sum, Tensor.mean, Tensor.max, Tensor.reshape = _sum, _mean, _max, _reshape
 for _name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
     setattr(Tensor, _name, _compare(_name))
 setattr(Tensor, "__hash__", object.__hash__)  # noqa: B010  (== compares elements, so identity must hash)

@@ -149,6 +149,8 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     if index.dtype.kind not in "iu":
         raise DTypeError(f"softmax_cross_entropy: labels has dtype {index.dtype}, expected integers because they index classes; "
                          "convert with astype")
+    if not z.ndim:
+        raise ShapeError("softmax_cross_entropy: logits has shape (), expected (..., K) because the last axis holds the classes")
     if index.shape != z.shape[:-1]:
         raise ShapeError(f"softmax_cross_entropy: labels has shape {index.shape}, expected {z.shape[:-1]} "
                          f"because logits has shape {z.shape}")

@@ -121,7 +121,7 @@ def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hpa
     w_0 = tree_tensors(w_0, "unroll")
     fields = {k: f for k, f in optimizer.hyperparameters().items() if not isinstance(f, (bool, int, float))}
     like = next(iter(tree_leaves(w_0)), None)  # numbers inside a field's pytree follow the weights' dtype
-    fields = tree_map(lambda x: to_tensors("unroll", [x, like] if isinstance(x, (int, float)) and like is not None else [x])[0], fields)
+    fields = tree_map(lambda x: to_tensors("unroll", [x, like] if type(x) in (int, float, bool) and like is not None else [x])[0], fields)
     arguments = {"w": w_0, "hparams": tree_tensors(hparams, "unroll"), "fields": fields}
     op = _Unroll(Dynamics(inner_loss, batches, optimizer), arguments, policy, stats)
     inputs = tree_leaves(arguments)

@@ -10,8 +10,18 @@ from checks import Array, Case
 import hypergrad as hg
 
 SHAPES = ((), (0,), (1,), (31,), (33,), (257,), (1025,), (3, 1, 4), (2, 0, 3))
-PAIRS = (((2, 3), (2, 3)), ((), (3,)), ((2, 1), (1, 3)), ((3,), (2, 3)), ((4, 1, 3), (2, 1)), ((0,), (1,)), ((3, 0), (3, 1)), ((1,), (257,)),
-         ((1025,), ()), ((1,), (1, 1, 1)))
+PAIRS = (
+    ((2, 3), (2, 3)),
+    ((), (3,)),
+    ((2, 1), (1, 3)),
+    ((3,), (2, 3)),
+    ((4, 1, 3), (2, 1)),
+    ((0,), (1,)),
+    ((3, 0), (3, 1)),
+    ((1,), (257,)),
+    ((1025,), ()),
+    ((1,), (1, 1, 1)),
+)
 
 
 def from_zero(*arrays: Array) -> float:
@@ -30,23 +40,52 @@ def two_sided(shape: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
 
 
 def apart(shapes: tuple[tuple[int, ...], ...], rng: np.random.Generator) -> list[Array]:
-    """Two arrays whose broadcast elements are never closer than 0.05: multiples of 0.2 against the same plus 0.1."""
-    return [0.2 * rng.integers(-8, 8, s) + offset + rng.uniform(0, 0.05, s) for s, offset in zip(shapes, (0.0, 0.1), strict=True)]
+    """Two arrays whose elements are never closer than 0.05: multiples of 0.2 against the same plus 0.1."""
+    return [
+        0.2 * rng.integers(-8, 8, s) + offset + rng.uniform(0, 0.05, s)
+        for s, offset in zip(shapes, (0.0, 0.1), strict=True)
+    ]
 
 
 CASES: list[Case] = []
 
 
-def unary(name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False) -> None:
+def unary(
+    name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False
+) -> None:
     for shape in SHAPES:
-        CASES.append(Case(f"{name}{list(shape)}", f, reference, (shape,), low, high, exact, from_zero if kink else None,
-                          make=partial(two_sided, shape) if kink else None))
+        CASES.append(
+            Case(
+                f"{name}{list(shape)}",
+                f,
+                reference,
+                (shape,),
+                low,
+                high,
+                exact,
+                from_zero if kink else None,
+                make=partial(two_sided, shape) if kink else None,
+            )
+        )
 
 
-def binary(name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False) -> None:
+def binary(
+    name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False
+) -> None:
     for shapes in PAIRS:
-        CASES.append(Case(f"{name}{list(shapes[0])}{list(shapes[1])}", f, reference, shapes, low, high, exact,
-                          from_each_other if kink else None, make=partial(apart, shapes) if kink else None))
+        CASES.append(
+            Case(
+                f"{name}{list(shapes[0])}{list(shapes[1])}",
+                f,
+                reference,
+                shapes,
+                low,
+                high,
+                exact,
+                from_each_other if kink else None,
+                make=partial(apart, shapes) if kink else None,
+            )
+        )
 
 
 unary("negative", hg.negative, lambda x: -x, exact=True)
@@ -69,27 +108,99 @@ binary("minimum", hg.minimum, lambda x, y: np.where(x < y, x, y), kink=True)
 binary("power", hg.power, lambda x, y: x**y, 0.5, 2.0)
 
 for _e in (0, 1, 2, 3, -1, 0.5, -2.5, 4.0):
-    CASES.append(Case(f"power[x, {_e}]", lambda x, e=_e: hg.power(x, e), lambda x, e=_e: x ** np.asarray(e, x.dtype), ((7,),), 0.5, 2.0))
+    CASES.append(
+        Case(
+            f"power[x, {_e}]",
+            lambda x, e=_e: hg.power(x, e),
+            lambda x, e=_e: x ** np.asarray(e, x.dtype),
+            ((7,),),
+            0.5,
+            2.0,
+        )
+    )
 for _e in (0, 1, 2, 3):
-    CASES.append(Case(f"power[+-x, {_e}]", lambda x, e=_e: x**e, lambda x, e=_e: x ** np.asarray(e, x.dtype), ((7,),), exact=_e <= 1,
-                      make=partial(two_sided, (7,))))
+    CASES.append(
+        Case(
+            f"power[+-x, {_e}]",
+            lambda x, e=_e: x**e,
+            lambda x, e=_e: x ** np.asarray(e, x.dtype),
+            ((7,),),
+            exact=_e <= 1,
+            make=partial(two_sided, (7,)),
+        )
+    )
 CASES.append(Case("power[2, x]", lambda x: 2.0**x, lambda x: np.exp2(x), ((7,),)))
 
 _condition = np.random.default_rng(1).random((2, 3)) < 0.5
 for _shapes in (((2, 3), (2, 3)), ((3,), (2, 1)), ((), (1, 3)), ((4, 1, 1), (3,))):
-    CASES.append(Case(f"where{list(_shapes[0])}{list(_shapes[1])}", lambda x, y: hg.where(_condition, x, y),
-                      lambda x, y: np.where(_condition, x, y), _shapes, exact=True))
-CASES.append(Case("where[number]", lambda x: hg.where(_condition, x, 2.0), lambda x: np.where(_condition, x, x.dtype.type(2)), ((2, 3),), exact=True))
-CASES.append(Case("where[integer condition]", lambda x: hg.where(_condition.astype(int), x, 0), lambda x: np.where(_condition, x, 0 * x), ((3,),),
-                  exact=True))
-CASES.append(Case("dropout", lambda x: hg.dropout(x, _condition, rate=0.25), lambda x: x * _condition / x.dtype.type(0.75), ((5, 2, 3),), exact=True))
+    CASES.append(
+        Case(
+            f"where{list(_shapes[0])}{list(_shapes[1])}",
+            lambda x, y: hg.where(_condition, x, y),
+            lambda x, y: np.where(_condition, x, y),
+            _shapes,
+            exact=True,
+        )
+    )
+CASES.append(
+    Case(
+        "where[number]",
+        lambda x: hg.where(_condition, x, 2.0),
+        lambda x: np.where(_condition, x, x.dtype.type(2)),
+        ((2, 3),),
+        exact=True,
+    )
+)
+CASES.append(
+    Case(
+        "where[integer condition]",
+        lambda x: hg.where(_condition.astype(int), x, 0),
+        lambda x: np.where(_condition, x, 0 * x),
+        ((3,),),
+        exact=True,
+    )
+)
+CASES.append(
+    Case(
+        "dropout",
+        lambda x: hg.dropout(x, _condition, rate=0.25),
+        lambda x: x * _condition / x.dtype.type(0.75),
+        ((5, 2, 3),),
+        exact=True,
+    )
+)
 
 # Python's operators, numbers and constant arrays on either side.
 _constant = np.array([0.5, -1.25, 2.0])
 CASES += [
-    Case("operators[number left]", lambda x: 2 - x + (3 + x) * 0.5 + 2 / x, lambda x: 2 - x + (3 + x) / 2 + 2 / x, ((3,),), 0.5, 2.0),
-    Case("operators[number right]", lambda x: (x - 2) * 3 + x / 4 - (-x), lambda x: (x - 2) * 3 + x / 4 + x, ((3,),), exact=True),
-    Case("operators[array left]", lambda x: _constant.astype(x.dtype) * x + _constant.astype(x.dtype) / x,
-         lambda x: _constant.astype(x.dtype) * x + _constant.astype(x.dtype) / x, ((2, 3),), 0.5, 2.0),
-    Case("operators[reuse]", lambda x, y: x * x + x * y - y, lambda x, y: x * x + x * y - y, ((4,), (4,)), exact=False),
+    Case(
+        "operators[number left]",
+        lambda x: 2 - x + (3 + x) * 0.5 + 2 / x,
+        lambda x: 2 - x + (3 + x) / 2 + 2 / x,
+        ((3,),),
+        0.5,
+        2.0,
+    ),
+    Case(
+        "operators[number right]",
+        lambda x: (x - 2) * 3 + x / 4 - (-x),
+        lambda x: (x - 2) * 3 + x / 4 + x,
+        ((3,),),
+        exact=True,
+    ),
+    Case(
+        "operators[array left]",
+        lambda x: _constant.astype(x.dtype) * x + _constant.astype(x.dtype) / x,
+        lambda x: _constant.astype(x.dtype) * x + _constant.astype(x.dtype) / x,
+        ((2, 3),),
+        0.5,
+        2.0,
+    ),
+    Case(
+        "operators[reuse]",
+        lambda x, y: x * x + x * y - y,
+        lambda x, y: x * x + x * y - y,
+        ((4,), (4,)),
+        exact=False,
+    ),
 ]

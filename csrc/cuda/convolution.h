@@ -1,0 +1,136 @@
+// The 3x3 convolution kernel: one or two terms share the accumulators, an epilogue decides what becomes of them.
+#pragma once
+#include "sources.h"
+#include "tile.h"
+
+namespace hg {
+namespace cuda {
+
+template <class T, class Source>
+struct Convolution {
+  struct Term {
+    Source source;
+    Filter<T> filter;
+  };
+  Term terms[2];
+  int n_terms;  // 0: the convolution is zero
+  int outputs;
+  Tiling tiling;
+  int64_t E;
+  int planes;  // channels in shared memory at a time
+
+  int64_t filter_tiles() const { return ceil_div(outputs, kFilters); }
+  void add(const Source& source, const Filter<T>& filter) { terms[n_terms++] = {source, filter}; }
+};
+
+// Which block this is, and its thread's first filter.
+struct Spot {
+  int p, e;
+  int tile;   // of its entry
+  int index;  // counted over all directions and episodes
+  int k0, k;  // first filter of the block and of the thread
+};
+template <class T, class Source>
+HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
+  const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, E = static_cast<int>(a.E);
+  const int filter_tiles = (a.outputs + kFilters - 1) / kFilters, entry = block / tiles / filter_tiles;
+  Spot spot;
+  spot.p = entry / E;
+  spot.e = entry % E;
+  spot.tile = block % tiles;
+  spot.index = entry * tiles + spot.tile;
+  spot.k0 = block / tiles % filter_tiles * kFilters;
+  spot.k = spot.k0 + thread / TileShape<T>::kWindows * TileShape<T>::kGroup;
+  return spot;
+}
+
+template <class T, class Source, class Epilogue>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
+    conv3x3(const Convolution<T, Source> a, const Epilogue epilogue) {
+  constexpr int kGroup = TileShape<T>::kGroup;
+  SharedMemory shared;
+  T* const pixels = shared.take<T>(a.planes * a.tiling.plane);
+  T* const weights = shared.take<T>(TileShape<T>::kWeights);
+  T* const sums = Epilogue::kSums ? shared.take<T>(TileShape<T>::kSums) : nullptr;
+  T accumulators[4][kGroup] = {};
+  {
+    const int thread = static_cast<int>(threadIdx.x);
+    const Spot spot = spot_of(a, static_cast<int>(blockIdx.x), thread);
+    const Place at = place_of(a.tiling, spot.tile);
+    HG_NO_UNROLL
+    for (int i = 0; i < a.n_terms; ++i)
+      convolve<T>(a.terms[i].source.at(spot.p, spot.e), a.terms[i].filter, a.terms[i].filter.w.at(spot.p, spot.e), spot.k0,
+                  a.tiling, at, window_of<T>(a.tiling, at, thread), pixels, weights, accumulators);
+  }
+  const int thread = forgotten(static_cast<int>(threadIdx.x));
+  const Spot spot = spot_of(a, forgotten(static_cast<int>(blockIdx.x)), thread);
+  const Place at = place_of(a.tiling, spot.tile);
+  epilogue.template finish<T>(spot, at, window_of<T>(a.tiling, at, thread), accumulators, sums);
+}
+
+// The most pixels of one channel that leave room for `planes` of them beside the weights and sums.
+template <class T>
+int most_pixels(int planes) {
+  const std::size_t rest = kSharedLimit - shared_size(TileShape<T>::kWeights * sizeof(T)) -
+                           shared_size(TileShape<T>::kSums * sizeof(T)) - 16;
+  return static_cast<int>(rest / (static_cast<std::size_t>(planes) * sizeof(T)));
+}
+
+template <class T, class Source>
+Convolution<T, Source> convolution(int64_t E, int64_t N, int64_t H, int64_t W, int64_t inputs, int64_t outputs) {
+  Convolution<T, Source> a{};
+  a.E = E;
+  a.outputs = static_cast<int>(outputs);
+  a.planes = inputs > 4 ? TileShape<T>::kChunk : 4;
+  a.tiling = choose_tiling(N, H, W, TileShape<T>::kWindows, most_pixels<T>(a.planes));
+  return a;
+}
+
+template <class T, class Source, class Epilogue>
+void launch_convolution(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries,
+                        const Epilogue& epilogue) {
+  const std::size_t shared = shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
+                             shared_size(TileShape<T>::kWeights * sizeof(T)) +
+                             (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
+  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
+}
+
+// Writes the outputs of the thread's window, filters k .. k + kGroup - 1.
+template <class T>
+HG_DEVICE void store_window(T* out, const Place& at, const Window& window, int H, int W, int K, int k, bool wide,
+                            const T (&accumulators)[4][TileShape<T>::kGroup]) {
+  const int64_t row = static_cast<int64_t>(at.image + window.image) * H + at.y + window.y;
+  T* const first = out + (row * W + at.x + window.x) * K + k;
+  const int rest = K - k;
+  HG_UNROLL
+  for (int q = 0; q < 4; ++q) {
+    if (!window.has(at, q)) continue;
+    T* const to = first + static_cast<int64_t>((q >> 1) * W + (q & 1)) * K;
+    if (wide && rest >= TileShape<T>::kGroup) {
+      HG_UNROLL
+      for (int j = 0; j < TileShape<T>::kGroup; j += 4)
+          *reinterpret_cast<Quad<T>*>(to + j) =
+              Quad<T>{{accumulators[q][j], accumulators[q][j + 1], accumulators[q][j + 2], accumulators[q][j + 3]}};
+    } else {
+      HG_UNROLL
+      for (int j = 0; j < TileShape<T>::kGroup; ++j)
+        if (j < rest) to[j] = accumulators[q][j];
+    }
+  }
+}
+
+// out = the convolution.
+template <class T>
+struct Store {
+  static constexpr bool kSums = false;
+  Batch<T> out;
+  int H, W, K;
+  template <class U>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
+                        const U (&accumulators)[4][TileShape<U>::kGroup], U*) const {
+    store_window(out.at(spot.p, spot.e), at, window, H, W, K, spot.k, out.wide, accumulators);
+  }
+};
+
+}  // namespace cuda
+}  // namespace hg

@@ -1,0 +1,187 @@
+// conv_bn_relu_pool_first_value and _first_jvp: statistics from the patches, then one pass of convolution, normalization,
+// ReLU and maximum; z stays in registers. y_dot is linear in z and z_dot at the winners, so that one convolution with
+// the filters by_z*w + by_z_dot*w_dot makes it.
+#include "../first.h"
+
+namespace hg {
+namespace cuda {
+namespace {
+
+// mean, rstd, and constants[e][3][K]: offset, scale, shift of u = (conv(x - shift, w) - offset)*scale + shift.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta, Batch<const T> patch_mean,
+                     const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd, T* constants) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const Column v = column_of(b);
+  const T *const weights = w.at(0, v.e) + v.inside, *const m = patch_mean.at(0, v.e);
+  const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
+  const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
+  const double var = tap_sum(b, v, weight, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
+  const double all = tap_sum(b, v, weight, [&](int j) { return m[j]; }, sums);
+  const double offset = tap_sum(
+      b, v, weight, [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); }, sums);
+  if (v.slice != 0 || !v.any) return;
+  const T r = static_cast<T>(1.0 / sqrt((var < 0 ? 0.0 : var) + eps));  // a NaN stays
+  mean.at(0, v.e)[v.k] = static_cast<T>(all);
+  rstd.at(0, v.e)[v.k] = r;
+  T* const to = constants + v.e * 3 * b.K + v.k;
+  to[0] = static_cast<T>(offset);
+  to[b.K] = gamma.at(0, v.e)[v.k] * r;
+  to[2 * b.K] = beta.at(0, v.e)[v.k];
+}
+
+template <class T>
+struct Pool {
+  static constexpr bool kSums = false;
+  Batch<T> y;
+  Batch<unsigned char> code;
+  const T* constants;
+  int h, w, K;
+
+  template <class U>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&z)[4][TileShape<U>::kGroup],
+                        U*) const {
+    if (!window.whole(at)) return;
+    const U* const s = constants + static_cast<int64_t>(spot.e) * 3 * K;
+    const int64_t row =
+        ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
+    const bool wide = y.wide && code.wide;
+    HG_UNROLL
+    for (int i = 0; i < TileShape<U>::kGroup; i += 4) {
+      const int k = spot.k + i;
+      if (k >= K) break;
+      const Quad<U> offset = load_quad(s, k, K, false), scale = load_quad(s + K, k, K, false),
+                    shift = load_quad(s + 2 * K, k, K, false);
+      Quad<U> out;
+      Codes codes;
+      HG_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const U values[4] = {z[0][i + j], z[1][i + j], z[2][i + j], z[3][i + j]};
+        out.v[j] = pool(values, offset.v[j], scale.v[j], shift.v[j], codes.v[j]);
+      }
+      store_quad(y.at(0, spot.e) + row, k, K, wide, out);
+      store_codes(code.at(0, spot.e) + row, k, K, wide, codes);
+    }
+  }
+};
+
+template <class T>
+void value(const Call& call) {
+  const Block b = block_of(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
+  const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
+  const auto code = batch<unsigned char>(call, 7, 1);
+  const double eps = call.attributes[0];
+  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+
+  Launch launch(call);
+  double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
+  T* const constants = launch.scratch<T>(b.E * 3 * b.K);
+  launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
+  launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
+         b, w, gamma, beta, patch_mean, cov_w, eps, mean, rstd, constants);
+  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  conv.add(shifted_images(b, x, patch_mean), {w, b.C, b.K, false});
+  launch_convolution(launch, "conv_pool", conv, b.windows() == 0 ? 0 : b.E,
+                     Pool<T>{y, code, constants, b.h, b.w, b.K});
+}
+
+// filters[entry][9C][K] = by_z*w + by_z_dot*w_dot and shift[entry][K], so that at the winners
+//   y_dot = conv(x - shift, filters) + shift
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd, Batch<const T> patch_mean,
+                    Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot, const double* cov_w,
+                    T* filters, T* shifts) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const Column v = column_of(b);
+  const T *const weights = w.at(0, v.e) + v.inside, *const m = patch_mean.at(0, v.e);
+  const T* const weights_dot = w_dot ? w_dot.at(v.p, v.e) + v.inside : nullptr;
+  const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
+  const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
+  const auto weight_dot = [&](int j) { return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K]; };
+  const auto border = [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); };
+  const double product = tap_sum(b, v, weight_dot, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
+  const double offset = tap_sum(b, v, weight, border, sums), offset_dot = tap_sum(b, v, weight_dot, border, sums);
+  if (!v.any) return;
+  const double r = static_cast<double>(rstd.at(0, v.e)[v.k]), g = static_cast<double>(gamma.at(0, v.e)[v.k]);
+  const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(v.p, v.e)[v.k]) : 0.0;
+  const double by_z = g_dot * r - g * r * r * r * product, by_z_dot = g * r;
+  T* const to = filters + v.entry * 9 * b.C * b.K + v.k;
+  for (int j = v.slice; j < 9 * b.C; j += kSlices)
+    to[static_cast<int64_t>(j) * b.K] =
+        static_cast<T>(by_z * static_cast<double>(weight(j)) + by_z_dot * static_cast<double>(weight_dot(j)));
+  if (v.slice != 0) return;
+  const double shift = beta_dot ? static_cast<double>(beta_dot.at(v.p, v.e)[v.k]) : 0.0;
+  shifts[v.entry * b.K + v.k] = static_cast<T>(shift - by_z * offset - by_z_dot * offset_dot);
+}
+
+template <class T>
+struct PoolDot {
+  static constexpr bool kSums = false;
+  Batch<const unsigned char> code;
+  Batch<T> y_dot;
+  const T* shifts;
+  int64_t E;
+  int h, w, K;
+
+  template <class U>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&u)[4][TileShape<U>::kGroup],
+                        U*) const {
+    if (!window.whole(at)) return;
+    const U* const shift = shifts + (spot.p * E + spot.e) * K;
+    const int64_t row =
+        ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
+    const bool wide = code.wide && y_dot.wide;
+    HG_UNROLL
+    for (int i = 0; i < TileShape<U>::kGroup; i += 4) {
+      const int k = spot.k + i;
+      if (k >= K) break;
+      const Codes codes = load_codes(code.at(0, spot.e) + row, k, K, wide);
+      const Quad<U> add = load_quad(shift, k, K, false);
+      Quad<U> out;
+      HG_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int c = codes.v[j];
+        const U top = (c & 1) != 0 ? u[1][i + j] : u[0][i + j], bottom = (c & 1) != 0 ? u[3][i + j] : u[2][i + j];
+        out.v[j] = (c & 4) != 0 ? ((c & 2) != 0 ? bottom : top) + add.v[j] : U(0);
+      }
+      store_quad(y_dot.at(spot.p, spot.e) + row, k, K, wide, out);
+    }
+  }
+};
+
+template <class T>
+void jvp(const Call& call) {
+  const Block b = block_of(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1),
+             patch_cov = batch<const T>(call, 7, 1);
+  const auto code = batch<const unsigned char>(call, 3, 1);
+  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
+  const auto y_dot = batch<T>(call, 11, 2);
+
+  Launch launch(call);
+  const int64_t entries = b.P * b.E, size = static_cast<int64_t>(9) * b.C * b.K;
+  double* const cov_w = launch.scratch<double>(b.E * size);
+  T* const filters = launch.scratch<T>(entries * size);
+  T* const shifts = launch.scratch<T>(entries * b.K);
+  if (b.P > 0) launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
+  launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
+         b, w, gamma, rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w, filters, shifts);
+  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  conv.add(shifted_images(b, x, patch_mean), {{filters, b.E * size, size, false}, b.C, b.K, false});
+  launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries,
+                     PoolDot<T>{code, y_dot, shifts, b.E, b.h, b.w, b.K});
+}
+
+HG_CUDA_KERNEL(conv_bn_relu_pool_first_value, value);
+HG_CUDA_KERNEL(conv_bn_relu_pool_first_jvp, jvp);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace hg

@@ -1,0 +1,160 @@
+// conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot), written once with the moments of every tile; these
+// are merged to mean(z_dot) and c = mean(xhat*z_dot); then y_dot follows at the stored winners.
+//   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
+#include "../block.h"
+#include "../pool.h"
+
+namespace hg {
+namespace cuda {
+namespace {
+
+// Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
+template <class T>
+struct StoreMoments {
+  static constexpr bool kSums = true;
+  static constexpr int kAtOnce = 4;
+  Batch<T> z_dot;
+  Batch<const T> z, mean;
+  double* parts;  // [tile][3][K]
+  int H, W, K;
+
+  template <class U>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
+                        const U (&dot)[4][TileShape<U>::kGroup], U* sums) const {
+    constexpr int n = TileShape<U>::kGroup;
+    store_window(z_dot.at(spot.p, spot.e), at, window, H, W, K, spot.k, z_dot.wide, dot);
+    HG_UNROLL
+    for (int k = 0; k < n; k += kAtOnce) moments(spot, spot.k + k, at, window, dot, k, sums);
+  }
+
+  // Of filters k .. k + kAtOnce - 1, whose accumulators begin at `first`: few at a time, for want of registers.
+  template <class U>
+  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window& window,
+                         const U (&dot)[4][TileShape<U>::kGroup], int first, U* sums) const {
+    const U count = static_cast<U>(pixels_of(at));
+    U near[kAtOnce], rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
+    HG_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      near[j] = U(0);
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) near[j] += window.has(at, q) ? dot[q][first + j] : U(0);
+    }
+    tile_sums<U>(near, sums);
+    const Quad<U> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<U>{};
+    HG_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) near[j] /= count;
+    HG_UNROLL
+    for (int q = 0; q < 4; ++q) {
+      if (k >= K || !window.has(at, q)) continue;
+      const int64_t y = at.y + window.y + (q >> 1), x = at.x + window.x + (q & 1);
+      const U* const row = z.at(0, spot.e) + ((static_cast<int64_t>(at.image + window.image) * H + y) * W + x) * K;
+      const Quad<U> value = load_quad(row, k, K, z.wide);
+      HG_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const U d = value.v[j] - m.v[j], d_dot = dot[q][first + j] - near[j];
+        rest[j] += d_dot;
+        product[j] = fused(d, d_dot, product[j]);
+        deviation[j] += d;
+      }
+    }
+    tile_sums<U>(rest, sums);
+    tile_sums<U>(product, sums);
+    tile_sums<U>(deviation, sums);
+    if (static_cast<int>(threadIdx.x) % TileShape<U>::kWindows != 0) return;
+    double* const part = parts + static_cast<int64_t>(spot.index) * 3 * K;
+    HG_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (k + j >= K) break;
+      const double off = static_cast<double>(rest[j]) / static_cast<double>(count);
+      part[k + j] = static_cast<double>(near[j]) + off;
+      part[K + k + j] = static_cast<double>(product[j]) - off * static_cast<double>(deviation[j]);
+      part[2 * K + k + j] = static_cast<double>(deviation[j]);
+    }
+  }
+};
+
+// Factors of (z - mean) and (z_dot - mean(z_dot)) in y_dot: factors[entry][2][K].
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_moments(const double* parts, const Tiling t, int64_t pixels, int64_t E, int K, Batch<const T> rstd,
+                   Batch<const T> gamma, Batch<const T> gamma_dot, Batch<T> z_dot_mean, Batch<T> c_out, T* factors) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
+  const int64_t entry = blockIdx.x / static_cast<unsigned>(filter_tiles), p = entry / E, e = entry % E;
+  const int k = static_cast<int>(blockIdx.x) % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
+  const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
+  const double* const part = parts + entry * tiles * 3 * K + column;
+  double total = 0, product = 0;
+  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
+  const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
+  for (int i = slice; i < tiles; i += kSlices) {
+    const double* const row = part + static_cast<int64_t>(i) * 3 * K;
+    product += row[K] + (row[0] - m_dot) * row[2 * K];
+  }
+  product = slice_sum(product, sums);
+  if (slice != 0 || k >= K) return;
+  const double r = static_cast<double>(rstd.at(0, e)[k]), g = static_cast<double>(gamma.at(0, e)[k]);
+  const double c = r * product / M, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+  z_dot_mean.at(p, e)[k] = static_cast<T>(m_dot);
+  c_out.at(p, e)[k] = static_cast<T>(c);
+  factors[entry * 2 * K + k] = static_cast<T>(g_dot * r - g * r * r * c);
+  factors[entry * 2 * K + K + k] = static_cast<T>(g * r);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    pool_dot(Batch<const unsigned char> code, Batch<const T> z, Batch<const T> z_dot, Batch<const T> mean,
+             Batch<const T> z_dot_mean, Batch<const T> beta_dot, const T* factors, int64_t E, Batch<T> y_dot,
+             Pooling pooling) {
+  const Pooled at = pooling.at(blockIdx.x, threadIdx.x);
+  if (!at.any) return;
+  const int K = pooling.K;
+  const int64_t p = at.entry / E, e = at.entry % E;
+  const bool wide = code.wide && y_dot.wide;
+  const Codes codes = load_codes(code.at(0, e) + at.offset, at.k, K, wide);
+  const T* const f = factors + at.entry * 2 * K;
+  Quad<T> out{};
+  HG_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const int k = at.k + j;
+    if (k >= K || (codes.v[j] & 4) == 0) continue;
+    const int64_t i = winner_offset(codes.v[j], at.image, at.y, at.x, pooling.H, pooling.W, K) + k;
+    const T shift = beta_dot ? beta_dot.at(p, e)[k] : T(0);
+    const T by_z = fused(z.at(0, e)[i] - mean.at(0, e)[k], f[k], shift);
+    out.v[j] = fused(z_dot.at(p, e)[i] - z_dot_mean.at(p, e)[k], f[K + k], by_z);
+  }
+  store_quad(y_dot.at(p, e) + at.offset, at.k, K, wide, out);
+}
+
+template <class T>
+void jvp(const Call& call) {
+  const Block b = block_of(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
+  const auto code = batch<const unsigned char>(call, 3, 1);
+  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
+             beta_dot = batch<const T>(call, 10, 2);
+  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
+             c = batch<T>(call, 14, 2);
+
+  Launch launch(call);
+  const int64_t entries = b.P * b.E;
+  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  if (x_dot) conv.add({x_dot, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
+  if (w_dot) conv.add({x, {}, b.H, b.W, b.C}, {w_dot, b.C, b.K, false});
+  double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
+  T* const factors = launch.scratch<T>(entries * 2 * b.K);
+  launch_convolution(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
+  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
+         parts, conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot, z_dot_mean, c, factors);
+  const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
+  launch("pool_dot", pool_dot<T>, entries * pooling.blocks, kThreads, 0, code, z, as_input(z_dot), mean,
+         as_input(z_dot_mean), beta_dot, factors, b.E, y_dot, pooling);
+}
+
+HG_CUDA_KERNEL(conv_bn_relu_pool_jvp, jvp);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace hg

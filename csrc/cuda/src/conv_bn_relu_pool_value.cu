@@ -1,0 +1,137 @@
+// conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized
+// and pooled.
+#include "../block.h"
+#include "../pool.h"
+
+namespace hg {
+namespace cuda {
+namespace {
+
+// Writes z, and of each tile and filter the mean and the sum of squared deviations from it, by two passes over
+// registers: parts[tile][2][K].
+template <class T>
+struct StoreStatistics {
+  static constexpr bool kSums = true;
+  Batch<T> z;
+  double* parts;
+  int H, W, K;
+
+  template <class U>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
+                        const U (&z_)[4][TileShape<U>::kGroup], U* sums) const {
+    constexpr int n = TileShape<U>::kGroup;
+    store_window(z.at(0, spot.e), at, window, H, W, K, spot.k, z.wide, z_);
+    const U count = static_cast<U>(pixels_of(at));
+    U near[n], rest[n], squares[n];
+    HG_UNROLL
+    for (int k = 0; k < n; ++k) {
+      near[k] = U(0);
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) near[k] += window.has(at, q) ? z_[q][k] : U(0);
+    }
+    tile_sums<U>(near, sums);
+    HG_UNROLL
+    for (int k = 0; k < n; ++k) {
+      near[k] /= count;  // the mean, rounded: differences to it are small and are corrected below
+      rest[k] = squares[k] = U(0);
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        const U d = window.has(at, q) ? z_[q][k] - near[k] : U(0);
+        rest[k] += d;
+        squares[k] = fused(d, d, squares[k]);
+      }
+    }
+    tile_sums<U>(rest, sums);
+    tile_sums<U>(squares, sums);
+    if (static_cast<int>(threadIdx.x) % TileShape<U>::kWindows != 0) return;
+    double* const part = parts + static_cast<int64_t>(spot.index) * 2 * K;
+    HG_UNROLL
+    for (int k = 0; k < n; ++k) {
+      if (spot.k + k >= K) break;
+      const double off = static_cast<double>(rest[k]) / static_cast<double>(count);
+      part[spot.k + k] = static_cast<double>(near[k]) + off;
+      part[K + spot.k + k] = static_cast<double>(squares[k]) - static_cast<double>(rest[k]) * off;
+    }
+  }
+};
+
+// Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
+// the whole mean (Chan, Golub & LeVeque 1979).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_statistics(const double* parts, const Tiling t, int64_t pixels, int K, double eps, Batch<T> mean, Batch<T> rstd) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
+  const int e = static_cast<int>(blockIdx.x) / filter_tiles;
+  const int k = static_cast<int>(blockIdx.x) % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
+  const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
+  const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
+  double total = 0;
+  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
+  const double M = static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) / M;
+  double squares = 0;
+  for (int i = slice; i < tiles; i += kSlices) {
+    const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
+    squares += part[static_cast<int64_t>(i) * 2 * K + K] + d * d * pixels_of(place_of(t, i));
+  }
+  const double var = slice_sum(squares, sums) / M;
+  if (slice != 0 || k >= K) return;
+  mean.at(0, e)[k] = static_cast<T>(m);
+  rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt(var + eps));
+}
+
+// y and code of one window and four filters per thread.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    bn_relu_pool(Batch<const T> z, Batch<const T> mean, Batch<const T> rstd, Batch<const T> gamma, Batch<const T> beta,
+                 Batch<T> y, Batch<unsigned char> code, Pooling pooling) {
+  const Pooled at = pooling.at(blockIdx.x, threadIdx.x);
+  if (!at.any) return;
+  const int K = pooling.K;
+  const bool wide = z.wide && y.wide && code.wide;
+  const Quad<T> m = load_quad(mean.at(0, at.entry), at.k, K, false), r = load_quad(rstd.at(0, at.entry), at.k, K, false),
+                g = load_quad(gamma.at(0, at.entry), at.k, K, false), b = load_quad(beta.at(0, at.entry), at.k, K, false);
+  const T* const first = z.at(0, at.entry) + winner_offset(0, at.image, at.y, at.x, pooling.H, pooling.W, K);
+  Quad<T> v[4];
+  HG_UNROLL
+  for (int q = 0; q < 4; ++q)
+    v[q] = load_quad(first + (static_cast<int64_t>(q >> 1) * pooling.W + (q & 1)) * K, at.k, K, wide);
+  Quad<T> out;
+  Codes codes;
+  HG_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const T values[4] = {v[0].v[j], v[1].v[j], v[2].v[j], v[3].v[j]};
+    out.v[j] = pool(values, m.v[j], g.v[j] * r.v[j], b.v[j], codes.v[j]);
+  }
+  store_quad(y.at(0, at.entry) + at.offset, at.k, K, wide, out);
+  store_codes(code.at(0, at.entry) + at.offset, at.k, K, wide, codes);
+}
+
+template <class T>
+void value(const Call& call) {
+  const Block b = block_of(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
+             beta = batch<const T>(call, 3, 1);
+  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
+  const auto code = batch<unsigned char>(call, 5, 1);
+  const double eps = call.attributes[0];
+  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+
+  Launch launch(call);
+  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
+  double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
+  launch_convolution(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
+  launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads,
+         shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.K, eps, mean, rstd);
+  const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
+  launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean), as_input(rstd),
+         gamma, beta, y, code, pooling);
+}
+
+HG_CUDA_KERNEL(conv_bn_relu_pool_value, value);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace hg

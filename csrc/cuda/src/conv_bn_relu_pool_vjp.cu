@@ -1,0 +1,209 @@
+// The gradient of the fused block and its tangent, for conv_bn_relu_pool_vjp and _vjp_jvp.
+//   q = u_bar - B/M - xhat*G/M;  z_bar = gamma*s*q;  x_bar = dgrad(z_bar, w);  w_bar = wgrad(x, z_bar)
+//   s_dot = -s*s*c;  xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  B_dot = sum u_bar_dot
+//   G_dot = sum (u_bar_dot*xhat + u_bar*xhat_dot)
+//   z_bar_dot = (gamma_dot*s + gamma*s_dot)*q + gamma*s*(u_bar_dot - B_dot/M - xhat_dot*G/M - xhat*G_dot/M)
+//   w_bar_dot = wgrad(x_dot, z_bar) + wgrad(x, z_bar_dot);  x_bar_dot = dgrad(z_bar_dot, w) + dgrad(z_bar, w_dot)
+// B and G are sums over pooled-size arrays. Neither z_bar nor z_bar_dot is ever stored: both are affine in z and z_dot
+// but for the winners, and are formed where they are read.
+#include "../block.h"
+#include "../wgrad.h"
+
+namespace hg {
+namespace cuda {
+namespace {
+
+// What the gradients of the block have in common: arguments, per direction and episode. z_dot, y_bar_dot and the rest
+// of the tangents are absent in the plain vjp, which is one direction of which none is asked for.
+template <class T>
+struct Gradient {
+  Batch<const T> y_bar, y_bar_dot, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c;
+  Batch<const unsigned char> code;
+  Batch<T> x_bar, w_bar, gamma_bar, beta_bar;  // or their tangents
+};
+
+constexpr int kReduceWindows = 512;  // windows of a block: 64 per thread are added in T
+
+// Rows of partial sums over active winners, m and m_dot the means:
+//   y_bar, y_bar*(z - m), y_bar_dot, y_bar_dot*(z - m), y_bar*(z_dot - m_dot)
+constexpr int kRows = 2, kRowsDot = 5;
+
+// parts[entry][part][rows][K]
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    reduce_winners(const Gradient<T> a, const Block b, int rows, int n_parts, const Divisor by_w, const Divisor by_h,
+                   double* parts) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const int filter_tiles = (b.K + kFilters - 1) / kFilters;
+  int block = static_cast<int>(blockIdx.x);
+  const int part = block % n_parts;
+  block /= n_parts;
+  const int k0 = block % filter_tiles * kFilters, entry = block / filter_tiles;
+  const int64_t p = entry / b.E, e = entry % b.E;
+  const int slice = static_cast<int>(threadIdx.x) / 32, k = k0 + static_cast<int>(threadIdx.x) % 32;
+  const int first = part * kReduceWindows, last = lower(static_cast<int>(b.N * b.h * b.w), first + kReduceWindows);
+  T total[kRowsDot] = {};
+  if (k < b.K) {
+    const bool dot = rows == kRowsDot;
+    const T m = a.mean.at(0, e)[k], m_dot = dot ? a.z_dot_mean.at(p, e)[k] : T(0);
+    const unsigned char* const codes = a.code.at(0, e);
+    const T *const bars = a.y_bar.at(0, e), *const bars_dot = a.y_bar_dot ? a.y_bar_dot.at(p, e) : nullptr,
+                 *const z = a.z.at(0, e), *const z_dot = dot ? a.z_dot.at(p, e) : nullptr;
+    for (int i = first + slice; i < last; i += kSlices) {
+      const int64_t at = static_cast<int64_t>(i) * b.K + k;
+      const int code = codes[at];
+      if ((code & 4) == 0) continue;
+      int image = i;
+      const int x = by_w.split(image), y = by_h.split(image);
+      const int64_t winner = winner_offset(code, image, y, x, b.H, b.W, b.K) + k;
+      const T bar = bars[at], d = z[winner] - m;
+      total[0] += bar;
+      total[1] = fused(bar, d, total[1]);
+      if (bars_dot != nullptr) {
+        total[2] += bars_dot[at];
+        total[3] = fused(bars_dot[at], d, total[3]);
+      }
+      if (dot) total[4] = fused(bar, z_dot[winner] - m_dot, total[4]);
+    }
+  }
+  HG_UNROLL
+  for (int row = 0; row < kRowsDot; ++row) {
+    if (row >= rows) break;
+    const double sum = slice_sum(static_cast<double>(total[row]), sums);
+    if (slice == 0 && k < b.K) parts[((static_cast<int64_t>(entry) * n_parts + part) * rows + row) * b.K + k] = sum;
+  }
+}
+
+// gamma_bar, beta_bar (or their tangents), and the constants of z_bar and z_bar_dot.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_reduce(const Gradient<T> a, const Block b, int rows, int n_parts, const double* parts, T* bar, T* bar_dot) {
+  SharedMemory shared;
+  double* const sums = shared.take<double>(kThreads);
+  const int filter_tiles = (b.K + kFilters - 1) / kFilters;
+  const int64_t entry = blockIdx.x / static_cast<unsigned>(filter_tiles), p = entry / b.E, e = entry % b.E;
+  const int slice = static_cast<int>(threadIdx.x) / 32;
+  const int k = static_cast<int>(blockIdx.x) % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
+  double total[kRowsDot];
+  HG_UNROLL
+  for (int row = 0; row < kRowsDot; ++row) {
+    double sum = 0;
+    for (int i = slice; i < n_parts && row < rows && k < b.K; i += kSlices)
+      sum += parts[((entry * n_parts + i) * rows + row) * b.K + k];
+    total[row] = slice_sum(sum, sums);
+  }
+  if (slice != 0 || k >= b.K) return;
+  const double M = static_cast<double>(higher<int64_t>(1, static_cast<int64_t>(b.N) * b.H * b.W));
+  const double s = static_cast<double>(a.rstd.at(0, e)[k]), scale = static_cast<double>(a.gamma.at(0, e)[k]) * s;
+  const double B = total[0], G = total[1] * s;
+  T* const to = bar + entry * kCotangentRows * b.K + k;
+  to[kMean * b.K] = a.mean.at(0, e)[k];
+  to[kByZ * b.K] = static_cast<T>(-scale * s * G / M);
+  to[kShift * b.K] = static_cast<T>(-scale * B / M);
+  to[kByY * b.K] = static_cast<T>(scale);
+  if (rows == kRows) {
+    a.gamma_bar.at(p, e)[k] = static_cast<T>(G);
+    a.beta_bar.at(p, e)[k] = static_cast<T>(B);
+    return;
+  }
+  const double c = static_cast<double>(a.c.at(p, e)[k]);
+  const double gamma_dot = a.gamma_dot ? static_cast<double>(a.gamma_dot.at(p, e)[k]) : 0.0;
+  const double B_dot = total[2], G_dot = s * (total[3] + total[4] - c * G), scale_dot = gamma_dot * s - scale * s * c;
+  T* const dot = bar_dot + entry * kCotangentRows * b.K + k;
+  dot[kMean * b.K] = a.mean.at(0, e)[k];
+  dot[kByZ * b.K] = static_cast<T>(-(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M);
+  dot[kShift * b.K] = static_cast<T>(-(scale_dot * B + scale * B_dot) / M);
+  dot[kByY * b.K] = static_cast<T>(scale_dot);
+  dot[kMeanDot * b.K] = a.z_dot_mean.at(p, e)[k];
+  dot[kByZDot * b.K] = static_cast<T>(-scale * s * G / M);
+  dot[kByYDot * b.K] = static_cast<T>(scale);
+  a.gamma_bar.at(p, e)[k] = static_cast<T>(G_dot);
+  a.beta_bar.at(p, e)[k] = static_cast<T>(B_dot);
+}
+
+// Writes all outputs. P is 1 for the plain vjp.
+template <class T>
+void launch_gradient(Launch& launch, const Block& b, int64_t P, const Gradient<T>& a, bool tangent) {
+  const int64_t entries = P * b.E;
+  const int rows = tangent ? kRowsDot : kRows;
+  const int64_t n_parts = ceil_div(b.windows(), kReduceWindows);
+  double* const parts = launch.scratch<double>(entries * n_parts * rows * b.K);
+  T* const bar = launch.scratch<T>(entries * kCotangentRows * b.K);
+  T* const bar_dot = tangent ? launch.scratch<T>(entries * kCotangentRows * b.K) : nullptr;
+  const std::size_t sums = shared_size(kThreads * sizeof(double));
+  launch("reduce_winners", reduce_winners<T>, entries * b.filter_tiles() * n_parts, kThreads, sums, a, b, rows,
+         static_cast<int>(n_parts), Divisor::of(higher(1, b.w)), Divisor::of(higher(1, b.h)), parts);
+  launch("finish_reduce", finish_reduce<T>, entries * b.filter_tiles(), kThreads, sums, a, b, rows,
+         static_cast<int>(n_parts), parts, bar, bar_dot);
+
+  const Cotangent<T> z_bar{a.z, {}, a.y_bar, {}, a.code, bar, b.E, b.H, b.W, b.K};
+  const Cotangent<T> z_bar_dot{a.z, a.z_dot, a.y_bar, a.y_bar_dot, a.code, bar_dot, b.E, b.H, b.W, b.K};
+  const Cotangent<T>& first = tangent ? z_bar_dot : z_bar;
+
+  auto weights = wgrad<T, Cotangent<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  weights.add({a.x, {}, b.H, b.W, b.C}, first);
+  if (a.x_dot) weights.add({a.x_dot, {}, b.H, b.W, b.C}, z_bar);
+  const T* const weight_parts = launch_wgrad(launch, weights, entries);
+  launch_sum_parts(launch, weight_parts, weights.parts(), weights.size(), entries, b.E, a.w_bar);
+
+  if (!a.x_bar) return;
+  auto conv = convolution<T, Cotangent<T>>(b.E, b.N, b.H, b.W, b.K, b.C);
+  conv.add(first, {a.w, b.C, b.K, true});
+  if (a.w_dot) conv.add(z_bar, {a.w_dot, b.C, b.K, true});
+  launch_convolution(launch, "conv_cotangent", conv, entries, Store<T>{a.x_bar, b.H, b.W, b.C});
+}
+
+template <class T>
+void vjp(const Call& call) {
+  const Block b = block_of(call);
+  Gradient<T> a{};
+  a.y_bar = batch<const T>(call, 0, 1);
+  a.code = batch<const unsigned char>(call, 1, 1);
+  a.mean = batch<const T>(call, 2, 1);
+  a.rstd = batch<const T>(call, 3, 1);
+  a.z = batch<const T>(call, 4, 1);
+  a.x = batch<const T>(call, 5, 1);
+  a.w = batch<const T>(call, 6, 1);
+  a.gamma = batch<const T>(call, 7, 1);
+  a.x_bar = batch<T>(call, 8, 1);
+  a.w_bar = batch<T>(call, 9, 1);
+  a.gamma_bar = batch<T>(call, 10, 1);
+  a.beta_bar = batch<T>(call, 11, 1);
+  Launch launch(call);
+  launch_gradient(launch, b, 1, a, false);
+}
+
+template <class T>
+void vjp_jvp(const Call& call) {
+  const Block b = block_of(call);
+  Gradient<T> a{};
+  a.y_bar = batch<const T>(call, 0, 1);
+  a.y_bar_dot = batch<const T>(call, 1, 2);
+  a.code = batch<const unsigned char>(call, 2, 1);
+  a.mean = batch<const T>(call, 3, 1);
+  a.rstd = batch<const T>(call, 4, 1);
+  a.z = batch<const T>(call, 5, 1);
+  a.x = batch<const T>(call, 6, 1);
+  a.w = batch<const T>(call, 7, 1);
+  a.gamma = batch<const T>(call, 8, 1);
+  a.x_dot = batch<const T>(call, 9, 2);
+  a.w_dot = batch<const T>(call, 10, 2);
+  a.gamma_dot = batch<const T>(call, 11, 2);
+  a.z_dot = batch<const T>(call, 12, 2);
+  a.z_dot_mean = batch<const T>(call, 13, 2);
+  a.c = batch<const T>(call, 14, 2);
+  a.x_bar = batch<T>(call, 15, 2);
+  a.w_bar = batch<T>(call, 16, 2);
+  a.gamma_bar = batch<T>(call, 17, 2);
+  a.beta_bar = batch<T>(call, 18, 2);
+  Launch launch(call);
+  launch_gradient(launch, b, b.P, a, true);
+}
+
+HG_CUDA_KERNEL(conv_bn_relu_pool_vjp, vjp);
+HG_CUDA_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace hg

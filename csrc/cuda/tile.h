@@ -1,0 +1,213 @@
+// The 3x3 convolution tile that all fused kernels share: a block of 256 threads makes the outputs of a rectangle of
+// 2x2 windows for 32 filters, with pad 1 and stride 1.
+//
+// Thread t owns window t % kWindows for a group of kGroup neighbouring filters: 4 x kGroup accumulators, so that
+// pooling is its own business. Per input channel it reads a 4x4 patch and 9 rows of weights from shared memory for
+// 36 * kGroup multiply-adds; all lanes of a warp read the same weights. Input channels come in chunks.
+#pragma once
+#include "launch.h"
+
+namespace hg {
+namespace cuda {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kFilters = 32;  // filters of a tile
+
+template <class T>
+struct TileShape {
+  static constexpr int kGroup = sizeof(T) == 4 ? 16 : 8;            // filters of a thread
+  static constexpr int kWindows = kThreads * kGroup / kFilters;     // windows of a tile
+  static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;             // input channels in shared memory at a time
+  static constexpr int kWeights = kChunk * 9 * kFilters;
+  static constexpr int kSums = kWindows / 32 * kFilters;            // elements that tile_sums needs
+};
+
+// Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds
+// whole ones.
+struct Tiling {
+  int N, H, W;
+  int images, rows, cols;    // windows of a tile
+  int across, down, groups;  // tiles of an image's row, column, and of all images
+  int width, height, plane;  // pixels in shared memory of one image's rectangle with its border, and of all images
+  Divisor by_cols, by_rows, by_width, by_height, by_across, by_down;
+
+  int64_t tiles() const { return static_cast<int64_t>(across) * down * groups; }
+};
+
+// The tiling with the fewest tiles, and of those the fewest pixels in shared memory, with at most `windows` windows and
+// `pixels` pixels.
+Tiling choose_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels);
+
+// Where a block's tile lies.
+struct Place {
+  int image, images;  // first image, and how many
+  int y, x;           // first pixel
+  int rows, cols;     // output pixels per image
+};
+HG_DEVICE Place place_of(const Tiling& t, int tile) {
+  Place at;
+  const int across = t.by_across.split(tile), down = t.by_down.split(tile);
+  at.image = tile * t.images;
+  at.images = lower(t.images, t.N - at.image);
+  at.y = 2 * down * t.rows;
+  at.x = 2 * across * t.cols;
+  at.rows = lower(2 * t.rows, t.H - at.y);
+  at.cols = lower(2 * t.cols, t.W - at.x);
+  return at;
+}
+// Output pixels of a tile.
+HG_DEVICE int pixels_of(const Place& at) { return at.images * at.rows * at.cols; }
+
+// The calling thread's window: image of the tile, first pixel in the tile, or none.
+struct Window {
+  int image, y, x;
+  bool any;
+  HG_DEVICE bool has(const Place& at, int q) const { return any && y + (q >> 1) < at.rows && x + (q & 1) < at.cols; }
+  // Whether the whole window lies in the image: only those are pooled.
+  HG_DEVICE bool whole(const Place& at) const { return has(at, 3); }
+};
+template <class T>
+HG_DEVICE Window window_of(const Tiling& t, const Place& at, int thread) {
+  int index = thread % TileShape<T>::kWindows;
+  const bool inside = index < t.images * t.rows * t.cols;
+  if (!inside) index = 0;
+  Window v;
+  v.x = 2 * t.by_cols.split(index);
+  v.y = 2 * t.by_rows.split(index);
+  v.image = index;
+  v.any = inside && v.image < at.images && v.y < at.rows && v.x < at.cols;
+  return v;
+}
+
+// Filters as the tile reads them: weight(tap, in, out). Forward: in = C, out = K. Turned (for gradients of the input):
+// in = K, out = C and the taps in reverse.
+template <class T>
+struct Filter {
+  Batch<const T> w;
+  int C, K;
+  bool turned;
+  HG_DEVICE int inputs() const { return turned ? K : C; }
+  HG_DEVICE int outputs() const { return turned ? C : K; }
+};
+
+// weights[(c*9 + tap)*kFilters + k] for `channels` inputs from c0 on and kFilters outputs from k0 on, 0 beyond the last.
+template <class T>
+HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int channels, int k0, T* weights) {
+  const int inputs = filter.inputs(), outputs = filter.outputs();
+  HG_NO_UNROLL
+  for (int i = threadIdx.x; i < channels * 9 * kFilters; i += kThreads) {
+    int c, tap, k;
+    if (filter.turned) {  // neighbouring threads read neighbouring inputs
+      c = i % channels;
+      k = i / channels % kFilters;
+      tap = i / channels / kFilters;
+    } else {
+      k = i % kFilters;
+      tap = i / kFilters % 9;
+      c = i / kFilters / 9;
+    }
+    T value = T(0);
+    if (c0 + c < inputs && k0 + k < outputs)
+      value = filter.turned ? w[(static_cast<int64_t>(8 - tap) * filter.C + k0 + k) * filter.K + c0 + c]
+                            : w[(static_cast<int64_t>(tap) * filter.C + c0 + c) * filter.K + k0 + k];
+    weights[(c * 9 + tap) * kFilters + k] = value;
+  }
+}
+
+// pixels[c*plane + (image*height + y)*width + x] of the tile with its border; `quads` is a power of two.
+// A source has channel(c, quads of constants) and load(channel, image, y, x), which is defined outside the image, too.
+template <class T, class Source>
+HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& at, int c0, int quads, T* pixels) {
+  const int quad = static_cast<int>(threadIdx.x) & (quads - 1), step = kThreads / quads;
+  const auto channel = source.channel(c0 + 4 * quad);
+  const int total = at.images * t.height * t.width;
+  HG_NO_UNROLL
+  for (int i = static_cast<int>(threadIdx.x) / quads; i < total; i += step) {
+    int rest = i;
+    const int x = t.by_width.split(rest), y = t.by_height.split(rest);
+    const Quad<T> value = source.load(channel, at.image + rest, at.y + y - 1, at.x + x - 1);
+    HG_UNROLL
+    for (int j = 0; j < 4; ++j) pixels[(4 * quad + j) * t.plane + i] = value.v[j];
+  }
+}
+
+// accumulators[2*dy + dx][k] += the convolution at the thread's window for its group of filters from k0 on.
+// Begins and ends with no thread inside the shared arrays.
+template <class T, class Source>
+HG_DEVICE void convolve(const Source& source, const Filter<T>& filter, const T* w, int k0, const Tiling& t,
+                        const Place& at, const Window& window, T* pixels, T* weights,
+                        T (&accumulators)[4][TileShape<T>::kGroup]) {
+  constexpr int kGroup = TileShape<T>::kGroup, kChunk = TileShape<T>::kChunk;
+  const int inputs = filter.inputs();
+  const T* const patch = pixels + (window.image * t.height + window.y) * t.width + window.x;
+  const T* const group = weights + static_cast<int>(threadIdx.x) / TileShape<T>::kWindows * kGroup;
+  HG_NO_UNROLL
+  for (int c0 = 0; c0 < inputs; c0 += kChunk) {
+    const int channels = lower(kChunk, inputs - c0);
+    load_pixels<T>(source, t, at, c0, channels > 4 ? 2 : 1, pixels);
+    load_filter(filter, w, c0, channels, k0, weights);
+    __syncthreads();
+    HG_NO_UNROLL
+    for (int c = 0; c < channels; ++c) {
+      T v[4][4];
+      HG_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        struct alignas(2 * sizeof(T)) Pair {
+          T v[2];
+        };
+        const Pair* const row = reinterpret_cast<const Pair*>(patch + c * t.plane + r * t.width);
+        const Pair a = row[0], b = row[1];
+        v[r][0] = a.v[0];
+        v[r][1] = a.v[1];
+        v[r][2] = b.v[0];
+        v[r][3] = b.v[1];
+      }
+      HG_UNROLL
+      for (int tap = 0; tap < 9; ++tap)
+        HG_UNROLL
+        for (int k = 0; k < kGroup; k += 4) {
+          const Quad<T> f = *reinterpret_cast<const Quad<T>*>(group + (c * 9 + tap) * kFilters + k);
+          HG_UNROLL
+          for (int q = 0; q < 4; ++q)
+            HG_UNROLL
+            for (int j = 0; j < 4; ++j)
+              accumulators[q][k + j] =
+                  fused(v[(q >> 1) + tap / 3][(q & 1) + tap % 3], f.v[j], accumulators[q][k + j]);
+        }
+    }
+    __syncthreads();
+  }
+}
+
+// Sums v over the windows of the tile, for n filters of the thread's group; all threads get them. Lanes trade halves of
+// the filters, so that n filters take n - 1 shuffles and log2(32/n) more; warps are added in order through `sums`.
+template <class T, int n>
+HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
+  constexpr int kWarpsOfGroup = TileShape<T>::kWindows / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  HG_UNROLL
+  for (int half = n / 2, bit = 16; half > 0; half /= 2, bit /= 2) {
+    const bool upper = (lane & bit) != 0;
+    HG_UNROLL
+    for (int i = 0; i < n / 2; ++i)
+      if (i < half) {
+        const T keep = upper ? v[i + half] : v[i], give = upper ? v[i] : v[i + half];
+        v[i] = keep + __shfl_xor_sync(kAllLanes, give, bit);
+      }
+  }
+  HG_UNROLL
+  for (int bit = 16 / n; bit > 0; bit /= 2) v[0] += __shfl_xor_sync(kAllLanes, v[0], bit);
+  __syncthreads();  // everyone has read the sums before
+  if (lane % (32 / n) == 0) sums[warp * n + lane / (32 / n)] = v[0];
+  __syncthreads();
+  HG_UNROLL
+  for (int k = 0; k < n; ++k) {
+    T total = T(0);
+    HG_UNROLL
+    for (int i = 0; i < kWarpsOfGroup; ++i) total += sums[(warp / kWarpsOfGroup * kWarpsOfGroup + i) * n + k];
+    v[k] = total;
+  }
+}
+
+}  // namespace cuda
+}  // namespace hg

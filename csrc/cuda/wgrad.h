@@ -1,0 +1,147 @@
+// The gradient of 3x3 filters: w_bar[r, s, c, k] = sum over pixels of x[y + r - 1, x + s - 1, c] * z_bar[y, x, k].
+//
+// A block has a tile of 32 channels by 32 filters and goes through a few rectangles of pixels. Thread (r, c quad,
+// k quad) owns the 3 taps of row r: 48 accumulators, for which it reads one quad of x and one of z_bar per pixel.
+#pragma once
+#include "sources.h"
+#include "tile.h"
+
+namespace hg {
+namespace cuda {
+
+constexpr int kWgradThreads = 192;
+constexpr int kWgradPixels = 1024;  // pixels added in T before the sum over parts goes on in double
+
+template <class T>
+struct WgradShape {
+  static constexpr int kWindows = sizeof(T) == 4 ? 32 : 16;
+  static constexpr int kMostPixels =
+      static_cast<int>((kSharedLimit / sizeof(T) - 4 * kWindows * kFilters) / kFilters) - 4;  // of x with its border
+};
+
+template <class T, class Source>
+struct Wgrad {
+  struct Term {
+    Images<T> x;
+    Source z_bar;
+  };
+  Term terms[2];
+  int n_terms;
+  int C, K;
+  Tiling tiling;
+  int64_t E;
+  int per_part;  // tiles of a part
+  int64_t parts() const { return ceil_div(tiling.tiles(), higher(1, per_part)); }
+  int64_t size() const { return static_cast<int64_t>(9) * C * K; }
+  void add(const Images<T>& x, const Source& z_bar) { terms[n_terms++] = {x, z_bar}; }
+};
+
+template <class T, class Source>
+Wgrad<T, Source> wgrad(int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
+  Wgrad<T, Source> a{};
+  a.E = E;
+  a.C = static_cast<int>(C);
+  a.K = static_cast<int>(K);
+  a.tiling = choose_tiling(N, H, W, WgradShape<T>::kWindows, WgradShape<T>::kMostPixels);
+  a.per_part = kWgradPixels / (4 * WgradShape<T>::kWindows);
+  return a;
+}
+
+// rows[(image*height + y)*width + x][kFilters] from channel c0 on; `border` pixels are added on every side.
+template <class T, class Source>
+HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int height, int width, int border,
+                         const Divisor& by_width, const Divisor& by_height, T* rows) {
+  constexpr int kQuads = kFilters / 4;
+  const int quad = static_cast<int>(threadIdx.x) % kQuads;
+  const auto channel = source.channel(c0 + 4 * quad);
+  const int total = at.images * height * width;
+  for (int i = static_cast<int>(threadIdx.x) / kQuads; i < total; i += kWgradThreads / kQuads) {
+    int rest = i;
+    const int x = by_width.split(rest), y = by_height.split(rest);
+    *reinterpret_cast<Quad<T>*>(rows + i * kFilters + 4 * quad) =
+        source.load(channel, at.image + rest, at.y + y - border, at.x + x - border);
+  }
+}
+
+template <class T>
+HG_DEVICE void add_products(const Quad<T>& x, const Quad<T>& z, T (&sums)[4][4]) {
+  HG_UNROLL
+  for (int i = 0; i < 4; ++i)
+    HG_UNROLL
+    for (int j = 0; j < 4; ++j) sums[i][j] = fused(x.v[i], z.v[j], sums[i][j]);
+}
+
+// parts[entry][part][3][3][C][K]
+template <class T, class Source>
+__global__ void __launch_bounds__(kWgradThreads) wgrad3x3(const Wgrad<T, Source> a, const Divisor by_rect_width,
+                                                         const Divisor by_rect_height, T* parts) {
+  const Tiling& t = a.tiling;
+  SharedMemory shared;
+  T* const x_rows = shared.take<T>(t.plane * kFilters);
+  T* const z_rows = shared.take<T>(4 * WgradShape<T>::kWindows * kFilters);
+  const int c_tiles = (a.C + kFilters - 1) / kFilters, k_tiles = (a.K + kFilters - 1) / kFilters;
+  const int tiles = t.across * t.down * t.groups, n_parts = (tiles + a.per_part - 1) / a.per_part;
+  int block = static_cast<int>(blockIdx.x);
+  const int part = block % n_parts;
+  block /= n_parts;
+  const int k0 = block % k_tiles * kFilters, c0 = block / k_tiles % c_tiles * kFilters, entry = block / k_tiles / c_tiles;
+  const int64_t p = entry / a.E, e = entry % a.E;
+  const int thread = static_cast<int>(threadIdx.x), r = thread / 64, c = 4 * (thread % 8), k = 4 * (thread / 8 % 8);
+  const int width = 2 * t.cols, height = 2 * t.rows;
+  T sums[3][4][4] = {};
+  HG_NO_UNROLL
+  for (int tile = part * a.per_part; tile < lower(tiles, (part + 1) * a.per_part); ++tile) {
+    const Place at = place_of(t, tile);
+    HG_NO_UNROLL
+    for (int term = 0; term < a.n_terms; ++term) {
+      __syncthreads();  // nobody reads the rows before
+      load_rows<T>(a.terms[term].x.at(p, e), at, c0, t.height, t.width, 1, t.by_width, t.by_height, x_rows);
+      load_rows<T>(a.terms[term].z_bar.at(p, e), at, k0, height, width, 0, by_rect_width, by_rect_height, z_rows);
+      __syncthreads();
+      HG_NO_UNROLL
+      for (int row = 0; row < at.images * at.rows; ++row) {
+        const int image = row / at.rows, y = row - image * at.rows;
+        const T* x_row = x_rows + ((image * t.height + y + r) * t.width) * kFilters + c;
+        const T* z_row = z_rows + (image * height + y) * width * kFilters + k;
+        Quad<T> left = *reinterpret_cast<const Quad<T>*>(x_row);
+        Quad<T> middle = *reinterpret_cast<const Quad<T>*>(x_row + kFilters);
+        HG_NO_UNROLL
+        for (int x = 0; x < at.cols; ++x) {
+          const Quad<T> right = *reinterpret_cast<const Quad<T>*>(x_row + (x + 2) * kFilters);
+          const Quad<T> z = *reinterpret_cast<const Quad<T>*>(z_row + x * kFilters);
+          add_products(left, z, sums[0]);
+          add_products(middle, z, sums[1]);
+          add_products(right, z, sums[2]);
+          left = middle;
+          middle = right;
+        }
+      }
+    }
+  }
+  T* const out = parts + (static_cast<int64_t>(entry) * n_parts + part) * 9 * a.C * a.K;
+  HG_UNROLL
+  for (int s = 0; s < 3; ++s)
+    HG_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (c0 + c + i >= a.C) break;
+      T* const row = out + (static_cast<int64_t>(3 * r + s) * a.C + c0 + c + i) * a.K;
+      HG_UNROLL
+      for (int j = 0; j < 4; ++j)
+        if (k0 + k + j < a.K) row[k0 + k + j] = sums[s][i][j];
+    }
+}
+
+// Launches the partial sums and returns them: parts() of size() elements per entry.
+template <class T, class Source>
+T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
+  T* const parts = launch.scratch<T>(entries * a.parts() * a.size());
+  const int64_t blocks = entries * a.parts() * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters);
+  const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) * kFilters * sizeof(T)) +
+                             shared_size(4 * WgradShape<T>::kWindows * kFilters * sizeof(T));
+  launch("wgrad3x3", wgrad3x3<T, Source>, blocks, kWgradThreads, shared, a, Divisor::of(higher(1, 2 * a.tiling.cols)),
+         Divisor::of(higher(1, 2 * a.tiling.rows)), parts);
+  return parts;
+}
+
+}  // namespace cuda
+}  // namespace hg

@@ -1,0 +1,106 @@
+"""Promises of memory and time: states held, steps run, and the peak of allocated bytes, for every mode."""
+
+import numpy as np
+import pytest
+
+import hypergrad as hg
+from hypergrad.meter import Meter
+from hypergrad.passes import schedule
+
+ROOM = 5000  # elements of a state: 40 kB, against which the Python objects of a step are small
+
+
+def wide(n_steps, momentum=False, n_hparams=1):
+    """A quadratic with large states and hyperparameters that are few; made so that T is all that changes."""
+    start = np.linspace(-1.0, 1.0, ROOM)
+
+    def inner(w, h, batch):
+        return 0.25 * hg.sum(h["a"]) * hg.sum(w * w)
+
+    problem = hg.Bilevel(inner, lambda w, h: hg.sum(w * w), lambda h: start,
+                         lambda h: hg.SGD(lr=0.01, momentum=0.5 if momentum else 0.0))
+    return problem, {"a": np.full(n_hparams, 0.3)}, hg.full_batch(None, n_steps)
+
+
+def measured(run, *args, **more):
+    run(*args, **more)  # first calls allocate what stays: caches, interned objects
+    with Meter(memory=True):
+        return run(*args, **more).stats
+
+
+@pytest.mark.parametrize("checkpoints", ["all", "sqrt", 1, 2, 5])
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("n_steps", [0, 1, 2, 10, 37])
+def test_reverse_counts_what_the_schedule_promises(checkpoints, momentum, n_steps):
+    stats = hg.reverse(*wide(n_steps, momentum), checkpoints=checkpoints).stats
+    states = {"all": n_steps, "sqrt": 2 * (schedule.isqrt(max(n_steps - 1, 0)) + 1)}.get(checkpoints, checkpoints)
+    assert stats.mode == "reverse" and stats.steps_run == n_steps and stats.seconds > 0
+    if checkpoints == "sqrt":
+        assert stats.states_held <= states and stats.steps_rerun < max(n_steps, 1)
+    else:
+        assert stats.states_held == min(states, n_steps)
+        assert stats.steps_rerun == (0 if checkpoints == "all" else schedule.reruns(n_steps, checkpoints))
+    assert stats.state_bytes == stats.states_held * ROOM * 8 * (1 + momentum)
+
+
+@pytest.mark.parametrize("n_hparams", [1, 3])
+def test_forward_holds_one_state_and_a_tangent_for_each_hyperparameter(n_hparams):
+    for n_steps in (1, 4, 40):
+        stats = hg.forward(*wide(n_steps, True, n_hparams)).stats
+        assert (stats.mode, stats.steps_run, stats.steps_rerun) == ("forward", n_steps, 0)
+        assert stats.states_held == 1 + n_hparams
+        assert stats.state_bytes == (1 + n_hparams) * 2 * ROOM * 8
+
+
+@pytest.mark.parametrize("checkpoints", ["all", "sqrt", 3])
+def test_peak_bytes_of_reverse_follow_the_states_held(checkpoints):
+    """Peak = states held + one step, the step's share being the same for every T."""
+    rest = []
+    for n_steps in (9, 25, 64):
+        stats = measured(hg.reverse, *wide(n_steps, True), checkpoints=checkpoints)
+        rest.append((stats.peak_bytes - stats.state_bytes) / (2 * ROOM * 8))
+    assert max(rest) - min(rest) < 1.5, rest  # in states; "all" holds 55 more at the end than at the start
+    assert 0 < min(rest) and max(rest) < 12, rest
+
+
+def test_slopes_against_t():
+    """ "all" grows by one state a step, "sqrt" as the root, an integer and forward mode not at all."""
+    state = 2 * ROOM * 8
+
+    def peak(n_steps, run=hg.reverse, **more):
+        return measured(run, *wide(n_steps, True), **more).peak_bytes / state
+
+    assert (peak(64) - peak(9)) / 55 == pytest.approx(1.0, abs=0.03)
+    assert peak(64, checkpoints="sqrt") - peak(9, checkpoints="sqrt") == pytest.approx(15 - 5, abs=1.5)
+    assert peak(64, checkpoints=3) == pytest.approx(peak(9, checkpoints=3), abs=0.5)
+    assert peak(64, run=hg.forward) == pytest.approx(peak(9, run=hg.forward), abs=0.5)
+
+
+def test_forward_peak_grows_with_the_hyperparameters():
+    peaks = [measured(hg.forward, *wide(5, True, n)).peak_bytes / (2 * ROOM * 8) for n in (2, 10, 18)]
+    low, high = (peaks[1] - peaks[0]) / 8, (peaks[2] - peaks[1]) / 8
+    assert high == pytest.approx(low, rel=0.1)  # linear
+    assert 1.0 <= low <= 6.0  # a tangent of the state, and those that one step needs
+
+
+def test_peak_is_measured_only_where_memory_is_traced():
+    assert hg.reverse(*wide(2)).stats.peak_bytes is None
+    assert measured(hg.reverse, *wide(2)).peak_bytes > 0
+
+
+def test_stats_make_one_line_of_json():
+    line = hg.reverse(*wide(3)).stats.as_dict()
+    assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "peak_bytes", "seconds"}
+
+
+def test_100000_steps_with_sqrt():
+    """The promise of the package: a long run in reverse, with no more than 700 states."""
+    n_steps, lr, a = 100_000, 0.1, 1e-4
+    problem = hg.Bilevel(lambda w, h, batch: h * w * w, lambda w, h: w * w, lambda h: np.float64(1.5), lambda h: hg.SGD(lr=lr))
+    r = hg.reverse(problem, np.float64(a), hg.full_batch(None, n_steps), checkpoints="sqrt")
+    w_last = 1.5 * (1 - 2 * lr * a) ** n_steps
+    assert r.stats.steps_run == n_steps and r.stats.steps_rerun < n_steps
+    assert r.stats.states_held <= 700
+    assert r.stats.state_bytes == r.stats.states_held * 8
+    assert r.value == pytest.approx(w_last**2, rel=1e-9)
+    assert r.grad == pytest.approx(-4 * lr * n_steps * w_last**2 / (1 - 2 * lr * a), rel=1e-9)

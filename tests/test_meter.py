@@ -1,0 +1,81 @@
+"""The meter: peaks of allocated bytes that are known, and nesting."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from hypergrad.meter import Meter
+
+MB = 1 << 20
+
+
+def allocate(n_bytes):
+    return np.ones(n_bytes, np.uint8)
+
+
+def near(n_bytes):
+    return pytest.approx(n_bytes, abs=20_000)
+
+
+def test_peak_of_known_arrays():
+    with Meter(memory=True) as meter:
+        a = allocate(3 * MB)
+        del a
+        b = allocate(MB)
+    assert meter.peak_bytes == near(3 * MB) and b.nbytes == MB
+    assert meter.seconds > 0
+    assert not tracemalloc.is_tracing()
+
+
+def test_bytes_held_on_entry_do_not_count():
+    with Meter(memory=True):
+        kept = allocate(5 * MB)
+        with Meter() as inner:
+            a = allocate(2 * MB)
+            del a
+        assert inner.peak_bytes == near(2 * MB)
+        with Meter() as nothing:
+            pass
+        assert nothing.peak_bytes == near(0)
+    assert kept.nbytes == 5 * MB
+
+
+def test_an_inner_meter_does_not_hide_the_peak_of_the_outer_one():
+    with Meter(memory=True) as outer:
+        a = allocate(7 * MB)
+        del a
+        with Meter() as middle:
+            b = allocate(4 * MB)
+            del b
+            with Meter(memory=True) as inner:
+                c = allocate(MB)
+                del c
+        assert tracemalloc.is_tracing()  # the one that started it stops it
+    assert (outer.peak_bytes, middle.peak_bytes, inner.peak_bytes) == (near(7 * MB), near(4 * MB), near(MB))
+
+
+def test_without_tracing_there_is_no_peak():
+    with Meter() as meter:
+        allocate(MB)
+    assert meter.peak_bytes is None and meter.seconds > 0
+
+
+def test_an_error_inside_stops_the_tracing_and_passes_on():
+    with pytest.raises(KeyError), Meter(memory=True) as meter:
+        raise KeyError("x")
+    assert meter.peak_bytes is not None and not tracemalloc.is_tracing()
+
+
+def test_tracing_switched_on_or_off_inside():
+    with Meter() as outside:
+        tracemalloc.start()
+    tracemalloc.stop()
+    assert outside.peak_bytes is None
+    tracemalloc.start()
+    with Meter() as stopped:
+        tracemalloc.stop()
+    assert stopped.peak_bytes is None
+    with Meter(memory=True) as after:
+        allocate(MB)
+    assert after.peak_bytes == near(MB)
