@@ -28,6 +28,7 @@ class Meter:
         self.memory = memory
         self.seconds = 0.0
         self.peak_bytes: int | None = None
+        self._peak = self._held = 0
 
     def __enter__(self) -> Meter:
         self._started = self.memory and not tracemalloc.is_tracing()

@@ -14,12 +14,13 @@ from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 def tree_tensors(tree: PyTree, where: str) -> PyTree:
     """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of the tree's first array."""
     leaves, spec = tree_flatten(tree)
-    model = [x for x in leaves if not isinstance(x, (bool, int, float))][:1]
+    numbers = (bool, int, float)  # exactly these: NumPy's scalars have a dtype of their own
+    model = [x for x in leaves if type(x) not in numbers][:1]
 
     def convert(x: Any) -> Any:
         if isinstance(x, Tensor):
             return x
-        return to_tensors(where, [x, *model] if isinstance(x, (bool, int, float)) else [x])[0]
+        return to_tensors(where, [x, *model] if type(x) in numbers else [x])[0]
 
     return tree_unflatten(spec, [convert(x) for x in leaves])
 
@@ -36,12 +37,11 @@ def result(tree: PyTree) -> PyTree:
 
 def scalar(where: str, out: Any) -> Tensor:
     """`out` if it is a scalar Tensor; the error otherwise."""
-    if not isinstance(out, Tensor):
-        out = to_tensors(where, [out])[0]
-    if out.size != 1 or out.ndim:
-        raise ShapeError(f"{where}: the function's result has shape {out.shape}, expected () because a gradient is of a "
+    (value,) = to_tensors(where, [out])
+    if value.ndim:
+        raise ShapeError(f"{where}: the function's result has shape {value.shape}, expected () because a gradient is of a "
                          "scalar; take hg.sum or hg.mean, or use hg.vjp")
-    return out
+    return value
 
 
 def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad",

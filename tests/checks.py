@@ -87,9 +87,7 @@ def largest(a: Array) -> float:
     return float(np.max(np.abs(a))) if np.size(a) else 0.0
 
 
-def assert_same(
-    got: Array, want: Array, what: str, tolerance: float = SAME, scale: float | None = None
-) -> None:
+def assert_same(got: Array, want: Array, what: str, tolerance: float = SAME, scale: float | None = None) -> None:
     """Equal shapes, and every element within tolerance * (largest element of `want`, or `scale`)."""
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
@@ -99,9 +97,7 @@ def assert_same(
     assert error <= bound, f"{what}: largest element error {error:.3g}, allowed {bound:.3g}"
 
 
-def five_point(
-    f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float
-) -> Array:
+def five_point(f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float) -> Array:
     """Directional derivative of f; exact for polynomials up to degree 4."""
 
     def at(s: float) -> Array:
@@ -129,9 +125,7 @@ class Weights:
         def uniform(shape: tuple[int, ...]) -> Array:
             return rng.uniform(-1, 1, shape).astype(np.float32).astype(dtype)
 
-        return Weights(
-            [uniform((3, *a.shape)) for a in args], uniform(y_shape), uniform(y_shape), uniform(y_shape)
-        )
+        return Weights([uniform((3, *a.shape)) for a in args], uniform(y_shape), uniform(y_shape), uniform(y_shape))
 
     def laid_out(self, layout: str) -> Weights:
         """The same numbers, lying differently in memory."""
@@ -186,12 +180,11 @@ def derivatives(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) 
     out["loss|hvp"], out["grad|hvp"], out["hvps|P=3"] = [value], list(grads), list(products)
     out["hvp|P=1"] = list(hg.hvp(loss, args, tuple(one))[2])
     out["hvp|forward over reverse"] = list(hg.jvp(hg.grad(loss, argnums=numbers), args, tuple(one))[1])
-    out["hvp|reverse over reverse"] = list(
-        hg.grad(lambda *a: inner(hg.grad(loss, argnums=numbers)(*a), one), argnums=numbers)(*args)
-    )
-    out["hvp|reverse over forward"] = list(
-        hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args)
-    )
+    out["hvp|reverse over reverse"] = list(hg.grad(lambda *a: inner(hg.grad(loss, argnums=numbers)(*a), one), argnums=numbers)(*args))
+    # The Hessian product is linear in its direction and symmetric: its transpose there is itself.
+    other = tuple(d[1] for d in w.dots)
+    out["hvp|in its direction"] = list(hg.grad(lambda *v: inner(hg.hvp(loss, args, v)[2], one), argnums=numbers)(*other))
+    out["hvp|reverse over forward"] = list(hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args))
     return out
 
 
@@ -215,16 +208,12 @@ def check_float64(case: Case) -> None:
     found = derivatives(case.f, args, w)
     step, near = (1.0, SAME) if case.exact else (STEP, DIFFERENCED)
     assert_same(found["value|vjp"][0], wanted, f"{case}: value against NumPy")
-    check_routes(found, case.name, SAME)
     for key in ("bars|vjp", "grad|grad", "hvp|P=1"):
         shapes = [np.shape(a) for a in found[key]]
-        assert shapes == [a.shape for a in args], (
-            f"{case}: {key} has shapes {shapes}, expected those of the arguments"
-        )
+        assert shapes == [a.shape for a in args], f"{case}: {key} has shapes {shapes}, expected those of the arguments"
+    check_routes(found, case.name, SAME)
 
-    for i, direction in enumerate(
-        zip(*w.dots, strict=True)
-    ):  # first order: jvp elementwise, vjp by the adjoint identity
+    for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
         y_dot = found["dots|P=3"][0][i]
         assert_same(
             y_dot,
@@ -252,9 +241,7 @@ def check_float64(case: Case) -> None:
     check_second_order(case, args, w, found, step, near)
 
 
-def check_second_order(
-    case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float
-) -> None:
+def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float) -> None:
     """Hessian products, block by block, against differences of the gradient; and one of third order."""
     loss, numbers = w.loss(case.f), tuple(range(len(args)))
     gradient = hg.grad(loss, argnums=numbers)
@@ -321,9 +308,7 @@ def check_float32(case: Case) -> None:
             Weights([rounded(d) for d in w.dots], rounded(w.y_bar), rounded(w.c), rounded(w.e)),
         )
         for key in want:
-            baseline[key] = max(
-                [baseline[key], *(largest(m - a) for m, a in zip(moved[key], want[key], strict=True))]
-            )
+            baseline[key] = max([baseline[key], *(largest(m - a) for m, a in zip(moved[key], want[key], strict=True))])
     for key in want:
         size = max(largest(a) for a in want[key])
         bound = BASELINE_FACTOR * baseline[key] + LAST_PLACES * eps * size
@@ -331,16 +316,11 @@ def check_float32(case: Case) -> None:
             assert g.dtype == np.float32, f"{case}: {key} has dtype {g.dtype}"
             assert g.shape == a.shape, f"{case}: {key} has shape {g.shape}, expected {a.shape}"
             error = largest(g.astype(np.float64) - a)
-            assert error <= bound, (
-                f"{case}: {key}, argument {i}, float32: largest element error {error:.3g}, "
-                f"allowed {bound:.3g}"
-            )
+            assert error <= bound, f"{case}: {key}, argument {i}, float32: largest element error {error:.3g}, allowed {bound:.3g}"
 
 
 def _cast(w: Weights, dtype: Any) -> Weights:
-    return Weights(
-        [d.astype(dtype) for d in w.dots], w.y_bar.astype(dtype), w.c.astype(dtype), w.e.astype(dtype)
-    )
+    return Weights([d.astype(dtype) for d in w.dots], w.y_bar.astype(dtype), w.c.astype(dtype), w.e.astype(dtype))
 
 
 # --- layouts, repeats, unwritten elements ---------------------------------------------------------
@@ -427,9 +407,7 @@ def guarded_outputs() -> Iterator[None]:
         HostBackend.empty = original  # type: ignore[method-assign]
     assert handed, "guarded_outputs: no array was asked for"
     for buffer, canary in handed:
-        assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring :] == canary), (
-            "written outside an output"
-        )
+        assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring :] == canary), "written outside an output"
 
 
 def check_outputs_written(case: Case, dtype: Any) -> None:

@@ -51,8 +51,8 @@ def test_crossings_in_words(bench):
     where = bench[0].less_where
     assert where("T", [1, 2, 4], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == "everywhere"
     assert where("T", [1, 2, 4], [3.0, 3.0, 3.0], [2.0, 2.0, 2.0]) == "nowhere"
-    assert where("T", [1, 4, 16], [8.0, 8.0, 8.0], [2.0, 4.0, 16.0]) == "above T ≈ 8"
-    assert where("N", [1, 4, 16], [2.0, 4.0, 16.0], [8.0, 8.0, 8.0]) == "below N ≈ 8"
+    assert where("T", [1, 4, 16], [8.0, 8.0, 8.0], [2.0, 4.0, 16.0]) == "above T ≈ 8.0"
+    assert where("N", [1, 4, 16], [2.0, 4.0, 16.0], [8.0, 8.0, 8.0]) == "below N ≈ 8.0"
     assert "here and there" in where("N", [1, 2, 4], [1.0, 3.0, 1.0], [2.0, 2.0, 2.0])
 
 

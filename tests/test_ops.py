@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cases import CASES
@@ -66,6 +68,55 @@ def test_every_public_op_has_a_case() -> None:
     assert all(getattr(hg, name) is getattr(hypergrad.ops, name) for name in hypergrad.ops.__all__)
 
 
+# --- at the kinks themselves, where cases stay away ---------------------------------------------
+
+TIED = {  # op, arguments, the derivative of its sum by the first argument, as documented
+    "relu": (hg.relu, ([-1.0, 0.0, 1.0],), [0.0, 0.0, 1.0]),
+    "abs": (hg.abs, ([-2.0, 0.0, 3.0],), [-1.0, 0.0, 1.0]),
+    "maximum": (hg.maximum, ([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]), [0.0, 1.0, 1.0]),
+    "maximum, second": (lambda y, x: hg.maximum(x, y), ([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]), [0.0, 0.0, 1.0]),
+    "minimum": (hg.minimum, ([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]), [1.0, 1.0, 0.0]),
+    "minimum, second": (lambda y, x: hg.minimum(x, y), ([0.0, 1.0, 2.0], [1.0, 1.0, 1.0]), [1.0, 0.0, 0.0]),
+    "max": (hg.max, ([1.0, 3.0, 3.0, 2.0],), [0.0, 1.0, 0.0, 0.0]),
+    "max in C order": (hg.max, ([[1.0, 3.0], [3.0, 3.0]],), [[0.0, 1.0], [0.0, 0.0]]),
+    "max of one axis": (lambda x: hg.max(x, axis=0), ([[1.0, 3.0], [1.0, 3.0]],), [[1.0, 1.0], [0.0, 0.0]]),
+    "max_pool2d": (hg.max_pool2d, ([[[1.0], [2.0]], [[2.0], [2.0]]],), [[[0.0], [1.0]], [[0.0], [0.0]]]),
+    "power": (lambda x: x**2, ([0.0, -1.0],), [0.0, -2.0]),
+    "power 0": (lambda x: x**0, ([0.0, -1.0],), [0.0, 0.0]),
+    "power 1": (lambda x: x**1, ([0.0, -1.0],), [1.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_derivatives_at_kinks_are_as_documented(name: str, dtype: type) -> None:
+    f, arguments, wanted = TIED[name]
+    args = [np.array(a, dtype) for a in arguments]
+    assert np.array_equal(hg.grad(lambda *a: hg.sum(f(*a)))(*args), wanted)
+    columns = np.eye(args[0].size, dtype=dtype).reshape(-1, *args[0].shape)
+    _, dots = hg.jvp(lambda x: hg.sum(f(x, *args[1:])), (args[0],), (columns,))
+    assert np.array_equal(dots, np.ravel(wanted))
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "value", "slope"),
+    [
+        (hg.sigmoid, [-1000.0, 1000.0], [0.0, 1.0], [0.0, 0.0]),
+        (hg.softplus, [-1000.0, 1000.0], [0.0, 1000.0], [0.0, 1.0]),
+        (hg.logsumexp, [-1000.0, 1000.0], 1000.0, [0.0, 1.0]),
+        (lambda x: hg.softmax(x)[0], [1000.0, -1000.0], 1.0, [0.0, 0.0]),
+        (lambda x: hg.softmax_cross_entropy(x, np.array(0)), [-1000.0, 1000.0], 2000.0, [-1.0, 1.0]),
+        (hg.tanh, [-1000.0, 1000.0], [-1.0, 1.0], [0.0, 0.0]),
+    ],
+)
+def test_nothing_overflows_far_out(f: Any, x: list[float], value: Any, slope: list[float]) -> None:
+    for dtype in (np.float32, np.float64):
+        at = np.array(x, dtype)
+        assert np.array_equal(f(at).value, np.array(value, dtype))
+        _, gradient, product = hg.hvp(lambda x: hg.sum(f(x)), (at,), (np.ones(2, dtype),))
+        assert np.array_equal(gradient[0], slope) and np.array_equal(product[0], [0.0, 0.0])
+
+
 # --- shapes that nobody wrote down ----------------------------------------------------------------
 
 BINARY = {
@@ -108,11 +159,7 @@ def test_any_axes_of_a_sum(data: st.DataObject, shape: tuple[int, ...], keepdims
 @given(st.data(), hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=3))
 def test_any_basic_index(data: st.DataObject, shape: tuple[int, ...]) -> None:
     index = data.draw(hnp.basic_indices(shape, allow_newaxis=True))
-    check_float64(
-        Case(
-            f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True
-        )
-    )
+    check_float64(Case(f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True))
 
 
 @given(st.data(), hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=3))
@@ -130,8 +177,4 @@ def test_any_index_of_arrays_and_slices(data: st.DataObject, shape: tuple[int, .
         )
         for n in shape
     )
-    check_float64(
-        Case(
-            f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True
-        )
-    )
+    check_float64(Case(f"getitem{shape}{index}", lambda x: x[index], lambda x: np.asarray(x[index]), (shape,), exact=True))

@@ -23,8 +23,8 @@ class Config:
         image_size: side of the images, None for the data set's own; glyphs have 28.
         n_way, k_shot, n_query: classes of an episode, support and query images per class.
         filters, blocks: of the network.
-        n_steps, step_size, log_step_size, centred, statistics, last_gamma, last_beta: of the method, see
-            `HyperRepresentation`.
+        n_steps, step_size, log_step_size, centred, normalized, statistics, last_gamma, last_beta: options of
+            the method, see `HyperRepresentation`.
         meta_batch: episodes per outer step.
         outer_lr: Adam's step size in the first iteration.
         schedule: "linear": in iteration i it is outer_lr * (1 - i / iterations); "inverse-time": it is
@@ -54,6 +54,7 @@ class Config:
     step_size: float = 1.0
     log_step_size: bool = False
     centred: bool = True
+    normalized: bool = False
     statistics: Literal["separate", "joint"] = "separate"
     last_gamma: float = 1.0
     last_beta: float = 0.0
@@ -120,6 +121,7 @@ class Config:
             step_size=self.step_size,
             log_step_size=self.log_step_size,
             centred=self.centred,
+            normalized=self.normalized,
             statistics=self.statistics,
             last_gamma=self.last_gamma,
             last_beta=self.last_beta,
@@ -183,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_lr": 1e-3,
         "schedule": "inverse-time",
         "centred": False,
+        "normalized": False,
         "statistics": "separate",
         "last_gamma": 0.3,
         "last_beta": -0.3,
@@ -193,11 +196,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-LARGE_IMAGES: dict[str, Any] = {"step_size": 0.02, "log_step_size": True}
+LARGE_IMAGES: dict[str, Any] = {"normalized": True, "step_size": 10.0, "log_step_size": True}
 DATA: dict[str, dict[str, Any]] = {
     "glyphs": {},
     "omniglot": {"iterations": 6000, "eval_every": 250, "eval_episodes": 200},
-    # 84x84 images give 800 features instead of 32: the curvature is larger and the stable step size smaller.
+    # 84x84 images give 800 features instead of 32; normalized features need no other step size for that.
     "miniimagenet": LARGE_IMAGES | {"iterations": 20_000, "eval_every": 500, "eval_episodes": 200},
     "folder": LARGE_IMAGES | {"iterations": 2000, "eval_every": 200},
 }

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..bilevel import full_batch
 from ..errors import ArgumentError
-from ..ops import exp, matmul, mean, softmax_cross_entropy
+from ..ops import exp, matmul, mean, softmax_cross_entropy, sqrt
 from ..ops import sum as sum_
 from ..optimizers import SGD
 from ..passes.unroll import unroll
@@ -26,6 +26,7 @@ Array = NDArray[Any]
 HParams = dict[str, Array]
 STEP_SIZE = "inner.step_size"
 LOG_STEP_SIZE = "inner.log_step_size"
+SMALLEST_SQUARE = 1e-12  # keeps the derivative of the norm finite where all features are zero
 
 
 class EpisodeBatch(Protocol):
@@ -59,6 +60,8 @@ class HyperRepresentation:
         centred: subtract the mean feature of the support set from support and query features. ReLU features
             share a large common component, which makes the logistic regression badly conditioned; the mean
             uses no query image. False is the published protocol.
+        normalized: divide both by the root mean square norm of the support features, after centring. The
+            stable step sizes then do not depend on the number or the scale of the features.
         statistics: "separate": batch statistics of the support set for support images and of the query set
             for query images, as published; "joint": of both together.
         last_gamma, last_beta: initial scale and shift of the last block's normalization. Small features keep
@@ -72,6 +75,7 @@ class HyperRepresentation:
     step_size: float = 0.1
     log_step_size: bool = False
     centred: bool = True
+    normalized: bool = False
     statistics: Literal["separate", "joint"] = "separate"
     last_gamma: float = 1.0
     last_beta: float = 0.0
@@ -121,6 +125,10 @@ class HyperRepresentation:
         if self.centred:
             centre = mean(support, axis=1, keepdims=True)
             support, query = support - centre, query - centre
+        if self.normalized:
+            squares = sum_(support * support, axis=-1, keepdims=True)
+            norm = sqrt(mean(squares, axis=1, keepdims=True) + SMALLEST_SQUARE)
+            support, query = support / norm, query / norm
         return support, query
 
     def adapt(self, hparams: Mapping[str, Any], w: Any, support: Any, labels: Array, n_steps: int) -> Any:

@@ -6,7 +6,7 @@ Formulas of the rungs: with z the convolution, s = (var + eps)^-1/2 and x_hat = 
     y_dot = the tangent of gamma x_hat + beta at the window's argmax, where y > 0
 
 The argmax and whether it is active are decided once, in the value rung, and stored as a code. See csrc/host for the
-vjp and its tangent. Where the images are constants with few channels (a network's first block) the statistics follow
+vjp and its tangent. Where the images are plain arrays with few channels (a network's first block) the statistics follow
 from the mean and covariance of the 3x3 patches, and no full-size array is stored or formed.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from ..backends import Array, Backend, backend_of
 from ..errors import ArgumentError, ShapeError
 from ..rules import Fused
-from ..tape import Tensor, levels_of, live_dot, to_tensors
+from ..tape import Tensor, to_tensors
 from .arrays import broadcast_to, reshape
 from .conv import conv2d, max_pool2d
 from .elementwise import add, divide, multiply, relu, sqrt, subtract
@@ -189,16 +189,11 @@ _first_block = Fused("conv_bn_relu_pool_first", 3, _first_reference, value=_firs
                      vjp_jvp=_first_vjp_jvp)
 
 
-def _is_constant(x: Tensor) -> bool:
-    """Whether no open tape and no tangent follows x."""
-    return not levels_of([x]) and live_dot(x) is None
-
-
 def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
     """The fused block: conv2d 3x3 "same", batch_norm, relu, max_pool2d 2x2, per episode.
 
     Defined by ``max_pool2d(relu(batch_norm(conv2d(x, w), gamma, beta)))`` and equal to it up to rounding; `fusion(False)`
-    runs that. Images that nothing differentiates, with up to 4 channels, take a closed form for a first block.
+    runs that. Images given as an array (so that nothing can follow them) with up to 4 channels take a first block's closed form.
 
     Args:
         x: images, (N, H, W, C) or (E, N, H, W, C), float32 or float64, H and W >= 2.
@@ -211,6 +206,7 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block.
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
     """
+    is_data = not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
     x, w, gamma, beta = to_tensors("conv_bn_relu_pool", [x, w, gamma, beta])
     if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
         raise ShapeError(f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
@@ -226,7 +222,7 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
             raise ShapeError(f"conv_bn_relu_pool: {name} has shape {p.shape}, expected ({k},) or ({episodes}, {k})")
     wide = [_with_episodes(p, episodes, ndim) for p, ndim in ((w, 5), (gamma, 2), (beta, 2))]
     images = reshape(x, (1, *x.shape)) if x.ndim == 4 else x
-    if _is_constant(x) and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
+    if is_data and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
         y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), eps=float(eps))
     else:
         y = _block(images, *wide, eps=float(eps))

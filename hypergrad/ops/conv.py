@@ -90,7 +90,8 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
         raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1")
     if padding == "same":
         if rs[0] % 2 == 0 or rs[1] % 2 == 0:
-            raise ArgumentError(f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or 'valid'")
+            raise ArgumentError(f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or "
+                                "'valid'")
         pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
     elif padding == "valid":
         pad = (0, 0)

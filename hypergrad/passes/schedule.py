@@ -26,8 +26,8 @@ def parse(checkpoints: Any, n_steps: int) -> int | str:
     """
     if isinstance(checkpoints, str) and checkpoints in ("all", "sqrt"):
         return checkpoints if n_steps > 1 else "all"
-    if isinstance(checkpoints, Integral) and not isinstance(checkpoints, bool) and checkpoints >= 1:
-        return "all" if checkpoints >= n_steps else int(checkpoints)
+    if isinstance(checkpoints, Integral) and not isinstance(checkpoints, bool) and int(checkpoints) >= 1:
+        return "all" if int(checkpoints) >= n_steps else int(checkpoints)
     raise ArgumentError(f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
                         "the first state is needed to run again; choose one of these")
 

@@ -26,6 +26,7 @@ def test_paper_preset_is_the_published_protocol():
         "step_size": 0.1,
         "log_step_size": False,
         "centred": False,
+        "normalized": False,
         "statistics": "separate",
         "meta_batch": 4,
         "outer_lr": 1e-3,

@@ -31,6 +31,7 @@ VARIANTS = [
     {},
     {"centred": False},
     {"log_step_size": True, "n_steps": 1},
+    {"normalized": True, "step_size": 5.0},
     {"statistics": "joint", "log_step_size": True},
 ]
 
@@ -113,6 +114,17 @@ def test_support_order_does_not_matter_to_centred_features():
     hparams = method.init(0, (9, 9, 1), filters=4, blocks=2, dtype=np.float64)
     support, _ = method.represent(hparams, episodes)
     np.testing.assert_allclose(support.value.mean(axis=1), 0.0, atol=1e-12)
+
+
+def test_normalized_features_make_the_method_blind_to_their_scale():
+    rng = np.random.default_rng(7)
+    episodes = make_episodes(rng)
+    method = HyperRepresentation(n_way=3, normalized=True)
+    hparams = method.init(0, (9, 9, 1), filters=4, blocks=2, dtype=np.float64)
+    scaled = {**hparams, "block2.gamma": 10.0 * hparams["block2.gamma"]}
+    assert float(method.meta_loss(hparams, episodes)[0]) == pytest.approx(
+        float(method.meta_loss(scaled, episodes)[0]), rel=1e-9
+    )
 
 
 def test_features_have_the_promised_size_and_bad_images_are_refused():

@@ -115,6 +115,20 @@ def test_pullback_may_be_called_again():
         np.testing.assert_allclose(doubled["lr"], 2 * first[0]["lr"], rtol=1e-13)
 
 
+def test_the_stats_of_an_unroll_count_a_second_pullback():
+    stats = hg.Stats("unroll")
+
+    def f(w):
+        return hg.sum(hg.unroll(lambda w, h, b: hg.sum(w * w), w, (), hg.full_batch(None, 9), optimizer=hg.SGD(lr=0.1), stats=stats))
+
+    _, pullback = hg.vjp(f, np.ones(2))
+    assert (stats.steps_run, stats.steps_rerun, stats.states_held) == (9, 0, 9)
+    pullback(np.float64(1.0))
+    assert stats.steps_rerun == 0
+    pullback(np.float64(1.0))
+    assert (stats.steps_run, stats.steps_rerun, stats.states_held) == (9, 9, 9)
+
+
 def test_several_directions_at_once():
     dots = optree.tree_map(lambda x: RNG.standard_normal((3, *np.shape(x))), hparams())
     _, together = hg.jvp(unrolled, (hparams(),), (dots,))

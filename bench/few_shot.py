@@ -1,0 +1,70 @@
+"""The main job on every data set: accuracy, seconds per iteration and peak memory of `hypergrad train`.
+
+    python bench/few_shot.py [--omniglot DIR] [--miniimagenet DIR] [--only NAME ...] [--out DIR]
+
+Each job is the command a user would type, in a process of its own; what it prints goes through, and what it wrote to
+result.json becomes one JSON line. A job whose folder was not given is skipped, and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import HERE, environment, write_lines
+from rich.console import Console
+from rich.table import Table
+
+JOBS: dict[str, list[str]] = {
+    "glyphs": [],
+    "omniglot": ["--data", "omniglot"],
+    "omniglot-paper": ["--data", "omniglot", "--preset", "paper"],
+    "miniimagenet-300": ["--data", "miniimagenet", "--iterations", "300", "--eval-every", "100"],
+}
+SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iterations", "iteration_s", "command_s", "peak_bytes")
+
+
+def run(name: str, root: Path | None, folder: Path) -> dict[str, Any]:
+    """One job: its result.json, the command, and the best validation accuracy."""
+    command = ["train", *JOBS[name], *([] if root is None else ["--root", str(root)])]
+    directory = folder / name
+    subprocess.run([sys.executable, "-m", "hypergrad.cli", *command, "--run-dir", str(directory)], check=True)
+    result: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    best = max(line["validation_accuracy"] for line in lines if "validation_accuracy" in line)
+    shown = ["hypergrad", "train", *JOBS[name], *([] if root is None else ["--root", "DIR"])]
+    return {"kind": "run", "job": name, "command": " ".join(shown), "best_validation_accuracy": best, **result}
+
+
+def main() -> None:
+    """Run the jobs and write bench/results/few_shot-cpu.jsonl."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", type=Path, help="folder of Omniglot")
+    parser.add_argument("--miniimagenet", type=Path, help="folder of MiniImagenet")
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), help="jobs to run")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the JSON lines go")
+    options = parser.parse_args()
+    console, path = Console(), options.out / "few_shot-cpu.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = {row["job"]: row for row in rows if row["kind"] == "run"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only:
+            root = {"glyphs": None, "omniglot": options.omniglot, "miniimagenet": options.miniimagenet}[name.partition("-")[0]]
+            if root is None and name != "glyphs":
+                console.print(f"{name}: skipped, no folder given")
+                continue
+            kept[name] = {**run(name, root, Path(scratch)), "environment": environment()}
+            write_lines(path, kept.values())
+    table = Table("job", *SHOWN)
+    for name, row in kept.items():
+        table.add_row(name, *(f"{row[key]:.4g}" for key in SHOWN))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
