@@ -52,10 +52,7 @@ def sample(
     k = k or w[-1:]
 
     def make(rng: np.random.Generator) -> list[Array]:
-        scale = (
-            rng.uniform(0.5, 1.5, k)
-            * {"mixed": rng.choice([-1, 1], k), "negative": -1.0, "positive": 1.0}[gamma]
-        )
+        scale = rng.uniform(0.5, 1.5, k) * {"mixed": rng.choice([-1, 1], k), "negative": -1.0, "positive": 1.0}[gamma]
         return [rng.normal(mean, 1, x), rng.normal(0, 0.5, w), scale, rng.uniform(-0.5, 0.5, k)]
 
     def block(*a: Any) -> hg.Tensor:
@@ -113,9 +110,7 @@ FIRST_CASES = [
     sample("9x2, 1 to 33 channels", (1, 9, 2, 1), (3, 3, 1, 33), first=True, gamma="positive"),
     sample("14x14, 3 to 8 channels, 3 episodes", (3, 1, 14, 14, 3), (3, 3, 3, 8), first=True),
     sample("9x14, 4 channels", (2, 9, 14, 4), (3, 3, 4, 3), first=True),
-    sample(
-        "5x14, mean 100 times the deviation", (2, 5, 14, 2), (3, 3, 2, 3), mean=100.0, first=True, clear=5e-3
-    ),
+    sample("5x14, mean 100 times the deviation", (2, 5, 14, 2), (3, 3, 2, 3), mean=100.0, first=True, clear=5e-3),
 ]
 BOTH = [pytest.param(case, GENERAL, id=f"general[{case}]") for case in GENERAL_CASES] + [
     pytest.param(case, FIRST, id=f"first[{case}]") for case in FIRST_CASES
@@ -181,16 +176,12 @@ def test_all_rungs_and_nestings_in_float32(case: Case, kernel: str) -> None:
         if key.startswith("loss"):
             continue  # a sum over all outputs that the test itself forms
         sizes = [max(largest(e), 1e-3) for e in exact[key]]
-        worst = max(
-            largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True)
-        )
+        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
         bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
         for i, (g, e, size) in enumerate(zip(got[key], exact[key], sizes, strict=True)):
             assert g.dtype == np.float32 and g.shape == e.shape
             error = largest(g - e) / size
-            assert error <= bound, (
-                f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
-            )
+            assert error <= bound, f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -217,9 +208,7 @@ def against_composed(f: Callable[[], Any], what: str) -> None:
         assert_same(a, b, f"{what}, result {i}")
 
 
-@pytest.mark.parametrize(
-    ("case", "chosen"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str
-)
+@pytest.mark.parametrize(("case", "chosen"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str)
 @pytest.mark.parametrize("curved", [False, True], ids=["constant y_bar", "y_bar with a tangent"])
 def test_tangents_on_some_inputs_only(case: Case, chosen: tuple[int, ...], curved: bool) -> None:
     args = case.arguments(np.float64)
@@ -228,14 +217,10 @@ def test_tangents_on_some_inputs_only(case: Case, chosen: tuple[int, ...], curve
     many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
     single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
     against_composed(lambda: [hg.jvp(case.f, args, many)[1], hg.jvp(case.f, args, single)[1]], "jvp")
-    against_composed(
-        lambda: [g for dots in (many, single) for part in hg.hvp(loss, args, dots)[1:] for g in part], "hvp"
-    )
+    against_composed(lambda: [g for dots in (many, single) for part in hg.hvp(loss, args, dots)[1:] for g in part], "hvp")
 
 
-@pytest.mark.parametrize(
-    ("case", "wanted"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str
-)
+@pytest.mark.parametrize(("case", "wanted"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str)
 def test_cotangents_of_some_inputs_only(case: Case, wanted: tuple[int, ...]) -> None:
     """The others carry tangents all the same."""
     args = case.arguments(np.float64)
@@ -268,6 +253,12 @@ def test_tangent_of_the_cotangent_only(case: Case, kernel: str, directions: int)
     assert runs[f"{kernel}_vjp"] and not runs[f"{kernel}_vjp_jvp"]
     against_composed(run, "jvp of grad")
 
+    def along(s_dot: Any) -> Any:
+        products = hg.jvp(lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args), (w.c,), (s_dot,))[1]
+        return sum((hg.sum(p * d[:directions]) for p, d in zip(products, w.dots, strict=True)), 0.0)
+
+    against_composed(lambda: [hg.grad(along)(s_dot)], "grad in the cotangent's tangent")
+
 
 @pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
 def test_kernels_run_once_for_all_directions(case: Case, kernel: str) -> None:
@@ -275,9 +266,7 @@ def test_kernels_run_once_for_all_directions(case: Case, kernel: str) -> None:
     w = weights_of(case, args)
     with counted() as runs:
         hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))
-    assert {name: n for name, n in runs.items() if name.startswith(GENERAL)} == {
-        f"{kernel}_{rung}": 1 for rung in RUNGS
-    }
+    assert {name: n for name, n in runs.items() if name.startswith(GENERAL)} == {f"{kernel}_{rung}": 1 for rung in RUNGS}
 
 
 @pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
@@ -287,9 +276,7 @@ def test_higher_nestings_use_the_reference(case: Case, kernel: str) -> None:
     numbers, loss = tuple(range(len(args))), w.loss(case.f)
 
     def along(f: Callable[..., Any], dots: list[Array]) -> Callable[..., Any]:
-        return lambda *a: sum(
-            (hg.sum(g * d) for g, d in zip(hg.grad(f, argnums=numbers)(*a), dots, strict=True)), 0.0
-        )
+        return lambda *a: sum((hg.sum(g * d) for g, d in zip(hg.grad(f, argnums=numbers)(*a), dots, strict=True)), 0.0)
 
     one, two, three = ([d[i] for d in w.dots] for i in range(3))
     once = along(loss, one)

@@ -27,7 +27,7 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".
 # A module may import from lower layers and from its own directory. Names in one layer stand side by side.
 LAYERS = [
     ("errors",),
-    ("meter", "trees", "_host"),
+    ("meter", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("tape",),
     ("rules", "transforms"),
@@ -67,11 +67,7 @@ def imported_modules(path: Path, tree: ast.AST) -> list[tuple[str, ...]]:
             if full[:1] == ("hypergrad",):
                 found.extend([full[1:]] if len(full) > 1 else [(alias.name,) for alias in node.names])
         elif isinstance(node, ast.Import):
-            found.extend(
-                tuple(alias.name.split(".")[1:])
-                for alias in node.names
-                if alias.name.split(".")[0] == "hypergrad"
-            )
+            found.extend(tuple(alias.name.split(".")[1:]) for alias in node.names if alias.name.split(".")[0] == "hypergrad")
     return found
 
 
@@ -105,11 +101,7 @@ def imports_us(call: ast.Call) -> bool:
     if ast.unparse(call.func) not in ("__import__", "import_module", "importlib.import_module"):
         return False
     name = call.args[0] if call.args else None
-    return not (
-        isinstance(name, ast.Constant)
-        and isinstance(name.value, str)
-        and not name.value.startswith(("hypergrad", "."))
-    )
+    return not (isinstance(name, ast.Constant) and isinstance(name.value, str) and not name.value.startswith(("hypergrad", ".")))
 
 
 def nested_imports(tree: ast.AST) -> list[int]:
@@ -132,17 +124,9 @@ def swallowed(tree: ast.AST) -> list[int]:
     lines = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
-            names = {
-                ast.unparse(n)
-                for n in (
-                    node.type.elts if isinstance(node.type, ast.Tuple) else [node.type] if node.type else []
-                )
-            }
+            names = {ast.unparse(n) for n in (node.type.elts if isinstance(node.type, ast.Tuple) else [node.type] if node.type else [])}
             empty = all(
-                isinstance(s, (ast.Pass, ast.Continue))
-                or isinstance(s, ast.Expr)
-                and isinstance(s.value, ast.Constant)
-                for s in node.body
+                isinstance(s, (ast.Pass, ast.Continue)) or isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in node.body
             )
             reraises = any(isinstance(s, ast.Raise) for s in ast.walk(node))
             if (
@@ -180,11 +164,7 @@ def test_the_tape_reads_in_one_sitting() -> None:
 
 
 def test_files_have_a_head_that_says_what_they_are_for() -> None:
-    assert [
-        p.name
-        for p in SOURCES + TESTS
-        if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(parsed(p))
-    ] == []
+    assert [p.name for p in SOURCES + TESTS if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(parsed(p))] == []
 
 
 # --- documentation --------------------------------------------------------------------------------
@@ -195,9 +175,7 @@ def public_names() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for module in (hg, hypergrad.data, hypergrad.fewshot, hypergrad.testing):
         names = getattr(module, "__all__", None) or [
-            n
-            for n, o in vars(module).items()
-            if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
+            n for n, o in vars(module).items() if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
         ]
         for name in names:
             thing = getattr(module, name)
@@ -207,8 +185,7 @@ def public_names() -> dict[str, Any]:
             if inspect.isclass(thing):
                 for attribute, member in vars(thing).items():
                     if not attribute.startswith("_") and (
-                        inspect.isfunction(member)
-                        or isinstance(member, (property, classmethod, staticmethod))
+                        inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
                     ):
                         found[f"{module.__name__}.{name}.{attribute}"] = getattr(thing, attribute)
     return found
@@ -218,8 +195,7 @@ PUBLIC = public_names()
 FULL = {
     name: thing
     for name, thing in PUBLIC.items()
-    if name.count(".")
-    == (2 if name.startswith(("hypergrad.data", "hypergrad.fewshot", "hypergrad.testing")) else 1)
+    if name.count(".") == (2 if name.startswith(("hypergrad.data", "hypergrad.fewshot", "hypergrad.testing")) else 1)
 }
 
 
@@ -254,11 +230,7 @@ def undocumented(name: str, thing: Any) -> list[str]:
     if (inspect.isfunction(thing) or isinstance(thing, Op)) and name in FULL and not refers:
         if arguments_of(thing) and not re.search(r"^Args(, Returns)?:", text, re.MULTILINE):
             lacks.append("Args:")
-        if (
-            returns_something(thing)
-            and not re.search(r"^(Args, )?Returns:|^Yields:", text, re.MULTILINE)
-            and not is_context(thing)
-        ):
+        if returns_something(thing) and not re.search(r"^(Args, )?Returns:|^Yields:", text, re.MULTILINE) and not is_context(thing):
             lacks.append("Returns:")
         missing = [a for a in arguments_of(thing) if not re.search(rf"\b{re.escape(a)}\b", text)]
         if missing:

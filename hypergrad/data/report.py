@@ -28,7 +28,11 @@ class Tick(Protocol):
 
 
 class Reporter:
-    """Shows progress bars and messages of data loading on standard error."""
+    """Shows progress bars and messages of data loading.
+
+    Args:
+        console: a rich console to draw on, None for standard error.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console if console is not None else Console(stderr=True)

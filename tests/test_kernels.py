@@ -1,0 +1,505 @@
+"""The host kernels against a float64 reference, and what they promise.
+
+Every element is written and none beyond; the bits are the same for any number of threads; all instruction
+sets agree closely; every wrong call is an exception.
+"""
+
+import threading
+
+import kernels_reference as ref
+import numpy as np
+import pytest
+
+from hypergrad import _host
+from hypergrad.backends.host import HOST
+from hypergrad.errors import ShapeError
+
+EPS = 1e-5
+DTYPES = [np.float32, np.float64]
+RING = 64  # canary elements before and after each output
+LEVELS = _host.build_info()["simd_supported"]
+# E, N, H, W, C, K: every remainder of a vector, a register tile and a pooling window, and single pixels.
+BLOCKS = [
+    (1, 1, 1, 1, 1, 1),
+    (2, 3, 2, 3, 3, 5),
+    (1, 2, 5, 7, 2, 16),
+    (3, 2, 7, 7, 5, 33),
+    (1, 1, 10, 14, 32, 32),
+    (2, 3, 3, 3, 17, 64),
+    (1, 1, 21, 1, 3, 8),
+    (1, 2, 28, 28, 1, 32),
+    (1, 40, 6, 5, 4, 20),
+]
+FIRST = [b for b in BLOCKS if b[4] <= 5]
+
+
+def ringed(shape, dtype):
+    """An output full of NaN (255 for bytes) inside a buffer whose rim must survive."""
+    size = int(np.prod(shape))
+    buffer = np.full(size + 2 * RING, 7, dtype)
+    out = buffer[RING : RING + size].reshape(shape)
+    out[...] = 255 if dtype == np.uint8 else np.nan
+    return buffer, out
+
+
+def call(name, inputs, shapes, dtype, **attrs):
+    """Runs a kernel on ringed outputs; a shape of None is an absent output, ("u8", shape) a byte one."""
+    rings = [
+        None if s is None else ringed(s[1], np.uint8) if s[0] == "u8" else ringed(s, dtype) for s in shapes
+    ]
+    HOST.run(name, inputs, [None if r is None else r[1] for r in rings], **attrs)
+    for ring in rings:
+        if ring is not None:
+            assert (ring[0][:RING] == 7).all() and (ring[0][-RING:] == 7).all(), (
+                f"{name} wrote beyond an output"
+            )
+            assert not (ring[1] == 255).any() if ring[1].dtype == np.uint8 else not np.isnan(ring[1]).any()
+    outs = [None if r is None else r[1] for r in rings]
+    return outs[0] if len(outs) == 1 else outs
+
+
+def close(actual, expected, dtype, factor=1.0):
+    """Largest element error against the largest expected element."""
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    if expected.size:
+        error = np.abs(actual - expected).max()
+        bound = factor * (3e-6 if dtype == np.float32 else 2e-14) * max(np.abs(expected).max(), 1e-3)
+        assert error <= bound, f"error {error:.3g} above {bound:.3g}"
+
+
+def per_episode(f, episodes, *arrays):
+    """f on every episode's float64 arrays, the results stacked."""
+    arrays = [None if a is None else a if a.dtype == np.uint8 else a.astype(np.float64) for a in arrays]
+    results = [f(*(None if a is None else a[e] for a in arrays)) for e in range(episodes)]
+    return (
+        [np.stack(r) for r in zip(*results, strict=True)]
+        if isinstance(results[0], tuple)
+        else np.stack(results)
+    )
+
+
+class Problem:
+    """A block's inputs, directions, and the rungs that run on them."""
+
+    def __init__(self, sizes, dtype, shared=False, directions=2, first=False, seed=0, shift=0.5):
+        rng = np.random.default_rng([seed, *sizes])
+        e, n, h, w, c, k = self.sizes = sizes
+        self.dtype, self.first, self.p = dtype, first, directions
+        draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+        self.x = draw(e, n, h, w, c) + dtype(shift)
+        lead = 1 if shared else e
+        self.w, self.gamma, self.beta = draw(lead, 3, 3, c, k), draw(lead, k), draw(lead, k)
+        self.gamma[:, 0] = 0 if k > 1 else 1  # a channel that BN switches off; others are of both signs
+        if shared:
+            self.w, self.gamma, self.beta = (
+                np.broadcast_to(a, (e, *a.shape[1:])) for a in (self.w, self.gamma, self.beta)
+            )
+        self.pooled = (e, n, h // 2, w // 2, k)
+        self.y_bar, self.y_bar_dot = draw(*self.pooled), draw(directions, *self.pooled)
+        self.x_dot, self.w_dot = draw(directions, *self.x.shape), draw(directions, *self.w.shape)
+        self.gamma_dot, self.beta_dot = draw(directions, e, k), draw(directions, e, k)
+
+    def value(self):
+        e, n, h, w, c, k = self.sizes
+        stats = [("u8", self.pooled), (e, k), (e, k)]
+        if self.first:
+            self.patches = call("patch_cov", [self.x], [(e, 9 * c), (e, 9 * c, 9 * c)], self.dtype)
+            self.y, self.code, self.mean, self.rstd = call(
+                "conv_bn_relu_pool_first_value",
+                [self.x, self.w, self.gamma, self.beta, *self.patches],
+                [self.pooled, *stats],
+                self.dtype,
+                eps=EPS,
+            )
+            self.saved = [self.code, self.mean, self.rstd, *self.patches]
+        else:
+            self.y, self.code, self.mean, self.rstd, self.z = call(
+                "conv_bn_relu_pool_value",
+                [self.x, self.w, self.gamma, self.beta],
+                [self.pooled, *stats, (e, n, h, w, k)],
+                self.dtype,
+                eps=EPS,
+            )
+            self.saved = [self.code, self.mean, self.rstd, self.z]
+        return [self.y, *self.saved]
+
+    def vjp(self, want_x=True):
+        e, _, _, _, c, k = self.sizes
+        shapes = [(e, 3, 3, c, k), (e, k), (e, k)]
+        inputs = [self.y_bar, *self.saved, self.x, self.w, self.gamma]
+        if self.first:
+            return [None, *call("conv_bn_relu_pool_first_vjp", inputs, shapes, self.dtype)]
+        shapes = [self.x.shape if want_x else None, *shapes]
+        return call("conv_bn_relu_pool_vjp", inputs, shapes, self.dtype)
+
+    def jvp(self, dots):
+        e, _, _, _, _, k = self.sizes
+        inputs = [self.x, self.w, self.gamma, *self.saved]
+        if self.first:
+            return call(
+                "conv_bn_relu_pool_first_jvp", [*inputs, *dots[1:]], [(self.p, *self.pooled)], self.dtype
+            )
+        shapes = [(self.p, *self.pooled), (self.p, *self.z.shape), (self.p, e, k), (self.p, e, k)]
+        y_dot, *self.dot = call("conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype)
+        return y_dot
+
+    def vjp_jvp(self, dots, y_bar_dot, want_x=True):
+        """After jvp(dots)."""
+        e, _, _, _, c, k = self.sizes
+        shapes = [(self.p, e, 3, 3, c, k), (self.p, e, k), (self.p, e, k)]
+        inputs = [self.y_bar, y_bar_dot, *self.saved, self.x, self.w, self.gamma]
+        if self.first:
+            return [None, *call("conv_bn_relu_pool_first_vjp_jvp", [*inputs, *dots[1:3]], shapes, self.dtype)]
+        shapes = [(self.p, *self.x.shape) if want_x else None, *shapes]
+        return call("conv_bn_relu_pool_vjp_jvp", [*inputs, *dots[:3], *self.dot], shapes, self.dtype)
+
+    def everything(self):
+        """All outputs of the four rungs."""
+        dots = [None if self.first else self.x_dot, self.w_dot, self.gamma_dot, self.beta_dot]
+        outs = [*self.value(), *self.vjp(), self.jvp(dots), *self.vjp_jvp(dots, self.y_bar_dot)]
+        return [o for o in outs if o is not None]
+
+
+def check_value(p):
+    """y, the statistics, and a code that names a maximum up to rounding (exactly, in float64)."""
+    p.value()
+    e = p.sizes[0]
+    u = per_episode(lambda *a: ref.pre_pool(*a, EPS), e, p.x, p.w, p.gamma, p.beta)
+    z = per_episode(ref.conv2d, e, p.x, p.w)
+    mean, rstd = per_episode(lambda a: ref.normalize(a, EPS)[:2], e, z)
+    code = per_episode(ref.decide, e, u)
+    best = per_episode(lambda a: ref.windows(a).max(0), e, u)
+    if not p.first:
+        close(p.z, z, p.dtype)
+    close(p.mean, mean, p.dtype)
+    close(p.rstd, rstd, p.dtype, 3)
+    close(p.y, np.maximum(best, 0), p.dtype, 3)
+    if p.dtype == np.float64:
+        np.testing.assert_array_equal(p.code[..., 1:], code[..., 1:])  # channel 0 is constant up to rounding
+    assert ((p.code > 3) == (p.y > 0)).all() and (p.code < 8).all()
+    chosen = per_episode(
+        lambda a, c: np.take_along_axis(ref.windows(a), (c & 3)[None].astype(int), 0)[0], e, u, p.code
+    )
+    close(np.maximum(chosen, 0), np.maximum(best, 0), p.dtype, 6)
+
+
+def reference_vjp(p):
+    return per_episode(
+        lambda x, w, g, b, c: ref.block_vjp(x, w, g, b, c, EPS),
+        p.sizes[0],
+        p.x,
+        p.w,
+        p.gamma,
+        p.y_bar,
+        p.code,
+    )
+
+
+def reference_jvp(p, dots, direction):
+    dots = [None if d is None else d[direction] for d in dots]
+    return per_episode(
+        lambda x, w, g, b, c, *d: ref.tangent(lambda *a: ref.block(*a, c, EPS), (x, w, g, b), d),
+        p.sizes[0],
+        p.x,
+        p.w,
+        p.gamma,
+        p.beta,
+        p.code,
+        *dots,
+    )
+
+
+def reference_vjp_jvp(p, dots, y_bar_dot, direction):
+    dots = [None if d is None else d[direction] for d in (*dots[:3], y_bar_dot)]
+    return per_episode(
+        lambda x, w, g, b, c, *d: ref.tangent(lambda *a: ref.block_vjp(*a, c, EPS), (x, w, g, b), d),
+        p.sizes[0],
+        p.x,
+        p.w,
+        p.gamma,
+        p.y_bar,
+        p.code,
+        *dots,
+    )
+
+
+def check_rungs(p, dots, y_bar_dot):
+    check_value(p)
+    factor = 20  # sums over all pixels and differences of such sums
+    for actual, expected in zip(p.vjp(), reference_vjp(p), strict=True):
+        if actual is not None:
+            close(actual, expected, p.dtype, factor)
+    if any(d is not None for d in dots):
+        y_dot = p.jvp(dots)
+        for i in range(p.p):
+            close(y_dot[i], reference_jvp(p, dots, i), p.dtype, factor)
+    outs = p.vjp_jvp(dots, y_bar_dot)
+    for i in range(p.p):
+        for actual, expected in zip(outs, reference_vjp_jvp(p, dots, y_bar_dot, i), strict=True):
+            if actual is not None:
+                close(actual[i], expected, p.dtype, 2 * factor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", BLOCKS, ids=str)
+def test_block_rungs(sizes, dtype):
+    p = Problem(sizes, dtype, shared=sizes[1] == 3, directions=1 + sizes[0])
+    check_rungs(p, [p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", FIRST, ids=str)
+def test_first_block_rungs(sizes, dtype):
+    p = Problem(sizes, dtype, shared=sizes[1] == 3, directions=1 + sizes[0], first=True)
+    check_rungs(p, [None, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("mask", range(16))
+def test_absent_tangents(mask, first):
+    """Every subset of tangents, y_bar's included; beta's tangent alone moves no gradient."""
+    p = Problem((2, 2, 5, 4, 3, 5), np.float64, first=first)
+    dots = [d if mask >> i & 1 else None for i, d in enumerate([p.x_dot, p.w_dot, p.gamma_dot])]
+    if first:
+        dots[0] = None
+    p.value()
+    y_dot = p.jvp([*dots, None])
+    y_bar_dot = p.y_bar_dot if mask & 8 else None
+    outs = p.vjp_jvp([*dots, None], y_bar_dot)
+    for i in range(p.p):
+        close(
+            y_dot[i],
+            reference_jvp(p, [*dots, None], i) if any(d is not None for d in dots) else 0 * p.y,
+            p.dtype,
+            20,
+        )
+        if any(d is not None for d in (*dots, y_bar_dot)):
+            expected = reference_vjp_jvp(p, dots, y_bar_dot, i)
+        else:
+            expected = [np.zeros_like(a) for a in (p.x, p.w, p.gamma, p.beta)]
+        for actual, wanted in zip(outs, expected, strict=True):
+            if actual is not None:
+                close(actual[i], wanted, p.dtype, 40)
+
+
+def test_unwanted_x_bar_changes_nothing_else():
+    p = Problem((2, 3, 6, 6, 4, 7), np.float32)
+    dots = [p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot]
+    p.value()
+    for a, b in zip(p.vjp()[1:], p.vjp(want_x=False)[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    p.jvp(dots)
+    for a, b in zip(p.vjp_jvp(dots, None)[1:], p.vjp_jvp(dots, None, want_x=False)[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_ties_go_to_the_first_pixel_and_zero_is_inactive(first):
+    p = Problem((1, 2, 4, 4, 1, 3), np.float32, first=first)
+    p.w[...] = 0  # every pixel of a window is equal to beta
+    p.beta[0] = [1, 0, -1]
+    p.value()
+    np.testing.assert_array_equal(p.code, np.broadcast_to(np.array([4, 0, 0], np.uint8), p.code.shape))
+    np.testing.assert_array_equal(p.y, np.broadcast_to(np.array([1, 0, 0], np.float32), p.y.shape))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_nan_is_not_swallowed(first):
+    p = Problem((2, 2, 4, 4, 1, 5), np.float32)
+    p.x[1, 0, 1, 1] = np.nan
+    e, _, _, _, c, k = p.sizes
+    outs = [
+        np.zeros(p.pooled, np.float32),
+        np.zeros(p.pooled, np.uint8),
+        np.zeros((e, k), np.float32),
+        np.zeros((e, k), np.float32),
+    ]
+    if first:
+        m, cov = np.zeros((e, 9 * c), np.float32), np.zeros((e, 9 * c, 9 * c), np.float32)
+        HOST.run("patch_cov", [p.x], [m, cov])
+        HOST.run("conv_bn_relu_pool_first_value", [p.x, p.w, p.gamma, p.beta, m, cov], outs, eps=EPS)
+    else:
+        z = np.zeros((*p.x.shape[:-1], k), np.float32)
+        HOST.run("conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS)
+    assert np.isnan(outs[0][1]).all() and not np.isnan(outs[0][0]).any()
+
+
+@pytest.mark.parametrize("ratio", [10.0, 100.0, 1000.0])
+def test_statistics_survive_a_large_mean(ratio):
+    """Filters that sum to nothing on images of mean/std `ratio`, and filters that do not."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((1, 4, 12, 12, 2)) + ratio).astype(np.float32)
+    p = Problem((1, 4, 12, 12, 2, 8), np.float32)
+    p.x = x
+    p.value()
+    z = p.z[0].astype(np.float64)
+    mean, rstd, _ = ref.normalize(z, EPS)
+    close(p.mean[0], mean, np.float32, 0.1)
+    close(p.rstd[0], rstd, np.float32, 0.5)
+    m, cov = call("patch_cov", [x], [(1, 18), (1, 18, 18)], np.float32)
+    expected_m, expected_cov = ref.patch_statistics(x[0].astype(np.float64))
+    close(m[0], expected_m, np.float32, 0.1)
+    close(cov[0], expected_cov, np.float32, 0.5)
+
+
+# A, B, N, H, W, C, K, R, S, stride, pad_h, pad_w
+CONVOLUTIONS = [
+    (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),
+    (2, 3, 2, 5, 7, 3, 5, 3, 3, 1, 1, 1),
+    (1, 2, 3, 28, 28, 1, 32, 3, 3, 2, 1, 1),
+    (1, 1, 2, 9, 8, 16, 33, 3, 3, 2, 0, 0),
+    (1, 1, 2, 11, 10, 4, 6, 5, 2, 3, 2, 0),
+    (2, 1, 1, 3, 3, 8, 16, 1, 1, 4, 0, 0),
+    (1, 1, 1, 2, 2, 3, 4, 5, 5, 1, 2, 2),
+    (1, 1, 3, 7, 6, 2, 9, 2, 3, 5, 0, 3),
+    (1, 1, 1, 14, 13, 32, 64, 3, 3, 1, 0, 2),
+    (1, 1, 30, 10, 10, 3, 7, 4, 4, 2, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", CONVOLUTIONS, ids=str)
+def test_convolutions(sizes, dtype):
+    a, b, n, h, w, c, k, r, s, stride, pad_h, pad_w = sizes
+    rng = np.random.default_rng(list(sizes))
+    p, q = (h + 2 * pad_h - r) // stride + 1, (w + 2 * pad_w - s) // stride + 1
+    x = rng.standard_normal((b, n, h, w, c)).astype(dtype)
+    x = np.broadcast_to(x, (a, *x.shape))  # shared along the first axis
+    f = rng.standard_normal((a, r, s, c, k)).astype(dtype)
+    f = np.broadcast_to(f[:, None], (a, b, *f.shape[1:]))  # shared along the second
+    y_bar = rng.standard_normal((b, a, n, p, q, k)).astype(dtype).swapaxes(0, 1)
+    attrs = {"stride": stride, "pad_h": pad_h, "pad_w": pad_w}
+    y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs)
+    x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs)
+    w_bar = call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs)
+    for i in range(a):
+        for j in range(b):
+            x_, f_, g_ = (v[i, j].astype(np.float64) for v in (x, f, y_bar))
+            close(y[i, j], ref.conv2d(x_, f_, **attrs), dtype)
+            close(x_bar[i, j], ref.conv2d_dgrad(g_, f_, x_.shape, **attrs), dtype)
+            close(w_bar[i, j], ref.conv2d_wgrad(x_, g_, r, s, **attrs), dtype)
+
+
+def test_reference_vjp_is_the_transpose_of_its_jvp():
+    """The reference itself: <y_bar, J v> = <J' y_bar, v>."""
+    p = Problem((1, 2, 5, 6, 3, 4), np.float64)
+    p.value()
+    dots = [p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot]
+    left = (reference_jvp(p, dots, 0) * p.y_bar).sum()
+    right = sum((g * d[0]).sum() for g, d in zip(reference_vjp(p), dots, strict=True))
+    assert abs(left - right) < 1e-11 * abs(left)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_bits_do_not_depend_on_threads_or_repetition(level, first):
+    chosen, threads = _host.build_info()["simd"], _host.threads()
+    try:
+        _host.set_simd(level)
+        runs = []
+        for n in (1, 2, 3, 2, 1):
+            _host.set_threads(n)
+            runs.append(Problem((2, 30, 9, 8, 3, 20), np.float32, first=first).everything())
+    finally:
+        _host.set_simd(chosen)
+        _host.set_threads(threads)
+    for run in runs[1:]:
+        for a, b in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set_passes(level, first):
+    chosen = _host.build_info()["simd"]
+    try:
+        _host.set_simd(level)
+        for sizes in ((2, 3, 7, 5, 3, 21), (1, 2, 13, 15, 4, 4)):
+            for dtype in DTYPES:
+                p = Problem(sizes, dtype, first=first)
+                check_rungs(p, [None if first else p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+        for dtype in DTYPES:
+            test_convolutions(CONVOLUTIONS[1], dtype)
+            test_convolutions(CONVOLUTIONS[7], dtype)
+    finally:
+        _host.set_simd(chosen)
+
+
+@pytest.mark.parametrize("axis", range(7))
+def test_sizes_of_zero(axis):
+    sizes = [2, 3, 4, 4, 2, 5, 2]
+    sizes[axis] = 0
+    *sizes, directions = sizes
+    for first in (False, True):
+        p = Problem.__new__(Problem)
+        e, n, h, w, c, k = p.sizes = tuple(sizes)
+        p.dtype, p.first, p.p = np.float32, first, directions
+        p.x, p.w, p.gamma = np.ones((e, n, h, w, c), "f"), np.ones((e, 3, 3, c, k), "f"), np.ones((e, k), "f")
+        p.beta, p.pooled = np.ones((e, k), "f"), (e, n, h // 2, w // 2, k)
+        p.y_bar, p.y_bar_dot = np.ones(p.pooled, "f"), np.ones((directions, *p.pooled), "f")
+        p.x_dot, p.w_dot = np.ones((directions, *p.x.shape), "f"), np.ones((directions, *p.w.shape), "f")
+        p.gamma_dot = p.beta_dot = np.ones((directions, e, k), "f")
+        p.everything()
+    x, f, y = (
+        np.ones((1, e, n, h, w, c), "f"),
+        np.ones((1, e, 3, 3, c, k), "f"),
+        np.ones((1, e, n, h, w, k), "f"),
+    )
+    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1}
+    if h and w:
+        out = call("conv2d_fprop", [x, f], [y.shape], np.float32, **attrs)
+        assert c or (out == 0).all()
+        out = call("conv2d_dgrad", [y, f], [x.shape], np.float32, **attrs)
+        assert k or (out == 0).all()
+        out = call("conv2d_wgrad", [x, y], [f.shape], np.float32, **attrs)
+        assert n or (out == 0).all()
+    else:
+        with pytest.raises(ShapeError, match="filter is 3 x 3"):
+            HOST.run("conv2d_fprop", [x, f], [y], **attrs)
+
+
+def test_empty_sums_are_zero():
+    w_bar = np.full((1, 1, 3, 3, 2, 4), np.nan)
+    HOST.run(
+        "conv2d_wgrad",
+        [np.ones((1, 1, 0, 5, 5, 2)), np.ones((1, 1, 0, 5, 5, 4))],
+        [w_bar],
+        stride=1,
+        pad_h=1,
+        pad_w=1,
+    )
+    assert (w_bar == 0).all()
+
+
+def test_batch_axes_may_have_any_stride():
+    """Reversed, stepped and broadcast batch axes give what contiguous copies give."""
+    p = Problem((4, 2, 5, 5, 3, 6), np.float32)
+    for a in ("x", "w", "gamma", "beta"):
+        setattr(p, a, np.repeat(getattr(p, a), 2, 0)[::-2])
+    p.w = np.broadcast_to(p.w[:1], p.w.shape)
+    p.w_dot = np.broadcast_to(p.w_dot[:, :1], p.w_dot.shape)
+    p.x_dot = p.x_dot[::-1, ::-1]
+    strided = p.everything()
+    for a in ("x", "w", "gamma", "beta", "w_dot", "x_dot"):
+        setattr(p, a, np.ascontiguousarray(getattr(p, a)))
+    for a, b in zip(strided, p.everything(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_threads_may_call_at_once():
+    expected = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
+    failures = []
+
+    def work():
+        for _ in range(5):
+            outs = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
+            if not all(np.array_equal(a, b) for a, b in zip(outs, expected, strict=True)):
+                failures.append("bits differ")
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
