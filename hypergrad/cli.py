@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -222,7 +223,7 @@ def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bo
         "best_iteration": state.best_iteration,
         "stopped_by": finished(config, state),
         "training_s": round(state.seconds, 2),
-        "iteration_s": round(state.seconds / state.iteration, 5),
+        "iteration_s": _iteration_s(run.read_metrics()),
         "command_s": round(time.monotonic() - begun, 2),
         "peak_bytes": _peak_bytes(),
     }
@@ -318,6 +319,12 @@ def _validation_line(record: Record) -> str:
         f"accuracy {100 * record['validation_accuracy']:5.2f} ± {100 * record['validation_interval']:.2f} %"
         f"{'  best' if record['best'] else ''}"
     )
+
+
+def _iteration_s(metrics: list[Record]) -> float | None:
+    """The median seconds of an outer iteration, so that validations do not count; None for a single one."""
+    ends = [record["seconds"] for record in metrics if "loss" in record]
+    return round(float(np.median(np.diff(ends))), 5) if len(ends) > 1 else None
 
 
 def _peak_bytes() -> int:

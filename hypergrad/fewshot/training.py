@@ -226,7 +226,7 @@ def train(
                 records.append(record)
             seconds = spent + time.monotonic() - begun
             for record in records:
-                record["seconds"] = round(seconds, 3)
+                record["seconds"] = round(seconds, 4)
                 run.append_metrics(record)
             # one assignment: an interrupt finds the iteration done with its metrics, or not done
             state = dataclasses.replace(done, metrics_bytes=run.metrics_bytes(), seconds=seconds)
