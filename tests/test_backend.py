@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,7 @@ def python(code, **env):
     return subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
         env={**os.environ, **env},
+        cwd=Path(__file__).parent,  # not the checkout, whose folder would stand in for the installed package
         capture_output=True,
         text=True,
         timeout=120,
