@@ -31,9 +31,10 @@ SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iter
 
 def run(name: str, root: Path | None, folder: Path) -> dict[str, Any]:
     """One job: its result.json, the command, and the best validation accuracy."""
-    command = ["train", *JOBS[name], *([] if root is None else ["--root", str(root)])]
+    command = ["train", *JOBS[name], *([] if root is None else ["--root", str(root.resolve())])]
     directory = folder / name
-    subprocess.run([sys.executable, "-m", "hypergrad.cli", *command, "--run-dir", str(directory)], check=True)
+    # not in the checkout, whose folder would stand in for the installed package
+    subprocess.run([sys.executable, "-m", "hypergrad.cli", *command, "--run-dir", str(directory)], check=True, cwd=folder)
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     best = max(line["validation_accuracy"] for line in lines if "validation_accuracy" in line)

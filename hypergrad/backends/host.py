@@ -45,7 +45,8 @@ class HostBackend:
         if MISSING is not None:
             raise ExtensionError(
                 f"{name}: the compiled extension hypergrad._host is missing, expected it inside the package "
-                f"because kernels are compiled ({MISSING}); install with pip install ."
+                f"because kernels are compiled ({MISSING}); install with pip install ., and run from another folder than "
+                "the checkout, whose sources would stand in for the installed package"
             )
         _host.run(name, [_ABSENT if a is None else a for a in (*inputs, *outputs)], attrs)
 
