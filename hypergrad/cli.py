@@ -118,9 +118,8 @@ def train_command(
         if resume is not None:
             if given or shorten or run_dir is not None:
                 raise ArgumentError(
-                    f"train: --resume came with {', '.join(sorted(given)) or '--quick or --run-dir'}, "
-                    "expected none of the "
-                    "settings because a resumed run keeps its own; leave them away, or start a new run"
+                    f"train: --resume came with {', '.join(sorted(given)) or '--quick or --run-dir'}, expected none "
+                    "of the settings because a resumed run keeps its own; leave them away, or start a new run"
                 )
             run = RunDirectory(resume)
         else:
@@ -257,9 +256,8 @@ def _show(run: RunDirectory, config: Config, result: dict[str, Any]) -> None:
             _say(f"  {name:<18} {meaning}")
     _say("")
     _say(
-        f"meta-test, {config.n_way}-way {config.k_shot}-shot, {result['episodes']} episodes of unseen "
-        "classes, "
-        f"T = {result['n_steps']} inner steps (best on meta-validation):"
+        f"meta-test, {config.n_way}-way {config.k_shot}-shot, {result['episodes']} episodes of unseen classes, T = "
+        f"{result['n_steps']} inner steps (best on meta-validation):"
     )
     for name, key in (("hyper-representation", "test"), ("pixel nearest neighbour", "baseline")):
         _say(f"  {name:<24} {100 * result[f'{key}_accuracy']:6.2f} ± {100 * result[f'{key}_interval']:.2f} %")
@@ -315,9 +313,8 @@ def _say_validation(record: Record) -> None:
 def _validation_line(record: Record) -> str:
     return (
         f"iteration {record['iteration']:6d}  {record['seconds']:7.1f} s  validation loss "
-        f"{record['validation_loss']:.4f}  "
-        f"accuracy {100 * record['validation_accuracy']:5.2f} ± {100 * record['validation_interval']:.2f} %"
-        f"{'  best' if record['best'] else ''}"
+        f"{record['validation_loss']:.4f}  accuracy {100 * record['validation_accuracy']:5.2f} ± "
+        f"{100 * record['validation_interval']:.2f} %{'  best' if record['best'] else ''}"
     )
 
 

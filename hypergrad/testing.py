@@ -83,8 +83,7 @@ def _float64(tree: PyTree, where: str, root: str) -> PyTree:
         if x.dtype != np.float64:
             raise DTypeError(
                 f"{where}: {name} has dtype {x.dtype}, expected float64 because finite differences in lower "
-                "precision tell "
-                "nothing; convert it, and all data that the functions close over, with astype"
+                "precision tell nothing; convert it, and all data that the functions close over, with astype"
             )
     return arrays
 
@@ -159,9 +158,8 @@ def _compare(
     if not errors[worst] <= rtol * scale + difference.rounding:
         _fail(
             f"{where} is {got[worst]:.12g}, a finite difference gives {values[worst]:.12g} (settled to "
-            f"{difference.spread:.1g}), "
-            f"expected them equal to {rtol:g}; look for a detached value, a wrong rule, or a kink within "
-            "the step"
+            f"{difference.spread:.1g}), expected them equal to {rtol:g}; look for a detached value, a wrong rule, or "
+            "a kink within the step"
         )
     return float(errors[worst] / scale) if scale else 0.0
 
@@ -293,8 +291,7 @@ def check_hypergrad(
         checkpoints: policies to compare; None stands for "all", "sqrt", 3 and, up to 50 steps, 1.
         seed: of the random directions.
     Returns: HypergradReport.
-    Raises: AssertionError that names the mode, the leaf and both numbers; DTypeError for hparams that are not
-        float64.
+    Raises: AssertionError that names the mode, the leaf and both numbers; DTypeError for hparams that are not float64.
     Cost: for each leaf and direction 4 to 16 inner runs; a reverse run for each policy; a forward run with
         all hyperparameters, or with the random directions alone where there are more than 64.
     """
@@ -306,8 +303,8 @@ def check_hypergrad(
     r = reverse(problem, hparams, batches)
     if not np.isfinite(float(r.value)):
         _fail(
-            f"check_hypergrad: the outer objective is {float(r.value)}, expected a finite number; lower the "
-            "step size or T"
+            f"check_hypergrad: the outer objective is {float(r.value)}, expected a finite number; lower the step "
+            "size or T"
         )
     held = {}
     for policy in (
@@ -319,8 +316,8 @@ def check_hypergrad(
         held[policy] = other.stats.states_held
         if isinstance(policy, int) and held[policy] > policy:
             _fail(
-                f"check_hypergrad: reverse with checkpoints={policy} held {held[policy]} states, expected "
-                f"at most {policy}"
+                f"check_hypergrad: reverse with checkpoints={policy} held {held[policy]} states, expected at most "
+                f"{policy}"
             )
     inner = _check_inner(problem, hparams, r.params, batches, eps, rtol, rng) if n_steps else 0.0
     moves = [
@@ -363,15 +360,14 @@ def _check_purity(batches: Batches) -> None:
         for i, (old, new) in enumerate(zip(before[t], after, strict=False)):
             if old != new:
                 _fail(
-                    f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the "
-                    "same because a step that "
-                    "is run again must see its batch again; derive the batch from t alone, such as by "
-                    "default_rng((seed, t))"
+                    f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the same "
+                    "because a step that is run again must see its batch again; derive the batch from t alone, such "
+                    "as by default_rng((seed, t))"
                 )
         if len(before[t]) != len(after):
             _fail(
-                f"check_hypergrad: batches[{t}] had {len(before[t])} leaves and has {len(after)}, expected "
-                "the same twice"
+                f"check_hypergrad: batches[{t}] had {len(before[t])} leaves and has {len(after)}, expected the same "
+                "twice"
             )
 
 
@@ -393,11 +389,9 @@ def _check_same_bits(r: HyperGradient, other: HyperGradient, policy: Any) -> Non
                 xs, ys = _vector(x), _vector(y)
                 i = int(np.argmax(xs != ys))
                 _fail(
-                    f"check_hypergrad: reverse with checkpoints={policy!r}: {name}, element {i}, is "
-                    f"{ys[i]:.17g}, in the first run with "
-                    f"'all' it was {xs[i]:.17g}, expected the same bits because steps are pure; look for "
-                    "randomness or state in "
-                    "inner_loss, init, optimizer or batches"
+                    f"check_hypergrad: reverse with checkpoints={policy!r}: {name}, element {i}, is {ys[i]:.17g}, in "
+                    f"the first run with 'all' it was {xs[i]:.17g}, expected the same bits because steps are pure; "
+                    "look for randomness or state in inner_loss, init, optimizer or batches"
                 )
 
 
@@ -443,10 +437,8 @@ def _agree(name: str, forward_values: Any, reverse_values: Any, scale: float, rt
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     if not errors[worst] <= rtol * scale:
         _fail(
-            f"check_hypergrad: forward: {name}, element {worst}, is {forward_values[worst]:.12g}, reverse "
-            "mode gives "
-            f"{reverse_values[worst]:.12g}, expected them equal to {rtol:g}; look for an op whose vjp and "
-            "jvp differ"
+            f"check_hypergrad: forward: {name}, element {worst}, is {forward_values[worst]:.12g}, reverse mode gives "
+            f"{reverse_values[worst]:.12g}, expected them equal to {rtol:g}; look for an op whose vjp and jvp differ"
         )
     return float(errors[worst] / scale) if scale else 0.0
 

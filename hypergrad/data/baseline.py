@@ -63,8 +63,7 @@ def pixel_baseline(
     """
     if n_episodes < 1:
         raise ArgumentError(
-            f"pixel_baseline: n_episodes is {n_episodes}, expected at least 1 because a mean needs a "
-            "value; raise it"
+            f"pixel_baseline: n_episodes is {n_episodes}, expected at least 1 because a mean needs a value; raise it"
         )
     sampler = EpisodeSampler(split, n_way, k_shot, n_query, seed=seed, meta_batch=1, dtype=np.uint8)
     accuracies = np.empty(n_episodes, np.float64)

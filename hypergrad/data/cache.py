@@ -119,8 +119,8 @@ def load(source: Source, folder: Path, reporter: Reporter) -> MetaDataset:
         return _open(source, entry)
     except _Damaged as fault:
         raise DataError(
-            f"cache: {entry} has damage ({fault}) right after it was written, expected what was written "
-            "because the disk should keep it; check the disk or set HYPERGRAD_CACHE to another"
+            f"cache: {entry} has damage ({fault}) right after it was written, expected what was written because the "
+            "disk should keep it; check the disk or set HYPERGRAD_CACHE to another"
         ) from fault
 
 
@@ -172,9 +172,8 @@ def _build(source: Source, entry: Path, reporter: Reporter) -> None:
     free = shutil.disk_usage(folder).free
     if free < need + (1 << 20):
         raise DataError(
-            f"cache: the disk of {folder} has {_mib(free)} free, expected {_mib(need)} because the decoded "
-            f"images of '{source.name}' are kept there; free space, or set HYPERGRAD_CACHE to a folder on "
-            "another disk"
+            f"cache: the disk of {folder} has {_mib(free)} free, expected {_mib(need)} because the decoded images of "
+            f"'{source.name}' are kept there; free space, or set HYPERGRAD_CACHE to a folder on another disk"
         )
     temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", suffix=".tmp", dir=folder))
     try:
@@ -250,14 +249,14 @@ def _remove_stale(folder: Path) -> None:
 def _check_classes(split: str, plan: SplitPlan) -> None:
     if not plan.class_names:
         raise DataError(
-            f"dataset: split '{split}' has 0 classes, expected at least 1 because episodes are drawn from "
-            "classes; check the folder or the split list"
+            f"dataset: split '{split}' has 0 classes, expected at least 1 because episodes are drawn from classes; "
+            "check the folder or the split list"
         )
     for name, count in zip(plan.class_names, plan.counts, strict=True):
         if count == 0:
             raise DataError(
-                f"dataset: class '{name}' of split '{split}' has 0 images, expected at least 1 because an "
-                "episode draws images of every class; add images or remove the class"
+                f"dataset: class '{name}' of split '{split}' has 0 images, expected at least 1 because an episode "
+                "draws images of every class; add images or remove the class"
             )
 
 
@@ -266,9 +265,8 @@ def _write_fault(error: OSError, folder: Path) -> str:
     what = "no space left" if full else f"a fault ({error.strerror or error})"
     remedy = "free space, or " if full else ""
     return (
-        f"cache: writing under {folder} has {what}, expected room and permission to write because decoded"
-        f" images are kept there (nothing of this attempt was left behind); {remedy}set HYPERGRAD_CACHE to"
-        " another folder"
+        f"cache: writing under {folder} has {what}, expected room and permission to write because decoded images are "
+        f"kept there (nothing of this attempt was left behind); {remedy}set HYPERGRAD_CACHE to another folder"
     )
 
 

@@ -63,8 +63,7 @@ class Look:
     """How an image becomes an array.
 
     Args:
-        size: height and width of the result; an image of another size is resized (both sides, nothing cut
-            off).
+        size: height and width of the result; an image of another size is resized (both sides, nothing cut off).
         channels: 1 (grey) or 3 (red, green, blue).
         invert: exchange dark and light, so that dark ink on light paper becomes 255.
     """
@@ -98,8 +97,8 @@ class Reader:
             return self._zips[file.path].read(file.member) if file.member else file.path.read_bytes()
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"image: {file} has no readable bytes ({error}), expected an image because it is listed in "
-                "the data set; restore the file"
+                f"image: {file} has no readable bytes ({error}), expected an image because it is listed in the data "
+                "set; restore the file"
             ) from error
 
     def decode(self, file: ImageFile, look: Look) -> NDArray[np.uint8]:
@@ -111,8 +110,8 @@ class Reader:
             raise
         except IMAGE_ERRORS as error:
             raise DataError(
-                f"image: {file} has damaged or unknown contents ({error}), expected a whole image because "
-                "every image of a class is used; restore or remove the file"
+                f"image: {file} has damaged or unknown contents ({error}), expected a whole image because every "
+                "image of a class is used; restore or remove the file"
             ) from error
 
 
@@ -122,8 +121,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"zip: {path} has unreadable contents ({error}), expected a zip file because of its name; "
-            "fetch it again"
+            f"zip: {path} has unreadable contents ({error}), expected a zip file because of its name; fetch it again"
         ) from error
 
 
@@ -137,8 +135,8 @@ def read_text(path: Path, member: str = "") -> str:
     except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         place = f"{path}:{member}" if member else str(path)
         raise DataError(
-            f"list: {place} has unreadable contents ({error}), expected UTF-8 text because it is a split "
-            "list; fetch it again"
+            f"list: {place} has unreadable contents ({error}), expected UTF-8 text because it is a split list; fetch "
+            "it again"
         ) from error
 
 
@@ -234,8 +232,8 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         raise DataError(
-            f"folder: {folder} has no readable contents ({error.strerror}), expected a folder because the "
-            "data set lies there; check the path and its permissions"
+            f"folder: {folder} has no readable contents ({error.strerror}), expected a folder because the data set "
+            "lies there; check the path and its permissions"
         ) from error
 
 
@@ -251,8 +249,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
             state = os.stat(path)
         except OSError as error:
             raise DataError(
-                f"file: {path} has vanished or is unreadable ({error.strerror}), expected a file because it "
-                "was listed a moment ago; try again"
+                f"file: {path} has vanished or is unreadable ({error.strerror}), expected a file because it was "
+                "listed a moment ago; try again"
             ) from error
         digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -268,7 +266,7 @@ def square(image_size: int | None, default: int) -> tuple[int, int]:
     size = default if image_size is None else image_size
     if not 4 <= size <= 1024:
         raise ArgumentError(
-            f"dataset: image_size is {size}, expected 4 to 1024 because images are kept decoded; choose "
-            "a size between"
+            f"dataset: image_size is {size}, expected 4 to 1024 because images are kept decoded; choose a size "
+            "between"
         )
     return size, size

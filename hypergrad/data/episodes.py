@@ -81,31 +81,31 @@ class EpisodeSampler:
         ):
             if value < least:
                 raise ArgumentError(
-                    f"EpisodeSampler: {argument} is {value}, expected at least {least} because an "
-                    "episode compares classes by examples; raise it"
+                    f"EpisodeSampler: {argument} is {value}, expected at least {least} because an episode compares "
+                    "classes by examples; raise it"
                 )
         if not 0 <= seed < 2**64:
             raise ArgumentError(
-                f"EpisodeSampler: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit "
-                "word of the generator's key; choose another"
+                f"EpisodeSampler: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the "
+                "generator's key; choose another"
             )
         if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint8)):
             raise ArgumentError(
-                f"EpisodeSampler: dtype is {np.dtype(dtype)}, expected float32, float64 or uint8 "
-                "because the engine computes in floats and images are bytes; choose one of them"
+                f"EpisodeSampler: dtype is {np.dtype(dtype)}, expected float32, float64 or uint8 because the engine "
+                "computes in floats and images are bytes; choose one of them"
             )
         if n_way > split.n_classes:
             raise DataError(
-                f"EpisodeSampler: n_way is {n_way}, expected at most {split.n_classes} because split "
-                f"'{split.name}' has {split.n_classes} classes; lower n_way or use a split with more"
+                f"EpisodeSampler: n_way is {n_way}, expected at most {split.n_classes} because split '{split.name}' "
+                f"has {split.n_classes} classes; lower n_way or use a split with more"
             )
         sizes = split.sizes
         smallest = int(np.argmin(sizes))
         if k_shot + n_query > sizes[smallest]:
             raise DataError(
-                f"EpisodeSampler: k_shot + n_query is {k_shot} + {n_query} = {k_shot + n_query}, expected "
-                f"at most {sizes[smallest]} because class '{split.class_names[smallest]}' of split "
-                f"'{split.name}' has {sizes[smallest]} images; lower k_shot or n_query, or add images"
+                f"EpisodeSampler: k_shot + n_query is {k_shot} + {n_query} = {k_shot + n_query}, expected at most "
+                f"{sizes[smallest]} because class '{split.class_names[smallest]}' of split '{split.name}' has "
+                f"{sizes[smallest]} images; lower k_shot or n_query, or add images"
             )
         self.split = split
         self.n_way, self.k_shot, self.n_query = n_way, k_shot, n_query
@@ -123,8 +123,8 @@ class EpisodeSampler:
         """
         if not 0 <= i < 2**64:
             raise ArgumentError(
-                f"EpisodeSampler: episode number is {i}, expected 0 to 2**64 - 1 because it is the "
-                "generator's counter; choose another"
+                f"EpisodeSampler: episode number is {i}, expected 0 to 2**64 - 1 because it is the generator's "
+                "counter; choose another"
             )
         per_class = self.k_shot + self.n_query
         counter = np.array([0, 0, 0, i], dtype=np.uint64)
@@ -150,8 +150,8 @@ class EpisodeSampler:
         """
         if stop <= start:
             raise ArgumentError(
-                f"EpisodeSampler: the range of episodes is {start} to {stop}, expected at least one "
-                "because a batch cannot be empty; raise stop"
+                f"EpisodeSampler: the range of episodes is {start} to {stop}, expected at least one because a batch "
+                "cannot be empty; raise stop"
             )
         drawn = [self.indices(i) for i in range(start, stop)]
         count = stop - start

@@ -28,8 +28,7 @@ from .decode import (
 Classes = dict[str, list[ImageFile]]
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 WHERE = (
-    "put one folder a class, each with that class's images, into root, or into root/train, root/val and"
-    " root/test"
+    "put one folder a class, each with that class's images, into root, or into root/train, root/val and root/test"
 )
 
 
@@ -63,8 +62,8 @@ class Folder:
     ) -> None:
         if channels not in (None, 1, 3):
             raise ArgumentError(
-                f"folder: channels is {channels}, expected 1 or 3 because images are grey or coloured; "
-                "choose one of them"
+                f"folder: channels is {channels}, expected 1 or 3 because images are grey or coloured; choose one of "
+                "them"
             )
         self.name, self.root, self.invert = name, root, invert
         self.size = square(image_size, 84)
@@ -145,8 +144,8 @@ def find_classes(
         missing = [split for split, folders in present.items() if not folders]
         have = [split for split, folders in present.items() if folders]
         raise DataError(
-            f"folder: {root} has {' and '.join(have)} but not {' and '.join(missing)}, expected all three "
-            f"or none because a folder is divided either by itself or by seed; {WHERE}"
+            f"folder: {root} has {' and '.join(have)} but not {' and '.join(missing)}, expected all three or none "
+            f"because a folder is divided either by itself or by seed; {WHERE}"
         )
     return divide(read_classes(root), root, fractions, seed), "classes"
 
@@ -159,14 +158,14 @@ def read_classes(folder: Path) -> Classes:
     classes = {path.name: list_images(path) for path in list_folders(folder)}
     if not classes:
         raise DataError(
-            f"folder: {folder} has no class folders, expected one folder a class because classes are named "
-            f"by their folders; {WHERE}"
+            f"folder: {folder} has no class folders, expected one folder a class because classes are named by their "
+            f"folders; {WHERE}"
         )
     for name, files in classes.items():
         if not files:
             raise DataError(
-                f"folder: class '{name}' in {folder} has 0 images, expected at least 1 because an episode "
-                "draws images of every class; add images or remove the folder"
+                f"folder: class '{name}' in {folder} has 0 images, expected at least 1 because an episode draws "
+                "images of every class; add images or remove the folder"
             )
     return classes
 
@@ -176,24 +175,23 @@ def divide(
 ) -> dict[str, Classes]:
     """Divide classes among the splits: shuffled by seed, then cut; each split gets at least one class.
 
-    Raises: ArgumentError if fractions or seed are out of range; DataError if there are fewer than three
-        classes.
+    Raises: ArgumentError if fractions or seed are out of range; DataError if there are fewer than three classes.
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ArgumentError(
-            f"folder: fractions is {fractions}, expected three positive numbers that sum to 1 because "
-            "they are the parts of the classes; correct them"
+            f"folder: fractions is {fractions}, expected three positive numbers that sum to 1 because they are the "
+            "parts of the classes; correct them"
         )
     if not 0 <= seed < 2**64:
         raise ArgumentError(
-            f"folder: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the "
-            "generator's key; choose another"
+            f"folder: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's key; "
+            "choose another"
         )
     n = len(classes)
     if n < 3:
         raise DataError(
-            f"folder: {root} has {n} class folders, expected at least 3 because train, validation and test "
-            f"have no class in common; {WHERE}"
+            f"folder: {root} has {n} class folders, expected at least 3 because train, validation and test have no "
+            f"class in common; {WHERE}"
         )
     n_validation = max(1, round(fractions[1] * n))
     n_test = min(max(1, round(fractions[2] * n)), n - n_validation - 1)
@@ -219,7 +217,7 @@ def _channels(splits: Mapping[str, Classes]) -> int:
                         return 3
             except IMAGE_ERRORS as error:
                 raise DataError(
-                    f"image: {files[0]} has damaged or unknown contents ({error}), expected a whole image "
-                    "because every image of a class is used; restore or remove the file"
+                    f"image: {files[0]} has damaged or unknown contents ({error}), expected a whole image because "
+                    "every image of a class is used; restore or remove the file"
                 ) from error
     return 1

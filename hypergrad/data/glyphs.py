@@ -74,8 +74,7 @@ class Glyphs:
 
     Args:
         drawings: drawings of each class, 2 to 1000.
-        rotations: make each train letter four classes by rotations of 90 degrees; validation and test keep
-            theirs.
+        rotations: make each train letter four classes by rotations of 90 degrees; validation and test keep theirs.
         seed: of the random maps, 0 to 2**64 - 1.
     Raises: ArgumentError if a number is out of its range; DataError if matplotlib's fonts are not there.
     Cost: about 0.3 ms a drawing, once.
@@ -86,13 +85,13 @@ class Glyphs:
     def __init__(self, drawings: int = 20, rotations: bool = False, seed: int = 0) -> None:
         if not 2 <= drawings <= 1000:
             raise ArgumentError(
-                f"glyphs: drawings is {drawings}, expected 2 to 1000 because an episode needs support "
-                "and query drawings; choose a number between"
+                f"glyphs: drawings is {drawings}, expected 2 to 1000 because an episode needs support and query "
+                "drawings; choose a number between"
             )
         if not 0 <= seed < 2**64:
             raise ArgumentError(
-                f"glyphs: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the "
-                "generator's key; choose another"
+                f"glyphs: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's "
+                "key; choose another"
             )
         self.drawings, self.rotations, self.seed = drawings, rotations, seed
 
@@ -190,8 +189,8 @@ def find_letters() -> list[Letter]:
     found = {letter.split for letter in letters}
     if found != {"train", "validation", "test"}:
         raise DataError(
-            f"glyphs: matplotlib's fonts hold letters for {sorted(found)}, expected train, validation and "
-            "test because DejaVu covers six scripts; reinstall matplotlib with its fonts"
+            f"glyphs: matplotlib's fonts hold letters for {sorted(found)}, expected train, validation and test "
+            "because DejaVu covers six scripts; reinstall matplotlib with its fonts"
         )
     return letters
 
@@ -252,8 +251,8 @@ def _render_masters() -> tuple[dict[tuple[int, str], Master], dict[int, set[str]
     ]
     if not paths:
         raise DataError(
-            f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern because matplotlib "
-            "ships them; reinstall matplotlib"
+            f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern because matplotlib ships "
+            "them; reinstall matplotlib"
         )
     masters: dict[tuple[int, str], Master] = {}
     faces_of: dict[int, set[str]] = defaultdict(set)

@@ -25,13 +25,13 @@ def to_float(images: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any
     kind = np.dtype(dtype)
     if images.dtype != np.uint8:
         raise DTypeError(
-            f"to_float: images has dtype {images.dtype}, expected uint8 because pixels are bytes; "
-            "pass the images of a split"
+            f"to_float: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of "
+            "a split"
         )
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise DTypeError(
-            f"to_float: dtype is {kind}, expected float32 or float64 because the engine computes "
-            "in those; choose one of them"
+            f"to_float: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose "
+            "one of them"
         )
     quotient: NDArray[Any] = np.divide(images, kind.type(255), dtype=kind)
     return quotient
@@ -60,39 +60,39 @@ class ImageClasses:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8:
             raise DTypeError(
-                f"ImageClasses: images of split '{self.name}' has dtype {self.images.dtype}, expected "
-                "uint8 because pixels are kept as bytes; convert with (255 * x).astype('uint8')"
+                f"ImageClasses: images of split '{self.name}' has dtype {self.images.dtype}, expected uint8 because "
+                "pixels are kept as bytes; convert with (255 * x).astype('uint8')"
             )
         if self.images.ndim != 4:
             raise ShapeError(
-                f"ImageClasses: images of split '{self.name}' has shape {self.images.shape}, expected "
-                "(n, H, W, C) because channels come last; add the axis with images[..., None]"
+                f"ImageClasses: images of split '{self.name}' has shape {self.images.shape}, expected (n, H, W, C) "
+                "because channels come last; add the axis with images[..., None]"
             )
         if self.offsets.shape != (len(self.class_names) + 1,):
             raise ShapeError(
                 f"ImageClasses: offsets of split '{self.name}' has shape {self.offsets.shape}, expected "
-                f"({len(self.class_names) + 1},) because there are {len(self.class_names)} class names; "
-                "give where each class begins and where the last one ends"
+                f"({len(self.class_names) + 1},) because there are {len(self.class_names)} class names; give where "
+                "each class begins and where the last one ends"
             )
         sizes = np.diff(self.offsets)
         if len(sizes) == 0:
             raise DataError(
-                f"ImageClasses: split '{self.name}' has 0 classes, expected at least 1 because episodes "
-                "are drawn from classes; check the folder or the split list"
+                f"ImageClasses: split '{self.name}' has 0 classes, expected at least 1 because episodes are drawn "
+                "from classes; check the folder or the split list"
             )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (sizes < 0).any():
             raise ShapeError(
-                f"ImageClasses: offsets of split '{self.name}' runs from {self.offsets[0]} to "
-                f"{self.offsets[-1]}, expected 0 to {len(self.images)} without a decrease because "
-                "classes lie one after the other; use ImageClasses.from_labels"
+                f"ImageClasses: offsets of split '{self.name}' runs from {self.offsets[0]} to {self.offsets[-1]}, "
+                f"expected 0 to {len(self.images)} without a decrease because classes lie one after the other; use "
+                "ImageClasses.from_labels"
             )
         empty = np.flatnonzero(sizes == 0)
         if len(empty):
             names = ", ".join(f"'{self.class_names[c]}'" for c in empty[:5])
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
             raise DataError(
-                f"ImageClasses: class {names}{more} of split '{self.name}' has 0 images, expected at least "
-                "1 because an episode draws images of every class; add images or remove the class"
+                f"ImageClasses: class {names}{more} of split '{self.name}' has 0 images, expected at least 1 because "
+                "an episode draws images of every class; add images or remove the class"
             )
 
     @classmethod
@@ -117,20 +117,20 @@ class ImageClasses:
         given = np.asarray(labels)
         if given.dtype.kind not in "iu":
             raise DTypeError(
-                f"from_labels: labels of split '{name}' has dtype {given.dtype}, expected integers "
-                "because a label is a class number; convert it"
+                f"from_labels: labels of split '{name}' has dtype {given.dtype}, expected integers because a label "
+                "is a class number; convert it"
             )
         if given.shape != images.shape[:1]:
             raise ShapeError(
-                f"from_labels: labels of split '{name}' has shape {given.shape}, expected "
-                f"{images.shape[:1]} because each image has one label; check both arrays"
+                f"from_labels: labels of split '{name}' has shape {given.shape}, expected {images.shape[:1]} because "
+                "each image has one label; check both arrays"
             )
         largest = int(given.max()) if given.size else -1
         names = tuple(class_names) if class_names is not None else tuple(str(c) for c in range(largest + 1))
         if given.size and (int(given.min()) < 0 or largest >= len(names)):
             raise DataError(
-                f"from_labels: labels of split '{name}' has values {given.min()} to {largest}, expected 0 "
-                f"to {len(names) - 1} because there are {len(names)} classes; correct the labels"
+                f"from_labels: labels of split '{name}' has values {given.min()} to {largest}, expected 0 to "
+                f"{len(names) - 1} because there are {len(names)} classes; correct the labels"
             )
         counts = np.bincount(given.astype(np.int64), minlength=len(names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -171,8 +171,8 @@ class ImageClasses:
         """
         if not 0 <= index < self.n_classes:
             raise ArgumentError(
-                f"class_images: index is {index}, expected 0 to {self.n_classes - 1} because split "
-                f"'{self.name}' has {self.n_classes} classes; choose one of them"
+                f"class_images: index is {index}, expected 0 to {self.n_classes - 1} because split '{self.name}' has "
+                f"{self.n_classes} classes; choose one of them"
             )
         return self.images[self.offsets[index] : self.offsets[index + 1]]
 
@@ -202,8 +202,8 @@ class MetaDataset:
         shapes = {split.name: split.image_shape for split in (self.train, self.validation, self.test)}
         if len(set(shapes.values())) != 1:
             raise ShapeError(
-                f"MetaDataset: images of '{self.name}' have shapes {shapes}, expected one shape because "
-                "one network reads all splits; resize them alike"
+                f"MetaDataset: images of '{self.name}' have shapes {shapes}, expected one shape because one network "
+                "reads all splits; resize them alike"
             )
 
     @property
@@ -226,8 +226,8 @@ class MetaDataset:
         }
         if name not in splits:
             raise ArgumentError(
-                f"split: name is '{name}', expected train, validation or test because '{self.name}' "
-                "has those; choose one of them"
+                f"split: name is '{name}', expected train, validation or test because '{self.name}' has those; "
+                "choose one of them"
             )
         return splits[name]
 

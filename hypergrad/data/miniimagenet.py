@@ -22,10 +22,10 @@ from .unpickle import read_pickle
 FORMS = ("csv", "splits", "pickle", "classes")
 STEMS = {"train": "train", "validation": "val", "test": "test"}
 WHERE = (
-    "put one of these into root: images/ (or the zip files that hold it) with train.csv, val.csv and test.csv"
-    " of Ravi & Larochelle (github.com/twitter-research/meta-learning-lstm, data/miniImagenet; or"
-    " split_lists.zip); train/, val/ and test/ with one folder a class; mini-imagenet-cache-train.pkl,"
-    " -val.pkl and -test.pkl; or one folder a class"
+    "put one of these into root: images/ (or the zip files that hold it) with train.csv, val.csv and test.csv of "
+    "Ravi & Larochelle (github.com/twitter-research/meta-learning-lstm, data/miniImagenet; or split_lists.zip); "
+    "train/, val/ and test/ with one folder a class; mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl; or one "
+    "folder a class"
 )
 
 
@@ -51,8 +51,8 @@ class MiniImagenet:
     def __init__(self, root: Path, image_size: int | None = None, form: str = "auto", seed: int = 0) -> None:
         if form not in ("auto", *FORMS):
             raise ArgumentError(
-                f"miniimagenet: form is '{form}', expected auto, {', '.join(FORMS)} because those are "
-                "known; choose one of them"
+                f"miniimagenet: form is '{form}', expected auto, {', '.join(FORMS)} because those are known; choose "
+                "one of them"
             )
         self.root, self.seed = root, seed
         self.size = square(image_size, 84)
@@ -64,8 +64,8 @@ class MiniImagenet:
             missing = [path.name for path in self._pickles.values() if not path.is_file()]
             if missing:
                 raise DataError(
-                    f"miniimagenet: {root} has no {' and no '.join(missing)}, expected the three cache files "
-                    f"because each holds one split; {WHERE}"
+                    f"miniimagenet: {root} has no {' and no '.join(missing)}, expected the three cache files because "
+                    f"each holds one split; {WHERE}"
                 )
         elif self.form == "csv":
             self._splits = _read_csv(root)
@@ -73,8 +73,8 @@ class MiniImagenet:
             self._splits, found = find_classes(root, (0.64, 0.16, 0.20), seed)
             if found != self.form:
                 raise DataError(
-                    f"miniimagenet: {root} has the form '{found}', expected '{self.form}' because that was "
-                    "asked for; leave form at auto"
+                    f"miniimagenet: {root} has the form '{found}', expected '{self.form}' because that was asked "
+                    "for; leave form at auto"
                 )
 
     @property
@@ -111,8 +111,7 @@ def _find_form(root: Path) -> str:
     if any(entry.is_dir() for entry in scan(root)):
         return "classes"
     raise DataError(
-        f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; "
-        f"{WHERE}"
+        f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; {WHERE}"
     )
 
 
@@ -124,15 +123,15 @@ def _read_csv(root: Path) -> dict[str, Classes]:
         rows = csv.DictReader(io.StringIO(text))
         if rows.fieldnames is None or not {"filename", "label"} <= set(rows.fieldnames):
             raise DataError(
-                f"miniimagenet: {place} has the columns {rows.fieldnames}, expected filename and label"
-                f" because they name the images of each class; {WHERE}"
+                f"miniimagenet: {place} has the columns {rows.fieldnames}, expected filename and label because they "
+                f"name the images of each class; {WHERE}"
             )
         classes: Classes = {}
         for row in rows:
             if row["filename"] not in images:
                 raise DataError(
-                    f"miniimagenet: {place} names {row['filename']}, expected it in {root / 'images'} or in a"
-                    f" zip file of {root} because every listed image is used; {WHERE}"
+                    f"miniimagenet: {place} names {row['filename']}, expected it in {root / 'images'} or in a zip "
+                    f"file of {root} because every listed image is used; {WHERE}"
                 )
             classes.setdefault(row["label"], []).append(images[row["filename"]])
         splits[split] = classes
@@ -153,8 +152,8 @@ def _images(root: Path) -> dict[str, ImageFile]:
                     found[name] = ImageFile(path, info.filename, info.file_size)
     if not found:
         raise DataError(
-            f"miniimagenet: {root} has neither images/ nor zip files that hold it, expected one of them "
-            f"because the csv files name images; {WHERE}"
+            f"miniimagenet: {root} has neither images/ nor zip files that hold it, expected one of them because the "
+            f"csv files name images; {WHERE}"
         )
     return found
 
@@ -180,8 +179,8 @@ def _read_list(root: Path, name: str) -> tuple[str, str]:
         if members:
             return f"{lists}:{members[0]}", read_text(lists, members[0])
     raise DataError(
-        f"miniimagenet: {root} has no {name}, expected it beside images/ because it says which image is of "
-        f"which class; {WHERE}"
+        f"miniimagenet: {root} has no {name}, expected it beside images/ because it says which image is of which "
+        f"class; {WHERE}"
     )
 
 
@@ -224,8 +223,8 @@ def _read_cache(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int
         raise DataError(f"miniimagenet: image_data of {path} is {form}, expected uint8 (N, H, W, 3) {why}")
     if not isinstance(classes, dict):
         raise DataError(
-            f"miniimagenet: class_dict of {path} is a {type(classes).__name__}, expected a dict from class "
-            f"names to image numbers {why}"
+            f"miniimagenet: class_dict of {path} is a {type(classes).__name__}, expected a dict from class names to "
+            f"image numbers {why}"
         )
     rows = {}
     for name, numbers in sorted(classes.items(), key=lambda item: str(item[0])):
@@ -235,13 +234,13 @@ def _read_cache(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int
             row = np.zeros((1, 1))  # lists of unequal length: refused below
         if row.size == 0:
             raise DataError(
-                f"miniimagenet: class '{name}' of {path} has 0 images, expected at least 1 because an episode"
-                " draws images of every class; fetch the file again"
+                f"miniimagenet: class '{name}' of {path} has 0 images, expected at least 1 because an episode draws "
+                "images of every class; fetch the file again"
             )
         if row.ndim != 1 or row.dtype.kind not in "iu" or row.min() < 0 or row.max() >= len(images):
             raise DataError(
-                f"miniimagenet: class '{name}' of {path} has image numbers outside 0 to {len(images) - 1} or "
-                f"of another form, expected a list of rows of image_data {why}"
+                f"miniimagenet: class '{name}' of {path} has image numbers outside 0 to {len(images) - 1} or of "
+                f"another form, expected a list of rows of image_data {why}"
             )
         rows[str(name)] = row.astype(np.int64)
     return images, rows

@@ -28,14 +28,14 @@ from .decode import (
 
 TREES = ("images_background", "images_evaluation")
 WHERE = (
-    "get images_background.zip and images_evaluation.zip of github.com/brendenlake/omniglot (folder python),"
-    " and put the folders images_background and images_evaluation, or omniglot_images_background.zip and"
-    " omniglot_images_evaluation.zip unopened, into the root"
+    "get images_background.zip and images_evaluation.zip of github.com/brendenlake/omniglot (folder python), and "
+    "put the folders images_background and images_evaluation, or omniglot_images_background.zip and "
+    "omniglot_images_evaluation.zip unopened, into the root"
 )
 WHERE_LISTS = (
-    "get train.txt, val.txt, trainval.txt and test.txt of the Vinyals split"
-    " (github.com/jakesnell/prototypical-networks, data/omniglot/splits/vinyals) and put them into the root,"
-    " its folder splits/vinyals, or split_lists.zip; or choose split='alphabets', which needs no list"
+    "get train.txt, val.txt, trainval.txt and test.txt of the Vinyals split "
+    "(github.com/jakesnell/prototypical-networks, data/omniglot/splits/vinyals) and put them into the root, its "
+    "folder splits/vinyals, or split_lists.zip; or choose split='alphabets', which needs no list"
 )
 _LINE = re.compile(r"([^/]+)/(character\d+)(?:/rot(000|090|180|270))?")
 _VALIDATION_ALPHABETS = 5
@@ -53,8 +53,7 @@ class Omniglot:
         train_on: "train", or "trainval": train holds the validation characters too (1200), as published final
             figures have it; validation then measures characters that were trained on.
         rotations: every character becomes four classes by rotations of 90 degrees.
-    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it, if files are
-        missing.
+    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it, if files are missing.
     Cost: lists the files; about 10 s to decode, once.
     Source: Vinyals et al. 2016, arXiv:1606.04080.
     """
@@ -71,13 +70,13 @@ class Omniglot:
     ) -> None:
         if split not in ("vinyals", "alphabets"):
             raise ArgumentError(
-                f"omniglot: split is '{split}', expected vinyals or alphabets because there are two ways "
-                "to split it; choose one of them"
+                f"omniglot: split is '{split}', expected vinyals or alphabets because there are two ways to split "
+                "it; choose one of them"
             )
         if train_on not in ("train", "trainval"):
             raise ArgumentError(
-                f"omniglot: train_on is '{train_on}', expected train or trainval because validation "
-                "characters are either kept out of training or not; choose one of them"
+                f"omniglot: train_on is '{train_on}', expected train or trainval because validation characters are "
+                "either kept out of training or not; choose one of them"
             )
         self.split, self.train_on, self.rotations = split, train_on, rotations
         self.size = square(image_size, 28)
@@ -104,8 +103,7 @@ class Omniglot:
         if self.train_on == "trainval":
             return (
                 (
-                    "train holds the validation characters too, so validation accuracy is not that of new"
-                    " characters"
+                    "train holds the validation characters too, so validation accuracy is not that of new characters"
                 ),
             )
         return ()
@@ -139,8 +137,8 @@ class Omniglot:
                 match = _LINE.fullmatch(line)
                 if match is None:
                     raise DataError(
-                        f"omniglot: {place} has the line '{line}', expected Alphabet/characterNN/rotNNN "
-                        f"because that is the form of the Vinyals lists; {WHERE_LISTS}"
+                        f"omniglot: {place} has the line '{line}', expected Alphabet/characterNN/rotNNN because that "
+                        f"is the form of the Vinyals lists; {WHERE_LISTS}"
                     )
                 character = f"{match[1]}/{match[2]}"
                 if character not in self._characters:
@@ -162,8 +160,8 @@ class Omniglot:
         alphabets = sorted({c.split("/")[0] for c in background})
         if len(alphabets) <= _VALIDATION_ALPHABETS:
             raise DataError(
-                f"omniglot: images_background under {self.root} has {len(alphabets)} alphabets, expected "
-                f"more than {_VALIDATION_ALPHABETS} because that many are kept for validation; {WHERE}"
+                f"omniglot: images_background under {self.root} has {len(alphabets)} alphabets, expected more than "
+                f"{_VALIDATION_ALPHABETS} because that many are kept for validation; {WHERE}"
             )
         held = set(alphabets[-_VALIDATION_ALPHABETS:])
         chosen = {
@@ -215,19 +213,19 @@ def _find_characters(root: Path) -> tuple[dict[str, list[ImageFile]], str]:
             paths.append(archives[0])
         else:
             raise DataError(
-                f"omniglot: {root} has neither {tree}/ nor omniglot_{tree}.zip, expected one of them because "
-                f"nothing is downloaded; {WHERE}"
+                f"omniglot: {root} has neither {tree}/ nor omniglot_{tree}.zip, expected one of them because nothing "
+                f"is downloaded; {WHERE}"
             )
         if not found:
             raise DataError(
-                f"omniglot: {tree} under {root} has no Alphabet/characterNN folders, expected the official "
-                f"tree because classes are named by it; {WHERE}"
+                f"omniglot: {tree} under {root} has no Alphabet/characterNN folders, expected the official tree "
+                f"because classes are named by it; {WHERE}"
             )
         for name, files in found.items():
             if not files:
                 raise DataError(
-                    f"omniglot: class '{name}' under {root} has 0 images, expected 20 because an episode "
-                    f"draws images of every class; {WHERE}"
+                    f"omniglot: class '{name}' under {root} has 0 images, expected 20 because an episode draws "
+                    f"images of every class; {WHERE}"
                 )
         characters |= found
     return characters, fingerprint(paths)
@@ -247,7 +245,7 @@ def _zip_characters(path: Path, tree: str) -> dict[str, list[ImageFile]]:
 
 def _read_list(root: Path, name: str) -> tuple[str, list[str]]:
     """Where a split list was found, and its lines."""
-    for folder in (root, root / "splits" / "vinyals", root / "vinyals"):
+    for folder in (root, root / "splits" / "vinyals", root / "omniglot_splits" / "vinyals", root / "vinyals"):
         path = folder / name
         if path.is_file():
             return str(path), read_text(path).split()
@@ -258,6 +256,6 @@ def _read_list(root: Path, name: str) -> tuple[str, list[str]]:
         if members:
             return f"{archive_path}:{members[0]}", read_text(archive_path, members[0]).split()
     raise DataError(
-        f"omniglot: {root} has no split list {name}, expected one because split='vinyals' names every "
-        f"class; {WHERE_LISTS}"
+        f"omniglot: {root} has no split list {name}, expected one because split='vinyals' names every class; "
+        f"{WHERE_LISTS}"
     )

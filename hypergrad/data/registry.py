@@ -48,8 +48,7 @@ def open_dataset(
         name: "glyphs" (needs no file), "omniglot", "miniimagenet" or "folder".
         root: where the files lie; all but glyphs need it.
         cache: folder for decoded images; default see `cache_dir`.
-        reporter: where progress is shown; by default a bar on standard error. Pass SilentReporter() for
-            quiet.
+        reporter: where progress is shown; by default a bar on standard error. Pass SilentReporter() for quiet.
         **options: glyphs: drawings=20, rotations=False, seed=0; omniglot: image_size=28, split="vinyals" or
             "alphabets", train_on="train" or "trainval", rotations=True; miniimagenet: image_size=84,
             form="auto", "csv", "splits", "pickle" or "classes", seed=0; folder: image_size=84, channels=None,
@@ -62,37 +61,37 @@ def open_dataset(
     """
     if name not in OPTIONS:
         raise ArgumentError(
-            f"open_dataset: name is '{name}', expected {', '.join(OPTIONS)} because those are known; "
-            "choose one of them (any folder of class folders is 'folder')"
+            f"open_dataset: name is '{name}', expected {', '.join(OPTIONS)} because those are known; choose one of "
+            "them (any folder of class folders is 'folder')"
         )
     unknown = [option for option in options if option not in OPTIONS[name]]
     given = {option: value for option, value in options.items() if value is not None}
     if any(option in given for option in unknown):
         wrong = ", ".join(option for option in unknown if option in given)
         raise ArgumentError(
-            f"open_dataset: '{name}' has no option {wrong}, expected {', '.join(OPTIONS[name])} because "
-            "it has those; leave it out"
+            f"open_dataset: '{name}' has no option {wrong}, expected {', '.join(OPTIONS[name])} because it has "
+            "those; leave it out"
         )
     source: Source
     if name == "glyphs":
         if root is not None:
             raise ArgumentError(
-                f"open_dataset: root is '{root}', expected none because glyphs is rendered from fonts; "
-                "leave it out or choose another data set"
+                f"open_dataset: root is '{root}', expected none because glyphs is rendered from fonts; leave it out "
+                "or choose another data set"
             )
         source = Glyphs(**given)
     else:
         opener, where = _WITH_ROOT[name]
         if root is None:
             raise DataError(
-                f"open_dataset: '{name}' has no root, expected a folder because nothing is downloaded;"
-                f" {where}, then pass that folder (--root)"
+                f"open_dataset: '{name}' has no root, expected a folder because nothing is downloaded; {where}, then "
+                "pass that folder (--root)"
             )
         path = Path(root).expanduser().resolve()
         if not path.is_dir():
             raise DataError(
-                f"open_dataset: root {path} is no folder, expected the files of '{name}' there because "
-                f"nothing is downloaded; {where}"
+                f"open_dataset: root {path} is no folder, expected the files of '{name}' there because nothing is "
+                f"downloaded; {where}"
             )
         source = opener(path, **given)
     return load(source, cache_dir(cache), reporter if reporter is not None else Reporter())

@@ -176,14 +176,14 @@ def read_pickle(path: Path) -> Any:
             return _load(file)
     except _Forbidden as error:
         raise DataError(
-            f"unpickle: {path} asks for {error}, expected only NumPy arrays and plain containers because a "
-            "pickle can run any code; nothing of it was executed: get the data from a source you trust, or "
-            "as folders of images"
+            f"unpickle: {path} asks for {error}, expected only NumPy arrays and plain containers because a pickle "
+            "can run any code; nothing of it was executed: get the data from a source you trust, or as folders of "
+            "images"
         ) from error
     except OSError as error:
         raise DataError(
-            f"unpickle: {path} has no readable bytes ({error.strerror}), expected a pickle because of its "
-            "name; check the path and its permissions"
+            f"unpickle: {path} has no readable bytes ({error.strerror}), expected a pickle because of its name; "
+            "check the path and its permissions"
         ) from error
     except (
         pickle.UnpicklingError,
@@ -198,8 +198,8 @@ def read_pickle(path: Path) -> Any:
         RecursionError,
     ) as error:
         raise DataError(
-            f"unpickle: {path} has damaged contents ({type(error).__name__}: {error}), expected a whole "
-            "pickle because of its name; fetch it again"
+            f"unpickle: {path} has damaged contents ({type(error).__name__}: {error}), expected a whole pickle "
+            "because of its name; fetch it again"
         ) from error
 
 

@@ -79,8 +79,8 @@ class Config:
         ):
             if getattr(self, field) not in allowed:
                 raise ArgumentError(
-                    f"config: {field} is {getattr(self, field)!r}, expected one of {', '.join(allowed)}; "
-                    "pass one of these"
+                    f"config: {field} is {getattr(self, field)!r}, expected one of {', '.join(allowed)}; pass one of "
+                    "these"
                 )
         for field, low in LOWEST.items():
             value = getattr(self, field)
@@ -92,18 +92,15 @@ class Config:
             if not 0 < getattr(self, field) < float("inf"):
                 raise ArgumentError(
                     f"config: {field} is {getattr(self, field)}, expected a positive finite number; pass for "
-                    "instance "
-                    f"{type(self).__dataclass_fields__[field].default}"
+                    f"instance {type(self).__dataclass_fields__[field].default}"
                 )
         if not self.sweep or min(self.sweep) < 0:
             raise ArgumentError(
-                f"config: sweep is {self.sweep}, expected at least one number of steps >= 0; pass for "
-                "instance 2,4,6"
+                f"config: sweep is {self.sweep}, expected at least one number of steps >= 0; pass for instance 2,4,6"
             )
         if self.data == "glyphs" and self.root is not None:
             raise ArgumentError(
-                f"config: root is {self.root!r} with the glyphs data, expected none because glyphs are "
-                "rendered from "
+                f"config: root is {self.root!r} with the glyphs data, expected none because glyphs are rendered from "
                 "matplotlib's fonts; leave --root away or name another --data"
             )
 
@@ -143,25 +140,22 @@ class Config:
         found = record.get("format") if isinstance(record, dict) else None
         if found != FORMAT:
             raise RunError(
-                f"config: {where} has format {found!r}, expected {FORMAT} because another version of "
-                "hypergrad wrote it; "
-                "use that version, or start a new run"
+                f"config: {where} has format {found!r}, expected {FORMAT} because another version of hypergrad wrote "
+                "it; use that version, or start a new run"
             )
         values = {name: value for name, value in record.items() if name != "format"}
         fields = {field.name for field in dataclasses.fields(cls)}
         if odd := sorted(fields.symmetric_difference(values)):
             raise RunError(
-                f"config: {where} has missing or unknown fields ({', '.join(odd)}), expected those of this "
-                "version of "
-                "hypergrad; use the version that wrote it, or start a new run"
+                f"config: {where} has missing or unknown fields ({', '.join(odd)}), expected those of this version "
+                "of hypergrad; use the version that wrote it, or start a new run"
             )
         hints = typing.get_type_hints(cls)
         for name, value in values.items():
             if not _fits(value, hints[name]):
                 raise RunError(
-                    f"config: {where} has {name} = {value!r}, expected another type because it was changed "
-                    "by hand or "
-                    "damaged; restore the file, or start a new run"
+                    f"config: {where} has {name} = {value!r}, expected another type because it was changed by hand "
+                    "or damaged; restore the file, or start a new run"
                 )
         try:
             return cls(**{**values, "sweep": tuple(values["sweep"])})
@@ -226,8 +220,7 @@ def make_config(data: str = "glyphs", preset: str = "default", **changes: Any) -
     names = {field.name for field in dataclasses.fields(Config)}
     if unknown := sorted(set(given) - names):
         raise ArgumentError(
-            f"make_config: unknown fields {', '.join(unknown)}, expected fields of Config; see its "
-            "documentation"
+            f"make_config: unknown fields {', '.join(unknown)}, expected fields of Config; see its documentation"
         )
     tables: list[Mapping[str, Any]] = [
         DATA.get(data, {}),

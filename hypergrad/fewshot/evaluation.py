@@ -84,8 +84,7 @@ def data_set_images(config: Config, split: Any) -> Any:
 def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: dict[str, Any]) -> Path:
     """Draw curve.png from metrics.jsonl, with the pixel baseline (validation episodes) and the test result.
 
-    Returns: its path. Raises: RunError if it cannot be written. Cost: `eval_episodes` episodes of the
-        baseline.
+    Returns: its path. Raises: RunError if it cannot be written. Cost: `eval_episodes` episodes of the baseline.
     """
     baseline = pixel_baseline(
         data.validation,

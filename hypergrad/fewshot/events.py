@@ -22,8 +22,7 @@ def require_tensorboard() -> None:
     """Raise RunError unless the tensorboard package is installed. Cost: one look-up."""
     if importlib.util.find_spec("tensorboard") is None:
         raise RunError(
-            "tensorboard: the package is not installed, expected it because --tensorboard writes its event "
-            "files; "
+            "tensorboard: the package is not installed, expected it because --tensorboard writes its event files; "
             "pip install tensorboard, or leave --tensorboard away"
         )
 
@@ -33,8 +32,7 @@ class EventWriter:
 
     Args:
         directory: where the event file goes.
-        iteration: of the first record; TensorBoard forgets later ones of an earlier, interrupted part of the
-            run.
+        iteration: of the first record; TensorBoard forgets later ones of an earlier, interrupted part of the run.
     Raises: RunError if the tensorboard package is missing or the directory cannot be written.
     """
 
@@ -48,8 +46,7 @@ class EventWriter:
             self._writer = writers.EventFileWriter(str(directory))
         except OSError as error:
             raise RunError(
-                f"tensorboard: {directory} cannot be written ({error.strerror}), expected a writable run "
-                "directory; "
+                f"tensorboard: {directory} cannot be written ({error.strerror}), expected a writable run directory; "
                 "check its permissions, or leave --tensorboard away"
             ) from error
         session = self._events.SessionLog(status=self._events.SessionLog.START)

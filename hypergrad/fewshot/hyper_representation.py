@@ -90,8 +90,7 @@ class HyperRepresentation:
     ) -> HParams:
         """Hyperparameters to start from: the network's parameters and the step size in one flat dictionary.
 
-        Args: seed: of the draw; image_shape: (H, W, C); filters, blocks: of the network; dtype: float32 or
-            float64.
+        Args: seed: of the draw; image_shape: (H, W, C); filters, blocks: of the network; dtype: float32 or float64.
         Returns: the dictionary of `init_network` with "inner.step_size" or "inner.log_step_size", shape ().
         Raises: ShapeError if the images are too small for the network.
         Cost: one draw a parameter.
@@ -269,9 +268,8 @@ def evaluate(
     ordered = tuple(sorted(set(steps)))
     if n_episodes < 1 or not ordered or ordered[0] < 0:
         raise ArgumentError(
-            f"evaluate: n_episodes is {n_episodes} and steps {list(steps)}, expected at least one episode "
-            "and numbers "
-            "of steps >= 0; pass for instance n_episodes=600, steps=[5]"
+            f"evaluate: n_episodes is {n_episodes} and steps {list(steps)}, expected at least one episode and "
+            "numbers of steps >= 0; pass for instance n_episodes=600, steps=[5]"
         )
     losses: list[Array] = []
     accuracies: list[Array] = []

@@ -72,8 +72,7 @@ def feature_size(height: int, width: int, filters: int, blocks: int = 4) -> int:
     """
     if min(height, width) >> blocks < 1:
         raise ShapeError(
-            f"features: images have {height}x{width} pixels, expected at least {1 << blocks} a side because "
-            "each of "
+            f"features: images have {height}x{width} pixels, expected at least {1 << blocks} a side because each of "
             f"the {blocks} blocks halves them; use larger images or fewer blocks"
         )
     return (height >> blocks) * (width >> blocks) * filters
@@ -91,8 +90,7 @@ def features(params: Mapping[str, Any], images: Any) -> Tensor:
     """
     if len(images.shape) != 5:
         raise ShapeError(
-            f"features: images have shape {tuple(images.shape)}, expected (E, N, H, W, C) because batch "
-            "statistics "
+            f"features: images have shape {tuple(images.shape)}, expected (E, N, H, W, C) because batch statistics "
             "are taken per episode; add a leading episode axis"
         )
     episodes, count, height, width = images.shape[:4]

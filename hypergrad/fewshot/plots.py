@@ -75,8 +75,7 @@ def steps(validation: Evaluation, test: Evaluation, chosen: int) -> bytes:
     """Accuracy against the number T of inner steps, on meta-validation and meta-test (Figure 1 of the paper).
 
     Args: validation, test: of the same sweep; chosen: the T picked on meta-validation.
-    Returns: a PNG file. Cost: about half a second. Source: Franceschi et al. 2017, arXiv:1712.06283, Figure
-        1.
+    Returns: a PNG file. Cost: about half a second. Source: Franceschi et al. 2017, arXiv:1712.06283, Figure 1.
     """
     figure, ((axes,),) = _figure(6.0, 4.0, 1, 1, squeeze=False)
     for evaluation, color, name in ((validation, ORANGE, "meta-validation"), (test, GREEN, "meta-test")):
@@ -115,8 +114,7 @@ def find_pairs(hparams: Mapping[str, Any], images: Array, name: str) -> Pairs:
 
     Args: hparams: of the network; images: (N, H, W, C), N >= 2, one data set, normalized as one batch; name:
         for the title.
-    Returns: Pairs. Raises: ArgumentError if there are fewer than two images. Cost: one forward run, N*N*D
-        flop.
+    Returns: Pairs. Raises: ArgumentError if there are fewer than two images. Cost: one forward run, N*N*D flop.
     """
     count = len(images)
     if count < 2:

@@ -47,9 +47,8 @@ class RunDirectory:
         self.path = Path(path)
         if not (self.path / CONFIG).is_file():
             raise RunError(
-                f"run: {self.path} has no {CONFIG}, expected a run directory because its settings are read "
-                "from there; "
-                "pass the directory that `hypergrad train` printed"
+                f"run: {self.path} has no {CONFIG}, expected a run directory because its settings are read from "
+                "there; pass the directory that `hypergrad train` printed"
             )
         self._metrics: IO[bytes] | None = None
         with _writing(self.path / "lock"):
@@ -61,9 +60,8 @@ class RunDirectory:
         except OSError as error:
             self._lock.close()
             raise RunError(
-                f"run: {self.path} is in use by another process, expected no other because two would mix "
-                "their files; "
-                "wait for it to end, or choose another --run-dir"
+                f"run: {self.path} is in use by another process, expected no other because two would mix their "
+                "files; wait for it to end, or choose another --run-dir"
             ) from error
 
     @classmethod
@@ -129,13 +127,13 @@ class RunDirectory:
             return json.loads(path.read_bytes())
         except OSError as error:
             raise RunError(
-                f"run: {path} cannot be read ({error.strerror}), expected a file of the run; "
-                "check the path, or start a new run"
+                f"run: {path} cannot be read ({error.strerror}), expected a file of the run; check the path, or "
+                "start a new run"
             ) from error
         except ValueError as error:
             raise RunError(
-                f"run: {path} is no JSON ({error}), expected what hypergrad wrote; restore the file, or "
-                "start a new run"
+                f"run: {path} is no JSON ({error}), expected what hypergrad wrote; restore the file, or start a new "
+                "run"
             ) from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -169,8 +167,7 @@ class RunDirectory:
             return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         except ValueError as error:
             raise RunError(
-                f"run: {path} has a line that is no JSON ({error}), expected one object a line; restore the "
-                "file"
+                f"run: {path} has a line that is no JSON ({error}), expected one object a line; restore the file"
             ) from error
 
     def write_tensors(self, name: str, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> Path:
@@ -191,8 +188,7 @@ class RunDirectory:
         path = self.path / name
         if not path.is_file():
             raise RunError(
-                f"run: {path} does not exist, expected a file of the run because training writes it after "
-                "the first "
+                f"run: {path} does not exist, expected a file of the run because training writes it after the first "
                 "validation; train longer, or start a new run"
             )
         try:
@@ -201,9 +197,8 @@ class RunDirectory:
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise RunError(
-                f"run: {path} is damaged ({error}), expected a whole safetensors file written by hypergrad; "
-                "restore it "
-                "from a copy, or start a new run"
+                f"run: {path} is damaged ({error}), expected a whole safetensors file written by hypergrad; restore "
+                "it from a copy, or start a new run"
             ) from error
 
 
@@ -224,8 +219,7 @@ def _publish(fresh: Path, path: str | os.PathLike[str] | None, stem: str) -> Pat
                 raise
             if path is not None:
                 raise RunError(
-                    f"run: {target} exists already, expected a new or empty directory because a run never "
-                    "overwrites "
+                    f"run: {target} exists already, expected a new or empty directory because a run never overwrites "
                     f"another; use --resume {target}, or choose another --run-dir"
                 ) from error
             number += 1
@@ -259,11 +253,10 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunError(
-                f"run: {path} cannot be written because the disk is full, expected free space; the previous "
-                "files are "
-                "whole: free some space, then go on with `hypergrad train --resume`"
+                f"run: {path} cannot be written because the disk is full, expected free space; the previous files "
+                "are whole: free some space, then go on with `hypergrad train --resume`"
             ) from error
         raise RunError(
-            f"run: {path} cannot be written ({error.strerror}), expected a writable place; "
-            "check its permissions, or choose another --run-dir"
+            f"run: {path} cannot be written ({error.strerror}), expected a writable place; check its permissions, or "
+            "choose another --run-dir"
         ) from error

@@ -96,15 +96,13 @@ def load_state(run: RunDirectory, fresh: State) -> State:
     names = {field.name for field in dataclasses.fields(State)} - {"hparams", "best_hparams", "adam"}
     if set(numbers) != names:
         raise RunError(
-            f"run: {run.path / STATE} holds {sorted(numbers)}, expected {sorted(names)} because another "
-            "version of "
+            f"run: {run.path / STATE} holds {sorted(numbers)}, expected {sorted(names)} because another version of "
             "hypergrad wrote it; use that version, or start a new run"
         )
     if numbers["data"] != fresh.data:
         raise RunError(
-            f"run: {run.path} was started with other data ({numbers['data']}), expected the same because the "
-            "result would "
-            f"depend on the interruption; got {fresh.data}: pass the --root that the run was started with"
+            f"run: {run.path} was started with other data ({numbers['data']}), expected the same because the result "
+            f"would depend on the interruption; got {fresh.data}: pass the --root that the run was started with"
         )
     return State(hparams=groups["hparams"], adam=adam, best_hparams=groups["best"], **numbers)
 
@@ -120,8 +118,7 @@ def check_like(found: Mapping[str, Any], expected: Mapping[str, Any], where: str
     ):
         raise RunError(
             f"run: {where} holds other arrays than this run's network, expected {len(expected)} arrays as "
-            "config.json "
-            "describes them; restore both files from one copy, or start a new run"
+            "config.json describes them; restore both files from one copy, or start a new run"
         )
 
 
@@ -140,11 +137,9 @@ def step(config: Config, method: HyperRepresentation, state: State, episodes: An
     finite = math.isfinite(float(loss)) and all(np.isfinite(value).all() for value in hparams.values())
     if not finite:
         raise RunError(
-            f"train: loss is {float(loss)} in iteration {i + 1} and the hyperparameters are no longer all "
-            "finite, "
-            "expected finite numbers because training diverged; lower --outer-lr or --step-size in a new run "
-            "(the best "
-            "model so far is kept)"
+            f"train: loss is {float(loss)} in iteration {i + 1} and the hyperparameters are no longer all finite, "
+            "expected finite numbers because training diverged; lower --outer-lr or --step-size in a new run (the "
+            "best model so far is kept)"
         )
     record = {
         "iteration": i + 1,
@@ -192,8 +187,7 @@ def train(
 ) -> State:
     """Train, or go on where the run's state.safetensors stands.
 
-    The result does not depend on when, or how often, the run was stopped: every iteration is a function of
-        the
+    The result does not depend on when, or how often, the run was stopped: every iteration is a function of the
     stored state alone, and snapshots only copy it.
 
     Args:
@@ -203,8 +197,7 @@ def train(
         report: called with every record that goes to metrics.jsonl.
         snapshot_s: seconds between two snapshots; there is also one after each validation.
     Returns: the final State; model.safetensors holds its best parameters.
-    Raises: RunError if training diverges or a file cannot be written; KeyboardInterrupt after saving the
-        state.
+    Raises: RunError if training diverges or a file cannot be written; KeyboardInterrupt after saving the state.
     Cost: per iteration see `step`; per validation see `validate`; memory of one meta-batch's tape.
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4.
     """
