@@ -226,7 +226,7 @@ def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bo
         "command_s": round(time.monotonic() - begun, 2),
         "peak_bytes": _peak_bytes(),
     }
-    write_curve(run, config, data, result)
+    write_curve(run, config, data, result, _reporter())
     run.write_json(RESULT, result)
     _show(run, config, result)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import MetaDataset, pixel_baseline
+from ..data import Accuracy, ImageClasses, MetaDataset, pixel_baseline
 from ..data.report import Reporter
 from . import plots
 from .config import Config
@@ -42,9 +42,7 @@ def evaluate_run(
             found[name] = evaluate(method, hparams, sampler(config, split), n_episodes, config.sweep, tick)
     validation, test = found["validation"], found["test"]
     chosen = validation.best_steps()
-    baseline = pixel_baseline(
-        data.test, config.n_way, config.k_shot, config.n_query, n_episodes=n_episodes, seed=config.seed
-    )
+    baseline = pixels(config, data.test, n_episodes, reporter)
     run.write(STEPS_PNG, plots.steps(validation, test, chosen))
     rows = [
         plots.find_pairs(hparams, data_set_images(config, split), name)
@@ -81,18 +79,19 @@ def data_set_images(config: Config, split: Any) -> Any:
     return np.concatenate([episodes.support[0], episodes.query[0]])
 
 
-def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: dict[str, Any]) -> Path:
+def pixels(config: Config, split: ImageClasses, n_episodes: int, reporter: Reporter) -> Accuracy:
+    """Nearest neighbour on raw pixels, on the episodes that the split's sampler draws. Cost: `n_episodes` episodes."""
+    with reporter.progress(f"pixel baseline on meta-{split.name}", n_episodes) as tick:
+        return pixel_baseline(
+            split, config.n_way, config.k_shot, config.n_query, n_episodes=n_episodes, seed=config.seed, tick=tick
+        )
+
+
+def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: dict[str, Any], reporter: Reporter) -> Path:
     """Draw curve.png from metrics.jsonl, with the pixel baseline (validation episodes) and the test result.
 
     Returns: its path. Raises: RunError if it cannot be written. Cost: `eval_episodes` episodes of the baseline.
     """
-    baseline = pixel_baseline(
-        data.validation,
-        config.n_way,
-        config.k_shot,
-        config.n_query,
-        n_episodes=config.eval_episodes,
-        seed=config.seed,
-    )
+    baseline = pixels(config, data.validation, config.eval_episodes, reporter)
     test = (result["test_accuracy"], result["test_interval"])
     return run.write(CURVE_PNG, plots.curve(run.read_metrics(), baseline.mean, test))
