@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from . import __version__
+from .backends.cuda import CUDA
 from .backends.host import HOST
 from .data import MetaDataset, cache_dir, open_dataset
 from .data.report import Reporter, Tick
@@ -166,6 +167,12 @@ def info_command() -> None:
         _say(f"{name:<16} {value}")
 
 
+def _cuda_text(status: str) -> str:
+    """The CUDA kernels, runtime and driver; or `status`, why there are none."""
+    build = CUDA.build_info()
+    return status if "missing" in build else f"{build['cuda']}, {len(CUDA.kernels())} kernels"
+
+
 def _environment() -> dict[str, str]:
     """What decides how this installation computes; works without the compiled extension, too."""
     build, kernels = HOST.build_info(), HOST.kernels()
@@ -182,10 +189,10 @@ def _environment() -> dict[str, str]:
         "hypergrad": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "extension _host": host,
-        "extension _cuda": cuda,
+        "extension _cuda": _cuda_text(cuda),
         "SIMD": simd,
         "threads": f"{threads} ({os.cpu_count()} processors)",
-        "GPU": f"not used ({cuda})",
+        "GPU": f"{CUDA.device_count()} usable",
         "data cache": str(cache_dir()),
     }
     for package in PACKAGES:

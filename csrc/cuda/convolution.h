@@ -56,11 +56,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
   {
     const int thread = static_cast<int>(threadIdx.x);
     const Spot spot = spot_of(a, static_cast<int>(blockIdx.x), thread);
-    const Place at = place_of(a.tiling, spot.tile);
+    const Window window = window_of<T>(a.tiling, place_of(a.tiling, spot.tile), thread);
+    const int corner = (window.image * a.tiling.height + window.y) * a.tiling.width + window.x;
     HG_NO_UNROLL
     for (int i = 0; i < a.n_terms; ++i)
-      convolve<T>(a.terms[i].source.at(spot.p, spot.e), a.terms[i].filter, a.terms[i].filter.w.at(spot.p, spot.e), spot.k0,
-                  a.tiling, at, window_of<T>(a.tiling, at, thread), pixels, weights, accumulators);
+      convolve<T>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights, accumulators);
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
   const Spot spot = spot_of(a, forgotten(static_cast<int>(blockIdx.x)), thread);
@@ -89,18 +89,20 @@ Convolution<T, Source> convolution(int64_t E, int64_t N, int64_t H, int64_t W, i
 template <class T, class Source, class Epilogue>
 void launch_convolution(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries,
                         const Epilogue& epilogue) {
-  const std::size_t shared = shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
-                             shared_size(TileShape<T>::kWeights * sizeof(T)) +
-                             (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
-  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
+  const std::size_t shared =
+      shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
+      shared_size(TileShape<T>::kWeights * sizeof(T)) +
+      (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
+  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a,
+         epilogue);
 }
 
 // Writes the outputs of the thread's window, filters k .. k + kGroup - 1.
 template <class T>
 HG_DEVICE void store_window(T* out, const Place& at, const Window& window, int H, int W, int K, int k, bool wide,
                             const T (&accumulators)[4][TileShape<T>::kGroup]) {
-  const int64_t row = static_cast<int64_t>(at.image + window.image) * H + at.y + window.y;
-  T* const first = out + (row * W + at.x + window.x) * K + k;
+  const int pixel = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
+  T* const first = out + static_cast<int64_t>(pixel) * K + k;
   const int rest = K - k;
   HG_UNROLL
   for (int q = 0; q < 4; ++q) {
@@ -109,8 +111,8 @@ HG_DEVICE void store_window(T* out, const Place& at, const Window& window, int H
     if (wide && rest >= TileShape<T>::kGroup) {
       HG_UNROLL
       for (int j = 0; j < TileShape<T>::kGroup; j += 4)
-          *reinterpret_cast<Quad<T>*>(to + j) =
-              Quad<T>{{accumulators[q][j], accumulators[q][j + 1], accumulators[q][j + 2], accumulators[q][j + 3]}};
+        *reinterpret_cast<Quad<T>*>(to + j) =
+            Quad<T>{{accumulators[q][j], accumulators[q][j + 1], accumulators[q][j + 2], accumulators[q][j + 3]}};
     } else {
       HG_UNROLL
       for (int j = 0; j < TileShape<T>::kGroup; ++j)

@@ -1,7 +1,7 @@
 // The fused block on data (x has neither tangent nor cotangent). With m and Cov the mean and covariance of its 3x3
 // patches, mean(z) = w.m and var(z) = w'Cov w, so nothing dense is stored or summed; see block.h for the notation.
-// Convolutions read x less the mean of its channel, m[4*C + c], so that z - mean(z) = conv(x - shift, w) - offset with a
-// small offset: what the border adds to the mean.
+// Convolutions read x less the mean of its channel, m[4*C + c], so that z - mean(z) = conv(x - shift, w) - offset with
+// a small offset: what the border adds to the mean.
 #pragma once
 #include "block.h"
 #include "pool.h"
@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void launch_cov_times(const Launch& launch, const Block& b, int64_t P, const Batch<const T>& cov, const Batch<const T>& w,
-                      double* out) {
-  launch("cov_times", cov_times<T>, P * b.E * ceil_div(9 * static_cast<int64_t>(b.C) * b.K, kThreads), kThreads, 0, b, cov,
-         w, out);
+void launch_cov_times(const Launch& launch, const Block& b, int64_t P, const Batch<const T>& cov,
+                      const Batch<const T>& w, double* out) {
+  launch("cov_times", cov_times<T>, P * b.E * ceil_div(9 * static_cast<int64_t>(b.C) * b.K, kThreads), kThreads, 0, b,
+         cov, w, out);
 }
 
 // What a thread of a finishing block has: 32 filters, 8 slices of the taps.
@@ -62,7 +62,8 @@ HG_DEVICE Column column_of(const Block& b) {
 template <class Left, class Right>
 HG_DEVICE double tap_sum(const Block& b, const Column& column, const Left& left, const Right& right, double* sums) {
   double total = 0;
-  for (int j = column.slice; j < 9 * b.C; j += kSlices) total += static_cast<double>(left(j)) * static_cast<double>(right(j));
+  for (int j = column.slice; j < 9 * b.C; j += kSlices)
+    total += static_cast<double>(left(j)) * static_cast<double>(right(j));
   return slice_sum(total, sums);
 }
 

@@ -9,12 +9,15 @@
 #define HG_BOTH __host__ __device__ __forceinline__
 #define HG_UNROLL _Pragma("unroll")
 #define HG_NO_UNROLL _Pragma("unroll 1")
+#define HG_PRAGMA(text) _Pragma(#text)
+#define HG_UNROLL_BY(n) HG_PRAGMA(unroll n)
 #else
 #include "../emulator/emulator.h"
 #define HG_DEVICE inline
 #define HG_BOTH inline
 #define HG_UNROLL
 #define HG_NO_UNROLL
+#define HG_UNROLL_BY(n)
 #endif
 
 namespace hg {

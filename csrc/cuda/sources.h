@@ -19,13 +19,11 @@ struct Images {
     const T *x, *shift;
     int H, W, C;
     bool wide;
-    HG_DEVICE Channel channel(int c) const {
-      return {c, shift == nullptr ? Quad<T>{} : load_quad(shift, c, C, false)};
-    }
+    HG_DEVICE Channel channel(int c) const { return {c, shift == nullptr ? Quad<T>{} : load_quad(shift, c, C, false)}; }
     HG_DEVICE Quad<T> load(const Channel& channel, int image, int y, int x_) const {
       Quad<T> v{};
       if (y >= 0 && y < H && x_ >= 0 && x_ < W)
-        v = load_quad(x + ((static_cast<int64_t>(image) * H + y) * W + x_) * C, channel.c, C, wide && channel.c < C);
+        v = load_quad(x + static_cast<int64_t>((image * H + y) * W + x_) * C, channel.c, C, wide && channel.c < C);
       if (shift != nullptr) {
         HG_UNROLL
         for (int j = 0; j < 4; ++j) v.v[j] -= channel.shift.v[j];
@@ -72,7 +70,7 @@ struct Cotangent {
     HG_DEVICE Quad<T> load(const Channel& channel, int image, int y, int x) const {
       Quad<T> v{};
       if (y < 0 || y >= H || x < 0 || x >= W || channel.c >= C) return v;
-      const int64_t pixel = ((static_cast<int64_t>(image) * H + y) * W + x) * C;
+      const int64_t pixel = static_cast<int64_t>((image * H + y) * W + x) * C;
       const Quad<T> value = load_quad(z + pixel, channel.c, C, wide);
       HG_UNROLL
       for (int j = 0; j < 4; ++j)
@@ -85,7 +83,7 @@ struct Cotangent {
       }
       const int h = H / 2, w = W / 2;
       if (y / 2 >= h || x / 2 >= w) return v;
-      const int64_t pooled = ((static_cast<int64_t>(image) * h + y / 2) * w + x / 2) * C;
+      const int64_t pooled = static_cast<int64_t>((image * h + y / 2) * w + x / 2) * C;
       const Codes codes = load_codes(code + pooled, channel.c, C, wide);
       const Quad<T> bar = load_quad(y_bar + pooled, channel.c, C, wide);
       Quad<T> bar_dot{};

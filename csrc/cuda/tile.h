@@ -15,11 +15,11 @@ constexpr int kFilters = 32;  // filters of a tile
 
 template <class T>
 struct TileShape {
-  static constexpr int kGroup = sizeof(T) == 4 ? 16 : 8;            // filters of a thread
-  static constexpr int kWindows = kThreads * kGroup / kFilters;     // windows of a tile
-  static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;             // input channels in shared memory at a time
+  static constexpr int kGroup = sizeof(T) == 4 ? 16 : 8;         // filters of a thread
+  static constexpr int kWindows = kThreads * kGroup / kFilters;  // windows of a tile
+  static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;          // input channels in shared memory at a time
   static constexpr int kWeights = kChunk * 9 * kFilters;
-  static constexpr int kSums = kWindows / 32 * kFilters;            // elements that tile_sums needs
+  static constexpr int kSums = kWindows / 32 * kFilters;  // elements that tile_sums needs
 };
 
 // Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds
@@ -90,7 +90,8 @@ struct Filter {
   HG_DEVICE int outputs() const { return turned ? C : K; }
 };
 
-// weights[(c*9 + tap)*kFilters + k] for `channels` inputs from c0 on and kFilters outputs from k0 on, 0 beyond the last.
+// weights[(c*9 + tap)*kFilters + k] for `channels` inputs from c0 on and kFilters outputs from k0 on, 0 beyond the
+// last.
 template <class T>
 HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int channels, int k0, T* weights) {
   const int inputs = filter.inputs(), outputs = filter.outputs();
@@ -131,21 +132,25 @@ HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& a
   }
 }
 
-// accumulators[2*dy + dx][k] += the convolution at the thread's window for its group of filters from k0 on.
-// Begins and ends with no thread inside the shared arrays.
-template <class T, class Source>
-HG_DEVICE void convolve(const Source& source, const Filter<T>& filter, const T* w, int k0, const Tiling& t,
-                        const Place& at, const Window& window, T* pixels, T* weights,
-                        T (&accumulators)[4][TileShape<T>::kGroup]) {
+// accumulators[2*dy + dx][k] += the convolution at the thread's window, `corner` pixels into the tile, for its group of
+// filters from k0 on. Begins and ends with no thread inside the shared arrays.
+//
+// What loading needs is computed anew for every chunk: registers are for the accumulators.
+template <class T, class Term>
+HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile, int corner,
+                        T* pixels, T* weights, T (&accumulators)[4][TileShape<T>::kGroup]) {
   constexpr int kGroup = TileShape<T>::kGroup, kChunk = TileShape<T>::kChunk;
-  const int inputs = filter.inputs();
-  const T* const patch = pixels + (window.image * t.height + window.y) * t.width + window.x;
+  const int inputs = terms[term].filter.inputs();
+  const T* const patch = pixels + corner;
   const T* const group = weights + static_cast<int>(threadIdx.x) / TileShape<T>::kWindows * kGroup;
   HG_NO_UNROLL
   for (int c0 = 0; c0 < inputs; c0 += kChunk) {
     const int channels = lower(kChunk, inputs - c0);
-    load_pixels<T>(source, t, at, c0, channels > 4 ? 2 : 1, pixels);
-    load_filter(filter, w, c0, channels, k0, weights);
+    {
+      const Term& now = terms[forgotten(term)];
+      load_pixels<T>(now.source.at(p, e), t, place_of(t, forgotten(tile)), c0, channels > 4 ? 2 : 1, pixels);
+      load_filter(now.filter, now.filter.w.at(p, e), c0, channels, k0, weights);
+    }
     __syncthreads();
     HG_NO_UNROLL
     for (int c = 0; c < channels; ++c) {
@@ -163,17 +168,14 @@ HG_DEVICE void convolve(const Source& source, const Filter<T>& filter, const T* 
         v[r][3] = b.v[1];
       }
       HG_UNROLL
-      for (int tap = 0; tap < 9; ++tap)
+      for (int tap = 0; tap < 9; ++tap) HG_UNROLL
+      for (int k = 0; k < kGroup; k += 4) {
+        const Quad<T> f = *reinterpret_cast<const Quad<T>*>(group + (c * 9 + tap) * kFilters + k);
         HG_UNROLL
-        for (int k = 0; k < kGroup; k += 4) {
-          const Quad<T> f = *reinterpret_cast<const Quad<T>*>(group + (c * 9 + tap) * kFilters + k);
-          HG_UNROLL
-          for (int q = 0; q < 4; ++q)
-            HG_UNROLL
-            for (int j = 0; j < 4; ++j)
-              accumulators[q][k + j] =
-                  fused(v[(q >> 1) + tap / 3][(q & 1) + tap % 3], f.v[j], accumulators[q][k + j]);
-        }
+        for (int q = 0; q < 4; ++q) HG_UNROLL
+        for (int j = 0; j < 4; ++j)
+          accumulators[q][k + j] = fused(v[(q >> 1) + tap / 3][(q & 1) + tap % 3], f.v[j], accumulators[q][k + j]);
+      }
     }
     __syncthreads();
   }

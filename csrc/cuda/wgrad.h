@@ -66,15 +66,14 @@ HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int heig
 template <class T>
 HG_DEVICE void add_products(const Quad<T>& x, const Quad<T>& z, T (&sums)[4][4]) {
   HG_UNROLL
-  for (int i = 0; i < 4; ++i)
-    HG_UNROLL
-    for (int j = 0; j < 4; ++j) sums[i][j] = fused(x.v[i], z.v[j], sums[i][j]);
+  for (int i = 0; i < 4; ++i) HG_UNROLL
+  for (int j = 0; j < 4; ++j) sums[i][j] = fused(x.v[i], z.v[j], sums[i][j]);
 }
 
 // parts[entry][part][3][3][C][K]
 template <class T, class Source>
-__global__ void __launch_bounds__(kWgradThreads) wgrad3x3(const Wgrad<T, Source> a, const Divisor by_rect_width,
-                                                         const Divisor by_rect_height, T* parts) {
+__global__ void __launch_bounds__(kWgradThreads, 1)
+    wgrad3x3(const Wgrad<T, Source> a, const Divisor by_rect_width, const Divisor by_rect_height, T* parts) {
   const Tiling& t = a.tiling;
   SharedMemory shared;
   T* const x_rows = shared.take<T>(t.plane * kFilters);
@@ -84,7 +83,8 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad3x3(const Wgrad<T, Source>
   int block = static_cast<int>(blockIdx.x);
   const int part = block % n_parts;
   block /= n_parts;
-  const int k0 = block % k_tiles * kFilters, c0 = block / k_tiles % c_tiles * kFilters, entry = block / k_tiles / c_tiles;
+  const int k0 = block % k_tiles * kFilters, c0 = block / k_tiles % c_tiles * kFilters,
+            entry = block / k_tiles / c_tiles;
   const int64_t p = entry / a.E, e = entry % a.E;
   const int thread = static_cast<int>(threadIdx.x), r = thread / 64, c = 4 * (thread % 8), k = 4 * (thread / 8 % 8);
   const int width = 2 * t.cols, height = 2 * t.rows;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad3x3(const Wgrad<T, Source>
         const T* z_row = z_rows + (image * height + y) * width * kFilters + k;
         Quad<T> left = *reinterpret_cast<const Quad<T>*>(x_row);
         Quad<T> middle = *reinterpret_cast<const Quad<T>*>(x_row + kFilters);
-        HG_NO_UNROLL
+        HG_UNROLL_BY(3)  // after three steps the quads are back in their registers
         for (int x = 0; x < at.cols; ++x) {
           const Quad<T> right = *reinterpret_cast<const Quad<T>*>(x_row + (x + 2) * kFilters);
           const Quad<T> z = *reinterpret_cast<const Quad<T>*>(z_row + x * kFilters);
@@ -120,15 +120,14 @@ __global__ void __launch_bounds__(kWgradThreads) wgrad3x3(const Wgrad<T, Source>
   }
   T* const out = parts + (static_cast<int64_t>(entry) * n_parts + part) * 9 * a.C * a.K;
   HG_UNROLL
-  for (int s = 0; s < 3; ++s)
+  for (int s = 0; s < 3; ++s) HG_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (c0 + c + i >= a.C) break;
+    T* const row = out + (static_cast<int64_t>(3 * r + s) * a.C + c0 + c + i) * a.K;
     HG_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (c0 + c + i >= a.C) break;
-      T* const row = out + (static_cast<int64_t>(3 * r + s) * a.C + c0 + c + i) * a.K;
-      HG_UNROLL
-      for (int j = 0; j < 4; ++j)
-        if (k0 + k + j < a.K) row[k0 + k + j] = sums[s][i][j];
-    }
+    for (int j = 0; j < 4; ++j)
+      if (k0 + k + j < a.K) row[k0 + k + j] = sums[s][i][j];
+  }
 }
 
 // Launches the partial sums and returns them: parts() of size() elements per entry.

@@ -17,12 +17,12 @@
 extern "C" {  // sanitizer hooks; weak, so that this object links with every build
 __attribute__((weak)) void* __tsan_get_current_fiber();
 __attribute__((weak)) void* __tsan_create_fiber(unsigned flags);
-__attribute__((weak)) void __tsan_destroy_fiber(void* fiber);
 __attribute__((weak)) void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 __attribute__((weak)) void __tsan_acquire(void* address);
 __attribute__((weak)) void __tsan_release(void* address);
 __attribute__((weak)) void __sanitizer_start_switch_fiber(void** save, const void* bottom, std::size_t size);
 __attribute__((weak)) void __sanitizer_finish_switch_fiber(void* save, const void** bottom, std::size_t* size);
+__attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* address, std::size_t size);
 }
 
 namespace hg {
@@ -31,7 +31,7 @@ namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
 constexpr int kMostCopies = 64, kMostMasks = 8, kMostPieces = 16;
-constexpr std::size_t kGuard = 64;
+constexpr std::size_t kGuard = 64, kLastFrames = 16 << 10;
 constexpr unsigned char kGuardByte = 0xa5, kPoison = 0xff;  // all ones: a NaN in every floating-point type
 constexpr unsigned kNoSync = 1;                             // switching fibers is no synchronization of its own
 
@@ -90,7 +90,7 @@ struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Fiber*> queue;
   Meeting everyone;
-  std::vector<Warp> warps;
+  Warp warps[kMostThreads / kWarp];
   Piece pieces[kMostPieces];
   int n_pieces = 0;
   // Under ThreadSanitizer the pieces of a block lie in one mapping, made and kept for the launch by the launching
@@ -98,6 +98,7 @@ struct Machine {
   std::vector<unsigned char*> mappings;
   std::size_t shared_limit = 0, shared_used = 0;
   std::string failure;
+  bool abandoned = false;     // the launch before left threads in the middle of their work
   char begins = 0, ends = 0;  // tags: launch to thread, thread to launch
 
   Machine() {
@@ -154,12 +155,16 @@ std::string place(const Machine& m) {
          std::to_string(m.block.y) + ", " + std::to_string(m.block.z) + "): ";
 }
 
+bool runs(const Fiber& fiber) {
+  return !fiber.done && (fiber.waits == nullptr || fiber.waits->generation != fiber.generation);
+}
+
 std::string threads_waiting(const Machine& m) {
   constexpr int kShown = 6;
   std::string text;
   int waiting = 0;
   for (const auto& fiber : m.fibers) {
-    if (fiber->done || fiber->waits == nullptr || ++waiting > kShown) continue;
+    if (fiber->done || runs(*fiber) || ++waiting > kShown) continue;
     text += (waiting > 1 ? "; thread " : "thread ") + std::to_string(fiber->number) + " waits at " + fiber->what;
     if (fiber->line != 0) text += " line " + std::to_string(fiber->line);
     if (fiber->waits->mask != 0) {
@@ -179,10 +184,6 @@ std::string threads_waiting(const Machine& m) {
   m.failure = place(m) + why + (waiting.empty() ? "" : ": " + waiting);
   go(m.main);
   std::abort();  // nobody continues a thread of a failed launch
-}
-
-bool runs(const Fiber& fiber) {
-  return !fiber.done && (fiber.waits == nullptr || fiber.waits->generation != fiber.generation);
 }
 
 // Continues the next thread that is not waiting; the calling one itself where it is the only one.
@@ -238,7 +239,9 @@ void prepare_block(unsigned linear) {
   Machine& m = machine();
   m.alive = m.threads;
   m.everyone = Meeting();
-  m.warps.assign((m.threads + kWarp - 1) / kWarp, Warp());
+  for (Warp& warp : m.warps)
+    for (Meeting& meeting : warp.meetings)
+      if (meeting.mask != 0) meeting = Meeting();
   m.shared_used = 0;
   m.n_pieces = 0;
   if (under_tsan()) {
@@ -255,6 +258,11 @@ void prepare_block(unsigned linear) {
     fiber.waits = nullptr;
     fiber.group = 0;
     fiber.n_copies = 0;
+    // The frames of a thread that has ended never return, and AddressSanitizer still guards their variables.
+    if (&__asan_unpoison_memory_region != nullptr) {
+      const std::size_t used = m.abandoned ? kStackBytes : kLastFrames;
+      __asan_unpoison_memory_region(fiber.stack + kStackBytes - used, used);
+    }
     prepare(fiber.context, fiber.stack, thread_main);
     m.queue.push_back(&fiber);
   }
@@ -264,6 +272,7 @@ void prepare_block(unsigned linear) {
     std::shuffle(m.queue.begin(), m.queue.end(), random);
   }
   m.position = 0;
+  m.abandoned = false;
 }
 
 void end_block() {
@@ -387,9 +396,10 @@ void launch(const char* kernel, void (*call)(const void*), const void* closure, 
     m.fibers.push_back(std::make_unique<Fiber>());
     m.fibers.back()->stack = new_stack();
   }
-  if (under_tsan()) {
+  if (under_tsan()) {  // made once: making 256 of them takes longer than most kernels
     m.main.tsan = __tsan_get_current_fiber();
-    for (unsigned i = 0; i < m.threads; ++i) m.fibers[i]->tsan = __tsan_create_fiber(0);
+    for (unsigned i = 0; i < m.threads; ++i)
+      if (m.fibers[i]->tsan == nullptr) m.fibers[i]->tsan = __tsan_create_fiber(0);
   }
   std::vector<unsigned> blocks(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
   for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<unsigned>(i);
@@ -398,21 +408,19 @@ void launch(const char* kernel, void (*call)(const void*), const void* closure, 
     std::mt19937 random(m.seed);
     std::shuffle(blocks.begin(), blocks.end(), random);
   }
-  release(&m.begins);
   for (const unsigned linear : blocks) {
     m.block = dim3(linear % grid.x, linear / grid.x % grid.y, linear / grid.x / grid.y);
     prepare_block(linear);
+    release(&m.begins);  // what the launch did, not what the blocks before did: a race between blocks stays visible
     go(*m.queue[0]);
     end_block();
     if (!m.failure.empty()) break;
-    release(&m.begins);  // the launch alone, not the blocks before: a race between blocks stays visible
   }
   acquire(&m.ends);
-  if (under_tsan())
-    for (unsigned i = 0; i < m.threads; ++i) __tsan_destroy_fiber(m.fibers[i]->tsan);
   for (unsigned char* memory : m.mappings) munmap(memory, mapping_bytes());
   m.mappings.clear();
-  if (!m.failure.empty()) throw std::runtime_error(m.failure);
+  m.abandoned = !m.failure.empty();
+  if (m.abandoned) throw std::runtime_error(m.failure);
 }
 
 }  // namespace emulator

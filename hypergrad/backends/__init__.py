@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import ArgumentError, DeviceError
+from .cuda import CUDA
+from .cuda import MISSING as NO_CUDA
 from .host import HOST
 
 __all__ = ["Array", "Backend", "as_array", "backend_of"]
 
-Array: TypeAlias = Any  # a NumPy array; array modules share no type
+Array: TypeAlias = Any  # a NumPy or CuPy array; array modules share no type
 
 _DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h: memory the CPU reads in place
 
@@ -21,7 +24,10 @@ class Backend(Protocol):
     """An array module and the kernels that run on its arrays."""
 
     name: str
-    xp: Any
+
+    @property
+    def xp(self) -> Any:
+        """The array module."""
 
     def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
         """Runs a kernel; None stands for an optional array that is absent."""
@@ -40,14 +46,33 @@ def backend_of(*arrays: Any) -> Backend:
     """The backend of some arrays (the host for none).
 
     Args:
-        arrays: NumPy arrays or scalars.
-    Raises: DeviceError for anything else, such as an array on a GPU.
+        arrays: NumPy arrays, or CuPy arrays where the CUDA kernels are installed; and scalars.
+    Raises: DeviceError for anything else, and for arrays on both sides.
     Cost: O(1) per array.
     """
     for a in arrays:
         if not isinstance(a, (np.ndarray, np.generic, int, float)):
-            raise _no_backend("backend_of", a)
+            return _device_backend(a, arrays)
     return HOST
+
+
+def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
+    """CUDA, where `first` is a CuPy array and no other array is the host's."""
+    if not _is_cupy(first):
+        raise _no_backend("backend_of", first)
+    for a in arrays:
+        if isinstance(a, np.ndarray) and a.ndim > 0:
+            raise DeviceError(f"backend_of: arguments are a CuPy array and a NumPy array of shape {a.shape}, expected one side "
+                              "because kernels never copy between devices; move one of them")
+        if not isinstance(a, (np.ndarray, np.generic, int, float)) and not _is_cupy(a):
+            raise _no_backend("backend_of", a)
+    return CUDA
+
+
+def _is_cupy(x: Any) -> bool:
+    """Whether x is a CuPy array and there are kernels for it."""
+    cupy = sys.modules.get("cupy")  # whoever has one of its arrays has imported it
+    return NO_CUDA is None and cupy is not None and isinstance(x, cupy.ndarray)
 
 
 def as_array(x: Any) -> Array:
@@ -60,7 +85,7 @@ def as_array(x: Any) -> Array:
     Raises: DeviceError if x is on a GPU; ArgumentError if x cannot be exported or is not made of numbers.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray) or _is_cupy(x):
         return x
     if isinstance(x, (int, float, list, tuple, np.generic)):
         return _numbers(x)

@@ -3,7 +3,7 @@
 //   U_dot = sum u_bar_dot*(patch - m);  G_dot = s*(w.U_dot + w_dot.U - c*G);  c = s*w_dot'Cov w;  s_dot = -s*s*c
 //   w_bar_dot = (gamma_dot*s + gamma*s_dot)*(U - G*s*Cov w)
 //               + gamma*s*(U_dot - G_dot*s*Cov w - G*(s_dot*Cov w + s*Cov w_dot))
-#include "../first.h"
+#include "first.h"
 
 namespace hg {
 namespace cuda {
@@ -16,12 +16,13 @@ constexpr int kGatherWindows = 256;  // 64 per warp are added in T
 // of the patch at its winner. Pixels are less the mean of their channel; the rest of m follows in double.
 template <class T, int CC>
 __global__ void __launch_bounds__(kGatherThreads)
-    gather_winners(const Block b, const Tiling t, Batch<const T> y_bar, Batch<const unsigned char> code, Batch<const T> x,
-                   Batch<const T> patch_mean, T* parts) {
+    gather_winners(const Block b, const Tiling t, Batch<const T> y_bar, Batch<const unsigned char> code,
+                   Batch<const T> x, Batch<const T> patch_mean, T* parts) {
   SharedMemory shared;
   T* const pixels = shared.take<T>(t.plane * CC);
   T* const sums = shared.take<T>(kGatherWarps * (9 * CC + 1) * 32);
-  const int tiles = t.across * t.down * t.groups, chunks = higher(1, b.C / CC), filter_tiles = (b.K + kFilters - 1) / kFilters;
+  const int tiles = t.across * t.down * t.groups, chunks = higher(1, b.C / CC),
+            filter_tiles = (b.K + kFilters - 1) / kFilters;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int block = static_cast<int>(blockIdx.x);
   const int part = block % tiles;
@@ -52,10 +53,9 @@ __global__ void __launch_bounds__(kGatherThreads)
     const T* const patch =
         pixels + ((image * t.height + 2 * row + (winner >> 1 & 1)) * t.width + 2 * col + (winner & 1)) * CC;
     HG_UNROLL
-    for (int r = 0; r < 3; ++r)
-      HG_UNROLL
-      for (int j = 0; j < 3 * CC; ++j)
-        total[r * 3 * CC + j] = fused(bar, patch[r * t.width * CC + j], total[r * 3 * CC + j]);
+    for (int r = 0; r < 3; ++r) HG_UNROLL
+    for (int j = 0; j < 3 * CC; ++j)
+      total[r * 3 * CC + j] = fused(bar, patch[r * t.width * CC + j], total[r * 3 * CC + j]);
     total[9 * CC] += bar;
   }
   HG_UNROLL
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // U and B of `entries` cotangents, of which entry i belongs to episode i % E.
 template <class T>
-double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
-               const Batch<const T>& x, const Batch<const T>& patch_mean) {
+double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar,
+               const Batch<const unsigned char>& code, const Batch<const T>& x, const Batch<const T>& patch_mean) {
   const int chunk = b.C > 0 && b.C % 3 == 0 ? 3 : 1;
   const std::size_t sums_bytes = shared_size(static_cast<std::size_t>(kGatherWarps * (9 * chunk + 1) * 32) * sizeof(T));
   const int most = static_cast<int>((kSharedLimit - sums_bytes) / (static_cast<std::size_t>(chunk) * sizeof(T)));
@@ -105,7 +105,8 @@ double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& 
   double* const sums = launch.scratch<double>(entries * size);
   const std::size_t shared = shared_size(static_cast<std::size_t>(t.plane * chunk) * sizeof(T)) + sums_bytes;
   launch("gather_winners", chunk == 3 ? gather_winners<T, 3> : gather_winners<T, 1>,
-         entries * b.filter_tiles() * chunks * t.tiles(), kGatherThreads, shared, b, t, y_bar, code, x, patch_mean, parts);
+         entries * b.filter_tiles() * chunks * t.tiles(), kGatherThreads, shared, b, t, y_bar, code, x, patch_mean,
+         parts);
   launch("finish_gather", finish_gather<T>, entries * ceil_div(size, kThreads), kThreads, 0, b,
          static_cast<int>(t.tiles()), parts, patch_mean, sums);
   return sums;
@@ -131,7 +132,9 @@ __global__ void __launch_bounds__(kThreads) close_first(const Block b, const Fir
   const double* const cov_w_dot = a.cov_w_dot == nullptr ? nullptr : a.cov_w_dot + v.entry * g * K + v.inside;
   const T* const w = a.w.at(0, v.e) + v.inside;
   const T* const w_dot = a.w_dot ? a.w_dot.at(v.p, v.e) + v.inside : nullptr;
-  const auto row = [&](auto pointer) { return [=](int j) { return pointer == nullptr ? 0.0 : static_cast<double>(pointer[j * K]); }; };
+  const auto row = [&](auto pointer) {
+    return [=](int j) { return pointer == nullptr ? 0.0 : static_cast<double>(pointer[j * K]); };
+  };
   const double w_u = tap_sum(b, v, row(w), row(U), memory);
   double w_u_dot = 0, w_dot_u = 0, product = 0;
   if (tangent) {
@@ -162,8 +165,8 @@ __global__ void __launch_bounds__(kThreads) close_first(const Block b, const Fir
 
 template <class T>
 void launch_close(const Launch& launch, const Block& b, int64_t P, const First<T>& a, bool tangent) {
-  launch("close_first", close_first<T>, P * b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, a,
-         tangent);
+  launch("close_first", close_first<T>, P * b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b,
+         a, tangent);
 }
 
 template <class T>
@@ -191,7 +194,8 @@ template <class T>
 void vjp_jvp(const Call& call) {
   const Block b = block_of(call);
   const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
-             patch_mean = batch<const T>(call, 5, 1), patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1);
+             patch_mean = batch<const T>(call, 5, 1), patch_cov = batch<const T>(call, 6, 1),
+             x = batch<const T>(call, 7, 1);
   const auto code = batch<const unsigned char>(call, 2, 1);
   First<T> a{};
   a.rstd = batch<const T>(call, 4, 1);

@@ -6,8 +6,8 @@
 //   w_bar_dot = wgrad(x_dot, z_bar) + wgrad(x, z_bar_dot);  x_bar_dot = dgrad(z_bar_dot, w) + dgrad(z_bar, w_dot)
 // B and G are sums over pooled-size arrays. Neither z_bar nor z_bar_dot is ever stored: both are affine in z and z_dot
 // but for the winners, and are formed where they are read.
-#include "../block.h"
-#include "../wgrad.h"
+#include "block.h"
+#include "wgrad.h"
 
 namespace hg {
 namespace cuda {
@@ -30,9 +30,8 @@ constexpr int kRows = 2, kRowsDot = 5;
 
 // parts[entry][part][rows][K]
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    reduce_winners(const Gradient<T> a, const Block b, int rows, int n_parts, const Divisor by_w, const Divisor by_h,
-                   double* parts) {
+__global__ void __launch_bounds__(kThreads) reduce_winners(const Gradient<T> a, const Block b, int rows, int n_parts,
+                                                           const Divisor by_w, const Divisor by_h, double* parts) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const int filter_tiles = (b.K + kFilters - 1) / kFilters;
@@ -49,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
     const T m = a.mean.at(0, e)[k], m_dot = dot ? a.z_dot_mean.at(p, e)[k] : T(0);
     const unsigned char* const codes = a.code.at(0, e);
     const T *const bars = a.y_bar.at(0, e), *const bars_dot = a.y_bar_dot ? a.y_bar_dot.at(p, e) : nullptr,
-                 *const z = a.z.at(0, e), *const z_dot = dot ? a.z_dot.at(p, e) : nullptr;
+                   *const z = a.z.at(0, e), *const z_dot = dot ? a.z_dot.at(p, e) : nullptr;
     for (int i = first + slice; i < last; i += kSlices) {
       const int64_t at = static_cast<int64_t>(i) * b.K + k;
       const int code = codes[at];

@@ -1,7 +1,7 @@
-// conv2d_fprop, conv2d_dgrad, conv2d_wgrad: 3x3 filters with stride 1 and pad 1 take the tiles of the fused block, every
-// other geometry a plain kernel in which each thread owns one output element (wgrad: of one partial sum).
-#include "../block.h"
-#include "../wgrad.h"
+// conv2d_fprop, conv2d_dgrad, conv2d_wgrad: 3x3 filters with stride 1 and pad 1 take the tiles of the fused block,
+// every other geometry a plain kernel in which each thread owns one output element (wgrad: of one partial sum).
+#include "block.h"
+#include "wgrad.h"
 
 namespace hg {
 namespace cuda {
@@ -33,7 +33,8 @@ Geometry geometry(const Call& call) {
       static_cast<double>(R * S) * static_cast<double>(C) > most || static_cast<double>(higher(C, K)) > most)
     fail_shape(call, "images or filters hold more pixels than kernels count in 32 bits; split the call");
   const auto i = [](int64_t v) { return static_cast<int>(v); };
-  return {dim(call, 'A'), dim(call, 'B'), i(N), i(H), i(W), i(C), i(R), i(S), i(K), i(P), i(Q), i(stride), i(pad_h), i(pad_w)};
+  return {dim(call, 'A'), dim(call, 'B'), i(N), i(H), i(W),      i(C),     i(R),
+          i(S),           i(K),           i(P), i(Q), i(stride), i(pad_h), i(pad_w)};
 }
 
 // Which element of which entry a thread of a plain kernel owns: entries * size elements, kThreads a block.
@@ -47,7 +48,8 @@ HG_DEVICE Owner owner_of(int64_t size) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) plain_fprop(const Geometry g, Batch<const T> x, Batch<const T> w, Batch<T> y) {
+__global__ void __launch_bounds__(kThreads)
+    plain_fprop(const Geometry g, Batch<const T> x, Batch<const T> w, Batch<T> y) {
   const Owner own = owner_of(static_cast<int64_t>(g.N) * g.P * g.Q * g.K);
   if (!own.any) return;
   const int64_t a = own.entry / g.B, b = own.entry % g.B;
@@ -112,7 +114,8 @@ __global__ void __launch_bounds__(kThreads)
     const int q = i % g.Q, p = i / g.Q % g.P, n = i / g.Q / g.P;
     const int h = p * g.stride + r - g.pad_h, v = q * g.stride + s - g.pad_w;
     if (h < 0 || h >= g.H || v < 0 || v >= g.W) continue;
-    sum = fused(images[((static_cast<int64_t>(n) * g.H + h) * g.W + v) * g.C + c], bars[static_cast<int64_t>(i) * g.K + k], sum);
+    sum = fused(images[((static_cast<int64_t>(n) * g.H + h) * g.W + v) * g.C + c],
+                bars[static_cast<int64_t>(i) * g.K + k], sum);
   }
   parts[own.entry * size + own.index] = sum;
 }

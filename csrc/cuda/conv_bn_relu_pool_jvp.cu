@@ -1,8 +1,8 @@
 // conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot), written once with the moments of every tile; these
 // are merged to mean(z_dot) and c = mean(xhat*z_dot); then y_dot follows at the stored winners.
 //   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
-#include "../block.h"
-#include "../pool.h"
+#include "block.h"
+#include "pool.h"
 
 namespace hg {
 namespace cuda {
@@ -21,37 +21,37 @@ struct StoreMoments {
   template <class U>
   HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
                         const U (&dot)[4][TileShape<U>::kGroup], U* sums) const {
-    constexpr int n = TileShape<U>::kGroup;
     store_window(z_dot.at(spot.p, spot.e), at, window, H, W, K, spot.k, z_dot.wide, dot);
-    HG_UNROLL
-    for (int k = 0; k < n; k += kAtOnce) moments(spot, spot.k + k, at, window, dot, k, sums);
+    HG_NO_UNROLL
+    for (int i = 0; i < TileShape<U>::kGroup; i += kAtOnce) moments(spot, spot.k + i, at, window, sums);
   }
 
-  // Of filters k .. k + kAtOnce - 1, whose accumulators begin at `first`: few at a time, for want of registers.
+  // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z
+  // and the sums.
   template <class U>
-  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window& window,
-                         const U (&dot)[4][TileShape<U>::kGroup], int first, U* sums) const {
+  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window& window, U* sums) const {
     const U count = static_cast<U>(pixels_of(at));
-    U near[kAtOnce], rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
-    HG_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) {
-      near[j] = U(0);
-      HG_UNROLL
-      for (int q = 0; q < 4; ++q) near[j] += window.has(at, q) ? dot[q][first + j] : U(0);
-    }
-    tile_sums<U>(near, sums);
-    const Quad<U> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<U>{};
-    HG_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) near[j] /= count;
+    const int first = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
+    Quad<U> value[4] = {}, dot[4] = {};
     HG_UNROLL
     for (int q = 0; q < 4; ++q) {
       if (k >= K || !window.has(at, q)) continue;
-      const int64_t y = at.y + window.y + (q >> 1), x = at.x + window.x + (q & 1);
-      const U* const row = z.at(0, spot.e) + ((static_cast<int64_t>(at.image + window.image) * H + y) * W + x) * K;
-      const Quad<U> value = load_quad(row, k, K, z.wide);
+      const int64_t pixel = static_cast<int64_t>(first + (q >> 1) * W + (q & 1)) * K;
+      value[q] = load_quad(z.at(0, spot.e) + pixel, k, K, z.wide);
+      dot[q] = load_quad(z_dot.at(spot.p, spot.e) + pixel, k, K, z_dot.wide);
+    }
+    U near[kAtOnce], rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
+    HG_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) near[j] = dot[0].v[j] + dot[1].v[j] + dot[2].v[j] + dot[3].v[j];
+    tile_sums<U>(near, sums);
+    const Quad<U> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<U>{};
+    HG_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      near[j] /= count;
       HG_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const U d = value.v[j] - m.v[j], d_dot = dot[q][first + j] - near[j];
+      for (int q = 0; q < 4; ++q) {
+        if (!window.has(at, q)) continue;
+        const U d = value[q].v[j] - m.v[j], d_dot = dot[q].v[j] - near[j];
         rest[j] += d_dot;
         product[j] = fused(d, d_dot, product[j]);
         deviation[j] += d;
@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kThreads)
   const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
   const double* const part = parts + entry * tiles * 3 * K + column;
   double total = 0, product = 0;
-  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
+  for (int i = slice; i < tiles; i += kSlices)
+    total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
   const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
   for (int i = slice; i < tiles; i += kSlices) {
     const double* const row = part + static_cast<int64_t>(i) * 3 * K;
@@ -133,8 +134,8 @@ void jvp(const Call& call) {
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
-             beta_dot = batch<const T>(call, 10, 2);
+  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2),
+             gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
   const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
              c = batch<T>(call, 14, 2);
 
@@ -146,8 +147,9 @@ void jvp(const Call& call) {
   double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
   T* const factors = launch.scratch<T>(entries * 2 * b.K);
   launch_convolution(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
-  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
-         parts, conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot, z_dot_mean, c, factors);
+  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads,
+         shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot,
+         z_dot_mean, c, factors);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
   launch("pool_dot", pool_dot<T>, entries * pooling.blocks, kThreads, 0, code, z, as_input(z_dot), mean,
          as_input(z_dot_mean), beta_dot, factors, b.E, y_dot, pooling);

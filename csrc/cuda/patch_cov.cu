@@ -1,7 +1,7 @@
 // patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double). The
 // covariance sums products of pixels less the mean of their channel, in T over a few hundred pixels, then in double;
 // what is left of the taps' own means, which differ at the border, is subtracted at the end.
-#include "../block.h"
+#include "block.h"
 
 namespace hg {
 namespace cuda {
@@ -125,35 +125,31 @@ __global__ void __launch_bounds__(kThreads)
         const T* const left = pixels_a + (first + tap_a / 3 * t.width + tap_a % 3) * CC;
         const T* const right = pixels_b + (first + tap_b / 3 * t.width + tap_b % 3) * CC;
         HG_UNROLL
-        for (int c = 0; c < CC; ++c)
-          HG_UNROLL
-          for (int d = 0; d < CC; ++d) near[c][d] = fused(left[c], right[d], near[c][d]);
+        for (int c = 0; c < CC; ++c) HG_UNROLL
+        for (int d = 0; d < CC; ++d) near[c][d] = fused(left[c], right[d], near[c][d]);
       }
     HG_UNROLL
-    for (int c = 0; c < CC; ++c)
-      HG_UNROLL
-      for (int d = 0; d < CC; ++d) total[c][d] += static_cast<double>(near[c][d]);
+    for (int c = 0; c < CC; ++c) HG_UNROLL
+    for (int d = 0; d < CC; ++d) total[c][d] += static_cast<double>(near[c][d]);
   }
   const int64_t g = 9 * b.C;
   double* const out = parts + (static_cast<int64_t>(e) * n_parts + part) * g * g;
   HG_UNROLL
-  for (int c = 0; c < CC; ++c)
-    HG_UNROLL
-    for (int d = 0; d < CC; ++d) {
-      __syncthreads();
-      if (group < groups) sums[group * pairs + pair] = total[c][d];
-      __syncthreads();
-      if (group != 0) continue;
-      double sum = 0;
-      for (int i = 0; i < groups; ++i) sum += sums[i * pairs + pair];
-      out[(tap_a * b.C + a0 + c) * g + tap_b * b.C + b0 + d] = sum;
-    }
+  for (int c = 0; c < CC; ++c) HG_UNROLL
+  for (int d = 0; d < CC; ++d) {
+    __syncthreads();
+    if (group < groups) sums[group * pairs + pair] = total[c][d];
+    __syncthreads();
+    if (group != 0) continue;
+    double sum = 0;
+    for (int i = 0; i < groups; ++i) sum += sums[i * pairs + pair];
+    out[(tap_a * b.C + a0 + c) * g + tap_b * b.C + b0 + d] = sum;
+  }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_cov(const Block b, int chunk, int n_parts, const double* parts, const double* exact, Batch<const T> mean,
-               Batch<T> cov) {
+__global__ void __launch_bounds__(kThreads) finish_cov(const Block b, int chunk, int n_parts, const double* parts,
+                                                       const double* exact, Batch<const T> mean, Batch<T> cov) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, g = 9 * b.C;
   if (index >= b.E * g * g) return;
   const int64_t e = index / (g * g), j = index / g % g, k = index % g;

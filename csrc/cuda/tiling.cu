@@ -1,5 +1,5 @@
 // Host code: how images are cut into tiles.
-#include "../tile.h"
+#include "tile.h"
 
 namespace hg {
 namespace cuda {

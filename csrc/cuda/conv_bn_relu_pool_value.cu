@@ -1,7 +1,7 @@
 // conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized
 // and pooled.
-#include "../block.h"
-#include "../pool.h"
+#include "block.h"
+#include "pool.h"
 
 namespace hg {
 namespace cuda {
@@ -17,8 +17,8 @@ struct StoreStatistics {
   int H, W, K;
 
   template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
-                        const U (&z_)[4][TileShape<U>::kGroup], U* sums) const {
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&z_)[4][TileShape<U>::kGroup],
+                        U* sums) const {
     constexpr int n = TileShape<U>::kGroup;
     store_window(z.at(0, spot.e), at, window, H, W, K, spot.k, z.wide, z_);
     const U count = static_cast<U>(pixels_of(at));
@@ -58,8 +58,8 @@ struct StoreStatistics {
 // Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
 // the whole mean (Chan, Golub & LeVeque 1979).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_statistics(const double* parts, const Tiling t, int64_t pixels, int K, double eps, Batch<T> mean, Batch<T> rstd) {
+__global__ void __launch_bounds__(kThreads) finish_statistics(const double* parts, const Tiling t, int64_t pixels,
+                                                              int K, double eps, Batch<T> mean, Batch<T> rstd) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
@@ -68,14 +68,16 @@ __global__ void __launch_bounds__(kThreads)
   const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
   const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
   double total = 0;
-  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
-  const double M = static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) / M;
+  for (int i = slice; i < tiles; i += kSlices)
+    total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
+  const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)),
+               m = slice_sum(total, sums) * per_pixel;
   double squares = 0;
   for (int i = slice; i < tiles; i += kSlices) {
     const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
     squares += part[static_cast<int64_t>(i) * 2 * K + K] + d * d * pixels_of(place_of(t, i));
   }
-  const double var = slice_sum(squares, sums) / M;
+  const double var = slice_sum(squares, sums) * per_pixel;
   if (slice != 0 || k >= K) return;
   mean.at(0, e)[k] = static_cast<T>(m);
   rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt(var + eps));
@@ -90,8 +92,10 @@ __global__ void __launch_bounds__(kThreads)
   if (!at.any) return;
   const int K = pooling.K;
   const bool wide = z.wide && y.wide && code.wide;
-  const Quad<T> m = load_quad(mean.at(0, at.entry), at.k, K, false), r = load_quad(rstd.at(0, at.entry), at.k, K, false),
-                g = load_quad(gamma.at(0, at.entry), at.k, K, false), b = load_quad(beta.at(0, at.entry), at.k, K, false);
+  const Quad<T> m = load_quad(mean.at(0, at.entry), at.k, K, false),
+                r = load_quad(rstd.at(0, at.entry), at.k, K, false),
+                g = load_quad(gamma.at(0, at.entry), at.k, K, false),
+                b = load_quad(beta.at(0, at.entry), at.k, K, false);
   const T* const first = z.at(0, at.entry) + winner_offset(0, at.image, at.y, at.x, pooling.H, pooling.W, K);
   Quad<T> v[4];
   HG_UNROLL
@@ -113,7 +117,8 @@ void value(const Call& call) {
   const Block b = block_of(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              beta = batch<const T>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
+  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1),
+             z = batch<T>(call, 8, 1);
   const auto code = batch<unsigned char>(call, 5, 1);
   const double eps = call.attributes[0];
   if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
@@ -126,8 +131,8 @@ void value(const Call& call) {
   launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads,
          shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.K, eps, mean, rstd);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
-  launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean), as_input(rstd),
-         gamma, beta, y, code, pooling);
+  launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean),
+         as_input(rstd), gamma, beta, y, code, pooling);
 }
 
 HG_CUDA_KERNEL(conv_bn_relu_pool_value, value);

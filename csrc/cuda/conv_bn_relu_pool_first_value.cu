@@ -1,7 +1,7 @@
-// conv_bn_relu_pool_first_value and _first_jvp: statistics from the patches, then one pass of convolution, normalization,
-// ReLU and maximum; z stays in registers. y_dot is linear in z and z_dot at the winners, so that one convolution with
-// the filters by_z*w + by_z_dot*w_dot makes it.
-#include "../first.h"
+// conv_bn_relu_pool_first_value and _first_jvp: statistics from the patches, then one pass of convolution,
+// normalization, ReLU and maximum; z stays in registers. y_dot is linear in z and z_dot at the winners, so that one
+// convolution with the filters by_z*w + by_z_dot*w_dot makes it.
+#include "first.h"
 
 namespace hg {
 namespace cuda {
@@ -10,8 +10,9 @@ namespace {
 // mean, rstd, and constants[e][3][K]: offset, scale, shift of u = (conv(x - shift, w) - offset)*scale + shift.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta, Batch<const T> patch_mean,
-                     const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd, T* constants) {
+    first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta,
+                     Batch<const T> patch_mean, const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd,
+                     T* constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
@@ -23,13 +24,13 @@ __global__ void __launch_bounds__(kThreads)
   const double offset = tap_sum(
       b, v, weight, [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); }, sums);
   if (v.slice != 0 || !v.any) return;
-  const T r = static_cast<T>(1.0 / sqrt((var < 0 ? 0.0 : var) + eps));  // a NaN stays
-  mean.at(0, v.e)[v.k] = static_cast<T>(all);
-  rstd.at(0, v.e)[v.k] = r;
   T* const to = constants + v.e * 3 * b.K + v.k;
   to[0] = static_cast<T>(offset);
-  to[b.K] = gamma.at(0, v.e)[v.k] * r;
   to[2 * b.K] = beta.at(0, v.e)[v.k];
+  mean.at(0, v.e)[v.k] = static_cast<T>(all);
+  const T r = static_cast<T>(1.0 / sqrt((var < 0 ? 0.0 : var) + eps));  // a NaN stays
+  rstd.at(0, v.e)[v.k] = r;
+  to[b.K] = gamma.at(0, v.e)[v.k] * r;
 }
 
 template <class T>
@@ -71,7 +72,8 @@ template <class T>
 void value(const Call& call) {
   const Block b = block_of(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
+             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1),
+             patch_cov = batch<const T>(call, 5, 1);
   const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
   const auto code = batch<unsigned char>(call, 7, 1);
   const double eps = call.attributes[0];
@@ -81,21 +83,20 @@ void value(const Call& call) {
   double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
   T* const constants = launch.scratch<T>(b.E * 3 * b.K);
   launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
-  launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
-         b, w, gamma, beta, patch_mean, cov_w, eps, mean, rstd, constants);
+  launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads,
+         shared_size(kThreads * sizeof(double)), b, w, gamma, beta, patch_mean, cov_w, eps, mean, rstd, constants);
   auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add(shifted_images(b, x, patch_mean), {w, b.C, b.K, false});
-  launch_convolution(launch, "conv_pool", conv, b.windows() == 0 ? 0 : b.E,
-                     Pool<T>{y, code, constants, b.h, b.w, b.K});
+  launch_convolution(launch, "conv_pool", conv, b.windows() == 0 ? 0 : b.E, Pool<T>{y, code, constants, b.h, b.w, b.K});
 }
 
 // filters[entry][9C][K] = by_z*w + by_z_dot*w_dot and shift[entry][K], so that at the winners
 //   y_dot = conv(x - shift, filters) + shift
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd, Batch<const T> patch_mean,
-                    Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot, const double* cov_w,
-                    T* filters, T* shifts) {
+    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd,
+                    Batch<const T> patch_mean, Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot,
+                    const double* cov_w, T* filters, T* shifts) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
@@ -103,7 +104,9 @@ __global__ void __launch_bounds__(kThreads)
   const T* const weights_dot = w_dot ? w_dot.at(v.p, v.e) + v.inside : nullptr;
   const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
   const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
-  const auto weight_dot = [&](int j) { return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K]; };
+  const auto weight_dot = [&](int j) {
+    return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K];
+  };
   const auto border = [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); };
   const double product = tap_sum(b, v, weight_dot, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
   const double offset = tap_sum(b, v, weight, border, sums), offset_dot = tap_sum(b, v, weight_dot, border, sums);
@@ -162,7 +165,8 @@ void jvp(const Call& call) {
              rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1),
              patch_cov = batch<const T>(call, 7, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
+  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
+             beta_dot = batch<const T>(call, 10, 2);
   const auto y_dot = batch<T>(call, 11, 2);
 
   Launch launch(call);
@@ -171,8 +175,9 @@ void jvp(const Call& call) {
   T* const filters = launch.scratch<T>(entries * size);
   T* const shifts = launch.scratch<T>(entries * b.K);
   if (b.P > 0) launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
-  launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)),
-         b, w, gamma, rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w, filters, shifts);
+  launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads,
+         shared_size(kThreads * sizeof(double)), b, w, gamma, rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w,
+         filters, shifts);
   auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add(shifted_images(b, x, patch_mean), {{filters, b.E * size, size, false}, b.C, b.K, false});
   launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries,

@@ -1,0 +1,83 @@
+"""CuPy arrays and the compiled CUDA kernels, on CuPy's current stream and in CuPy's memory pool.
+
+CuPy is optional and imported when the first CUDA array is met. Without CuPy, a driver, a device or the extension each
+use raises an error that names what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from ..errors import ArgumentError, DeviceError, DTypeError, ExtensionError, ShapeError
+
+try:
+    from .. import _cuda
+except ImportError as error:
+    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+else:
+    MISSING = None
+    _cuda.set_error_types(ShapeError, DTypeError, ArgumentError)
+
+
+class CudaBackend:
+    """Arrays are CuPy arrays; kernels are queued on the current stream of the arrays' device and never wait."""
+
+    name = "cuda"
+
+    @cached_property
+    def xp(self) -> Any:
+        """The module cupy.
+
+        Raises: DeviceError where CuPy is not installed, or finds no driver and device.
+        """
+        try:
+            cupy = import_module("cupy")
+        except ImportError as error:
+            raise DeviceError(f"cuda: CuPy is missing, expected it because arrays on the GPU are CuPy's ({error}); install "
+                              "hypergrad-engine[cuda13], or [cuda12] for an older driver") from error
+        if not cupy.cuda.is_available():
+            raise DeviceError("cuda: CuPy finds no usable GPU, expected one because an array is to live there; check that "
+                              "nvidia-smi lists a device and that its driver is new enough for this CuPy")
+        return cupy
+
+    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
+        """Queues one kernel; outputs are overwritten in full.
+
+        Args:
+            name: a name of `kernels()`.
+            inputs, outputs: CuPy arrays in the kernel's order, allocated by the caller; None where an optional one is
+                absent.
+            attrs: the kernel's attributes, all of them.
+        Raises: ExtensionError without the compiled extension; DeviceError without a GPU; ShapeError, DTypeError or
+            ArgumentError for a wrong call; RuntimeError where CUDA refuses a launch.
+        Cost: the kernel's; scratch comes from CuPy's pool and goes back when the kernels are queued.
+        """
+        if MISSING is not None:
+            raise ExtensionError(f"{name}: the compiled extension hypergrad._cuda is missing, expected it because the arrays "
+                                 f"are on a GPU ({MISSING}); install from source with nvcc on the PATH")
+        cupy = self.xp
+        arrays = [*inputs, *outputs]
+        with next(a for a in arrays if a is not None).device:
+            _cuda.run(name, arrays, attrs, cupy.cuda.get_current_stream().ptr, lambda n: cupy.empty(n, cupy.uint8))
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """An uninitialised array on the current device."""
+        return self.xp.empty(tuple(shape), dtype)
+
+    def build_info(self) -> dict[str, Any]:
+        """Compiler, runtime, driver and devices of the extension, or why there is none."""
+        return {"missing": MISSING} if MISSING is not None else _cuda.build_info()
+
+    def device_count(self) -> int:
+        """GPUs that the extension can use; 0 without extension, driver or GPU."""
+        return 0 if MISSING is not None else _cuda.device_count()
+
+    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+        """Names of the inputs, outputs and attributes of every kernel; empty without the extension."""
+        return {} if MISSING is not None else _cuda.kernels()
+
+
+CUDA = CudaBackend()

@@ -1,0 +1,66 @@
+"""The CUDA kernels on NumPy arrays, run by the emulator: how they are tested on a machine without a GPU.
+
+Not chosen by `backend_of`; a test puts EMULATED in the host backend's place. Build it with -DHYPERGRAD_EMULATOR=ON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DTypeError, ExtensionError, ShapeError
+
+try:
+    from .. import _emulated
+except ImportError as error:
+    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+else:
+    MISSING = None
+    _emulated.set_error_types(ShapeError, DTypeError, ArgumentError)
+
+_ABSENT = np.empty(0, np.float32)
+
+
+def _scratch(size: int) -> Any:
+    """Scratch full of NaN, so that a kernel that reads what no kernel wrote shows it."""
+    return np.full(size, 0xFF, np.uint8)
+
+
+class EmulatedBackend:
+    """Arrays are NumPy arrays, kernels are the CUDA kernels, one fiber per CUDA thread."""
+
+    name = "emulated"
+    xp: Any = np
+
+    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
+        """Runs one kernel; arguments, errors and outputs as the host backend's.
+
+        Raises: RuntimeError that names the waiting threads, where a kernel's barriers do not fit together or it writes
+            beyond its shared memory.
+        """
+        if MISSING is not None:
+            raise ExtensionError(f"{name}: the emulator hypergrad._emulated is missing, expected it because this is a test "
+                                 f"of the CUDA kernels ({MISSING}); build with -DHYPERGRAD_EMULATOR=ON")
+        arrays = [_ABSENT if a is None else a for a in (*inputs, *outputs)]
+        _emulated.run(name, arrays, attrs, 0, _scratch)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """An uninitialised array."""
+        return np.empty(shape, dtype)
+
+    def set_order(self, order: str) -> None:
+        """Order of threads and blocks: "forward", "reverse" or "shuffle:SEED"."""
+        _emulated.set_order(order)
+
+    def build_info(self) -> dict[str, Any]:
+        """Compiler and thread order, or why there is no emulator."""
+        return {"missing": MISSING} if MISSING is not None else _emulated.build_info()
+
+    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+        """Names of the inputs, outputs and attributes of every kernel; empty without the emulator."""
+        return {} if MISSING is not None else _emulated.kernels()
+
+
+EMULATED = EmulatedBackend()

@@ -1,0 +1,60 @@
+"""Every CUDA kernel under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
+
+Calls are recorded from the kernels' cases and run by a program without Python, in three orders of threads and blocks.
+"""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import test_kernels as suite
+import toolchain
+from test_kernels import CONVOLUTIONS, Problem
+
+from hypergrad.backends.emulated import EMULATED, MISSING
+
+pytestmark = [
+    pytest.mark.sanitizer,
+    pytest.mark.skipif(toolchain.COMPILER is None, reason="needs g++ on the PATH"),
+    pytest.mark.skipif(MISSING is not None, reason=f"build with -DHYPERGRAD_EMULATOR=ON: {MISSING}"),
+]
+ORDERS = ["forward", "reverse", "shuffle:3"]
+BLOCKS = [(1, 2, 5, 7, 2, 16), (2, 3, 7, 5, 5, 33), (1, 1, 22, 20, 36, 8), (1, 5, 3, 3, 3, 5)]
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    """Calls of every kernel, general and vectorised paths, in both precisions."""
+    recorder = toolchain.Recorder()
+    EMULATED.set_order("forward")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "HOST", recorder)
+        for dtype in suite.DTYPES:
+            for sizes in BLOCKS:
+                Problem(sizes, dtype, shared=sizes[1] == 3).everything()
+                Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
+            for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
+                suite.test_convolutions(sizes, dtype)
+    assert recorder.kernels() == set(EMULATED.kernels())
+    return recorder
+
+
+@pytest.mark.parametrize("flags", [toolchain.ADDRESS, toolchain.THREAD], ids=["address,undefined", "thread"])
+def test_kernels_are_clean(flags, recorder, tmp_path):
+    program = toolchain.build(toolchain.DRIVER, flags, tmp_path / "build")
+    recorder.write(tmp_path / "calls")
+    result = subprocess.run(
+        [program, tmp_path / "calls", tmp_path / "outputs", *ORDERS],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "ThreadSanitizer" not in result.stderr
+    for name, expected, actual in recorder.read(tmp_path / "outputs"):
+        if expected.dtype == np.uint8:
+            continue  # which of two nearly equal pixels wins may depend on the compiler's rounding
+        bound = 1e-5 if expected.dtype == np.float32 else 1e-13
+        assert np.abs(actual - expected).max(initial=0) <= bound * max(np.abs(expected).max(initial=0), 1), name
