@@ -1,5 +1,6 @@
 // Arguments of every kernel, shared by the host and the CUDA sources. See registry.h for the notation.
-// A, B, E, P are batch axes (E episodes, P directions); N images, H x W pixels, C input channels, K filters.
+// A, B, E, P are batch axes (E episodes, P directions); N images, H x W pixels, C input channels, K filters or
+// channels.
 #pragma once
 #include "registry.h"
 
@@ -55,6 +56,42 @@ constexpr Signature conv_bn_relu_pool_first_vjp_jvp{
     "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
     " x=E|NHWC w=E|33CK gamma=E|K w_dot?=PE|33CK gamma_dot?=PE|K"
     " -> w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+    ""};
+
+// Batch normalization over M pixels, per episode and channel.
+constexpr Signature batch_norm_value{"batch_norm_value", "x=E|MK gamma=E|K beta=E|K -> y=E|MK mean=E|K rstd=E|K",
+                                     "eps:float"};
+constexpr Signature batch_norm_vjp{
+    "batch_norm_vjp", "y_bar=E|MK mean=E|K rstd=E|K x=E|MK gamma=E|K -> x_bar?=E|MK gamma_bar=E|K beta_bar=E|K", ""};
+constexpr Signature batch_norm_jvp{"batch_norm_jvp",
+                                   "x=E|MK gamma=E|K mean=E|K rstd=E|K x_dot?=PE|MK gamma_dot?=PE|K beta_dot?=PE|K"
+                                   " -> y_dot=PE|MK x_dot_mean=PE|K c=PE|K",
+                                   ""};
+constexpr Signature batch_norm_vjp_jvp{
+    "batch_norm_vjp_jvp",
+    "y_bar=E|MK y_bar_dot?=PE|MK mean=E|K rstd=E|K x=E|MK gamma=E|K x_dot?=PE|MK gamma_dot?=PE|K"
+    " x_dot_mean=PE|K c=PE|K -> x_bar_dot?=PE|MK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+    ""};
+
+// Maximum over size x size windows; Q = H/size by R = W/size of them. A code is the winner's place in its window, row
+// by row. Given the codes the operation is linear: the tangent gathers, the cotangent scatters.
+constexpr Signature max_pool_value{"max_pool_value", "x=E|HWK -> y=E|QRK code:u8=E|QRK", "size:int"};
+constexpr Signature max_pool_jvp{"max_pool_jvp", "x_dot=PE|HWK code:u8=E|QRK -> y_dot=PE|QRK", "size:int"};
+constexpr Signature max_pool_vjp{"max_pool_vjp", "y_bar=PE|QRK code:u8=E|QRK -> x_bar=PE|HWK", "size:int"};
+
+// Cross-entropy of softmax(x w + bias) against labels, N examples of D features, K classes; residual = softmax minus
+// one at the label.
+constexpr Signature linear_cross_entropy_value{"linear_cross_entropy_value",
+                                               "x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK", ""};
+constexpr Signature linear_cross_entropy_vjp{
+    "linear_cross_entropy_vjp", "y_bar=E|N residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K", ""};
+constexpr Signature linear_cross_entropy_jvp{
+    "linear_cross_entropy_jvp",
+    "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K -> y_dot=PE|N z_dot=PE|NK", ""};
+constexpr Signature linear_cross_entropy_vjp_jvp{
+    "linear_cross_entropy_vjp_jvp",
+    "y_bar=E|N y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
+    " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K",
     ""};
 
 }  // namespace signatures

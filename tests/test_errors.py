@@ -133,6 +133,41 @@ BAD = {
         ArgumentError,
         "softmax: axis has 1, expected -1 to 0",
     ),
+    "head sizes": (
+        lambda: hg.linear_cross_entropy(ones(2, 3), ones(4, 2), ones(2), LABELS),
+        ShapeError,
+        "linear_cross_entropy: x has shape (2, 3) and w (4, 2)",
+    ),
+    "head axes": (
+        lambda: hg.linear_cross_entropy(ones(3), ones(3, 2), ones(2), LABELS),
+        ShapeError,
+        "linear_cross_entropy: x has shape (3,)",
+    ),
+    "head episodes": (
+        lambda: hg.linear_cross_entropy(ones(2, 1, 3), ones(4, 3, 2), ones(2), LABELS),
+        ShapeError,
+        "linear_cross_entropy: w has shape (4, 3, 2), expected 2 episodes",
+    ),
+    "head bias": (
+        lambda: hg.linear_cross_entropy(ones(2, 3), ones(3, 2), ones(1, 1, 2), LABELS),
+        ShapeError,
+        "linear_cross_entropy: bias has shape (1, 1, 2), expected (2,) or (1, 2)",
+    ),
+    "head labels": (
+        lambda: hg.linear_cross_entropy(ones(2, 3), ones(3, 2), ones(2), np.array([0, 2])),
+        ArgumentError,
+        "linear_cross_entropy: labels has values 0 to 2, expected 0 to 1 because w has shape (3, 2)",
+    ),
+    "head labels' shape": (
+        lambda: hg.linear_cross_entropy(ones(2, 3), ones(3, 2), ones(2), np.array([0])),
+        ShapeError,
+        "linear_cross_entropy: labels has shape (1,), expected (2,) because x has shape (2, 3)",
+    ),
+    "head labels' dtype": (
+        lambda: hg.linear_cross_entropy(ones(2, 3), ones(3, 2), ones(2), ones(2)),
+        DTypeError,
+        "linear_cross_entropy: labels has dtype float64",
+    ),
     "labels out of range": (
         lambda: hg.softmax_cross_entropy(ones(2, 3), np.array([0, 3])),
         ArgumentError,

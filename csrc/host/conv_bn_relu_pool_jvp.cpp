@@ -1,48 +1,11 @@
 // conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot) with mean(z_dot) and c = mean(xhat*z_dot), then y_dot
 // at the stored winners. A task owns z_dot and y_dot of a few images of one direction and episode.
 //   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
-#include "block.h"
+#include "moments.h"
 
 namespace hg {
 namespace HG_SIMD {
 namespace {
-
-// part rows: mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
-template <class T>
-void moments(const Block& b, const T* z, const T* z_dot, int64_t pixels, const T* mean, double* part) {
-  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
-    constexpr bool F = decltype(full)::value;
-    constexpr int V = kLanes<T>;
-    double sum[V] = {}, rest[V] = {}, product[V] = {}, deviation[V] = {};
-    for (int64_t i = 0; i < pixels; i += kFlush) {
-      Vec<T> s{};
-      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) s += load<T, F>(z_dot + j * b.K + k, lanes);
-      add_lanes<T>(sum, s);
-    }
-    const Vec<T> m = load(mean + k);
-    Vec<T> near;
-    for (int v = 0; v < V; ++v) near[v] = static_cast<T>(sum[v] / static_cast<double>(pixels));
-    for (int64_t i = 0; i < pixels; i += kFlush) {
-      Vec<T> r{}, p{}, d{};
-      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) {
-        const Vec<T> dz = load<T, F>(z + j * b.K + k, lanes) - m;
-        const Vec<T> dd = load<T, F>(z_dot + j * b.K + k, lanes) - near;
-        r += dd;
-        p += dz * dd;
-        d += dz;
-      }
-      add_lanes<T>(rest, r);
-      add_lanes<T>(product, p);
-      add_lanes<T>(deviation, d);
-    }
-    for (int v = 0; v < V; ++v) {
-      const double off = rest[v] / static_cast<double>(pixels);
-      part[k + v] = static_cast<double>(near[v]) + off;
-      part[b.Kp + k + v] = product[v] - off * deviation[v];
-      part[2 * b.Kp + k + v] = deviation[v];
-    }
-  });
-}
 
 template <class T>
 void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z_dot, const T* s, T* y_dot) {
@@ -89,7 +52,6 @@ void jvp(const Call& call) {
             parts + t.part * 3 * b.Kp);
   });
 
-  const double M = static_cast<double>(higher(1, b.pixels()));
   T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);
   for (int64_t pe = 0; pe < b.P * b.E; ++pe) {
     const int64_t p = pe / b.E, e = pe % b.E;
@@ -97,18 +59,10 @@ void jvp(const Call& call) {
       T* const s = scalars + pe * 5 * b.Kp + k;
       for (int i = 0; i < 5; ++i) s[i * b.Kp] = T(0);
       if (k >= b.K) continue;
-      double total = 0, product = 0;
-      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
-        const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
-        total += count == 0 ? 0.0 : parts[(pe * b.chunks + chunk) * 3 * b.Kp + k] * count;
-      }
-      const double m_dot = total / M;
-      for (int64_t chunk = 0; chunk < b.chunks && b.pixels() > 0; ++chunk) {
-        const double* part = parts + (pe * b.chunks + chunk) * 3 * b.Kp + k;
-        product += part[b.Kp] + (part[0] - m_dot) * part[2 * b.Kp];
-      }
+      const Moments of = merge_moments(b, parts, pe, k);
       const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
-      const double c = r * product / M, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      const double c = r * of.product, m_dot = of.mean,
+                   g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
       z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(m_dot);
       c_out.at(p, e)[k] = static_cast<T>(c);
       s[0] = mean.at(e)[k];

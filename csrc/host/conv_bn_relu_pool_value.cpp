@@ -1,42 +1,10 @@
 // conv_bn_relu_pool_value: z = conv(x, w) is written once, with its statistics; a second pass normalizes and pools.
 // A task owns z, y and code of a few images of one episode.
-#include "block.h"
+#include "moments.h"
 
 namespace hg {
 namespace HG_SIMD {
 namespace {
-
-// Mean and sum of squared deviations of each channel over some pixels, by two passes over them.
-template <class T>
-void statistics(const T* z, int64_t pixels, const Block& b, double* mean, double* m2) {
-  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
-    constexpr bool F = decltype(full)::value;
-    constexpr int V = kLanes<T>;
-    double sum[V] = {}, rest[V] = {}, squares[V] = {};
-    for (int64_t i = 0; i < pixels; i += kFlush) {
-      Vec<T> s{};
-      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) s += load<T, F>(z + j * b.K + k, lanes);
-      add_lanes<T>(sum, s);
-    }
-    Vec<T> near;  // the mean, rounded: differences to it are small and are corrected below
-    for (int v = 0; v < V; ++v) near[v] = static_cast<T>(sum[v] / static_cast<double>(pixels));
-    for (int64_t i = 0; i < pixels; i += kFlush) {
-      Vec<T> r{}, q{};
-      for (int64_t j = i; j < lower(i + kFlush, pixels); ++j) {
-        const Vec<T> d = load<T, F>(z + j * b.K + k, lanes) - near;
-        r += d;
-        q += d * d;
-      }
-      add_lanes<T>(rest, r);
-      add_lanes<T>(squares, q);
-    }
-    for (int v = 0; v < V; ++v) {
-      const double off = rest[v] / static_cast<double>(pixels);
-      mean[k + v] = static_cast<double>(near[v]) + off;
-      m2[k + v] = squares[v] - rest[v] * off;
-    }
-  });
-}
 
 template <class T>
 void value(const Call& call) {
@@ -66,18 +34,9 @@ void value(const Call& call) {
       T* const s = scalars + e * 3 * b.Kp + k;
       s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
       if (k >= b.K) continue;
-      double n = 0, m = 0, m2 = 0;
-      for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {  // Chan, Golub & LeVeque 1979
-        const double* part = parts + (e * b.chunks + chunk) * 2 * b.Kp + k;
-        const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
-        if (count == 0) continue;
-        const double d = part[0] - m, all = n + count;
-        m += d * count / all;
-        m2 += part[b.Kp] + d * d * n * count / all;
-        n = all;
-      }
-      const T r = static_cast<T>(inverse_root((n > 0 ? m2 / n : 0.0) + eps));
-      mean.at(e)[k] = s[0] = static_cast<T>(m);
+      const Statistics of = merge_statistics(b, parts, e, k);
+      const T r = static_cast<T>(inverse_root(of.variance + eps));
+      mean.at(e)[k] = s[0] = static_cast<T>(of.mean);
       rstd.at(e)[k] = r;
       s[b.Kp] = gamma.at(e)[k] * r;
       s[2 * b.Kp] = beta.at(e)[k];

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..bilevel import full_batch
 from ..errors import ArgumentError
-from ..ops import exp, matmul, mean, softmax_cross_entropy, sqrt
+from ..ops import exp, linear_cross_entropy, matmul, mean, reshape, sqrt
 from ..ops import sum as sum_
 from ..optimizers import SGD
 from ..passes.unroll import unroll
@@ -158,9 +158,8 @@ class HyperRepresentation:
         """
         support, query = self.represent(hparams, episodes)
         w = self.adapt(hparams, self.zero_model(support), support, episodes.support_labels, self.n_steps)
-        logits = ground_logits(w, query)
-        loss = mean(softmax_cross_entropy(logits, episodes.query_labels))
-        return loss, accuracy(logits, episodes.query_labels)
+        loss = mean(ground_losses(w, query, episodes.query_labels))
+        return loss, accuracy(w, query, episodes.query_labels)
 
     def sweep(
         self, hparams: Mapping[str, Any], episodes: EpisodeBatch, steps: Sequence[int]
@@ -177,9 +176,8 @@ class HyperRepresentation:
         for n_steps in steps:
             if n_steps > done:  # plain gradient descent has no state but w, so a run can be continued from it
                 w, done = self.adapt(hparams, w, support, episodes.support_labels, n_steps - done), n_steps
-            logits = ground_logits(w, query)
-            losses.append(mean(softmax_cross_entropy(logits, episodes.query_labels), axis=-1).value)
-            accuracies.append(accuracy(logits, episodes.query_labels))
+            losses.append(mean(ground_losses(w, query, episodes.query_labels), axis=-1).value)
+            accuracies.append(accuracy(w, query, episodes.query_labels))
         return np.stack(losses, axis=1), np.stack(accuracies, axis=1)
 
 
@@ -195,22 +193,24 @@ def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
         labels: (E, S).
     Returns: a scalar Tensor. Cost: 2*E*S*D*n_way flop.
     """
-    losses = softmax_cross_entropy(ground_logits(w, hparams["features"]), labels)
-    return sum_(mean(losses, axis=-1))
+    return sum_(mean(ground_losses(w, hparams["features"], labels), axis=-1))
 
 
-def ground_logits(w: Any, inputs: Any) -> Tensor:
-    """Logits (E, N, n_way) of the ground model `w` on features (E, N, D). Cost: 2*E*N*D*n_way flop."""
-    logits: Tensor = matmul(inputs, w["weight"]) + w["bias"]
-    return logits
+def ground_losses(w: Any, inputs: Any, labels: Array) -> Tensor:
+    """Cross-entropies (E, N) of the ground model `w` on features (E, N, D). Cost: 2*E*N*D*n_way flop."""
+    episodes, _, n_way = w["bias"].shape
+    return linear_cross_entropy(inputs, w["weight"], reshape(w["bias"], (episodes, n_way)), labels)
 
 
-def accuracy(logits: Tensor, labels: Array) -> Array:
-    """Share of right answers per episode.
+def accuracy(w: Any, inputs: Tensor, labels: Array) -> Array:
+    """Share of right answers of the ground model per episode, off the tape.
 
-    Args: logits (E, N, n_way); labels (E, N). Returns: float64 (E,).
+    Args: w: as in `inner_loss`, arrays or Tensors; inputs: (E, N, D); labels: (E, N). Returns: float64 (E,).
+    Cost: 2*E*N*D*n_way flop.
     """
-    hits: Array = np.mean(np.argmax(logits.value, axis=-1) == labels, axis=-1)
+    weight, bias = (p.value if isinstance(p, Tensor) else p for p in (w["weight"], w["bias"]))
+    logits = (matmul(inputs.value, weight) + bias).value
+    hits: Array = np.mean(np.argmax(logits, axis=-1) == labels, axis=-1)
     return hits
 
 

@@ -2,8 +2,8 @@
 
 from . import operators as _operators  # noqa: F401  (puts +, -, [] and the like on Tensor)
 from .arrays import broadcast_to, concatenate, reshape, stack, take, transpose
-from .block import batch_norm, conv_bn_relu_pool
-from .conv import avg_pool2d, conv2d, max_pool2d
+from .block import conv_bn_relu_pool
+from .conv import conv2d
 from .elementwise import (
     abs,
     add,
@@ -25,12 +25,15 @@ from .elementwise import (
     tanh,
     where,
 )
+from .head import linear_cross_entropy
 from .linalg import einsum, linear, matmul
+from .norm import batch_norm
+from .pooling import avg_pool2d, max_pool2d
 from .reductions import logsumexp, max, mean, softmax, softmax_cross_entropy, sum
 
 __all__ = [
     "abs", "add", "avg_pool2d", "batch_norm", "broadcast_to", "concatenate", "conv2d", "conv_bn_relu_pool", "divide", "dropout",
-    "einsum", "exp", "linear", "log", "log1p", "logsumexp", "matmul", "max", "max_pool2d", "maximum", "mean", "minimum", "multiply",
-    "negative", "power", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy", "softplus", "sqrt", "stack", "subtract",
-    "sum", "take", "tanh", "transpose", "where",
+    "einsum", "exp", "linear", "linear_cross_entropy", "log", "log1p", "logsumexp", "matmul", "max", "max_pool2d", "maximum",
+    "mean", "minimum", "multiply", "negative", "power", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy",
+    "softplus", "sqrt", "stack", "subtract", "sum", "take", "tanh", "transpose", "where",
 ]

@@ -1,4 +1,4 @@
-"""Batch normalisation, and the fused block conv 3x3 -> batch norm -> ReLU -> max-pool 2x2 with its four kernel rungs.
+"""The fused block conv 3x3 -> batch norm -> ReLU -> max-pool 2x2 with its four kernel rungs.
 
 Formulas of the rungs: with z the convolution, s = (var + eps)^-1/2 and x_hat = s (z - mean) per channel and episode,
 
@@ -18,51 +18,16 @@ from ..backends import Array, Backend, backend_of
 from ..errors import ArgumentError, ShapeError
 from ..rules import Fused
 from ..tape import Tensor, to_tensors
-from .arrays import broadcast_to, reshape
-from .conv import conv2d, max_pool2d
-from .elementwise import add, divide, multiply, relu, sqrt, subtract
-from .reductions import mean
+from .arrays import reshape
+from .conv import conv2d
+from .elementwise import relu
+from .layout import like, optional, rows, with_episodes
+from .norm import batch_norm
+from .pooling import max_pool2d
 
 FIRST_BLOCK_CHANNELS = 4  # up to here a pixel's 9C x 9C covariance costs less than storing and re-reading z
 Attrs = dict[str, Any]
 Saved = dict[str, Any]
-
-
-def _per_channel(name: str, argument: str, p: Tensor, x: Tensor, channels: int) -> Tensor:
-    """gamma or beta, (K,) or (E, K), shaped to broadcast with (..., N, H, W, K)."""
-    if p.shape == (channels,):
-        return p
-    if p.ndim == 2 and x.ndim >= 5 and p.shape == (x.shape[-5], channels):
-        return reshape(p, (p.shape[0], 1, 1, 1, channels))
-    raise ShapeError(f"{name}: {argument} has shape {p.shape}, expected ({channels},) or (episodes, {channels}) "
-                     f"because x has shape {x.shape}")
-
-
-def batch_norm(x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
-    """Normalisation by the statistics of the batch, over (N, H, W), per channel and per episode.
-
-    y = gamma * (x - mean) / sqrt(var + eps) + beta, var being the mean squared deviation.
-
-    Args:
-        x: (..., N, H, W, C); every leading axis in front of N is an episode of its own.
-        gamma, beta: (C,), or (E, C) for one set per episode.
-        eps: added to the variance, > 0.
-    Returns: Tensor like x.
-    Raises: ShapeError, DTypeError, ArgumentError for eps <= 0.
-    Rules: composed; any order.
-    Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
-    """
-    x, gamma, beta = to_tensors("batch_norm", [x, gamma, beta])
-    if x.ndim < 4 or not x.size:
-        raise ShapeError(f"batch_norm: x has shape {x.shape}, expected (..., N, H, W, C) with at least one element")
-    if not eps > 0:
-        raise ArgumentError(f"batch_norm: eps has {eps}, expected > 0 because a channel may be constant")
-    gamma = _per_channel("batch_norm", "gamma", gamma, x, x.shape[-1])
-    beta = _per_channel("batch_norm", "beta", beta, x, x.shape[-1])
-    axes = (x.ndim - 4, x.ndim - 3, x.ndim - 2)
-    centred = subtract(x, mean(x, axis=axes, keepdims=True))
-    var = mean(multiply(centred, centred), axis=axes, keepdims=True)
-    return add(multiply(divide(centred, sqrt(add(var, eps))), gamma), beta)
 
 
 def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
@@ -85,22 +50,8 @@ def _code(b: Backend, x: Array, k: int) -> dict[str, Array]:
     return {"code": b.empty(_pooled(x, k), "uint8"), "mean": b.empty((e, k), x.dtype), "rstd": b.empty((e, k), x.dtype)}
 
 
-def _rows(b: Backend, values: list[Array]) -> list[Array]:
-    """The arrays with every episode contiguous; the episode axis itself may have any stride."""
-    return [v if v[0].flags.c_contiguous else b.xp.ascontiguousarray(v) for v in values]
-
-
-def _optional(b: Backend, dot: Array | None) -> Array | None:
-    """Tangents in the kernels' layout; None says zero."""
-    return None if dot is None else b.xp.ascontiguousarray(dot)
-
-
-def _like(b: Backend, count: int, *arrays: Array) -> list[Array]:
-    return [b.empty((count, *a.shape), a.dtype) for a in arrays]
-
-
 def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
-    x, w, gamma, beta = _rows(b, values)
+    x, w, gamma, beta = rows(b, values)
     k = w.shape[-1]
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
     saved["z"] = b.empty((*x.shape[:-1], k), x.dtype)
@@ -109,18 +60,18 @@ def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
-    x, w, gamma, _ = _rows(b, values)
+    x, w, gamma, _ = rows(b, values)
     bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
     b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars)
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    x, w, gamma, _ = _rows(b, values)
+    x, w, gamma, _ = rows(b, values)
     count = next(d.shape[0] for d in dots if d is not None)
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
-    z_dot, mean_dot, c = _like(b, count, saved["z"], saved["mean"], saved["mean"])
-    given = [_optional(b, d) for d in dots]
+    z_dot, mean_dot, c = like(b, count, saved["z"], saved["mean"], saved["mean"])
+    given = [optional(b, d) for d in dots]
     b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c])
     saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
     return y_dot
@@ -128,12 +79,12 @@ def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs
 
 def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
              attrs: Attrs, saved: Saved) -> list[Array | None]:
-    x, w, gamma, _ = _rows(b, values)
+    x, w, gamma, _ = rows(b, values)
     count = saved["c"].shape[0]
     outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    given = [_optional(b, d) for d in dots[:3]]
+    given = [optional(b, d) for d in dots[:3]]
     b.run("conv_bn_relu_pool_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
+          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
            *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs)
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
@@ -146,7 +97,7 @@ def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
 
 
 def _first_value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
-    (w, gamma, beta), x = _rows(b, values), attrs["x"]
+    (w, gamma, beta), x = rows(b, values), attrs["x"]
     k = w.shape[-1]
     m, cov = _patch_statistics(b, x)
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
@@ -158,29 +109,29 @@ _FIRST_SAVED = ("code", "mean", "rstd", "patch_mean", "patch_cov")
 
 
 def _first_vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
-    w, gamma, _ = _rows(b, values)
+    w, gamma, _ = rows(b, values)
     bars = [b.empty(v.shape, v.dtype) for v in values]
     b.run("conv_bn_relu_pool_first_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in _FIRST_SAVED), attrs["x"], w, gamma], bars)
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
 def _first_jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    (w, gamma, _), x = _rows(b, values), attrs["x"]
+    (w, gamma, _), x = rows(b, values), attrs["x"]
     count = next(d.shape[0] for d in dots if d is not None)
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
-    given = [_optional(b, d) for d in dots]
+    given = [optional(b, d) for d in dots]
     b.run("conv_bn_relu_pool_first_jvp", [x, w, gamma, *(saved[n] for n in _FIRST_SAVED), *given], [y_dot])
     return y_dot
 
 
 def _first_vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
                    attrs: Attrs, saved: Saved) -> list[Array | None]:
-    (w, gamma, _), x = _rows(b, values), attrs["x"]
+    (w, gamma, _), x = rows(b, values), attrs["x"]
     count = next(d.shape[0] for d in [*dots, y_bar_dot] if d is not None)
-    outs = _like(b, count, *values)
-    given = [_optional(b, d) for d in dots[:2]]
+    outs = like(b, count, *values)
+    given = [optional(b, d) for d in dots[:2]]
     b.run("conv_bn_relu_pool_first_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), _optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
+          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
@@ -220,16 +171,10 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     for name, p in (("gamma", gamma), ("beta", beta)):
         if p.shape not in ((k,), (episodes, k)):
             raise ShapeError(f"conv_bn_relu_pool: {name} has shape {p.shape}, expected ({k},) or ({episodes}, {k})")
-    wide = [_with_episodes(p, episodes, ndim) for p, ndim in ((w, 5), (gamma, 2), (beta, 2))]
+    wide = [with_episodes(p, episodes, ndim) for p, ndim in ((w, 5), (gamma, 2), (beta, 2))]
     images = reshape(x, (1, *x.shape)) if x.ndim == 4 else x
     if is_data and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
         y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), eps=float(eps))
     else:
         y = _block(images, *wide, eps=float(eps))
     return reshape(y, y.shape[1:]) if x.ndim == 4 else y
-
-
-def _with_episodes(p: Tensor, episodes: int, ndim: int) -> Tensor:
-    """A parameter with the episode axis; shared ones are broadcast by strides, and the transpose sums over episodes."""
-    p = p if p.ndim == ndim else reshape(p, (1, *p.shape))
-    return p if p.shape[0] == episodes else broadcast_to(p, (episodes, *p.shape[1:]))

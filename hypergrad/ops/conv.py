@@ -1,4 +1,4 @@
-"""Convolution and pooling, channels last. The three convolution kernels are closed under differentiation."""
+"""Convolution, channels last. The three convolution kernels are closed under differentiation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from ..backends import Array, Backend
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, bilinear
 from ..tape import Tensor, to_tensors
-from .arrays import getitem, pick, reshape, transpose
-from .reductions import mean
+from .arrays import reshape
 
 Pair = tuple[int, int]
 
@@ -106,34 +105,3 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
         return conv2d_fprop(x, w, **attrs)
     flat = conv2d_fprop(reshape(x, (-1, *x.shape[-3:])), w, **attrs)  # shared filters: every image is one batch
     return reshape(flat, (*x.shape[:-3], *flat.shape[-3:]))
-
-
-def _windows(name: str, x: Any, size: int) -> Tensor:
-    """The pooling windows on a new last axis, (..., P, Q, C, size*size); rows and columns that do not fill one are dropped."""
-    (x,) = to_tensors(name, [x])
-    if x.ndim < 3 or size < 1 or min(x.shape[-3:-1]) < size:
-        raise ShapeError(f"{name}: x has shape {x.shape}, expected (..., H, W, C) with H and W at least "
-                         f"size={size} because a window must fit")
-    p, q, n = x.shape[-3] // size, x.shape[-2] // size, x.ndim - 3
-    x = getitem(x, (..., slice(p * size), slice(q * size), slice(None)))
-    x = reshape(x, (*x.shape[:-3], p, size, q, size, x.shape[-1]))
-    x = transpose(x, (*range(n), n, n + 2, n + 4, n + 1, n + 3))
-    return reshape(x, (*x.shape[:-2], size * size))
-
-
-def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
-    """Maximum over size x size windows that do not overlap.
-
-    Args:
-        x: (..., H, W, C).
-        size: window and stride in pixels, >= 1; rows and columns that do not fill a window are dropped.
-    Returns: Tensor, (..., H//size, W//size, C). Among equal pixels the first (row by row) gets the derivative.
-    Raises: ShapeError if no window fits.
-    """
-    windows = _windows("max_pool2d", x, size)
-    return pick(windows, index=windows.value.argmax(axis=-1))
-
-
-def avg_pool2d(x: Any, *, size: int = 2) -> Tensor:
-    """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`."""
-    return mean(_windows("avg_pool2d", x, size), axis=-1)

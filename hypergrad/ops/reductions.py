@@ -132,6 +132,23 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
     return out if back[-1] == moved.ndim - 1 else transpose(out, back)
 
 
+def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: str, range_reason: str) -> Array:
+    """Labels as an integer array on x's device, of x's shape without the last axis, each below `classes`.
+
+    Raises: DTypeError for labels that are no integers; ShapeError for another shape; ArgumentError for a label out of range.
+    """
+    labels = labels.value if isinstance(labels, Tensor) else labels
+    index = backend_of(x.value).xp.asarray(labels)
+    if index.dtype.kind not in "iu":
+        raise DTypeError(f"{name}: labels has dtype {index.dtype}, expected integers because they index classes; convert with astype")
+    if index.shape != x.shape[:-1]:
+        raise ShapeError(f"{name}: labels has shape {index.shape}, expected {x.shape[:-1]} because {shape_reason}")
+    if index.size and (int(index.min()) < 0 or int(index.max()) >= classes):
+        raise ArgumentError(f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
+                            f"because {range_reason}; renumber the classes")
+    return index
+
+
 def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     """Cross-entropy of softmax(logits) against integer labels, one loss per example, in nats.
 
@@ -144,17 +161,8 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     Cost: about 10 flop a logit.
     """
     (z,) = to_tensors("softmax_cross_entropy", [logits])
-    labels = labels.value if isinstance(labels, Tensor) else labels
-    index = backend_of(z.value).xp.asarray(labels)
-    if index.dtype.kind not in "iu":
-        raise DTypeError(f"softmax_cross_entropy: labels has dtype {index.dtype}, expected integers because they index classes; "
-                         "convert with astype")
     if not z.ndim:
         raise ShapeError("softmax_cross_entropy: logits has shape (), expected (..., K) because the last axis holds the classes")
-    if index.shape != z.shape[:-1]:
-        raise ShapeError(f"softmax_cross_entropy: labels has shape {index.shape}, expected {z.shape[:-1]} "
-                         f"because logits has shape {z.shape}")
-    if index.size and (int(index.min()) < 0 or int(index.max()) >= z.shape[-1]):
-        raise ArgumentError(f"softmax_cross_entropy: labels has values {int(index.min())} to {int(index.max())}, expected 0 to "
-                            f"{z.shape[-1] - 1} because logits has {z.shape[-1]} classes; renumber the classes")
+    index = class_labels("softmax_cross_entropy", labels, z, z.shape[-1], f"logits has shape {z.shape}",
+                         f"logits has {z.shape[-1]} classes")
     return subtract(logsumexp(z), pick(z, index=index))

@@ -8,10 +8,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import test_fused
 import test_kernels as suite
 import toolchain
 from test_kernels import CONVOLUTIONS, Problem
 
+import hypergrad as hg
+from hypergrad import backends
 from hypergrad.backends.emulated import EMULATED, MISSING
 
 pytestmark = [
@@ -36,6 +39,12 @@ def recorder():
                 Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
             for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
                 suite.test_convolutions(sizes, dtype)
+        patch.setattr(EMULATED, "run", recorder.run, raising=False)
+        patch.setattr(backends, "HOST", EMULATED)
+        for case in test_fused.SMALL:
+            for dtype in suite.DTYPES:
+                args, w = test_fused.setting(case, dtype)
+                hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))  # all four rungs
     assert recorder.kernels() == set(EMULATED.kernels())
     return recorder
 

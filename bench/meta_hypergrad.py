@@ -1,0 +1,160 @@
+"""hypergrad's own meta-steps, on the host and on the GPU, run operation by operation or captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from meta_problems import EPS, INNER_STEP, Arrays, Sizes, Step, Variant
+
+import hypergrad as hg
+
+
+class Unsupported(RuntimeError):
+    """This version, or this machine, has no such variant."""
+
+
+def _network(w: Mapping[str, Any], images: Any, sizes: Sizes) -> Any:
+    x = images
+    for i in range(sizes.blocks):
+        x = hg.conv_bn_relu_pool(x, w[f"w{i}"], w[f"gamma{i}"], w[f"beta{i}"], eps=EPS)
+    return hg.reshape(x, (*images.shape[:2], sizes.features))
+
+
+def _loss(features: Any, weight: Any, bias: Any, labels: Any) -> Any:
+    """Mean loss of every episode, (E,)."""
+    return hg.mean(hg.softmax_cross_entropy(hg.matmul(features, weight) + bias, labels), axis=-1)
+
+
+def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
+    """params -> mean query loss."""
+    dtype = data["support"].dtype
+    shapes = {"weight": (sizes.episodes, sizes.features, sizes.ways), "bias": (sizes.episodes, 1, sizes.ways)}
+    zero = {name: xp.zeros(shape, dtype) for name, shape in shapes.items()}
+
+    def inner(w: Any, hparams: Any, labels: Any) -> Any:
+        return hg.sum(_loss(hparams["features"], w["weight"], w["bias"], labels))
+
+    def meta_loss(p: Any) -> Any:
+        support, query = (_network(p, data[part], sizes) for part in ("support", "query"))
+        steps = hg.full_batch(data["support_labels"], sizes.steps)
+        w = hg.unroll(inner, zero, {"features": support}, steps, optimizer=hg.SGD(lr=p["lr"]))
+        return hg.mean(_loss(query, w["weight"], w["bias"], data["query_labels"]))
+
+    return meta_loss
+
+
+def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
+    """params -> mean query loss after every episode's own T steps."""
+    def episode_losses(w: Any, part: str) -> Any:
+        return _loss(_network(w, data[part], sizes), w["head"], w["bias"], data[f"{part}_labels"])
+
+    def inner(w: Any, hparams: Any, batch: Any) -> Any:
+        return hg.sum(episode_losses(w, "support"))
+
+    def meta_loss(p: Any) -> Any:
+        start = {name: hg.broadcast_to(a, (sizes.episodes, *a.shape)) for name, a in p.items() if name != "bias"}
+        start["bias"] = hg.broadcast_to(p["bias"], (sizes.episodes, 1, sizes.ways))
+        w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
+        return hg.mean(episode_losses(w, "query"))
+
+    return meta_loss
+
+
+class _OnHost:
+    def __init__(self, loss: Callable[[Any], Any], params: Arrays) -> None:
+        self.step, self.params = hg.value_and_grad(loss), params
+        self.peak: int | None = None
+
+    def run(self) -> Any:
+        return self.step(self.params)
+
+    def wait(self) -> None:
+        """Host kernels have returned."""
+
+    def result(self, out: Any) -> tuple[float, Arrays]:
+        return float(out[0]), {name: np.asarray(g) for name, g in out[1].items()}
+
+    def peak_bytes(self) -> int | None:
+        if self.peak is None:  # in a run of its own: tracing costs time
+            tracemalloc.start()
+            self.run()
+            self.peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return self.peak
+
+
+class _OnGpu:
+    def __init__(self, step: Callable[[Any], Any], params: Arrays, cupy: Any) -> None:
+        self.step, self.params, self.cupy, self.most = step, params, cupy, _most_bytes(cupy)
+
+    def run(self) -> Any:
+        return self.step(self.params)
+
+    def wait(self) -> None:
+        self.cupy.cuda.get_current_stream().synchronize()
+
+    def result(self, out: Any) -> tuple[float, Arrays]:
+        return float(out[0]), {name: self.cupy.asnumpy(g) for name, g in out[1].items()}
+
+    def peak_bytes(self) -> int | None:
+        with self.most:
+            self.run()
+            self.wait()
+        return int(self.most.peak)
+
+
+def _most_bytes(cupy: Any) -> Any:
+    """A hook of CuPy's pool that knows the most bytes in use at once, those in use before included."""
+
+    class Most(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        name = "most bytes"
+        peak = 0
+
+        def malloc_postprocess(self, **what: Any) -> None:
+            self.peak = max(self.peak, cupy.get_default_memory_pool().used_bytes())
+
+    return Most()
+
+
+def _optional(name: str) -> Any:
+    """A part of hypergrad that not every version has."""
+    found = getattr(hg, name, None)
+    if found is None:
+        raise Unsupported(f"this version of hypergrad has no {name}")
+    return found
+
+
+def _make(problem: str, sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
+    return (maml if problem == "maml" else hyper_representation)(sizes, data, xp)
+
+
+def _host(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
+    if tf32:
+        raise Unsupported("the host has no tf32")
+    return _OnHost(_make(problem, sizes, data, np), params)
+
+
+def _gpu(captured: bool) -> Variant:
+    def make(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
+        if device != "cuda":
+            raise Unsupported("runs on a GPU only")
+        cupy = import_module("cupy")
+        precision = _optional("precision") if tf32 else None
+        on_gpu = {name: cupy.asarray(a) for name, a in data.items()}
+        value_and_grad = hg.value_and_grad(_make(problem, sizes, on_gpu, cupy))
+
+        def step(p: Any) -> Any:
+            with precision("tf32") if precision else contextlib.nullcontext():
+                return value_and_grad(p)
+
+        return _OnGpu(_optional("capture")(step) if captured else step, {name: cupy.asarray(a) for name, a in params.items()}, cupy)
+
+    return make
+
+
+VARIANTS: dict[str, Variant] = {"hypergrad host": _host, "hypergrad": _gpu(False), "hypergrad captured": _gpu(True)}

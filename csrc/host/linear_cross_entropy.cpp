@@ -1,0 +1,336 @@
+// linear_cross_entropy: softmax cross-entropy of x w + bias against labels, in four rungs. Weights are packed as K rows
+// of D, so that every loop runs along the features, however few the classes. With residual = softmax - one_hot(label):
+//   z_bar = y_bar*residual;  x_bar = z_bar w';  w_bar = x' z_bar;  bias_bar = sum over examples of z_bar
+//   z_dot = x_dot w + x w_dot + bias_dot;  y_dot = sum over classes of residual*z_dot
+//   z_bar_dot = y_bar_dot*residual + y_bar*softmax*(z_dot - sum over classes of softmax*z_dot)
+//   x_bar_dot = z_bar_dot w' + z_bar w_dot';  w_bar_dot = x_dot' z_bar + x' z_bar_dot
+// A task of the value and of the jvp owns a few examples, one of the others a band of features.
+#include <cmath>
+
+#include "simd.h"
+
+namespace hg {
+namespace HG_SIMD {
+namespace {
+
+constexpr int64_t kFlush = 64;                       // vectors or examples added in T before a sum goes on in double
+constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
+enum Slot : int { kSlotLogits = 0, kSlotW = kSharedSlots, kSlotWDot, kSlotZBar, kSlotZBarDot };
+
+// As parallel_for; calls too small to be worth waking a thread stay on this one.
+template <class Body>
+void spread(int64_t tasks, int64_t products, const Body& body) {
+  if (products > kTaskProducts * 4)
+    parallel_for(tasks, body);
+  else
+    for (int64_t i = 0; i < tasks; ++i) body(i);
+}
+
+struct Head {
+  int64_t P, E, N, D, K;
+  int64_t Dp;             // D rounded up to whole vectors: the length of a packed row
+  int64_t chunk, chunks;  // examples per task, tasks per episode
+  int64_t band, bands;    // features per task, tasks per episode
+  int64_t products() const { return E * N * D * K; }
+};
+
+template <class T>
+Head head_of(const Call& call) {
+  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
+  Head h{dim('P'), dim('E'), dim('N'), dim('D'), dim('K'), 0, 0, 0, 0, 0};
+  h.Dp = round_up(h.D, kLanes<T>);
+  h.chunk = higher(1, lower(h.N, kTaskProducts / higher(1, h.D * h.K)));
+  h.chunks = ceil_div(h.N, h.chunk);
+  h.band = round_up(higher(256, kTaskProducts / higher(1, h.N * h.K)), kLanes<T>);
+  h.bands = ceil_div(h.D, h.band);
+  return h;
+}
+
+// Weights as K rows of Dp, zeros after D; shared ones (stride 0) once.
+template <class T>
+struct Rows {
+  const T* data = nullptr;
+  int64_t size = 0, along_p = 1, along_e = 1;
+  const T* at(int64_t p, int64_t e) const {
+    return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size;
+  }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+template <class T>
+Rows<T> pack(const Head& h, const Batch<const T>& w, int64_t P, int slot) {
+  Rows<T> rows;
+  if (!w) return rows;
+  rows.along_p = w.stride_0 == 0 ? lower(1, P) : P;
+  rows.along_e = w.stride_1 == 0 ? lower(1, h.E) : h.E;
+  rows.size = h.K * h.Dp;
+  const int64_t count = rows.along_p * rows.along_e;
+  T* const out = scratch_of<T>(slot, count * rows.size + 1);
+  spread(count, count * rows.size, [&](int64_t i) {
+    const T* const from = w.at(i / rows.along_e, i % rows.along_e);
+    for (int64_t k = 0; k < h.K; ++k) {
+      T* const to = out + i * rows.size + k * h.Dp;
+      for (int64_t d = 0; d < h.D; ++d) to[d] = from[d * h.K + k];
+      for (int64_t d = h.D; d < h.Dp; ++d) to[d] = T(0);
+    }
+  });
+  rows.data = out;
+  return rows;
+}
+
+// out[i*K + k] += x_i . w_k for I examples and J classes.
+template <class T, int I, int J>
+HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, double* out) {
+  constexpr int64_t V = kLanes<T>;
+  double total[I][J] = {};
+  const int64_t whole = h.D / V * V;
+  for (int64_t d0 = 0; d0 < h.D; d0 += kFlush * V) {
+    Vec<T> acc[I][J] = {};
+    for (int64_t d = d0; d < lower(whole, d0 + kFlush * V); d += V)
+      for (int i = 0; i < I; ++i) {
+        const Vec<T> v = load(x + i * h.D + d);
+        for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + d);
+      }
+    if (whole < h.D && d0 + kFlush * V > whole)
+      for (int i = 0; i < I; ++i) {
+        const Vec<T> v = load<T, false>(x + i * h.D + whole, static_cast<int>(h.D - whole));
+        for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + whole);
+      }
+    for (int i = 0; i < I; ++i)
+      for (int j = 0; j < J; ++j)
+        for (int v = 0; v < V; ++v) total[i][j] += static_cast<double>(acc[i][j][v]);
+  }
+  for (int i = 0; i < I; ++i)
+    for (int j = 0; j < J; ++j) out[i * h.K + j] += total[i][j];
+}
+
+// out[n, k] += x w for n examples.
+template <class T>
+void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out) {
+  int64_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    int64_t k = 0;
+    for (; k + 4 <= h.K; k += 4) dot_tile<T, 2, 4>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
+    for (; k < h.K; ++k) dot_tile<T, 2, 1>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
+  }
+  for (int64_t k = 0; i < n && k < h.K; ++k) dot_tile<T, 1, 1>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
+}
+
+template <class T>
+void value(const Call& call) {
+  const Head h = head_of<T>(call);
+  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), bias = batch<const T>(call, 2, 1);
+  const auto label = batch<const int64_t>(call, 3, 1);
+  const auto y = batch<T>(call, 4, 1), residual = batch<T>(call, 5, 1);
+  for (int64_t i = 0; i < h.E * h.N; ++i) {
+    const int64_t l = label.at(i / h.N)[i % h.N];
+    if (l < 0 || l >= h.K)
+      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l),
+                    static_cast<long long>(h.K - 1));
+  }
+  const Rows<T> rows = pack(h, w, 1, kSlotW);
+  spread(h.E * h.chunks, h.products(), [&](int64_t index) {
+    const int64_t e = index / h.chunks, first = index % h.chunks * h.chunk, n = lower(h.chunk, h.N - first);
+    double* const z = scratch_of<double>(kSlotLogits, n * h.K);
+    for (int64_t i = 0; i < n * h.K; ++i) z[i] = static_cast<double>(bias.at(e)[i % h.K]);
+    add_products(h, x.at(e) + first * h.D, rows.at(0, e), n, z);
+    for (int64_t i = 0; i < n; ++i) {
+      double* const row = z + i * h.K;
+      const int64_t l = label.at(e)[first + i];
+      double top = row[0], sum = 0;
+      for (int64_t k = 1; k < h.K; ++k) top = row[k] > top ? row[k] : top;
+      const double at_label = row[l] - top;
+      for (int64_t k = 0; k < h.K; ++k) sum += row[k] = std::exp(row[k] - top);
+      y.at(e)[first + i] = static_cast<T>(std::log(sum) - at_label);
+      T* const to = residual.at(e) + (first + i) * h.K;
+      for (int64_t k = 0; k < h.K; ++k) to[k] = static_cast<T>(row[k] / sum - (k == l ? 1.0 : 0.0));
+    }
+  });
+}
+
+template <class T>
+void jvp(const Call& call) {
+  const Head h = head_of<T>(call);
+  const auto residual = batch<const T>(call, 0, 1), x = batch<const T>(call, 1, 1), w = batch<const T>(call, 2, 1);
+  const auto x_dot = batch<const T>(call, 3, 2), w_dot = batch<const T>(call, 4, 2),
+             bias_dot = batch<const T>(call, 5, 2);
+  const auto y_dot = batch<T>(call, 6, 2), z_dot = batch<T>(call, 7, 2);
+  const Rows<T> rows = x_dot ? pack(h, w, 1, kSlotW) : Rows<T>{}, rows_dot = pack(h, w_dot, h.P, kSlotWDot);
+  spread(h.P * h.E * h.chunks, h.P * h.products(), [&](int64_t index) {
+    const int64_t pe = index / h.chunks, p = pe / h.E, e = pe % h.E;
+    const int64_t first = index % h.chunks * h.chunk, n = lower(h.chunk, h.N - first);
+    double* const z = scratch_of<double>(kSlotLogits, n * h.K);
+    for (int64_t i = 0; i < n * h.K; ++i) z[i] = bias_dot ? static_cast<double>(bias_dot.at(p, e)[i % h.K]) : 0.0;
+    if (x_dot) add_products(h, x_dot.at(p, e) + first * h.D, rows.at(0, e), n, z);
+    if (w_dot) add_products(h, x.at(e) + first * h.D, rows_dot.at(p, e), n, z);
+    for (int64_t i = 0; i < n; ++i) {
+      const T* const r = residual.at(e) + (first + i) * h.K;
+      T* const to = z_dot.at(p, e) + (first + i) * h.K;
+      double sum = 0;
+      for (int64_t k = 0; k < h.K; ++k) {
+        sum += static_cast<double>(r[k]) * z[i * h.K + k];
+        to[k] = static_cast<T>(z[i * h.K + k]);
+      }
+      y_dot.at(p, e)[first + i] = static_cast<T>(sum);
+    }
+  });
+}
+
+// Cotangents of the logits, (N, K), times what they were multiplied with. The second pair may be null.
+template <class T>
+struct Factor {
+  const T *z, *other;
+};
+
+// x_bar[n, band] = sum over classes of z*w (+ the second pair).
+template <class T>
+void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* x_bar) {
+  constexpr int64_t V = kLanes<T>;
+  for (int64_t n = 0; n < h.N; ++n) {
+    const auto column = [&](int64_t d, int lanes, auto full) {
+      Vec<T> sum{};
+      for (int64_t k = 0; k < h.K; ++k) sum += a.z[n * h.K + k] * load(a.other + k * h.Dp + d);
+      for (int64_t k = 0; b.z != nullptr && k < h.K; ++k) sum += b.z[n * h.K + k] * load(b.other + k * h.Dp + d);
+      store<T, decltype(full)::value>(x_bar + n * h.D + d, sum, lanes);
+    };
+    int64_t d = first;
+    for (; d + V <= last; d += V) column(d, 0, Full{});
+    if (d < last) column(d, static_cast<int>(last - d), Part{});
+  }
+}
+
+// w_bar[band, k] = sum over examples of x*z (+ the second pair), J classes from k on.
+template <class T, int J>
+HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last,
+                            int64_t k, T* w_bar) {
+  constexpr int V = kLanes<T>;
+  const auto column = [&](int64_t d, int lanes, auto full) {
+    double total[J][V] = {};
+    const auto add = [&](const Factor<T>& f) {
+      for (int64_t n0 = 0; n0 < h.N; n0 += kFlush) {
+        Vec<T> acc[J] = {};
+        for (int64_t n = n0; n < lower(h.N, n0 + kFlush); ++n) {
+          const Vec<T> v = load<T, decltype(full)::value>(f.other + n * h.D + d, lanes);
+          for (int j = 0; j < J; ++j) acc[j] += f.z[n * h.K + k + j] * v;
+        }
+        for (int j = 0; j < J; ++j)
+          for (int i = 0; i < V; ++i) total[j][i] += static_cast<double>(acc[j][i]);
+      }
+    };
+    add(a);
+    if (b.z != nullptr) add(b);
+    const int count = decltype(full)::value ? V : lanes;
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < J; ++j) w_bar[(d + i) * h.K + k + j] = static_cast<T>(total[j][i]);
+  };
+  int64_t d = first;
+  for (; d + V <= last; d += V) column(d, 0, Full{});
+  if (d < last) column(d, static_cast<int>(last - d), Part{});
+}
+
+template <class T>
+void weights_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* w_bar) {
+  int64_t k = 0;
+  for (; k + 4 <= h.K; k += 4) weights_tile<T, 4>(h, a, b, first, last, k, w_bar);
+  for (; k < h.K; ++k) weights_tile<T, 1>(h, a, b, first, last, k, w_bar);
+}
+
+// bias_bar[k] = sum over examples of z[n, k].
+template <class T>
+void bias_bar(const Head& h, const T* z, T* out) {
+  for (int64_t k = 0; k < h.K; ++k) {
+    double sum = 0;
+    for (int64_t n = 0; n < h.N; ++n) sum += static_cast<double>(z[n * h.K + k]);
+    out[k] = static_cast<T>(sum);
+  }
+}
+
+// z_bar = y_bar*residual, (E, N, K).
+template <class T>
+T* logits_bar(const Head& h, const Batch<const T>& y_bar, const Batch<const T>& residual) {
+  T* const z_bar = scratch_of<T>(kSlotZBar, h.E * h.N * h.K + 1);
+  for (int64_t en = 0; en < h.E * h.N; ++en) {
+    const int64_t e = en / h.N, n = en % h.N;
+    for (int64_t k = 0; k < h.K; ++k) z_bar[en * h.K + k] = y_bar.at(e)[n] * residual.at(e)[n * h.K + k];
+  }
+  return z_bar;
+}
+
+template <class T>
+void vjp(const Call& call) {
+  const Head h = head_of<T>(call);
+  const auto x = batch<const T>(call, 2, 1), w = batch<const T>(call, 3, 1);
+  const auto x_bar = batch<T>(call, 4, 1), w_bar = batch<T>(call, 5, 1), b_bar = batch<T>(call, 6, 1);
+  const T* const z_bar = logits_bar(h, batch<const T>(call, 0, 1), batch<const T>(call, 1, 1));
+  const Rows<T> rows = x_bar ? pack(h, w, 1, kSlotW) : Rows<T>{};
+  for (int64_t e = 0; e < h.E; ++e) bias_bar(h, z_bar + e * h.N * h.K, b_bar.at(e));
+  if (!x_bar && !w_bar) return;
+  spread(h.E * h.bands, h.products(), [&](int64_t index) {
+    const int64_t e = index / h.bands, first = index % h.bands * h.band, last = lower(h.D, first + h.band);
+    const T* const z = z_bar + e * h.N * h.K;
+    if (x_bar) features_bar(h, {z, rows.at(0, e)}, {nullptr, nullptr}, first, last, x_bar.at(e));
+    if (w_bar) weights_bar(h, {z, x.at(e)}, {nullptr, nullptr}, first, last, w_bar.at(e));
+  });
+}
+
+template <class T>
+void vjp_jvp(const Call& call) {
+  const Head h = head_of<T>(call);
+  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
+             residual = batch<const T>(call, 2, 1), x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1),
+             x_dot = batch<const T>(call, 6, 2), w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
+  const auto label = batch<const int64_t>(call, 3, 1);
+  const auto x_bar_dot = batch<T>(call, 9, 2), w_bar_dot = batch<T>(call, 10, 2), b_bar_dot = batch<T>(call, 11, 2);
+  const T* const z_bar = logits_bar(h, y_bar, residual);
+  const int64_t size = h.N * h.K;
+  T* const z_bar_dot = scratch_of<T>(kSlotZBarDot, h.P * h.E * size + 1);
+  spread(h.P * h.E, h.P * h.E * size * 8, [&](int64_t pe) {
+    const int64_t p = pe / h.E, e = pe % h.E;
+    for (int64_t n = 0; n < h.N; ++n) {
+      const T *const r = residual.at(e) + n * h.K, *const dot = z_dot.at(p, e) + n * h.K;
+      const int64_t l = label.at(e)[n];
+      const auto softmax = [&](int64_t k) { return static_cast<double>(r[k]) + (k == l ? 1.0 : 0.0); };
+      double mean = 0;
+      for (int64_t k = 0; k < h.K; ++k) mean += softmax(k) * static_cast<double>(dot[k]);
+      const double bar = static_cast<double>(y_bar.at(e)[n]);
+      const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
+      T* const to = z_bar_dot + pe * size + n * h.K;
+      for (int64_t k = 0; k < h.K; ++k)
+        to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) +
+                               bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
+    }
+    bias_bar(h, z_bar_dot + pe * size, b_bar_dot.at(p, e));
+  });
+  if (!x_bar_dot && !w_bar_dot) return;
+  const Rows<T> rows = x_bar_dot ? pack(h, w, 1, kSlotW) : Rows<T>{};
+  const Rows<T> rows_dot = x_bar_dot ? pack(h, w_dot, h.P, kSlotWDot) : Rows<T>{};
+  spread(h.P * h.E * h.bands, h.P * h.products(), [&](int64_t index) {
+    const int64_t pe = index / h.bands, p = pe / h.E, e = pe % h.E;
+    const int64_t first = index % h.bands * h.band, last = lower(h.D, first + h.band);
+    const T *const z = z_bar + e * size, *const dot = z_bar_dot + pe * size;
+    const Factor<T> none{nullptr, nullptr};
+    if (x_bar_dot)
+      features_bar(h, {dot, rows.at(0, e)}, rows_dot ? Factor<T>{z, rows_dot.at(p, e)} : none, first, last,
+                   x_bar_dot.at(p, e));
+    if (w_bar_dot)
+      weights_bar(h, {dot, x.at(e)}, x_dot ? Factor<T>{z, x_dot.at(p, e)} : none, first, last, w_bar_dot.at(p, e));
+  });
+}
+
+void linear_cross_entropy_value(const Call& call) {
+  call.dtype == DType::f32 ? value<float>(call) : value<double>(call);
+}
+void linear_cross_entropy_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
+void linear_cross_entropy_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
+void linear_cross_entropy_vjp_jvp(const Call& call) {
+  call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call);
+}
+
+HG_KERNEL(linear_cross_entropy_value, linear_cross_entropy_value);
+HG_KERNEL(linear_cross_entropy_jvp, linear_cross_entropy_jvp);
+HG_KERNEL(linear_cross_entropy_vjp, linear_cross_entropy_vjp);
+HG_KERNEL(linear_cross_entropy_vjp_jvp, linear_cross_entropy_vjp_jvp);
+
+}  // namespace
+}  // namespace HG_SIMD
+}  // namespace hg

@@ -1,0 +1,103 @@
+"""The head of a classifier: linear layer and softmax cross-entropy as one op with four kernel rungs.
+
+With z = x w + bias and r = softmax(z) minus one at the label, which the value rung stores, per example:
+
+    y_dot = r . (x_dot w + x w_dot + bias_dot)
+    z_bar = y_bar r,  x_bar = z_bar w',  w_bar = x' z_bar,  bias_bar = sum of z_bar
+
+csrc/host/linear_cross_entropy.cpp has the tangent of the second line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import Array, Backend, backend_of
+from ..errors import ShapeError
+from ..rules import Fused
+from ..tape import Tensor, to_tensors
+from .arrays import reshape
+from .layout import like, optional, rows, with_episodes
+from .linalg import linear
+from .reductions import class_labels, softmax_cross_entropy
+
+Attrs = dict[str, Any]
+Saved = dict[str, Any]
+
+
+def _reference(x: Tensor, w: Tensor, bias: Tensor, *, labels: Array) -> Tensor:
+    """The definition, on (E, N, D), (E, D, K) and (E, K)."""
+    return softmax_cross_entropy(linear(x, w, bias), labels)
+
+
+def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
+    x, w, bias = rows(b, values)
+    y, residual = b.empty(x.shape[:-1], x.dtype), b.empty((*x.shape[:-1], w.shape[-1]), x.dtype)
+    b.run("linear_cross_entropy_value", [x, w, bias, attrs["labels"]], [y, residual])
+    return y, {"residual": residual}
+
+
+def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
+    x, w, _ = rows(b, values)
+    count = next(d.shape[0] for d in dots if d is not None)
+    (z_dot,), y_dot = like(b, count, saved["residual"]), b.empty((count, *x.shape[:-1]), x.dtype)
+    b.run("linear_cross_entropy_jvp", [saved["residual"], x, w, *(optional(b, d) for d in dots)], [y_dot, z_dot])
+    saved["z_dot"] = z_dot
+    return y_dot
+
+
+def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
+    x, w, _ = rows(b, values)
+    bars = [b.empty(v.shape, v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
+    b.run("linear_cross_entropy_vjp", [b.xp.ascontiguousarray(y_bar), saved["residual"], x, w], bars)
+    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+
+
+def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
+             attrs: Attrs, saved: Saved) -> list[Array | None]:
+    x, w, _ = rows(b, values)
+    count = saved["z_dot"].shape[0]
+    outs = [b.empty((count, *v.shape), v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
+    b.run("linear_cross_entropy_vjp_jvp",
+          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w,
+           *(optional(b, d) for d in dots[:2]), saved["z_dot"]], outs)
+    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+
+
+_head = Fused("linear_cross_entropy", 3, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
+
+
+def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
+    """Cross-entropy of softmax(x w + bias) against integer labels, one loss per example, in nats.
+
+    Defined by ``softmax_cross_entropy(linear(x, w, bias), labels)`` and equal to it up to rounding; `fusion(False)` runs
+    that. One kernel a rung, where the composition takes five or more.
+
+    Args:
+        x: features, (N, D) or (E, N, D), float32 or float64.
+        w: weights, (D, K), or (E, D, K) for one matrix per episode.
+        bias: (K,), or (E, K) for one per episode.
+        labels: integer array, (N,) or (E, N) as x, 0 <= label < K.
+    Returns: Tensor of the shape of `labels`.
+    Raises: ShapeError if the shapes do not fit; DTypeError for mixed dtypes or labels that are no integers; ArgumentError
+        for a label out of range.
+    Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.
+    Cost: 2*E*N*D*K flop forward, twice that backward; keeps N*K numbers an episode.
+    Source: Bishop 2006, Pattern Recognition and Machine Learning, section 4.3.4.
+    """
+    x, w, bias = to_tensors("linear_cross_entropy", [x, w, bias])
+    if x.ndim not in (2, 3) or w.ndim not in (2, 3) or x.shape[-1] != w.shape[-2]:
+        raise ShapeError(f"linear_cross_entropy: x has shape {x.shape} and w {w.shape}, expected (N, D) or (E, N, D) and (D, K) or "
+                         "(E, D, K) with equal D")
+    episodes, k = (x.shape[0] if x.ndim == 3 else 1), w.shape[-1]
+    if w.ndim == 3 and w.shape[0] != episodes:
+        raise ShapeError(f"linear_cross_entropy: w has shape {w.shape}, expected {episodes} episodes because x has shape {x.shape}")
+    if bias.shape not in ((k,), (episodes, k)):
+        raise ShapeError(f"linear_cross_entropy: bias has shape {bias.shape}, expected ({k},) or ({episodes}, {k}) "
+                         f"because w has shape {w.shape}")
+    index = class_labels("linear_cross_entropy", labels, x, k, f"x has shape {x.shape}", f"w has shape {w.shape}")
+    features = reshape(x, (1, *x.shape)) if x.ndim == 2 else x
+    xp = backend_of(x.value).xp
+    index = xp.ascontiguousarray(index.astype("int64", copy=False).reshape(features.shape[:-1]))
+    y = _head(features, with_episodes(w, episodes, 3), with_episodes(bias, episodes, 2), labels=index)
+    return reshape(y, x.shape[:-1]) if x.ndim == 2 else y

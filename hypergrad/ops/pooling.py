@@ -1,0 +1,102 @@
+"""Pooling over windows that do not overlap. The maximum has kernels; where its winners are known it is linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backends import Array, Backend
+from ..errors import ShapeError
+from ..rules import Fused
+from ..tape import Tensor, to_tensors
+from .arrays import getitem, pick, reshape, transpose
+from .layout import optional, rows
+from .reductions import mean
+
+Attrs = dict[str, Any]
+Saved = dict[str, Any]
+LARGEST_CODED = 16  # a winner's place in a window of 16 x 16 fits in one byte
+
+
+def _checked(name: str, x: Any, size: int) -> Tensor:
+    (t,) = to_tensors(name, [x])
+    if t.ndim < 3 or size < 1 or min(t.shape[-3:-1]) < size:
+        raise ShapeError(f"{name}: x has shape {t.shape}, expected (..., H, W, C) with H and W at least "
+                         f"size={size} because a window must fit")
+    return t
+
+
+def _windows(x: Tensor, size: int) -> Tensor:
+    """The pooling windows on a new last axis, (..., P, Q, C, size*size); rows and columns that do not fill one are dropped."""
+    p, q, n = x.shape[-3] // size, x.shape[-2] // size, x.ndim - 3
+    x = getitem(x, (..., slice(p * size), slice(q * size), slice(None)))
+    x = reshape(x, (*x.shape[:-3], p, size, q, size, x.shape[-1]))
+    x = transpose(x, (*range(n), n, n + 2, n + 4, n + 1, n + 3))
+    return reshape(x, (*x.shape[:-2], size * size))
+
+
+def _reference(x: Tensor, *, size: int) -> Tensor:
+    windows = _windows(x, size)
+    return pick(windows, index=windows.value.argmax(axis=-1))
+
+
+def _pooled(x: Array, size: int) -> tuple[int, ...]:
+    return (*x.shape[:-3], x.shape[-3] // size, x.shape[-2] // size, x.shape[-1])
+
+
+def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
+    (x,) = rows(b, values)
+    shape = _pooled(x, attrs["size"])
+    y, code = b.empty(shape, x.dtype), b.empty(shape, "uint8")
+    b.run("max_pool_value", [x], [y, code], size=attrs["size"])
+    return y, {"code": code}
+
+
+def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
+    x_dot = optional(b, dots[0])
+    assert x_dot is not None
+    y_dot = b.empty(_pooled(x_dot, attrs["size"]), x_dot.dtype)
+    b.run("max_pool_jvp", [x_dot, saved["code"]], [y_dot], size=attrs["size"])
+    return y_dot
+
+
+def _scatter(b: Backend, x: Array, bars: Array, attrs: Attrs, saved: Saved) -> Array:
+    """Cotangents of x from several of y."""
+    out = b.empty((len(bars), *x.shape), x.dtype)
+    b.run("max_pool_vjp", [b.xp.ascontiguousarray(bars), saved["code"]], [out], size=attrs["size"])
+    return out
+
+
+def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
+    return [_scatter(b, values[0], y_bar[None], attrs, saved)[0]]
+
+
+def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
+             attrs: Attrs, saved: Saved) -> list[Array | None]:
+    return [None if y_bar_dot is None else _scatter(b, values[0], y_bar_dot, attrs, saved)]
+
+
+_max_pool = Fused("max_pool2d", 1, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
+
+
+def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
+    """Maximum over size x size windows that do not overlap.
+
+    Args:
+        x: (..., H, W, C).
+        size: window and stride in pixels, >= 1; rows and columns that do not fill a window are dropped.
+    Returns: Tensor, (..., H//size, W//size, C). Among equal pixels the first (row by row) gets the derivative.
+    Raises: ShapeError if no window fits.
+    Rules: kernels for value, vjp and jvp, which is linear at the stored winners, for windows up to 16 x 16; the composed
+        gather for larger ones, for every other nesting and in `fusion(False)`.
+    Cost: one comparison an element; keeps one byte a window and channel.
+    """
+    x = _checked("max_pool2d", x, size)
+    if size > LARGEST_CODED:
+        return _reference(x, size=int(size))
+    y = _max_pool(reshape(x, (-1, *x.shape[-3:])), size=int(size))
+    return reshape(y, (*x.shape[:-3], *y.shape[1:]))
+
+
+def avg_pool2d(x: Any, *, size: int = 2) -> Tensor:
+    """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`."""
+    return mean(_windows(_checked("avg_pool2d", x, size), size), axis=-1)

@@ -1,0 +1,113 @@
+"""Head, batch normalisation and max-pooling on the emulated CUDA kernels: the host's cases, with equal bits in every order of
+threads and blocks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import test_fused as suite
+from checks import BASELINE_FACTOR, EPS, LAST_PLACES, assert_same, derivatives, essentials, largest
+
+import hypergrad as hg
+from hypergrad import backends
+from hypergrad.backends.emulated import EMULATED, MISSING
+from hypergrad.backends.host import HOST
+
+if MISSING is not None:
+    pytest.skip(f"build with -DHYPERGRAD_EMULATOR=ON: {MISSING}", allow_module_level=True)
+
+ORDERS = ["reverse", "shuffle:1", "shuffle:2"]
+# Several parts of pixels and of examples, several tiles of channels and of classes.
+LARGE = [
+    suite.head((1, 530, 3), (3, 4), (4,)),
+    suite.head((2, 2, 700), (700, 9), (2, 9)),
+    suite.norm((2, 2, 25, 43, 5), (2, 5)),
+    suite.norm((1, 3, 7, 68), (68,)),
+    suite.pool((2, 3, 14, 18, 8), 2),
+]
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch):
+    """The emulator in the host's place; how often each of its kernels runs."""
+    counts = Counter()
+    original = type(EMULATED).run
+
+    def run(name, inputs, outputs, **attrs):
+        counts[name] += 1
+        original(EMULATED, name, inputs, outputs, **attrs)
+
+    monkeypatch.setattr(EMULATED, "run", run, raising=False)
+    monkeypatch.setattr(backends, "HOST", EMULATED)
+    EMULATED.set_order("forward")
+    yield counts
+    EMULATED.set_order("forward")
+
+
+@pytest.mark.parametrize("case", [c for c in suite.CASES if "1100" not in c.name] + LARGE, ids=str)
+def test_float64(case, runs):
+    args, w = suite.setting(case)
+    with hg.fusion(False):
+        want = derivatives(case.f, args, w)
+    assert not runs
+    got = derivatives(case.f, args, w)
+    op = suite.op_of(case)
+    assert set(runs) == {f"{op}_{rung}" for rung in suite.RUNGS[op]}
+    for key in want:
+        for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
+            assert_same(a, b, f"{key}, argument {i}", 1e-9 if "mean 100" in case.name else 1e-11)
+
+
+@pytest.mark.parametrize("case", [suite.CASES[i] for i in (1, 2, 4, 7, 9, 10, 11, 14, 16, 17)] + LARGE, ids=str)
+def test_float32_in_every_order(case):
+    args, w = suite.setting(case)
+    single, w_single = suite.setting(case, np.float32)
+    with hg.fusion(False):
+        exact, baseline = essentials(case.f, args, w), essentials(case.f, single, w_single)
+    got = essentials(case.f, single, w_single)
+    for key in exact:
+        sizes = [max(largest(e), 1e-3) for e in exact[key]]
+        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
+        bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
+        for g, e, size in zip(got[key], exact[key], sizes, strict=True):
+            assert largest(g - e) / size <= bound, key
+    for order in ORDERS:
+        EMULATED.set_order(order)
+        again = essentials(case.f, single, w_single)
+        for key, arrays in got.items():
+            assert [a.tobytes() for a in arrays] == [b.tobytes() for b in again[key]], (key, order)
+
+
+@pytest.mark.parametrize("case", suite.SMALL, ids=str)
+def test_some_inputs_only(case):
+    suite.test_tangents_on_some_inputs_only(case, True)
+    suite.test_cotangents_of_some_inputs_only(case)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_special_values(dtype):
+    suite.test_pooling_breaks_ties_and_passes_nan_as_its_reference(2, dtype)
+    suite.test_pooling_breaks_ties_and_passes_nan_as_its_reference(3, dtype)
+    suite.test_head_survives_large_logits()
+    suite.test_head_of_a_nan_is_nan()
+    suite.test_constant_channels_are_shifted_only()
+
+
+def test_every_element_is_written():
+    """Also those of sizes that fill no block; the host's results are the reference."""
+    rng = np.random.default_rng(9)
+    label = rng.integers(0, 3, (2, 5))
+    for name, inputs, shapes, attrs in (
+        ("max_pool_vjp", [rng.normal(size=(3, 2, 2, 3, 5)), rng.integers(0, 9, (2, 2, 3, 5)).astype(np.uint8)], [(3, 2, 8, 11, 5)],
+         {"size": 3}),
+        ("linear_cross_entropy_value", [rng.normal(size=s) for s in ((2, 5, 7), (2, 7, 3), (2, 3))] + [label], [(2, 5), (2, 5, 3)], {}),
+        ("linear_cross_entropy_vjp", [rng.normal(size=s) for s in ((2, 0), (2, 0, 3), (2, 0, 4), (2, 4, 3))],
+         [(2, 0, 4), (2, 4, 3), (2, 3)], {}),
+        ("batch_norm_vjp", [rng.normal(size=s) for s in ((2, 1, 33), (2, 33), (2, 33), (2, 1, 33), (2, 33))],
+         [(2, 1, 33), (2, 33), (2, 33)], {}),
+    ):  # fmt: skip
+        mine, theirs = ([np.full(s, np.nan) for s in shapes] for _ in range(2))
+        EMULATED.run(name, inputs, mine, **attrs)
+        HOST.run(name, inputs, theirs, **attrs)
+        for a, b in zip(mine, theirs, strict=True):
+            assert_same(a, b, name)

@@ -1,0 +1,312 @@
+"""The head, batch normalisation and max-pooling against their composed references: every rung, both nestings, odd sizes,
+mixes of tangents. The references' ops are held to NumPy and to differences in test_ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import (
+    BASELINE_FACTOR,
+    EPS,
+    LAST_PLACES,
+    Array,
+    Case,
+    Weights,
+    assert_same,
+    check_layouts,
+    check_outputs_written,
+    derivatives,
+    essentials,
+    largest,
+)
+from test_block import against_composed, counted, subsets
+
+import hypergrad as hg
+from hypergrad import _host
+from hypergrad.backends.host import HOST, HostBackend
+from hypergrad.errors import ArgumentError, ShapeError
+
+Shape = tuple[int, ...]
+RUNGS = {
+    "linear_cross_entropy": ("value", "jvp", "vjp", "vjp_jvp"),
+    "batch_norm": ("value", "jvp", "vjp", "vjp_jvp"),
+    "max_pool": ("value", "jvp", "vjp"),
+}
+
+
+def composed_value(f: Callable[..., hg.Tensor]) -> Callable[..., Array]:
+    def reference(*args: Array) -> Array:
+        with hg.fusion(False):
+            return f(*args).value
+
+    return reference
+
+
+def head(x: Shape, w: Shape, bias: Shape) -> Case:
+    labels = np.random.default_rng(8).integers(0, w[-1], x[:-1])
+    size = 1 / np.sqrt(max(x[-1], 1))  # logits of order one
+
+    def f(x: Any, w: Any, bias: Any) -> hg.Tensor:
+        return hg.linear_cross_entropy(x, w, bias, labels)
+
+    def make(rng: np.random.Generator) -> list[Array]:
+        return [rng.uniform(-1.5, 1.5, x), rng.uniform(-3, 3, w) * size, rng.uniform(-1, 1, bias)]
+
+    return Case(f"linear_cross_entropy{x}{w}{bias}", f, composed_value(f), (x, w, bias), make=make)
+
+
+def norm(x: Shape, k: Shape, mean: float = 0.0, eps: float = 1e-3) -> Case:
+    f = partial(hg.batch_norm, eps=eps)
+
+    def make(rng: np.random.Generator) -> list[Array]:
+        return [rng.normal(mean, 1, x), rng.uniform(-1.5, 1.5, k), rng.uniform(-1, 1, k)]
+
+    return Case(f"batch_norm{x}{k}, mean {mean}", f, composed_value(f), (x, k, k), make=make)
+
+
+def pool(x: Shape, size: int) -> Case:
+    f = partial(hg.max_pool2d, size=size)
+    return Case(f"max_pool{x}, {size}", f, composed_value(f), (x,))
+
+
+CASES = [
+    head((1, 1), (1, 1), (1,)),
+    head((1, 17), (17, 2), (2,)),
+    head((5, 31), (31, 5), (5,)),
+    head((70, 1100), (1100, 6), (6,)),
+    head((3, 2), (2, 130), (130,)),
+    head((1, 4, 33), (33, 3), (1, 3)),
+    head((4, 5, 16), (4, 16, 5), (4, 5)),
+    head((3, 7, 15), (15, 4), (3, 4)),
+    head((2, 3, 300), (2, 300, 9), (9,)),
+    norm((1, 1, 2, 1), (1,)),
+    norm((3, 5, 7, 17), (17,)),
+    norm((2, 9, 13, 10, 3), (2, 3)),
+    norm((3, 2, 1, 3, 33), (33,)),
+    norm((2, 3, 2, 5, 4, 5), (3, 5)),
+    norm((2, 30, 40, 4), (4,), mean=100.0),
+    pool((1, 1, 1, 1), 1),
+    pool((2, 2, 2, 5), 2),
+    pool((3, 1, 5, 7, 33), 2),
+    pool((2, 11, 9, 16), 3),
+    pool((1, 17, 33, 3), 16),
+]
+SMALL = [head((2, 3, 5), (2, 5, 4), (2, 4)), norm((2, 2, 3, 3, 3), (2, 3)), pool((2, 5, 4, 3), 2)]
+EVERY = pytest.mark.parametrize("case", CASES, ids=str)
+EACH = pytest.mark.parametrize("case", SMALL, ids=str)
+
+
+def op_of(case: Case) -> str:
+    return case.name.partition("(")[0]
+
+
+def setting(case: Case, dtype: Any = np.float64) -> tuple[list[Array], Weights]:
+    args = case.arguments(dtype)
+    return args, Weights.draw(args, np.shape(case.reference(*args)), dtype)
+
+
+def check_float64(case: Case) -> None:
+    args, w = setting(case)
+    with hg.fusion(False), counted() as runs:
+        want = derivatives(case.f, args, w)
+    assert not runs, f"fusion(False) ran {runs}"
+    with counted() as runs:
+        got = derivatives(case.f, args, w)
+    op = op_of(case)
+    assert set(runs) == {f"{op}_{rung}" for rung in RUNGS[op]}
+    for key in want:
+        for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
+            assert_same(a, b, f"{key}, argument {i}", 1e-9 if "mean 100" in case.name else 1e-11)
+
+
+@EVERY
+def test_all_rungs_and_nestings_in_float64(case: Case) -> None:
+    check_float64(case)
+
+
+@EVERY
+def test_all_rungs_and_nestings_in_float32(case: Case) -> None:
+    """The worst element is at most twice as far off as that of the composed ops in float32 (and 4 places)."""
+    args, w = setting(case)
+    single, w_single = setting(case, np.float32)
+    with hg.fusion(False):
+        exact, baseline = derivatives(case.f, args, w), derivatives(case.f, single, w_single)
+    got = derivatives(case.f, single, w_single)
+    for key in exact:
+        if key.startswith("loss"):
+            continue  # a sum over all outputs that the test itself forms
+        sizes = [max(largest(e), 1e-3) for e in exact[key]]
+        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
+        bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
+        for i, (g, e, size) in enumerate(zip(got[key], exact[key], sizes, strict=True)):
+            assert g.dtype == np.float32 and g.shape == e.shape
+            error = largest(g - e) / size
+            assert error <= bound, f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@EVERY
+def test_outputs_are_written_in_full_and_layouts_do_not_matter(case: Case, dtype: type) -> None:
+    check_outputs_written(case, dtype)
+    check_layouts(case, dtype)
+
+
+@EACH
+@pytest.mark.parametrize("curved", [False, True], ids=["constant y_bar", "y_bar with a tangent"])
+def test_tangents_on_some_inputs_only(case: Case, curved: bool) -> None:
+    args, w = setting(case)
+    loss = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c)
+    for chosen in subsets(len(args)):
+        many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
+        single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
+        against_composed(lambda m=many, s=single: [hg.jvp(case.f, args, m)[1], hg.jvp(case.f, args, s)[1]], f"jvp in {chosen}")
+        against_composed(lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part],
+                         f"hvp in {chosen}")
+
+
+@EACH
+def test_cotangents_of_some_inputs_only(case: Case) -> None:
+    """The others carry tangents all the same."""
+    args, w = setting(case)
+    for wanted in subsets(len(args)):
+        gradient = hg.grad(w.loss(case.f), argnums=wanted)
+        against_composed(lambda g=gradient: g(*args), f"grad by {wanted}")
+        against_composed(lambda g=gradient: hg.jvp(g, args, tuple(w.dots))[1], f"jvp of grad by {wanted}")
+
+
+@EACH
+def test_tangent_of_the_cotangent_only(case: Case) -> None:
+    args, w = setting(case)
+    s_dot = np.random.default_rng(5).normal(size=(3, *w.c.shape))
+    numbers = tuple(range(1, len(args) + 1))
+
+    def run() -> Any:
+        return hg.jvp(lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args), (w.c,), (s_dot,))[1]
+
+    with counted() as runs:
+        run()
+    assert runs[f"{op_of(case)}_vjp"] and not runs[f"{op_of(case)}_vjp_jvp"]
+    against_composed(run, "jvp of grad")
+
+
+@EACH
+def test_kernels_run_once_for_all_directions(case: Case) -> None:
+    args, w = setting(case)
+    with counted() as runs:
+        hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))
+    op = op_of(case)
+    assert runs == {f"{op}_{rung}": 2 if (op, rung) == ("max_pool", "vjp") else 1 for rung in RUNGS[op]}
+
+
+@EACH
+def test_higher_nestings_use_the_reference(case: Case) -> None:
+    args, w = setting(case)
+    numbers, loss = tuple(range(len(args))), w.loss(case.f)
+
+    def along(f: Callable[..., Any], dots: list[Array]) -> Callable[..., Any]:
+        return lambda *a: sum((hg.sum(g * d) for g, d in zip(hg.grad(f, argnums=numbers)(*a), dots, strict=True)), 0.0)
+
+    one, two, three = ([d[i] for d in w.dots] for i in range(3))
+    once = along(loss, one)
+    against_composed(lambda: hg.grad(once, argnums=numbers)(*args), "grad of grad")
+    against_composed(lambda: hg.grad(along(once, two), argnums=numbers)(*args), "grad of grad of grad")
+    against_composed(lambda: hg.jvp(hg.grad(once, argnums=numbers), tuple(args), tuple(three))[1], "jvp of grad of grad")
+
+
+@pytest.mark.parametrize("rung", [f"{op}_{rung}" for op, rungs in RUNGS.items() for rung in rungs])
+def test_a_fault_in_any_kernel_is_seen(rung: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest element of one result off by a part in a million."""
+    case = next(c for c in SMALL if rung.startswith(op_of(c)))
+    original = HostBackend.run
+
+    def run(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
+        original(self, name, inputs, outputs, **attrs)
+        if name == rung:
+            out = next(o for o in outputs if o is not None).reshape(-1)
+            out[np.abs(out).argmax()] *= 1 + 1e-6
+
+    monkeypatch.setattr(HostBackend, "run", run)
+    with pytest.raises(AssertionError, match="largest element error"):
+        check_float64(case)
+
+
+@pytest.mark.parametrize("level", _host.build_info()["simd_supported"])
+@pytest.mark.parametrize("case", [CASES[i] for i in (3, 8, 11, 14, 17)], ids=str)
+def test_bits_do_not_depend_on_threads(case: Case, level: str) -> None:
+    chosen, threads = _host.build_info()["simd"], _host.threads()
+    args, w = setting(case, np.float32)
+    found = []
+    try:
+        _host.set_simd(level)
+        for n in (1, 2, 3):
+            _host.set_threads(n)
+            found.append(essentials(case.f, args, w))
+    finally:
+        _host.set_simd(chosen)
+        _host.set_threads(threads)
+    for other in found[1:]:
+        for key, arrays in found[0].items():
+            assert [a.tobytes() for a in arrays] == [b.tobytes() for b in other[key]], key
+
+
+def test_head_survives_large_logits() -> None:
+    x, w, bias = np.array([[1.0], [-1.0]]), np.array([[800.0, -800.0]]), np.zeros(2)
+    loss, (x_bar, _, bias_bar) = hg.value_and_grad(lambda *a: hg.sum(hg.linear_cross_entropy(*a, np.array([0, 0]))), argnums=(0, 1, 2))(
+        x, w, bias
+    )
+    assert loss == 1600.0
+    assert np.array_equal(x_bar, [[0.0], [-1600.0]]) and np.array_equal(bias_bar, [-1.0, 1.0])
+
+
+def test_head_of_a_nan_is_nan() -> None:
+    x = np.array([[np.nan, 1.0], [0.0, 1.0]])
+    losses = hg.linear_cross_entropy(x, np.ones((2, 3)), np.zeros(3), np.array([0, 1])).value
+    assert np.isnan(losses[0]) and np.isclose(losses[1], np.log(3))
+
+
+def test_head_kernel_refuses_labels_out_of_range() -> None:
+    x, w, bias = np.ones((1, 2, 3)), np.ones((1, 3, 4)), np.ones((1, 4))
+    for wrong in (-1, 4):
+        with pytest.raises(ArgumentError, match=f"label is {wrong}, expected 0 to 3"):
+            HOST.run("linear_cross_entropy_value", [x, w, bias, np.array([[0, wrong]])], [np.empty((1, 2)), np.empty((1, 2, 4))])
+
+
+def test_pooling_kernel_refuses_other_sizes() -> None:
+    x, y, code = np.ones((1, 5, 4, 1)), np.empty((1, 2, 2, 1)), np.empty((1, 2, 2, 1), np.uint8)
+    HOST.run("max_pool_value", [x], [y, code], size=2)
+    with pytest.raises(ShapeError, match="2 x 2 windows, expected H//size = 1 by W//size = 1"):
+        HOST.run("max_pool_value", [x], [y, code], size=3)
+    with pytest.raises(ArgumentError, match="size is 17"):
+        HOST.run("max_pool_value", [x], [y, code], size=17)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [2, 3])
+def test_pooling_breaks_ties_and_passes_nan_as_its_reference(size: int, dtype: type) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.integers(0, 2, (3, 7, 9, 21)).astype(dtype)
+    x[rng.random(x.shape) < 0.05] = np.nan
+    x[rng.random(x.shape) < 0.05] = -np.inf
+    y_bar = rng.normal(size=(3, 7 // size, 9 // size, 21)).astype(dtype)
+    y, pullback = hg.vjp(partial(hg.max_pool2d, size=size), x)
+    with hg.fusion(False):
+        wanted, composed = hg.vjp(partial(hg.max_pool2d, size=size), x)
+        x_bar = composed(y_bar)[0]
+    assert np.array_equal(y, wanted, equal_nan=True) and np.array_equal(pullback(y_bar)[0], x_bar)
+
+
+def test_large_windows_are_composed() -> None:
+    x = np.random.default_rng(7).normal(size=(2, 35, 18, 2))
+    with counted() as runs:
+        y = hg.max_pool2d(x, size=17).value
+    assert not runs and np.array_equal(y[:, 1, 0], x[:, 17:34, :17].max(axis=(1, 2)))
+
+
+def test_constant_channels_are_shifted_only() -> None:
+    x = np.full((2, 3, 3, 2), 7.0)
+    assert np.array_equal(hg.batch_norm(x, np.array([2.0, -3.0]), np.array([0.5, -0.25])).value, np.broadcast_to([0.5, -0.25], x.shape))

@@ -1,0 +1,155 @@
+"""The command for a GPU machine, as far as it goes without one: parts, resuming, and peers that compute something else."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hypergrad.backends.host import HOST
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import gpu
+    import meta_times
+
+    return gpu, meta_times
+
+
+def run(gpu, out, *more):
+    return gpu.main(["--out", str(out), "--device", "cpu", "--sizes", "tiny", "--block", "0.01", "--variants", "hypergrad host", *more])
+
+
+def test_parts_are_done_once(bench, tmp_path, capsys):
+    gpu, _ = bench
+    parts = ("ceilings", "kernels", "maml-float32")
+    assert run(gpu, tmp_path, "--only", *parts) == 0
+    capsys.readouterr()
+    assert run(gpu, tmp_path, "--only", *parts) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 3 and "conv_bn_relu_pool_first_vjp_jvp" in printed
+    head, *lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert head["kind"] == "environment" and {"device", "versions", "commit", "platform"} <= head.keys()
+    assert [line["part"] for line in lines if line["kind"] == "part"] == list(parts)
+    rows = [line for line in lines if line["kind"] == "row"]
+    kernels = [row for row in rows if row["part"] == "kernels"]
+    assert {row["kernel"] for row in kernels} == set(HOST.kernels())
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in kernels)
+    (step,) = [row for row in rows if row["part"] == "maml-float32"]
+    assert step["status"] == "timed" and step["seconds"] > 0 and step["peak_bytes"] > 0 and len(step["all_seconds"]) == gpu.ROUNDS
+    assert step["float64_difference"] == 0.0 and 0 < step["difference"] < 1e-3
+
+
+def test_failed_parts_and_other_sources_run_again(bench, tmp_path, monkeypatch, capsys):
+    gpu, _ = bench
+    (tmp_path / "test_red.py").write_text("def test_red():\n    assert False\n")
+    red = ("--only", "tests", "--tests", str(tmp_path / "test_red.py"))
+    assert run(gpu, tmp_path, *red) == 1
+    assert "tests are not green" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "test_red.py").write_text("def test_green():\n    pass\n")
+    assert run(gpu, tmp_path, *red) == 0  # what failed runs again
+    assert "done before" not in capsys.readouterr().out
+    assert run(gpu, tmp_path, *red) == 0
+    assert "done before" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "sources", lambda: "others")
+    assert run(gpu, tmp_path, *red) == 0
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_unknown_parts_are_refused(bench, tmp_path):
+    with pytest.raises(SystemExit, match="unknown parts nonsense, expected some of ceilings, tests"):
+        run(bench[0], tmp_path, "--only", "nonsense")
+
+
+def test_without_a_gpu_it_says_so(bench, tmp_path, monkeypatch):
+    gpu, _ = bench
+    monkeypatch.setattr(gpu, "output", lambda command, default: default)
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
+    with pytest.raises(SystemExit, match="nvidia-smi lists no GPU"):
+        gpu.main(["--out", str(tmp_path)])
+
+
+def test_floors(bench):
+    """Operations of every kernel of a block, counted by hand; the signatures give its arrays."""
+    from kernel_times import dims_of, family_of, operations, signatures
+    from meta_problems import Sizes
+
+    assert signatures()["conv_bn_relu_pool_jvp"]["w_dot"] == "PE33CK" and signatures().keys() >= HOST.kernels().keys()
+    assert family_of("conv_bn_relu_pool_first_vjp_jvp") == "conv_bn_relu_pool_first" and family_of("patch_cov") == "patch_cov"
+    first, *others = dims_of("conv2d_fprop", Sizes())
+    assert operations("conv2d_fprop", first) == 300 * 84 * 84 * 9 * 3 * 32 * 2
+    assert [d["H"] for d in others] == [42, 21, 10]
+    block = dims_of("conv_bn_relu_pool", Sizes())[0]
+    assert operations("conv_bn_relu_pool_value", block) == 300 * 42 * 42 * 9 * 32 * 32 * 2
+    assert operations("conv_bn_relu_pool_vjp_jvp", block) == 4 * operations("conv_bn_relu_pool_value", block)
+    (block,) = dims_of("conv_bn_relu_pool_first", Sizes())
+    assert operations("conv_bn_relu_pool_first_vjp", block) * 4 == operations("conv_bn_relu_pool_first_value", block)
+    with pytest.raises(ValueError, match="no sizes for unheard_of"):
+        dims_of("unheard_of", Sizes())
+
+
+def test_differences(bench):
+    differences = bench[1].differences
+    exact = {"a": np.array([3.0, 4.0]), "b": np.array(1.0)}
+    assert differences(exact, exact) == (0.0, 0.0)
+    leaf, whole = differences({"a": np.array([3.0, 4.0]), "b": np.array(1.5)}, exact)
+    assert leaf == 0.5 and whole == pytest.approx(0.5 / np.sqrt(26))
+    assert np.isnan(differences({"a": np.array([3.0, np.nan]), "b": np.array(1.0)}, exact)[0])
+    assert np.isnan(differences({"a": exact["a"]}, exact)[0])
+    assert np.isnan(differences({"a": exact["a"][:1], "b": exact["b"]}, exact)[0])
+
+
+@pytest.mark.parametrize(("exact", "timed", "status"), [(1.0, 1.0, "right"), (1 + 1e-5, 1.0, "wrong"), (1.0, 1.5, "wrong"),
+                                                        (float("nan"), 1.0, "wrong"), (1.0, float("nan"), "wrong")])
+def test_a_peer_that_computes_something_else_is_not_timed(bench, tmp_path, monkeypatch, exact, timed, status):
+    """A factor on the gradient in float64, and on that in float32."""
+    meta_times = bench[1]
+    compared = meta_times.Comparison("maml", meta_times.Sizes(), "cpu", False, tmp_path, {}, 10.0, print)
+    reference = ({"loss": 1.0}, {"w": np.arange(4.0)})
+
+    def result(process, dtype, tf32):
+        factor = exact if dtype == "float64" else timed
+        return {"loss": 1.0, "first_seconds": 0.1}, {"w": factor * np.arange(4.0).astype(dtype)}
+
+    monkeypatch.setattr(compared, "_result", result)
+    assert compared.check(None, reference)["status"] == status
+
+
+def test_a_worker_that_fails_is_a_result(bench, tmp_path):
+    """Errors, endings and silence of the other process."""
+    meta_times = bench[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = meta_times.Process("hypergrad", "maml", "cpu", tmp_path / "log", environment)
+    try:
+        with pytest.raises(meta_times.WorkerFailed, match="GPU only"):
+            process.ask(60.0, "prepare", sizes={"steps": 1}, dtype="float64", tf32=False)
+        with pytest.raises(meta_times.WorkerFailed, match="no step is prepared"):
+            process.ask(60.0, "time", seconds=0.1)
+        process.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(meta_times.WorkerFailed, match="time: no answer within 0 s"):
+            process.ask(0.1, "time", seconds=0.1)
+        process.process.kill()
+        with pytest.raises(meta_times.WorkerFailed, match="peak: the process ended with status -9; see .*log"):
+            process.ask(10.0, "peak")
+    finally:
+        process.close()
+
+
+def test_every_variant_has_one_module(bench):
+    """The names that the driver knows are those that the modules define; modules of frameworks that are missing are not read."""
+    gpu, meta_times = bench
+    import meta_hypergrad
+    from meta_worker import GPU_ONLY, VARIANTS
+
+    assert tuple(meta_hypergrad.VARIANTS) == VARIANTS["meta_hypergrad"]
+    for module in ("peers_torch", "peers_jax"):
+        text = (ROOT / "bench" / f"{module}.py").read_text()
+        assert all(f'"{name}": _variant(' in text for name in VARIANTS[module])
+    assert set(GPU_ONLY) <= set(meta_times.MODULE) and meta_times.REFERENCE not in GPU_ONLY
