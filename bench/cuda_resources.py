@@ -179,6 +179,15 @@ def show(arch: str, kernels: Mapping[str, Figures], console: Console) -> None:
     console.print(table)
 
 
+def text_of(table: Mapping[str, Any]) -> str:
+    """The table as JSON, a line for each kernel."""
+    def lines(entries: Mapping[str, Any], indent: str) -> str:
+        return ",\n".join(f"{indent}{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
+
+    of_arch = ",\n".join(f"  {json.dumps(arch)}: {{\n{lines(kernels, '   ')}\n  }}" for arch, kernels in table["kernels"].items())
+    return f'{{\n "nvcc": {json.dumps(table["nvcc"])},\n "why": {{\n{lines(table["why"], "  ")}\n }},\n "kernels": {{\n{of_arch}\n }}\n}}\n'
+
+
 def nvcc_release() -> str:
     """Such as 13.0."""
     text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
@@ -214,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         known = {name for of_arch in kernels.values() for name in of_arch}
         table = {"nvcc": release, "why": {name: why for name, why in table["why"].items() if name in known}, "kernels": kernels}
         options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(json.dumps(table, indent=1) + "\n")
+        options.table.write_text(text_of(table))
         console.print(f"written: {options.table}")
         worse = [f"{arch}: {line}" for arch, found in measured.items() for line in unexplained(found, table["why"])]
     elif table["nvcc"] != release:

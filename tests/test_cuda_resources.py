@@ -155,6 +155,13 @@ def test_the_table_is_whole(gate):
         assert gate.unexplained(kernels, table["why"]) == []
 
 
+def test_the_tables_text_is_the_table(gate):
+    table = {"nvcc": "13.0", "why": {}, "kernels": {"sm_90": {NAME: figures(), "a: b": figures(constant=None)}, "sm_80": {NAME: figures()}}}
+    text = gate.text_of(table)
+    assert json.loads(text) == table and text.count("\n") == 15
+    assert gate.text_of(json.loads(TABLE.read_text())) == TABLE.read_text()
+
+
 def test_without_a_compiler_it_says_so(gate, monkeypatch, capsys):
     monkeypatch.setattr(gate.shutil, "which", lambda tool: None)
     assert gate.main(["--arch", "90"]) == 2
