@@ -63,6 +63,8 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e * n, "H": d["H"], "W": d["W"], "K": k, "Q": d["H"] // 2, "R": d["W"] // 2, "P": 1} for d in images]
     if family == "linear_cross_entropy":
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
+    if family == "gather_images":
+        return [{**d, "M": e * n} for d in images[:1]]
     raise ValueError(f"kernel_times: no sizes for {family}, expected some for every family of kernels; add them to dims_of")
 
 
@@ -73,7 +75,7 @@ def operations(kernel: str, d: Dims) -> float:
     """
     family = family_of(kernel)
     rung = kernel.removeprefix(f"{family}_")
-    if family in ("batch_norm", "max_pool"):
+    if family in ("batch_norm", "max_pool", "gather_images"):
         return 0.0
     if family == "linear_cross_entropy":
         return 2.0 * d["E"] * d["N"] * d["D"] * d["K"] * {"value": 1, "vjp": 2, "jvp": 2, "vjp_jvp": 4}[rung]
@@ -97,9 +99,11 @@ class Timer:
         self.rng = np.random.default_rng(0)
 
     def array(self, name: str, shape: tuple[int, ...], classes: int) -> Any:
-        """Random float32 numbers, labels below `classes`, or room for codes."""
-        if name == "code":
+        """Random float32 numbers, labels below `classes`, each image's row once, or room for bytes."""
+        if name in ("code", "images"):
             return self.xp.zeros(shape, np.uint8)
+        if name == "index":
+            return self.xp.asarray(self.rng.permutation(int(np.prod(shape))).reshape(shape))
         if name == "label":
             return self.xp.asarray(self.rng.integers(0, classes, shape))
         return self.xp.asarray(self.rng.standard_normal(shape, dtype=np.float32))

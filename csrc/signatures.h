@@ -94,5 +94,9 @@ constexpr Signature linear_cross_entropy_vjp_jvp{
     " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K",
     ""};
 
+// Images by their rows in a staged data set, as numbers: byte / 255, correctly rounded. An image whose index is not in
+// 0 .. M-1 is NaN, and nothing is read for it.
+constexpr Signature gather_images{"gather_images", "images:u8=M|HWC index:i64=E|N -> x=E|NHWC", ""};
+
 }  // namespace signatures
 }  // namespace hg

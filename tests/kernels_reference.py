@@ -100,3 +100,10 @@ def patch_statistics(x):
     )
     mean = patches.mean(0)
     return mean, (patches - mean).T @ (patches - mean) / len(patches)
+
+
+def gather_images(images, index, dtype):
+    known = (index >= 0) & (index < len(images))
+    x = np.full((*index.shape, *images.shape[1:]), np.nan, dtype)
+    x[known] = images[index[known]] / dtype(255)
+    return x

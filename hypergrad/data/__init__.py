@@ -7,7 +7,7 @@ split; `pixel_baseline` says what raw pixels achieve. Nothing is ever downloaded
 from .baseline import Accuracy, pixel_baseline
 from .cache import cache_dir
 from .episodes import Episodes, EpisodeSampler
-from .images import ImageClasses, MetaDataset, to_float
+from .images import ImageClasses, MetaDataset, gather, to_float
 from .registry import OPTIONS, open_dataset
 from .report import Reporter, SilentReporter
 from .unpickle import read_pickle
@@ -22,6 +22,7 @@ __all__ = [
     "Reporter",
     "SilentReporter",
     "cache_dir",
+    "gather",
     "open_dataset",
     "pixel_baseline",
     "read_pickle",

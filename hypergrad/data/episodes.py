@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import ArgumentError, DataError
-from .images import ImageClasses, to_float
+from .images import ImageClasses, gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +177,10 @@ class EpisodeSampler:
         return self.episodes(i * self.meta_batch, (i + 1) * self.meta_batch)
 
     def _images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        chosen = np.asarray(self.split.images[rows])
-        return chosen if self.dtype == np.uint8 else to_float(chosen, self.dtype)
+        if self.dtype == np.uint8:
+            return np.asarray(self.split.images[rows])
+        images: NDArray[Any] = gather(self.split.images, rows, self.dtype)
+        return images
 
 
 def _draw(words: Any, n: int, k: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..backends import Array, backend_of
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError
 
 
@@ -22,19 +23,52 @@ def to_float(images: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any
     Raises: DTypeError if `images` is not uint8 or `dtype` is not one of the two.
     Cost: one pass; no scratch.
     """
+    kind = _float_of_bytes("to_float", images, dtype)
+    quotient: NDArray[Any] = np.divide(images, kind.type(255), dtype=kind)
+    return quotient
+
+
+def gather(images: Array, rows: Array, dtype: DTypeLike = np.float32) -> Array:
+    """Chosen images as numbers in [0, 1], in one pass: the bits of `to_float(images[rows])`.
+
+    Args:
+        images: (M, H, W, C), uint8: a NumPy array, such as a memory map, or a CuPy array. The device follows the data.
+        rows: (E, N), int64, on the same device, each from 0 to M - 1. On a GPU nobody looks, since that would wait for it:
+            there the image of a row out of range is NaN.
+        dtype: float32 or float64.
+    Returns: a new array (E, N, H, W, C) on that device.
+    Raises: DTypeError for other dtypes; ShapeError for other axes, and on a GPU where an image's pixels do not lie together;
+        ArgumentError for a row out of range in host memory; DeviceError for arrays on both sides.
+    Cost: reads E*N images and writes as many; no scratch (on the host one copy where an image's pixels do not lie together).
+    """
+    kind = _float_of_bytes("gather", images, dtype)
+    backend = backend_of(images, rows)
+    if isinstance(rows, np.ndarray) and rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
+        raise ArgumentError(
+            f"gather: rows has values {rows.min()} to {rows.max()}, expected 0 to {len(images) - 1} because there are "
+            f"{len(images)} images; correct the rows"
+        )
+    if isinstance(images, np.ndarray) and not images[:1].flags.c_contiguous:  # a view of larger images, say
+        images, rows = np.ascontiguousarray(images[rows.reshape(-1)]), np.arange(rows.size).reshape(rows.shape)
+    x = backend.empty((*rows.shape, *images.shape[1:]), kind)
+    backend.run("gather_images", [images, rows], [x])
+    return x
+
+
+def _float_of_bytes(where: str, images: Array, dtype: DTypeLike) -> np.dtype[Any]:
+    """The dtype to convert the bytes to, if both are of the right kind."""
     kind = np.dtype(dtype)
     if images.dtype != np.uint8:
         raise DTypeError(
-            f"to_float: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of "
+            f"{where}: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of "
             "a split"
         )
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise DTypeError(
-            f"to_float: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose "
+            f"{where}: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose "
             "one of them"
         )
-    quotient: NDArray[Any] = np.divide(images, kind.type(255), dtype=kind)
-    return quotient
+    return kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import test_fused
+import test_gather_images
 import test_kernels as suite
 import toolchain
 from test_kernels import CONVOLUTIONS, Problem
@@ -39,6 +40,10 @@ def recorder():
                 Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
             for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
                 suite.test_convolutions(sizes, dtype)
+            for sizes in test_gather_images.SIZES[1:]:
+                test_gather_images.test_values(sizes, dtype)
+                if sizes[1] > 1:
+                    test_gather_images.test_a_row_out_of_range_is_nan(sizes, dtype)
         patch.setattr(EMULATED, "run", recorder.run, raising=False)
         patch.setattr(backends, "HOST", EMULATED)
         for case in test_fused.SMALL:
@@ -65,5 +70,7 @@ def test_kernels_are_clean(flags, recorder, tmp_path):
     for name, expected, actual in recorder.read(tmp_path / "outputs"):
         if expected.dtype == np.uint8:
             continue  # which of two nearly equal pixels wins may depend on the compiler's rounding
+        assert (np.isnan(actual) == np.isnan(expected)).all(), name
+        actual, expected = np.nan_to_num(actual), np.nan_to_num(expected)
         bound = 1e-5 if expected.dtype == np.float32 else 1e-13
         assert np.abs(actual - expected).max(initial=0) <= bound * max(np.abs(expected).max(initial=0), 1), name

@@ -1,0 +1,68 @@
+// gather_images: bytes of chosen images as numbers. A thread owns four neighbouring elements of one image, so that a
+// warp reads 128 bytes and writes them at once.
+#include <cmath>
+
+#include "launch.h"
+
+namespace hg {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Gather {
+  int64_t M, size;  // images staged, bytes of one
+  bool wide;        // every image is aligned and holds whole quads
+  Divisor by_parts, by_images;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gather(const Gather g, Batch<const unsigned char> images, Batch<const int64_t> index, Batch<T> x) {
+  int image = static_cast<int>(blockIdx.x);
+  const int64_t k = 4 * (static_cast<int64_t>(g.by_parts.split(image)) * kThreads + threadIdx.x);
+  if (k >= g.size) return;
+  int e = image;
+  const int n = g.by_images.split(e);
+  const int64_t row = index.at(0, e)[n];
+  const bool known = row >= 0 && row < g.M;
+  const int rest = static_cast<int>(lower<int64_t>(4, g.size - k));
+  Quad<T> out;
+  HG_UNROLL
+  for (int i = 0; i < 4; ++i) out.v[i] = static_cast<T>(NAN);
+  if (known) {
+    const Codes bytes = load_codes(images.at(0, row) + k, 0, rest, g.wide);
+    HG_UNROLL
+    for (int i = 0; i < 4; ++i) out.v[i] = static_cast<T>(bytes.v[i]) / T(255);
+  }
+  store_quad(x.data + image * g.size + k, 0, rest, g.wide, out);
+}
+
+template <class T>
+void run(const Call& call) {
+  const int64_t N = dim(call, 'N'), count = dim(call, 'E') * N;
+  Gather g{};
+  g.M = dim(call, 'M');
+  g.size = dim(call, 'H') * dim(call, 'W') * dim(call, 'C');
+  const int64_t parts = ceil_div(g.size, 4 * kThreads);
+  if (count == 0 || parts == 0) return;
+  if (parts > INT32_MAX || count > INT32_MAX / parts)
+    fail_shape(call,
+               "there are %lld images of %lld bytes, expected fewer than 2**31 blocks of %d bytes; split the call",
+               static_cast<long long>(count), static_cast<long long>(g.size), 4 * kThreads);
+  g.by_parts = Divisor::of(parts);
+  g.by_images = Divisor::of(N);
+  const auto images = batch<const unsigned char>(call, 0, 1);
+  const auto index = batch<const int64_t>(call, 1, 1);
+  const auto x = batch<T>(call, 2, 1);
+  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+  g.wide = g.size % 4 == 0 && images.stride_1 % 4 == 0 && address(images.data) % 4 == 0 && address(x.data) % 16 == 0;
+  const Launch launch(call);
+  launch("gather", gather<T>, count * parts, kThreads, 0, g, images, index, x);
+}
+
+HG_CUDA_KERNEL(gather_images, run);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace hg
