@@ -203,6 +203,11 @@ def fusion(enabled: bool) -> Iterator[None]:
         _fusion.reset(token)
 
 
+def settings() -> tuple[Any, ...]:
+    """What decides which kernels an op runs, beside its arguments."""
+    return (_fusion.get(),)
+
+
 class Fused(Registered):
     """An op defined by a composed reference, with kernels for four rungs: value, vjp, jvp, jvp of vjp.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..backends import backend_of
 from ..bilevel import Batches, Bilevel, HyperGradient, Stats
 from ..meter import Meter
@@ -34,8 +32,7 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
         total, start, seeded = sum(x.size for x in leaves), 0, []
         for x in leaves:
             xp = backend_of(x.value).xp
-            rows = xp.zeros((total, x.size), x.dtype)
-            rows[np.arange(start, start + x.size), np.arange(x.size)] = 1
+            rows = xp.eye(total, x.size, -start, x.dtype)
             seeded.append(Tensor(x.value, Tensor(rows.reshape(total, *x.shape))))
             start += x.size
         with paused(), tangents():
