@@ -311,11 +311,10 @@ def cupy() -> Any:
 def run(name: str, arrays: Any, attrs: Any, stream: int, allocate: Any) -> None:
     """`_cuda.run` by the emulator."""
     given = [None if a is None else a._a for a in arrays]
-    n_inputs = len(EMULATED.kernels()[name][0])
     machine.kernels.append(name)
 
     def again() -> None:
-        EMULATED.run(name, given[:n_inputs], given[n_inputs:], **attrs)
+        EMULATED.run(name, given, (), **attrs)
 
     again()
     if machine.recording is not None:
