@@ -18,7 +18,10 @@ from .trees import PyTree
 
 
 class Batches(Protocol):
-    """What `batches` must offer. Pure: the same t gives the same batch, because a re-run step asks again."""
+    """What `batches` must offer. Pure: the same t gives the same batch, because a re-run step asks again.
+
+    An array handed out is not written to while a pass runs: what it knows of the images is computed once for each array.
+    """
 
     def __len__(self) -> int:
         """The number of inner steps T."""

@@ -12,6 +12,10 @@ from the mean and covariance of the 3x3 patches, and no full-size array is store
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from ..backends import Array, Backend, backend_of
@@ -35,7 +39,7 @@ def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float)
     return max_pool2d(relu(batch_norm(conv2d(x, w), gamma, beta, eps=eps)))
 
 
-def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, eps: float) -> Tensor:
+def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, given: Any, eps: float) -> Tensor:
     return _reference(Tensor(x), w, gamma, beta, eps=eps)
 
 
@@ -89,6 +93,49 @@ def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: A
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
+class PatchStatistics:
+    """The mean and covariance of the patches of images met so far, for a run that reads the same images in every step.
+
+    Images are known by the array object that the caller gave, so that array must not be written to meanwhile; it is not kept
+    alive, and its statistics go with it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, Any], tuple[weakref.ref[Any], tuple[Array, Array]]] = {}
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Context in which first blocks look here before they compute."""
+        token = _patches.set(self)
+        try:
+            yield
+        finally:
+            _patches.reset(token)
+
+    def of(self, b: Backend, x: Array, given: Any) -> tuple[Array, Array]:
+        """The statistics of `x`, (E, N, H, W, C), which was made of the array `given`."""
+        key = id(given), x.dtype  # the dtype of bytes follows the filters
+        held = self._held.get(key)
+        if held is not None and held[0]() is given:
+            return held[1]
+        statistics = _patch_statistics(b, x)
+        store = weakref.ref(self)  # weakly, or the store would be part of a reference cycle
+
+        def forget(_: Any) -> None:
+            owner = store()
+            if owner is not None:
+                owner._held.pop(key, None)
+
+        try:
+            self._held[key] = weakref.ref(given, forget), statistics
+        except TypeError:  # a list of numbers, say
+            pass
+        return statistics
+
+
+_patches: ContextVar[PatchStatistics | None] = ContextVar("patches", default=None)
+
+
 def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
     e, size = x.shape[0], 9 * x.shape[-1]
     m, cov = b.empty((e, size), x.dtype), b.empty((e, size, size), x.dtype)
@@ -99,7 +146,8 @@ def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
 def _first_value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     (w, gamma, beta), x = rows(b, values), attrs["x"]
     k = w.shape[-1]
-    m, cov = _patch_statistics(b, x)
+    store = _patches.get()
+    m, cov = _patch_statistics(b, x) if store is None else store.of(b, x, attrs["given"])
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
     b.run("conv_bn_relu_pool_first_value", [x, w, gamma, beta, m, cov], [y, *saved.values()], eps=attrs["eps"])
     return y, {**saved, "patch_mean": m, "patch_cov": cov}
@@ -157,7 +205,7 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block.
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
     """
-    is_data = not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
+    given, is_data = x, not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
     x, w, gamma, beta = to_tensors("conv_bn_relu_pool", [x, w, gamma, beta])
     if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
         raise ShapeError(f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
@@ -174,7 +222,7 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     wide = [with_episodes(p, episodes, ndim) for p, ndim in ((w, 5), (gamma, 2), (beta, 2))]
     images = reshape(x, (1, *x.shape)) if x.ndim == 4 else x
     if is_data and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
-        y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), eps=float(eps))
+        y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), given=given, eps=float(eps))
     else:
         y = _block(images, *wide, eps=float(eps))
     return reshape(y, y.shape[1:]) if x.ndim == 4 else y

@@ -8,6 +8,7 @@ from typing import Any
 from ..backends import Array, Backend
 from ..bilevel import Batches, Stats
 from ..errors import DifferentiationError
+from ..ops.block import PatchStatistics
 from ..optimizers import Optimizer
 from ..tape import Node, Tensor, levels_of, live_dot, paused, record, to_tensors, zeros_like
 from ..transforms import tree_tensors
@@ -29,10 +30,12 @@ class _Unroll:
         self.spec = tree_structure(arguments)
         self.n_steps = len(dynamics.batches)
         self.stored: dict[int, State] | None = None
+        self.patches = PatchStatistics()  # of the batches' images, from the first run to the end of the pullback
 
     def run(self, inputs: list[Tensor], *, keep: bool) -> State:
         """s_T; with `keep`, the states of the policy's first run are stored on the way."""
-        with paused():
+        self.patches = PatchStatistics()
+        with paused(), self.patches.shared():
             a = tree_unflatten(self.spec, [t.detach() for t in inputs])
             state = (a["w"], self.dynamics.optimizer.with_hyperparameters(a["fields"]).init(a["w"]))
             wanted = schedule.first_run(self.n_steps, self.policy) if keep else set()
@@ -68,7 +71,7 @@ class _Unroll:
             self.stats.steps_rerun += self.n_steps
         assert self.stored is not None
         stored = self.stored
-        with paused():
+        with paused(), self.patches.shared():
             a = tree_unflatten(self.spec, values)
             w_bar = [zeros_like(Tensor(v)) if b is None else b.detach() for (v, _), b in zip(node.outputs, bars, strict=True)]
             w_spec = tree_structure(a["w"])
@@ -90,7 +93,7 @@ class _Unroll:
                 else:
                     bar, h_bar, f_bar = self.dynamics.step_transposed(state, a["hparams"], a["fields"], t, bar)
                     total = tree_map(lambda x, y: x + y, total, {"hparams": h_bar, "fields": f_bar})
-        self.stored = None
+        self.stored, self.patches = None, PatchStatistics()
         return [t if wanted else None for t, wanted in zip(tree_leaves({"w": bar[0], **total}), want, strict=True)]
 
 
