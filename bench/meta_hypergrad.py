@@ -37,7 +37,8 @@ def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any],
     zero = {name: xp.zeros(shape, dtype) for name, shape in shapes.items()}
 
     def inner(w: Any, hparams: Any, labels: Any) -> Any:
-        return hg.sum(_loss(hparams["features"], w["weight"], w["bias"], labels))
+        losses = hg.linear_cross_entropy(hparams["features"], w["weight"], w["bias"], labels)
+        return hg.sum(losses) * (1.0 / labels.shape[-1])  # a mean of each episode, a sum over them
 
     def meta_loss(p: Any) -> Any:
         support, query = (_network(p, data[part], sizes) for part in ("support", "query"))

@@ -84,13 +84,13 @@ constexpr Signature max_pool_vjp{"max_pool_vjp", "y_bar=PE|QRK code:u8=E|QRK -> 
 constexpr Signature linear_cross_entropy_value{"linear_cross_entropy_value",
                                                "x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK", ""};
 constexpr Signature linear_cross_entropy_vjp{
-    "linear_cross_entropy_vjp", "y_bar=E|N residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K", ""};
+    "linear_cross_entropy_vjp", "y_bar=EN| residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K", ""};
 constexpr Signature linear_cross_entropy_jvp{
     "linear_cross_entropy_jvp",
     "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K -> y_dot=PE|N z_dot=PE|NK", ""};
 constexpr Signature linear_cross_entropy_vjp_jvp{
     "linear_cross_entropy_vjp_jvp",
-    "y_bar=E|N y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
+    "y_bar=EN| y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
     " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K",
     ""};
 

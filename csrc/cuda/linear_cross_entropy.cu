@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads)
     mean += (static_cast<double>(r[k]) + (k == mine ? 1.0 : 0.0)) * static_cast<double>(dot[k]);
   mean = block_total<false>(mean, sums);
-  const double bar = static_cast<double>(y_bar.at(0, e)[n]);
+  const double bar = static_cast<double>(*y_bar.at(e, n));
   const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads) {
     const double softmax = static_cast<double>(r[k]) + (k == mine ? 1.0 : 0.0);
@@ -144,19 +144,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A cotangent of the logits, z times scale[n] where there is a scale, with what it is multiplied with.
+// A cotangent of the logits, z times scale(e, n) where there is a scale, with what it is multiplied with.
 template <class T>
 struct Factor {
   Batch<const T> z, scale, w, x;
 
   struct At {
-    const T *z, *scale;
-    int64_t K;
+    const T* z;
+    Batch<const T> scale;
+    int64_t K, e;
     HG_DEVICE T operator()(int64_t n, int64_t k) const {
-      return scale == nullptr ? z[n * K + k] : scale[n] * z[n * K + k];
+      return scale ? *scale.at(e, n) * z[n * K + k] : z[n * K + k];
     }
   };
-  HG_DEVICE At at(int64_t p, int64_t e, int64_t K) const { return {z.at(p, e), scale ? scale.at(p, e) : nullptr, K}; }
+  HG_DEVICE At at(int64_t p, int64_t e, int64_t K) const { return {z.at(p, e), scale, K, e}; }
 };
 
 // What `head_bars` forms: x_bar, D elements an example, and rows of [w_bar; bias_bar], from row `first_row` on.
@@ -265,7 +266,7 @@ template <class T>
 void vjp(const Call& call) {
   const Head h = head_of(call);
   Launch launch(call);
-  const Factor<T> a{batch<const T>(call, 1, 1), batch<const T>(call, 0, 1), batch<const T>(call, 3, 1),
+  const Factor<T> a{batch<const T>(call, 1, 1), batch<const T>(call, 0, 2), batch<const T>(call, 3, 1),
                     batch<const T>(call, 2, 1)};
   launch_bars(launch, h, h.E, a, Factor<T>{}, batch<T>(call, 4, 1), batch<T>(call, 5, 1), batch<T>(call, 6, 1));
 }
@@ -273,7 +274,7 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Head h = head_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
+  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2),
              residual = batch<const T>(call, 2, 1), x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1),
              x_dot = batch<const T>(call, 6, 2), w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
   Launch launch(call);

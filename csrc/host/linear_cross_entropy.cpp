@@ -251,7 +251,7 @@ T* logits_bar(const Head& h, const Batch<const T>& y_bar, const Batch<const T>& 
   T* const z_bar = scratch_of<T>(kSlotZBar, h.E * h.N * h.K + 1);
   for (int64_t en = 0; en < h.E * h.N; ++en) {
     const int64_t e = en / h.N, n = en % h.N;
-    for (int64_t k = 0; k < h.K; ++k) z_bar[en * h.K + k] = y_bar.at(e)[n] * residual.at(e)[n * h.K + k];
+    for (int64_t k = 0; k < h.K; ++k) z_bar[en * h.K + k] = *y_bar.at(e, n) * residual.at(e)[n * h.K + k];
   }
   return z_bar;
 }
@@ -261,7 +261,7 @@ void vjp(const Call& call) {
   const Head h = head_of<T>(call);
   const auto x = batch<const T>(call, 2, 1), w = batch<const T>(call, 3, 1);
   const auto x_bar = batch<T>(call, 4, 1), w_bar = batch<T>(call, 5, 1), b_bar = batch<T>(call, 6, 1);
-  const T* const z_bar = logits_bar(h, batch<const T>(call, 0, 1), batch<const T>(call, 1, 1));
+  const T* const z_bar = logits_bar(h, batch<const T>(call, 0, 2), batch<const T>(call, 1, 1));
   const Rows<T> rows = x_bar ? pack(h, w, 1, kSlotW) : Rows<T>{};
   for (int64_t e = 0; e < h.E; ++e) bias_bar(h, z_bar + e * h.N * h.K, b_bar.at(e));
   if (!x_bar && !w_bar) return;
@@ -276,7 +276,7 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Head h = head_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
+  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2),
              residual = batch<const T>(call, 2, 1), x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1),
              x_dot = batch<const T>(call, 6, 2), w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
   const auto label = batch<const int64_t>(call, 3, 1);
@@ -292,7 +292,7 @@ void vjp_jvp(const Call& call) {
       const auto softmax = [&](int64_t k) { return static_cast<double>(r[k]) + (k == l ? 1.0 : 0.0); };
       double mean = 0;
       for (int64_t k = 0; k < h.K; ++k) mean += softmax(k) * static_cast<double>(dot[k]);
-      const double bar = static_cast<double>(y_bar.at(e)[n]);
+      const double bar = static_cast<double>(*y_bar.at(e, n));
       const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
       T* const to = z_bar_dot + pe * size + n * h.K;
       for (int64_t k = 0; k < h.K; ++k)

@@ -213,7 +213,8 @@ def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
         labels: (E, S).
     Returns: a scalar Tensor. Cost: 2*E*S*D*n_way flop.
     """
-    return sum_(mean(ground_losses(w, hparams["features"], labels), axis=-1))
+    total: Tensor = sum_(ground_losses(w, hparams["features"], labels)) * (1.0 / labels.shape[-1])
+    return total
 
 
 def ground_losses(w: Any, inputs: Any, labels: Array) -> Tensor:

@@ -24,6 +24,8 @@ subtract = Op("subtract", lambda b, x, y: x - y,
 multiply: Op = bilinear("multiply", lambda b, x, y: x * y,
                     (lambda bar, x, y: multiply(bar, y), lambda bar, x, y: multiply(bar, x)), core=(0, 0, 0))
 negative: Op = linear("negative", lambda b, x, lead: -x, lambda bar, x, lead: negative(bar, lead=lead))
+# x times a number that is no Tensor: its own op, since a number as an array costs a kernel of its own on a GPU.
+scale: Op = linear("scale", lambda b, x, lead, by: x * x.dtype.type(by), lambda bar, x, lead, by: scale(bar, by=by, lead=lead))
 divide = elementwise("divide", lambda b, x, y: x / y, lambda out, x, y: 1.0 / y, lambda out, x, y: -out / y)
 
 

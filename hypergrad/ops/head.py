@@ -49,7 +49,7 @@ def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, _ = rows(b, values)
     bars = [b.empty(v.shape, v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
-    b.run("linear_cross_entropy_vjp", [b.xp.ascontiguousarray(y_bar), saved["residual"], x, w], bars)
+    b.run("linear_cross_entropy_vjp", [y_bar, saved["residual"], x, w], bars)
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
@@ -59,7 +59,7 @@ def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: A
     count = saved["z_dot"].shape[0]
     outs = [b.empty((count, *v.shape), v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
     b.run("linear_cross_entropy_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w,
+          [y_bar, optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w,
            *(optional(b, d) for d in dots[:2]), saved["z_dot"]], outs)
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 

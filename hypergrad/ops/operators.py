@@ -21,6 +21,11 @@ def _compare(name: str) -> Callable[[Tensor, Any], Any]:
     return compare
 
 
+def _times(self: Tensor, other: Any) -> Tensor:
+    """The product, as `multiply`."""
+    return elementwise.scale(self, by=other) if type(other) in (int, float) else elementwise.multiply(self, other)
+
+
 def _sum(self: Tensor, axis: reductions.Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over axes, as `sum`."""
     return reductions.sum(self, axis, keepdims)
@@ -44,7 +49,7 @@ def _reshape(self: Tensor, *shape: Any) -> Tensor:
 Tensor.__add__ = Tensor.__radd__ = lambda self, other: elementwise.add(self, other)
 Tensor.__sub__ = lambda self, other: elementwise.subtract(self, other)
 Tensor.__rsub__ = lambda self, other: elementwise.subtract(other, self)
-Tensor.__mul__ = Tensor.__rmul__ = lambda self, other: elementwise.multiply(self, other)
+Tensor.__mul__ = Tensor.__rmul__ = _times
 Tensor.__truediv__ = lambda self, other: elementwise.divide(self, other)
 Tensor.__rtruediv__ = lambda self, other: elementwise.divide(other, self)
 Tensor.__neg__ = lambda self: elementwise.negative(self)

@@ -13,7 +13,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError
 from ..rules import Op, linear
 from ..tape import Tensor, to_tensors
 from .arrays import broadcast_to, normalise_axis, pick, reshape, transpose
-from .elementwise import exp, multiply, subtract, where
+from .elementwise import exp, scale, subtract, where
 
 Axis = int | Sequence[int] | None
 
@@ -40,7 +40,16 @@ def _sum_transpose(bar: Tensor, x: Tensor, *, lead: int, axes: tuple[int, ...]) 
     return broadcast_to(reshape(bar, _kept(x.shape, shifted)), x.shape)
 
 
+def _mean_value(b: Backend, x: Array, *, lead: int, axes: tuple[int, ...]) -> Array:
+    return b.xp.mean(x, axis=tuple(a + lead for a in axes))
+
+
+def _mean_transpose(bar: Tensor, x: Tensor, *, lead: int, axes: tuple[int, ...]) -> Tensor:
+    return _sum_transpose(scale(bar, by=1.0 / math.prod(x.shape[a + lead] for a in axes)), x, lead=lead, axes=axes)
+
+
 _sum = linear("sum", _sum_value, _sum_transpose)
+_mean = linear("mean", _mean_value, _mean_transpose)
 
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -65,10 +74,11 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ShapeError over no elements.
     """
     (x,) = to_tensors("mean", [x])
-    count = int(np.prod([x.shape[a] for a in _axes("mean", axis, x.ndim)]))
-    if not count:
+    axes = _axes("mean", axis, x.ndim)
+    if not math.prod(x.shape[a] for a in axes):
         raise ShapeError(f"mean: x has shape {x.shape}, expected at least one element along axis {axis} because 0/0 has no value")
-    return multiply(sum(x, axis, keepdims), 1.0 / count)
+    out = _mean(x, axes=axes) if axes else x
+    return reshape(out, _kept(x.shape, axes)) if keepdims else out
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
