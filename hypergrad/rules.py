@@ -271,7 +271,7 @@ class FusedMany(Registered):
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
         elif (count := next((len(d) for d in raw_dots if d is not None), None)) is not None:
             # linear in the cotangents: the same rung serves every direction
-            each = [self.vjp(backend, values, [None if d is None else d[k] for d in raw_dots], want, node.attrs, node.saved)
+            each = [self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
                     for k in range(count)]
             second = [None if row[0] is None else backend.xp.stack(row) for row in zip(*each, strict=True)]
         else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import test_fused
 import test_kernels as suite
+import test_step_kernels as steps
 import toolchain
 from test_kernels import CONVOLUTIONS, Problem
 
@@ -39,6 +40,9 @@ def recorder():
                 Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
             for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
                 suite.test_convolutions(sizes, dtype)
+            for kind, (_, fields, _) in steps.KINDS.items():
+                steps.Step(kind, [(3, 2), (0,), (), (1030,)], dtype, fields).everything()
+                steps.Step(kind, [(i % 3,) for i in range(30)], dtype).everything()
         patch.setattr(EMULATED, "run", recorder.run, raising=False)
         patch.setattr(backends, "HOST", EMULATED)
         for case in test_fused.SMALL:
