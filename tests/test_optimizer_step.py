@@ -13,7 +13,7 @@ import pytest
 import test_fused as suite
 from cases.optimizer_step import EACH, MIXED, SHARED, step_case
 from checks import Case, check_layouts, check_outputs_written, derivatives, essentials
-from test_block import against_composed, counted, subsets
+from test_block import against_composed, counted
 
 import hypergrad as hg
 from hypergrad import _host
