@@ -2,6 +2,9 @@
 
 An optimiser is a pure map of (weights, state, gradient, step number); it holds no state of its own. A field is a
 number, an array, a Tensor, or a pytree like the weights (one entry per leaf, for instance a step size per direction).
+
+A step is one kernel call for all leaves where every field is a number or has no axes, and each rule of its derivative is one
+more; with other fields, such as elementwise step sizes, it is composed of ops.
 """
 
 from __future__ import annotations

@@ -274,9 +274,9 @@ class FusedMany(Registered):
         if curved:
             assert self.vjp_jvp is not None
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
-        elif (count := next((len(d) for d in raw_dots if d is not None), None)) is not None:
+        elif count := next((len(d) for d in raw_dots if d is not None), 0):
             # linear in the cotangents: the same rung serves every direction
-            each = [self.vjp(backend, values, [None if d is None else d[k] for d in raw_dots], want, node.attrs, node.saved)
+            each = [self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
                     for k in range(count)]
             second = [None if row[0] is None else backend.xp.stack(row) for row in zip(*each, strict=True)]
         else:

@@ -107,3 +107,24 @@ def gather_images(images, index, dtype):
     x = np.full((*index.shape, *images.shape[1:]), np.nan, dtype)
     x[known] = images[index[known]] / dtype(255)
     return x
+
+
+def sgd_step(w, v, g, lr, momentum, weight_decay, nesterov):
+    g = g + weight_decay * w
+    v = momentum * v + g
+    return w - lr * (g + momentum * v if nesterov else v), v
+
+
+def adam_step(w, m, s, g, lr, beta1, beta2, eps, t):
+    m, s = beta1 * m + (1 - beta1) * g, beta2 * s + (1 - beta2) * g * g
+    return w - lr * (m / (1 - beta1 ** (t + 1))) / np.sqrt(s / (1 - beta2 ** (t + 1)) + eps), m, s
+
+
+def elementwise_vjp(f, primals, y_bars):
+    """Cotangents of the primals of an elementwise f, whose Jacobian is diagonal; of a number, the sum over elements."""
+    bars = []
+    for i, p in enumerate(primals):
+        slopes = tangent(f, primals, [np.ones_like(q) if j == i else None for j, q in enumerate(primals)])
+        bar = sum(b * d for b, d in zip(y_bars, slopes, strict=True))
+        bars.append(np.sum(bar) if np.ndim(p) == 0 else bar)
+    return bars

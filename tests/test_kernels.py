@@ -45,7 +45,7 @@ def ringed(shape, dtype):
 def call(name, inputs, shapes, dtype, **attrs):
     """Runs a kernel on ringed outputs; a shape of None is an absent output, ("u8", shape) a byte one."""
     rings = [
-        None if s is None else ringed(s[1], np.uint8) if s[0] == "u8" else ringed(s, dtype) for s in shapes
+        None if s is None else ringed(s[1], np.uint8) if s[:1] == ("u8",) else ringed(s, dtype) for s in shapes
     ]
     HOST.run(name, inputs, [None if r is None else r[1] for r in rings], **attrs)
     for ring in rings:

@@ -306,10 +306,6 @@ void vjp(const Call& call) {
   }
 }
 
-#define HG_STEP_KERNEL(name, f, Kind)                                                                            \
-  void run_##name(const Call& call) { call.dtype == DType::f32 ? f<Kind<float>>(call) : f<Kind<double>>(call); } \
-  HG_KERNEL(name, run_##name)
-
 HG_STEP_KERNEL(sgd_step_value, value, Sgd);
 HG_STEP_KERNEL(sgd_step_jvp, jvp, Sgd);
 HG_STEP_KERNEL(sgd_step_vjp, vjp, Sgd);

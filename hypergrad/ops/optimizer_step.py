@@ -145,7 +145,7 @@ class Step:
 def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
     """Whether the kernels take these leaves (a list for each state) and arrays of fields."""
     first = columns[0][0] if columns[0] else None
-    if type(first) is not Tensor or first.value.dtype.char not in "fd":
+    if type(first) is not Tensor or first.value.dtype.char not in "fd" or not first.value.dtype.isnative:
         return False
     dtype, kind = first.value.dtype, type(first.value)
     shapes = [x.value.shape if type(x) is Tensor else None for x in columns[0]]

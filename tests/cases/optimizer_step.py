@@ -4,7 +4,6 @@ the other in one array each, and a field is one number or one number per leaf.
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -65,7 +64,7 @@ def step_case(name: str, leaves: tuple[Shape, ...], arrays: dict[str, str], deta
             own = [None if c is None else c[i] for c in columns]
             at = [x[i] if isinstance(x, list) else x for x in fields]
             after.append(sgd_by_hand(*own, *at, **extra) if sgd else adam_by_hand(*own, *at, **extra))
-        return np.concatenate([np.zeros(0, args[0].dtype), *(np.ravel(x) for column in zip(*after, strict=True) for x in column if x is not None)])
+        return np.concatenate([np.ravel(x) for column in zip(*after, strict=True) for x in column if x is not None])
 
     def make(rng: np.random.Generator) -> list[Array]:
         ranges = {"s": (1.0, 2.0), "lr": (0.1, 0.5), "momentum": (0.3, 0.9), "weight_decay": (0.05, 0.5), "beta1": (0.3, 0.6),
@@ -108,5 +107,5 @@ CASES: list[Case] = [
     step_case("adam_step", MIXED, EACH, "a field per leaf", t=1),
     step_case("adam_step", MIXED, {"beta1": "each", "eps": "shared"}, "both kinds", t=3),
     step_case("adam_step", tuple((i % 3,) for i in range(25)), {"lr": "each"}, "25 leaves", t=1),
-    step_case("adam_step", ((1025,),), SHARED, "a larger leaf", t=4),
+    step_case("adam_step", ((1025,),), SHARED, "a larger leaf", t=1),
 ]

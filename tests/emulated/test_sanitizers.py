@@ -11,6 +11,7 @@ import pytest
 import test_fused
 import test_gather_images
 import test_kernels as suite
+import test_step_kernels as steps
 import toolchain
 from test_kernels import CONVOLUTIONS, Problem
 
@@ -44,6 +45,9 @@ def recorder():
                 test_gather_images.test_values(sizes, dtype)
                 if sizes[1] > 1:
                     test_gather_images.test_a_row_out_of_range_is_nan(sizes, dtype)
+            for kind, (_, fields, _) in steps.KINDS.items():
+                steps.Step(kind, [(3, 2), (0,), (), (1030,)], dtype, fields).everything()
+                steps.Step(kind, [(i % 3,) for i in range(30)], dtype).everything()
         patch.setattr(EMULATED, "run", recorder.run, raising=False)
         patch.setattr(backends, "HOST", EMULATED)
         for case in test_fused.SMALL:
