@@ -164,7 +164,7 @@ def _row(timer: Timer, kernel: str, axes: dict[str, str], dims: Dims, arrays: di
             if (name, shape) not in arrays:
                 arrays[name, shape] = timer.array(name, shape, dims["K"])
             part.append(arrays[name, shape])
-    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "size": 2}
+    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0, "size": 2}
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
     flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part))
     seconds = statistics.median(all_seconds)

@@ -203,6 +203,8 @@ std::int64_t integer_attribute(const Call& call, int index, std::int64_t lowest,
   return static_cast<std::int64_t>(value);
 }
 
+std::int64_t precision_attribute(const Call& call, int index) { return integer_attribute(call, index, 0, 2); }
+
 void check_arrays(Call& call) {
   const Kernel& kernel = kernel_of(call.signature);
   for (std::int64_t& size : call.dims) size = -1;

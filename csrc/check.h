@@ -29,4 +29,7 @@ void check_arrays(Call& call);
 // The integer attribute at `index`; throws unless it is whole and lowest <= value <= highest.
 std::int64_t integer_attribute(const Call& call, int index, std::int64_t lowest, std::int64_t highest);
 
+// The attribute `precision` at `index`: 0 float32, 1 tf32, 2 three tf32 products. Host kernels only check it.
+std::int64_t precision_attribute(const Call& call, int index);
+
 }  // namespace hg

@@ -7,9 +7,10 @@
 namespace hg {
 namespace signatures {
 
-#define HG_CONV_ATTRIBUTES "stride:int pad_h:int pad_w:int"
+#define HG_CONV_ATTRIBUTES "stride:int pad_h:int pad_w:int precision:int"
 
-// P = (H + 2*pad_h - R)/stride + 1, Q likewise.
+// P = (H + 2*pad_h - R)/stride + 1, Q likewise. `precision` permits a device to multiply float32 as tf32 (1) or as
+// three tf32 products (2) instead of as it is (0).
 constexpr Signature conv2d_fprop{"conv2d_fprop", "x=AB|NHWC w=AB|RSCK -> y=AB|NPQK", HG_CONV_ATTRIBUTES};
 constexpr Signature conv2d_dgrad{"conv2d_dgrad", "y_bar=AB|NPQK w=AB|RSCK -> x_bar=AB|NHWC", HG_CONV_ATTRIBUTES};
 constexpr Signature conv2d_wgrad{"conv2d_wgrad", "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_ATTRIBUTES};
@@ -17,23 +18,24 @@ constexpr Signature conv2d_wgrad{"conv2d_wgrad", "x=AB|NHWC y_bar=AB|NPQK -> w_b
 // The fused block: 3x3 same convolution, batch normalization over (N, H, W), ReLU, 2x2 maximum.
 constexpr Signature conv_bn_relu_pool_value{
     "conv_bn_relu_pool_value",
-    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK", "eps:float"};
+    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK",
+    "eps:float precision:int"};
 constexpr Signature conv_bn_relu_pool_vjp{
     "conv_bn_relu_pool_vjp",
     "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
     " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
-    ""};
+    "precision:int"};
 constexpr Signature conv_bn_relu_pool_jvp{"conv_bn_relu_pool_jvp",
                                           "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
                                           " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K"
                                           " -> y_dot=PE|NhwK z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K",
-                                          ""};
+                                          "precision:int"};
 constexpr Signature conv_bn_relu_pool_vjp_jvp{
     "conv_bn_relu_pool_vjp_jvp",
     "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
     " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K"
     " -> x_bar_dot?=PE|NHWC w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
-    ""};
+    "precision:int"};
 
 // The fused block on data: x has neither tangent nor cotangent, and its patch statistics stand for the dense sums.
 constexpr Signature patch_cov{"patch_cov", "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", ""};

@@ -14,7 +14,7 @@ from .optimizers import SGD, Adam, Optimizer
 from .passes.forward import forward
 from .passes.reverse import reverse
 from .passes.unroll import unroll
-from .rules import fusion
+from .rules import fusion, precision
 from .tape import Tensor
 from .transforms import grad, hvp, jvp, value_and_grad, vjp
 
@@ -22,5 +22,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "capture", "errors", "forward",
-    "full_batch", "fusion", "grad", "hvp", "jvp", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
+    "full_batch", "fusion", "grad", "hvp", "jvp", "precision", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
 ]

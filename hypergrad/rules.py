@@ -208,9 +208,41 @@ def fusion(enabled: bool) -> Iterator[None]:
         _fusion.reset(token)
 
 
+PRECISIONS = ("float32", "tf32", "3xtf32")  # a kernel's attribute `precision` is a position here
+_precision: ContextVar[int] = ContextVar("precision", default=0)
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Context that permits 3x3 convolutions of float32 arrays on a GPU to multiply on tensor cores.
+
+    An op keeps the precision it is applied with: its derivatives use the same, wherever they are taken. Host kernels,
+    float64, GPUs before compute capability 8.0, images of up to 4 channels and other filters compute in full precision.
+
+    Args:
+        name: "float32" (the default); "tf32": factors are rounded to 11 bits, for a relative error of about 1e-3; "3xtf32":
+            three such products of split factors, for about the error of float32. Sums are float32 in all of them.
+    Raises: ArgumentError for another name.
+    Source: Markidis et al. 2018, arXiv:1803.04014 (products of split factors).
+    """
+    if name not in PRECISIONS:
+        raise ArgumentError(f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))} because kernels have no "
+                            "other; pass one of them")
+    token = _precision.set(PRECISIONS.index(name))
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def precision_now() -> int:
+    """The attribute `precision` of kernels of the ops that are applied here."""
+    return _precision.get()
+
+
 def settings() -> tuple[Any, ...]:
     """What decides which kernels an op runs, beside its arguments."""
-    return (_fusion.get(),)
+    return (_fusion.get(), _precision.get())
 
 
 def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:

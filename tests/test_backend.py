@@ -23,7 +23,7 @@ def good_call():
     return {
         "name": "conv2d_fprop",
         "arrays": [x, w, np.empty((1, 1, 2, 5, 5, 4), np.float32)],
-        "attributes": {"stride": 1, "pad_h": 1, "pad_w": 1},
+        "attributes": {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0},
     }
 
 
@@ -130,7 +130,7 @@ _host.set_threads(3)
 def run():
     y = np.empty((1, 8, 30, 30, 30, 4), np.float32)
     x, w = np.ones((1, 8, 30, 30, 30, 3), np.float32), np.ones((1, 8, 3, 3, 3, 4), np.float32)
-    _host.run("conv2d_fprop", [x, w, y], {"stride": 1, "pad_h": 1, "pad_w": 1})
+    _host.run("conv2d_fprop", [x, w, y], {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0})
     return y[0, 0, 0, 5, 5, 0] == 27
 ok = run()
 pid = os.fork()
@@ -178,7 +178,7 @@ def test_kernel_table():
     inputs, outputs, attributes = HOST.kernels()["conv_bn_relu_pool_value"]
     assert inputs == ("x", "w", "gamma", "beta")
     assert outputs == ("y", "code", "mean", "rstd", "z")
-    assert attributes == ("eps",)
+    assert attributes == ("eps", "precision")
     assert len(HOST.kernels()) == 30
 
 

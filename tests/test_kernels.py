@@ -85,7 +85,7 @@ class Problem:
     def __init__(self, sizes, dtype, shared=False, directions=2, first=False, seed=0, shift=0.5):
         rng = np.random.default_rng([seed, *sizes])
         e, n, h, w, c, k = self.sizes = sizes
-        self.dtype, self.first, self.p = dtype, first, directions
+        self.dtype, self.first, self.p, self.precision = dtype, first, directions, 0
         draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
         self.x = draw(e, n, h, w, c) + dtype(shift)
         lead = 1 if shared else e
@@ -120,6 +120,7 @@ class Problem:
                 [self.pooled, *stats, (e, n, h, w, k)],
                 self.dtype,
                 eps=EPS,
+                precision=self.precision,
             )
             self.saved = [self.code, self.mean, self.rstd, self.z]
         return [self.y, *self.saved]
@@ -131,7 +132,7 @@ class Problem:
         if self.first:
             return [None, *call("conv_bn_relu_pool_first_vjp", inputs, shapes, self.dtype)]
         shapes = [self.x.shape if want_x else None, *shapes]
-        return call("conv_bn_relu_pool_vjp", inputs, shapes, self.dtype)
+        return call("conv_bn_relu_pool_vjp", inputs, shapes, self.dtype, precision=self.precision)
 
     def jvp(self, dots):
         e, _, _, _, _, k = self.sizes
@@ -141,7 +142,9 @@ class Problem:
                 "conv_bn_relu_pool_first_jvp", [*inputs, *dots[1:]], [(self.p, *self.pooled)], self.dtype
             )
         shapes = [(self.p, *self.pooled), (self.p, *self.z.shape), (self.p, e, k), (self.p, e, k)]
-        y_dot, *self.dot = call("conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype)
+        y_dot, *self.dot = call(
+            "conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype, precision=self.precision
+        )
         return y_dot
 
     def vjp_jvp(self, dots, y_bar_dot, want_x=True):
@@ -152,7 +155,8 @@ class Problem:
         if self.first:
             return [None, *call("conv_bn_relu_pool_first_vjp_jvp", [*inputs, *dots[1:3]], shapes, self.dtype)]
         shapes = [(self.p, *self.x.shape) if want_x else None, *shapes]
-        return call("conv_bn_relu_pool_vjp_jvp", [*inputs, *dots[:3], *self.dot], shapes, self.dtype)
+        inputs = [*inputs, *dots[:3], *self.dot]
+        return call("conv_bn_relu_pool_vjp_jvp", inputs, shapes, self.dtype, precision=self.precision)
 
     def everything(self):
         """All outputs of the four rungs."""
@@ -321,7 +325,9 @@ def test_nan_is_not_swallowed(first):
         HOST.run("conv_bn_relu_pool_first_value", [p.x, p.w, p.gamma, p.beta, m, cov], outs, eps=EPS)
     else:
         z = np.zeros((*p.x.shape[:-1], k), np.float32)
-        HOST.run("conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS)
+        HOST.run(
+            "conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS, precision=0
+        )
     assert np.isnan(outs[0][1]).all() and not np.isnan(outs[0][0]).any()
 
 
@@ -370,9 +376,9 @@ def test_convolutions(sizes, dtype):
     f = np.broadcast_to(f[:, None], (a, b, *f.shape[1:]))  # shared along the second
     y_bar = rng.standard_normal((b, a, n, p, q, k)).astype(dtype).swapaxes(0, 1)
     attrs = {"stride": stride, "pad_h": pad_h, "pad_w": pad_w}
-    y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs)
-    x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs)
-    w_bar = call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs)
+    y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs, precision=0)
+    x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs, precision=0)
+    w_bar = call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs, precision=0)
     for i in range(a):
         for j in range(b):
             x_, f_, g_ = (v[i, j].astype(np.float64) for v in (x, f, y_bar))
@@ -434,7 +440,7 @@ def test_sizes_of_zero(axis):
     for first in (False, True):
         p = Problem.__new__(Problem)
         e, n, h, w, c, k = p.sizes = tuple(sizes)
-        p.dtype, p.first, p.p = np.float32, first, directions
+        p.dtype, p.first, p.p, p.precision = np.float32, first, directions, 0
         p.x, p.w, p.gamma = np.ones((e, n, h, w, c), "f"), np.ones((e, 3, 3, c, k), "f"), np.ones((e, k), "f")
         p.beta, p.pooled = np.ones((e, k), "f"), (e, n, h // 2, w // 2, k)
         p.y_bar, p.y_bar_dot = np.ones(p.pooled, "f"), np.ones((directions, *p.pooled), "f")
@@ -446,7 +452,7 @@ def test_sizes_of_zero(axis):
         np.ones((1, e, 3, 3, c, k), "f"),
         np.ones((1, e, n, h, w, k), "f"),
     )
-    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1}
+    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
     if h and w:
         out = call("conv2d_fprop", [x, f], [y.shape], np.float32, **attrs)
         assert c or (out == 0).all()
@@ -468,6 +474,7 @@ def test_empty_sums_are_zero():
         stride=1,
         pad_h=1,
         pad_w=1,
+        precision=0,
     )
     assert (w_bar == 0).all()
 

@@ -1,7 +1,7 @@
 // conv2d_fprop, conv2d_dgrad, conv2d_wgrad: 3x3 filters with stride 1 and pad 1 take the tiles of the fused block,
 // every other geometry a plain kernel in which each thread owns one output element (wgrad: of one partial sum).
 #include "block.h"
-#include "wgrad.h"
+#include "mma_wgrad.h"
 
 namespace hg {
 namespace cuda {
@@ -131,9 +131,9 @@ void fprop(const Call& call) {
     launch("plain_fprop", plain_fprop<T>, g.A * g.B * ceil_div(size, kThreads), kThreads, 0, g, x, w, y);
     return;
   }
-  auto conv = convolution<T, Images<T>>(g.B, g.N, g.H, g.W, g.C, g.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 3, g.C), g.B, g.N, g.H, g.W, g.C, g.K);
   conv.add({x, {}, g.H, g.W, g.C}, {w, g.C, g.K, false});
-  launch_convolution(launch, "conv_store", conv, g.A * g.B, Store<T>{y, g.H, g.W, g.K});
+  launch_precise(launch, "conv_store", conv, g.A * g.B, Store<T>{y, g.H, g.W, g.K});
 }
 
 template <class T>
@@ -147,9 +147,9 @@ void dgrad(const Call& call) {
     launch("plain_dgrad", plain_dgrad<T>, g.A * g.B * ceil_div(size, kThreads), kThreads, 0, g, y_bar, w, x_bar);
     return;
   }
-  auto conv = convolution<T, Images<T>>(g.B, g.N, g.H, g.W, g.K, g.C);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 3, g.C), g.B, g.N, g.H, g.W, g.K, g.C);
   conv.add({y_bar, {}, g.H, g.W, g.K}, {w, g.C, g.K, true});
-  launch_convolution(launch, "conv_store", conv, g.A * g.B, Store<T>{x_bar, g.H, g.W, g.C});
+  launch_precise(launch, "conv_store", conv, g.A * g.B, Store<T>{x_bar, g.H, g.W, g.C});
 }
 
 template <class T>
@@ -169,9 +169,9 @@ void wgrad_of(const Call& call) {
     launch_sum_parts(launch, parts, n_parts, size, entries, g.B, w_bar);
     return;
   }
-  auto weights = wgrad<T, Images<T>>(g.B, g.N, g.H, g.W, g.C, g.K);
+  auto weights = wgrad<T, Images<T>>(precision_of<T>(call, 3, g.C), g.B, g.N, g.H, g.W, g.C, g.K);
   weights.add({x, {}, g.H, g.W, g.C}, {y_bar, {}, g.H, g.W, g.K});
-  const T* const parts = launch_wgrad(launch, weights, entries);
+  const T* const parts = launch_precise(launch, weights, entries);
   launch_sum_parts(launch, parts, weights.parts(), weights.size(), entries, g.B, w_bar);
 }
 

@@ -41,25 +41,27 @@ struct Pool {
   const T* constants;
   int h, w, K;
 
-  template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&z)[4][TileShape<U>::kGroup],
-                        U*) const {
+  template <class Shape>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1],
+                        const T (&accumulators)[1][4][Shape::kGroup], T*) const {
+    const Window& window = windows[0];
+    const auto& z = accumulators[0];
     if (!window.whole(at)) return;
-    const U* const s = constants + static_cast<int64_t>(spot.e) * 3 * K;
+    const T* const s = constants + static_cast<int64_t>(spot.e) * 3 * K;
     const int64_t row =
         ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
     const bool wide = y.wide && code.wide;
     HG_UNROLL
-    for (int i = 0; i < TileShape<U>::kGroup; i += 4) {
+    for (int i = 0; i < Shape::kGroup; i += 4) {
       const int k = spot.k + i;
       if (k >= K) break;
-      const Quad<U> offset = load_quad(s, k, K, false), scale = load_quad(s + K, k, K, false),
+      const Quad<T> offset = load_quad(s, k, K, false), scale = load_quad(s + K, k, K, false),
                     shift = load_quad(s + 2 * K, k, K, false);
-      Quad<U> out;
+      Quad<T> out;
       Codes codes;
       HG_UNROLL
       for (int j = 0; j < 4; ++j) {
-        const U values[4] = {z[0][i + j], z[1][i + j], z[2][i + j], z[3][i + j]};
+        const T values[4] = {z[0][i + j], z[1][i + j], z[2][i + j], z[3][i + j]};
         out.v[j] = pool(values, offset.v[j], scale.v[j], shift.v[j], codes.v[j]);
       }
       store_quad(y.at(0, spot.e) + row, k, K, wide, out);
@@ -132,26 +134,28 @@ struct PoolDot {
   int64_t E;
   int h, w, K;
 
-  template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&u)[4][TileShape<U>::kGroup],
-                        U*) const {
+  template <class Shape>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1],
+                        const T (&accumulators)[1][4][Shape::kGroup], T*) const {
+    const Window& window = windows[0];
+    const auto& u = accumulators[0];
     if (!window.whole(at)) return;
-    const U* const shift = shifts + (spot.p * E + spot.e) * K;
+    const T* const shift = shifts + (spot.p * E + spot.e) * K;
     const int64_t row =
         ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
     const bool wide = code.wide && y_dot.wide;
     HG_UNROLL
-    for (int i = 0; i < TileShape<U>::kGroup; i += 4) {
+    for (int i = 0; i < Shape::kGroup; i += 4) {
       const int k = spot.k + i;
       if (k >= K) break;
       const Codes codes = load_codes(code.at(0, spot.e) + row, k, K, wide);
-      const Quad<U> add = load_quad(shift, k, K, false);
-      Quad<U> out;
+      const Quad<T> add = load_quad(shift, k, K, false);
+      Quad<T> out;
       HG_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int c = codes.v[j];
-        const U top = (c & 1) != 0 ? u[1][i + j] : u[0][i + j], bottom = (c & 1) != 0 ? u[3][i + j] : u[2][i + j];
-        out.v[j] = (c & 4) != 0 ? ((c & 2) != 0 ? bottom : top) + add.v[j] : U(0);
+        const T top = (c & 1) != 0 ? u[1][i + j] : u[0][i + j], bottom = (c & 1) != 0 ? u[3][i + j] : u[2][i + j];
+        out.v[j] = (c & 4) != 0 ? ((c & 2) != 0 ? bottom : top) + add.v[j] : T(0);
       }
       store_quad(y_dot.at(spot.p, spot.e) + row, k, K, wide, out);
     }

@@ -2,6 +2,7 @@
 // are merged to mean(z_dot) and c = mean(xhat*z_dot); then y_dot follows at the stored winners.
 //   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
 #include "block.h"
+#include "mma_convolution.h"
 #include "pool.h"
 
 namespace hg {
@@ -18,49 +19,58 @@ struct StoreMoments {
   double* parts;  // [tile][3][K]
   int H, W, K;
 
-  template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
-                        const U (&dot)[4][TileShape<U>::kGroup], U* sums) const {
-    store_window(z_dot.at(spot.p, spot.e), at, window, H, W, K, spot.k, z_dot.wide, dot);
+  template <class Shape>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
+                        const T (&dot)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
+    HG_UNROLL
+    for (int i = 0; i < Shape::kOwn; ++i)
+      store_window(z_dot.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, z_dot.wide, dot[i]);
     HG_NO_UNROLL
-    for (int i = 0; i < TileShape<U>::kGroup; i += kAtOnce) moments(spot, spot.k + i, at, window, sums);
+    for (int i = 0; i < Shape::kGroup; i += kAtOnce) moments<Shape>(spot, spot.k + i, at, windows, sums);
   }
 
   // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z
   // and the sums.
-  template <class U>
-  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window& window, U* sums) const {
-    const U count = static_cast<U>(pixels_of(at));
-    const int first = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
-    Quad<U> value[4] = {}, dot[4] = {};
+  template <class Shape>
+  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn],
+                         T* sums) const {
+    const T count = static_cast<T>(pixels_of(at));
+    Quad<T> value[Shape::kOwn][4] = {}, dot[Shape::kOwn][4] = {};
     HG_UNROLL
-    for (int q = 0; q < 4; ++q) {
-      if (k >= K || !window.has(at, q)) continue;
-      const int64_t pixel = static_cast<int64_t>(first + (q >> 1) * W + (q & 1)) * K;
-      value[q] = load_quad(z.at(0, spot.e) + pixel, k, K, z.wide);
-      dot[q] = load_quad(z_dot.at(spot.p, spot.e) + pixel, k, K, z_dot.wide);
+    for (int i = 0; i < Shape::kOwn; ++i) {
+      const Window& window = windows[i];
+      const int first = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        if (k >= K || !window.has(at, q)) continue;
+        const int64_t pixel = static_cast<int64_t>(first + (q >> 1) * W + (q & 1)) * K;
+        value[i][q] = load_quad(z.at(0, spot.e) + pixel, k, K, z.wide);
+        dot[i][q] = load_quad(z_dot.at(spot.p, spot.e) + pixel, k, K, z_dot.wide);
+      }
     }
-    U near[kAtOnce], rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
+    T near[kAtOnce] = {}, rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
     HG_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) near[j] = dot[0].v[j] + dot[1].v[j] + dot[2].v[j] + dot[3].v[j];
-    tile_sums<U>(near, sums);
-    const Quad<U> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<U>{};
+    for (int j = 0; j < kAtOnce; ++j) HG_UNROLL
+    for (int i = 0; i < Shape::kOwn; ++i) near[j] += dot[i][0].v[j] + dot[i][1].v[j] + dot[i][2].v[j] + dot[i][3].v[j];
+    tile_sums<Shape>(near, sums);
+    const Quad<T> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<T>{};
     HG_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
       near[j] /= count;
       HG_UNROLL
+      for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
       for (int q = 0; q < 4; ++q) {
-        if (!window.has(at, q)) continue;
-        const U d = value[q].v[j] - m.v[j], d_dot = dot[q].v[j] - near[j];
+        if (!windows[i].has(at, q)) continue;
+        const T d = value[i][q].v[j] - m.v[j], d_dot = dot[i][q].v[j] - near[j];
         rest[j] += d_dot;
         product[j] = fused(d, d_dot, product[j]);
         deviation[j] += d;
       }
     }
-    tile_sums<U>(rest, sums);
-    tile_sums<U>(product, sums);
-    tile_sums<U>(deviation, sums);
-    if (static_cast<int>(threadIdx.x) % TileShape<U>::kWindows != 0) return;
+    tile_sums<Shape>(rest, sums);
+    tile_sums<Shape>(product, sums);
+    tile_sums<Shape>(deviation, sums);
+    if (Shape::window(static_cast<int>(threadIdx.x), 0) != 0) return;
     double* const part = parts + static_cast<int64_t>(spot.index) * 3 * K;
     HG_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
@@ -141,12 +151,12 @@ void jvp(const Call& call) {
 
   Launch launch(call);
   const int64_t entries = b.P * b.E;
-  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 0, b.C), b.E, b.N, b.H, b.W, b.C, b.K);
   if (x_dot) conv.add({x_dot, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   if (w_dot) conv.add({x, {}, b.H, b.W, b.C}, {w_dot, b.C, b.K, false});
   double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
   T* const factors = launch.scratch<T>(entries * 2 * b.K);
-  launch_convolution(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
+  launch_precise(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
   launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads,
          shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot,
          z_dot_mean, c, factors);

@@ -1,6 +1,7 @@
 // conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized
 // and pooled.
 #include "block.h"
+#include "mma_convolution.h"
 #include "pool.h"
 
 namespace hg {
@@ -16,34 +17,37 @@ struct StoreStatistics {
   double* parts;
   int H, W, K;
 
-  template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window, const U (&z_)[4][TileShape<U>::kGroup],
-                        U* sums) const {
-    constexpr int n = TileShape<U>::kGroup;
-    store_window(z.at(0, spot.e), at, window, H, W, K, spot.k, z.wide, z_);
-    const U count = static_cast<U>(pixels_of(at));
-    U near[n], rest[n], squares[n];
+  template <class Shape>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
+                        const T (&z_)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
+    constexpr int n = Shape::kGroup;
+    HG_UNROLL
+    for (int i = 0; i < Shape::kOwn; ++i) store_window(z.at(0, spot.e), at, windows[i], H, W, K, spot.k, z.wide, z_[i]);
+    const T count = static_cast<T>(pixels_of(at));
+    T near[n], rest[n], squares[n];
     HG_UNROLL
     for (int k = 0; k < n; ++k) {
-      near[k] = U(0);
+      near[k] = T(0);
       HG_UNROLL
-      for (int q = 0; q < 4; ++q) near[k] += window.has(at, q) ? z_[q][k] : U(0);
+      for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
+      for (int q = 0; q < 4; ++q) near[k] += windows[i].has(at, q) ? z_[i][q][k] : T(0);
     }
-    tile_sums<U>(near, sums);
+    tile_sums<Shape>(near, sums);
     HG_UNROLL
     for (int k = 0; k < n; ++k) {
       near[k] /= count;  // the mean, rounded: differences to it are small and are corrected below
-      rest[k] = squares[k] = U(0);
+      rest[k] = squares[k] = T(0);
       HG_UNROLL
+      for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
       for (int q = 0; q < 4; ++q) {
-        const U d = window.has(at, q) ? z_[q][k] - near[k] : U(0);
+        const T d = windows[i].has(at, q) ? z_[i][q][k] - near[k] : T(0);
         rest[k] += d;
         squares[k] = fused(d, d, squares[k]);
       }
     }
-    tile_sums<U>(rest, sums);
-    tile_sums<U>(squares, sums);
-    if (static_cast<int>(threadIdx.x) % TileShape<U>::kWindows != 0) return;
+    tile_sums<Shape>(rest, sums);
+    tile_sums<Shape>(squares, sums);
+    if (Shape::window(static_cast<int>(threadIdx.x), 0) != 0) return;
     double* const part = parts + static_cast<int64_t>(spot.index) * 2 * K;
     HG_UNROLL
     for (int k = 0; k < n; ++k) {
@@ -124,10 +128,10 @@ void value(const Call& call) {
   if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
 
   Launch launch(call);
-  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 1, b.C), b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
-  launch_convolution(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
+  launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
   launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads,
          shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.K, eps, mean, rstd);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);

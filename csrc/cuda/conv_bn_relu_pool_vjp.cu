@@ -7,7 +7,7 @@
 // B and G are sums over pooled-size arrays. Neither z_bar nor z_bar_dot is ever stored: both are affine in z and z_dot
 // but for the winners, and are formed where they are read.
 #include "block.h"
-#include "wgrad.h"
+#include "mma_wgrad.h"
 
 namespace hg {
 namespace cuda {
@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Writes all outputs. P is 1 for the plain vjp.
 template <class T>
-void launch_gradient(Launch& launch, const Block& b, int64_t P, const Gradient<T>& a, bool tangent) {
+void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precision, const Gradient<T>& a,
+                     bool tangent) {
   const int64_t entries = P * b.E;
   const int rows = tangent ? kRowsDot : kRows;
   const int64_t n_parts = ceil_div(b.windows(), kReduceWindows);
@@ -140,17 +141,17 @@ void launch_gradient(Launch& launch, const Block& b, int64_t P, const Gradient<T
   const Cotangent<T> z_bar_dot{a.z, a.z_dot, a.y_bar, a.y_bar_dot, a.code, bar_dot, b.E, b.H, b.W, b.K};
   const Cotangent<T>& first = tangent ? z_bar_dot : z_bar;
 
-  auto weights = wgrad<T, Cotangent<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+  auto weights = wgrad<T, Cotangent<T>>(precision, b.E, b.N, b.H, b.W, b.C, b.K);
   weights.add({a.x, {}, b.H, b.W, b.C}, first);
   if (a.x_dot) weights.add({a.x_dot, {}, b.H, b.W, b.C}, z_bar);
-  const T* const weight_parts = launch_wgrad(launch, weights, entries);
+  const T* const weight_parts = launch_precise(launch, weights, entries);
   launch_sum_parts(launch, weight_parts, weights.parts(), weights.size(), entries, b.E, a.w_bar);
 
   if (!a.x_bar) return;
-  auto conv = convolution<T, Cotangent<T>>(b.E, b.N, b.H, b.W, b.K, b.C);
+  auto conv = convolution<T, Cotangent<T>>(precision, b.E, b.N, b.H, b.W, b.K, b.C);
   conv.add(first, {a.w, b.C, b.K, true});
   if (a.w_dot) conv.add(z_bar, {a.w_dot, b.C, b.K, true});
-  launch_convolution(launch, "conv_cotangent", conv, entries, Store<T>{a.x_bar, b.H, b.W, b.C});
+  launch_precise(launch, "conv_cotangent", conv, entries, Store<T>{a.x_bar, b.H, b.W, b.C});
 }
 
 template <class T>
@@ -170,7 +171,7 @@ void vjp(const Call& call) {
   a.gamma_bar = batch<T>(call, 10, 1);
   a.beta_bar = batch<T>(call, 11, 1);
   Launch launch(call);
-  launch_gradient(launch, b, 1, a, false);
+  launch_gradient(launch, b, 1, precision_of<T>(call, 0, b.C), a, false);
 }
 
 template <class T>
@@ -197,7 +198,7 @@ void vjp_jvp(const Call& call) {
   a.gamma_bar = batch<T>(call, 17, 2);
   a.beta_bar = batch<T>(call, 18, 2);
   Launch launch(call);
-  launch_gradient(launch, b, b.P, a, true);
+  launch_gradient(launch, b, b.P, precision_of<T>(call, 0, b.C), a, true);
 }
 
 HG_CUDA_KERNEL(conv_bn_relu_pool_vjp, vjp);

@@ -17,7 +17,8 @@ struct Convolution {
   int outputs;
   Tiling tiling;
   int64_t E;
-  int planes;  // channels in shared memory at a time
+  int planes;     // channels in shared memory at a time
+  int precision;  // a Precision
 
   int64_t filter_tiles() const { return ceil_div(outputs, kFilters); }
   void add(const Source& source, const Filter<T>& filter) { terms[n_terms++] = {source, filter}; }
@@ -30,7 +31,7 @@ struct Spot {
   int index;  // counted over all directions and episodes
   int k0, k;  // first filter of the block and of the thread
 };
-template <class T, class Source>
+template <class Shape, class T, class Source>
 HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
   const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, E = static_cast<int>(a.E);
   const int filter_tiles = (a.outputs + kFilters - 1) / kFilters, entry = block / tiles / filter_tiles;
@@ -40,32 +41,33 @@ HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
   spot.tile = block % tiles;
   spot.index = entry * tiles + spot.tile;
   spot.k0 = block / tiles % filter_tiles * kFilters;
-  spot.k = spot.k0 + thread / TileShape<T>::kWindows * TileShape<T>::kGroup;
+  spot.k = spot.k0 + Shape::filter(thread);
   return spot;
 }
 
 template <class T, class Source, class Epilogue>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
     conv3x3(const Convolution<T, Source> a, const Epilogue epilogue) {
-  constexpr int kGroup = TileShape<T>::kGroup;
+  using Shape = TileShape<T>;
   SharedMemory shared;
   T* const pixels = shared.take<T>(a.planes * a.tiling.plane);
-  T* const weights = shared.take<T>(TileShape<T>::kWeights);
-  T* const sums = Epilogue::kSums ? shared.take<T>(TileShape<T>::kSums) : nullptr;
-  T accumulators[4][kGroup] = {};
+  T* const weights = shared.take<T>(Shape::kWeights);
+  T* const sums = Epilogue::kSums ? shared.take<T>(Shape::kSums) : nullptr;
+  T accumulators[1][4][Shape::kGroup] = {};
   {
     const int thread = static_cast<int>(threadIdx.x);
-    const Spot spot = spot_of(a, static_cast<int>(blockIdx.x), thread);
-    const Window window = window_of<T>(a.tiling, place_of(a.tiling, spot.tile), thread);
+    const Spot spot = spot_of<Shape>(a, static_cast<int>(blockIdx.x), thread);
+    const Window window = window_of(a.tiling, place_of(a.tiling, spot.tile), Shape::window(thread, 0));
     const int corner = (window.image * a.tiling.height + window.y) * a.tiling.width + window.x;
     HG_NO_UNROLL
     for (int i = 0; i < a.n_terms; ++i)
-      convolve<T>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights, accumulators);
+      convolve<T>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights, accumulators[0]);
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
-  const Spot spot = spot_of(a, forgotten(static_cast<int>(blockIdx.x)), thread);
+  const Spot spot = spot_of<Shape>(a, forgotten(static_cast<int>(blockIdx.x)), thread);
   const Place at = place_of(a.tiling, spot.tile);
-  epilogue.template finish<T>(spot, at, window_of<T>(a.tiling, at, thread), accumulators, sums);
+  const Window windows[1] = {window_of(a.tiling, at, Shape::window(thread, 0))};
+  epilogue.template finish<Shape>(spot, at, windows, accumulators, sums);
 }
 
 // The most pixels of one channel that leave room for `planes` of them beside the weights and sums.
@@ -97,10 +99,10 @@ void launch_convolution(const Launch& launch, const char* name, const Convolutio
          epilogue);
 }
 
-// Writes the outputs of the thread's window, filters k .. k + kGroup - 1.
-template <class T>
+// Writes the outputs of a window, filters k .. k + n - 1.
+template <class T, int n>
 HG_DEVICE void store_window(T* out, const Place& at, const Window& window, int H, int W, int K, int k, bool wide,
-                            const T (&accumulators)[4][TileShape<T>::kGroup]) {
+                            const T (&accumulators)[4][n]) {
   const int pixel = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
   T* const first = out + static_cast<int64_t>(pixel) * K + k;
   const int rest = K - k;
@@ -108,14 +110,14 @@ HG_DEVICE void store_window(T* out, const Place& at, const Window& window, int H
   for (int q = 0; q < 4; ++q) {
     if (!window.has(at, q)) continue;
     T* const to = first + static_cast<int64_t>((q >> 1) * W + (q & 1)) * K;
-    if (wide && rest >= TileShape<T>::kGroup) {
+    if (wide && rest >= n) {
       HG_UNROLL
-      for (int j = 0; j < TileShape<T>::kGroup; j += 4)
+      for (int j = 0; j < n; j += 4)
         *reinterpret_cast<Quad<T>*>(to + j) =
             Quad<T>{{accumulators[q][j], accumulators[q][j + 1], accumulators[q][j + 2], accumulators[q][j + 3]}};
     } else {
       HG_UNROLL
-      for (int j = 0; j < TileShape<T>::kGroup; ++j)
+      for (int j = 0; j < n; ++j)
         if (j < rest) to[j] = accumulators[q][j];
     }
   }
@@ -127,10 +129,12 @@ struct Store {
   static constexpr bool kSums = false;
   Batch<T> out;
   int H, W, K;
-  template <class U>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window& window,
-                        const U (&accumulators)[4][TileShape<U>::kGroup], U*) const {
-    store_window(out.at(spot.p, spot.e), at, window, H, W, K, spot.k, out.wide, accumulators);
+  template <class Shape>
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
+                        const T (&accumulators)[Shape::kOwn][4][Shape::kGroup], T*) const {
+    HG_UNROLL
+    for (int i = 0; i < Shape::kOwn; ++i)
+      store_window(out.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, out.wide, accumulators[i]);
   }
 };
 

@@ -3,6 +3,9 @@
 #include <cuda_runtime.h>
 
 #include <stdexcept>
+#include <vector>
+
+#include "mma.h"
 
 namespace hg {
 namespace cuda {
@@ -39,6 +42,19 @@ void check_device(const std::string& kernel) {
   count_devices(why);
   throw std::runtime_error(kernel + ": there is no CUDA device, expected one because this is a CUDA kernel: " + why +
                            "; check nvidia-smi, or keep the arrays in host memory");
+}
+
+bool has_tf32() {
+  static const std::vector<bool> known = [] {
+    std::vector<bool> out;
+    for (int i = 0; i < device_count(); ++i) {
+      int major = 0;
+      out.push_back(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i) == cudaSuccess && major >= 8);
+    }
+    return out;
+  }();
+  int device = 0;
+  return !known.empty() && cudaGetDevice(&device) == cudaSuccess && known[static_cast<std::size_t>(device)];
 }
 
 std::string versions() {

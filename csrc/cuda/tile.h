@@ -13,13 +13,19 @@ namespace cuda {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kFilters = 32;  // filters of a tile
 
+// How a tile is dealt to the threads: a thread has the windows window(thread, i), i < kOwn, of the tile and the kGroup
+// neighbouring filters from filter(thread) on; kColumns lanes of a warp differ in their filters.
 template <class T>
 struct TileShape {
+  using Element = T;
   static constexpr int kGroup = sizeof(T) == 4 ? 16 : 8;         // filters of a thread
   static constexpr int kWindows = kThreads * kGroup / kFilters;  // windows of a tile
-  static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;          // input channels in shared memory at a time
+  static constexpr int kOwn = 1, kColumns = 1;
+  static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;  // input channels in shared memory at a time
   static constexpr int kWeights = kChunk * 9 * kFilters;
-  static constexpr int kSums = kWindows / 32 * kFilters;  // elements that tile_sums needs
+  static constexpr int kSums = kWarps * kGroup;  // elements that tile_sums needs
+  HG_DEVICE static int window(int thread, int) { return thread % kWindows; }
+  HG_DEVICE static int filter(int thread) { return thread / kWindows * kGroup; }
 };
 
 // Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds
@@ -58,7 +64,7 @@ HG_DEVICE Place place_of(const Tiling& t, int tile) {
 // Output pixels of a tile.
 HG_DEVICE int pixels_of(const Place& at) { return at.images * at.rows * at.cols; }
 
-// The calling thread's window: image of the tile, first pixel in the tile, or none.
+// A window of the tile: image of the tile, first pixel in the tile, or none.
 struct Window {
   int image, y, x;
   bool any;
@@ -66,9 +72,7 @@ struct Window {
   // Whether the whole window lies in the image: only those are pooled.
   HG_DEVICE bool whole(const Place& at) const { return has(at, 3); }
 };
-template <class T>
-HG_DEVICE Window window_of(const Tiling& t, const Place& at, int thread) {
-  int index = thread % TileShape<T>::kWindows;
+HG_DEVICE Window window_of(const Tiling& t, const Place& at, int index) {
   const bool inside = index < t.images * t.rows * t.cols;
   if (!inside) index = 0;
   Window v;
@@ -115,10 +119,11 @@ HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int chan
   }
 }
 
-// pixels[c*plane + (image*height + y)*width + x] of the tile with its border; `quads` is a power of two.
-// A source has channel(c, quads of constants) and load(channel, image, y, x), which is defined outside the image, too.
-template <class T, class Source>
-HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& at, int c0, int quads, T* pixels) {
+// put(c, i, pixel i of channel c0 + c) for i = (image*height + y)*width + x of the tile with its border and 4*quads
+// channels; `quads` is a power of two. A source has channel(c, quads of constants) and load(channel, image, y, x),
+// which is defined outside the image, too.
+template <class T, class Source, class Put>
+HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& at, int c0, int quads, const Put& put) {
   const int quad = static_cast<int>(threadIdx.x) & (quads - 1), step = kThreads / quads;
   const auto channel = source.channel(c0 + 4 * quad);
   const int total = at.images * t.height * t.width;
@@ -128,7 +133,7 @@ HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& a
     const int x = t.by_width.split(rest), y = t.by_height.split(rest);
     const Quad<T> value = source.load(channel, at.image + rest, at.y + y - 1, at.x + x - 1);
     HG_UNROLL
-    for (int j = 0; j < 4; ++j) pixels[(4 * quad + j) * t.plane + i] = value.v[j];
+    for (int j = 0; j < 4; ++j) put(4 * quad + j, i, value.v[j]);
   }
 }
 
@@ -148,7 +153,8 @@ HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const
     const int channels = lower(kChunk, inputs - c0);
     {
       const Term& now = terms[forgotten(term)];
-      load_pixels<T>(now.source.at(p, e), t, place_of(t, forgotten(tile)), c0, channels > 4 ? 2 : 1, pixels);
+      load_pixels<T>(now.source.at(p, e), t, place_of(t, forgotten(tile)), c0, channels > 4 ? 2 : 1,
+                     [=](int c, int i, T v) { pixels[c * t.plane + i] = v; });
       load_filter(now.filter, now.filter.w.at(p, e), c0, channels, k0, weights);
     }
     __syncthreads();
@@ -181,11 +187,12 @@ HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const
   }
 }
 
-// Sums v over the windows of the tile, for n filters of the thread's group; all threads get them. Lanes trade halves of
-// the filters, so that n filters take n - 1 shuffles and log2(32/n) more; warps are added in order through `sums`.
-template <class T, int n>
+// Sums v, of which each thread has the sums over its own windows, over the tile, for n filters of the thread's group;
+// all threads get them. Lanes with the same filters trade halves of them, so that n filters take n - 1 shuffles and
+// log2(32 / (kColumns*n)) more; warps are added in order through `sums`.
+template <class Shape, int n, class T = typename Shape::Element>
 HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
-  constexpr int kWarpsOfGroup = TileShape<T>::kWindows / 32;
+  constexpr int kColumns = Shape::kColumns, kWarpsOfGroup = kWarps * kColumns * Shape::kGroup / kFilters;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   HG_UNROLL
   for (int half = n / 2, bit = 16; half > 0; half /= 2, bit /= 2) {
@@ -198,15 +205,17 @@ HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
       }
   }
   HG_UNROLL
-  for (int bit = 16 / n; bit > 0; bit /= 2) v[0] += __shfl_xor_sync(kAllLanes, v[0], bit);
+  for (int bit = 16 / n; bit >= kColumns; bit /= 2) v[0] += __shfl_xor_sync(kAllLanes, v[0], bit);
   __syncthreads();  // everyone has read the sums before
-  if (lane % (32 / n) == 0) sums[warp * n + lane / (32 / n)] = v[0];
+  const int column = lane % kColumns;
+  if (lane % (32 / n) < kColumns) sums[(warp * kColumns + column) * n + lane / (32 / n)] = v[0];
   __syncthreads();
   HG_UNROLL
   for (int k = 0; k < n; ++k) {
     T total = T(0);
     HG_UNROLL
-    for (int i = 0; i < kWarpsOfGroup; ++i) total += sums[(warp / kWarpsOfGroup * kWarpsOfGroup + i) * n + k];
+    for (int i = 0; i < kWarpsOfGroup; ++i)
+      total += sums[((warp / kWarpsOfGroup * kWarpsOfGroup + i) * kColumns + column) * n + k];
     v[k] = total;
   }
 }

@@ -30,7 +30,8 @@ struct Wgrad {
   int C, K;
   Tiling tiling;
   int64_t E;
-  int per_part;  // tiles of a part
+  int per_part;   // tiles of a part
+  int precision;  // a Precision
   int64_t parts() const { return ceil_div(tiling.tiles(), higher(1, per_part)); }
   int64_t size() const { return static_cast<int64_t>(9) * C * K; }
   void add(const Images<T>& x, const Source& z_bar) { terms[n_terms++] = {x, z_bar}; }
@@ -47,10 +48,11 @@ Wgrad<T, Source> wgrad(int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, in
   return a;
 }
 
-// rows[(image*height + y)*width + x][kFilters] from channel c0 on; `border` pixels are added on every side.
-template <class T, class Source>
+// put(i, quad, channels c0 + 4*quad .. c0 + 4*quad + 3 of pixel i) for i = (image*height + y)*width + x and kFilters
+// channels; `border` pixels are added on every side.
+template <class T, class Source, class Put>
 HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int height, int width, int border,
-                         const Divisor& by_width, const Divisor& by_height, T* rows) {
+                         const Divisor& by_width, const Divisor& by_height, const Put& put) {
   constexpr int kQuads = kFilters / 4;
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const auto channel = source.channel(c0 + 4 * quad);
@@ -58,9 +60,40 @@ HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int heig
   for (int i = static_cast<int>(threadIdx.x) / kQuads; i < total; i += kWgradThreads / kQuads) {
     int rest = i;
     const int x = by_width.split(rest), y = by_height.split(rest);
-    *reinterpret_cast<Quad<T>*>(rows + i * kFilters + 4 * quad) =
-        source.load(channel, at.image + rest, at.y + y - border, at.x + x - border);
+    put(i, quad, source.load(channel, at.image + rest, at.y + y - border, at.x + x - border));
   }
+}
+
+// rows[i][kFilters]
+template <class T>
+struct PutRows {
+  T* rows;
+  HG_DEVICE void operator()(int i, int quad, const Quad<T>& v) const {
+    *reinterpret_cast<Quad<T>*>(rows + i * kFilters + 4 * quad) = v;
+  }
+};
+
+// Which block this is: its tiles, and its first channel and filter.
+struct WgradSpot {
+  int64_t p, e, part;  // `part` is counted over all entries
+  int c0, k0, first, last;
+};
+template <class T, class Source>
+HG_DEVICE WgradSpot wgrad_spot(const Wgrad<T, Source>& a, int block) {
+  const int c_tiles = (a.C + kFilters - 1) / kFilters, k_tiles = (a.K + kFilters - 1) / kFilters;
+  const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, n_parts = (tiles + a.per_part - 1) / a.per_part;
+  const int part = block % n_parts;
+  block /= n_parts;
+  const int entry = block / k_tiles / c_tiles;
+  WgradSpot spot;
+  spot.p = entry / a.E;
+  spot.e = entry % a.E;
+  spot.part = static_cast<int64_t>(entry) * n_parts + part;
+  spot.c0 = block / k_tiles % c_tiles * kFilters;
+  spot.k0 = block % k_tiles * kFilters;
+  spot.first = part * a.per_part;
+  spot.last = lower(tiles, spot.first + a.per_part);
+  return spot;
 }
 
 template <class T>
@@ -78,25 +111,20 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
   SharedMemory shared;
   T* const x_rows = shared.take<T>(t.plane * kFilters);
   T* const z_rows = shared.take<T>(4 * WgradShape<T>::kWindows * kFilters);
-  const int c_tiles = (a.C + kFilters - 1) / kFilters, k_tiles = (a.K + kFilters - 1) / kFilters;
-  const int tiles = t.across * t.down * t.groups, n_parts = (tiles + a.per_part - 1) / a.per_part;
-  int block = static_cast<int>(blockIdx.x);
-  const int part = block % n_parts;
-  block /= n_parts;
-  const int k0 = block % k_tiles * kFilters, c0 = block / k_tiles % c_tiles * kFilters,
-            entry = block / k_tiles / c_tiles;
-  const int64_t p = entry / a.E, e = entry % a.E;
+  const WgradSpot spot = wgrad_spot(a, static_cast<int>(blockIdx.x));
   const int thread = static_cast<int>(threadIdx.x), r = thread / 64, c = 4 * (thread % 8), k = 4 * (thread / 8 % 8);
   const int width = 2 * t.cols, height = 2 * t.rows;
   T sums[3][4][4] = {};
   HG_NO_UNROLL
-  for (int tile = part * a.per_part; tile < lower(tiles, (part + 1) * a.per_part); ++tile) {
+  for (int tile = spot.first; tile < spot.last; ++tile) {
     const Place at = place_of(t, tile);
     HG_NO_UNROLL
     for (int term = 0; term < a.n_terms; ++term) {
       __syncthreads();  // nobody reads the rows before
-      load_rows<T>(a.terms[term].x.at(p, e), at, c0, t.height, t.width, 1, t.by_width, t.by_height, x_rows);
-      load_rows<T>(a.terms[term].z_bar.at(p, e), at, k0, height, width, 0, by_rect_width, by_rect_height, z_rows);
+      load_rows<T>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height,
+                   PutRows<T>{x_rows});
+      load_rows<T>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
+                   PutRows<T>{z_rows});
       __syncthreads();
       HG_NO_UNROLL
       for (int row = 0; row < at.images * at.rows; ++row) {
@@ -118,28 +146,33 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
       }
     }
   }
-  T* const out = parts + (static_cast<int64_t>(entry) * n_parts + part) * 9 * a.C * a.K;
+  T* const out = parts + spot.part * 9 * a.C * a.K;
   HG_UNROLL
   for (int s = 0; s < 3; ++s) HG_UNROLL
   for (int i = 0; i < 4; ++i) {
-    if (c0 + c + i >= a.C) break;
-    T* const row = out + (static_cast<int64_t>(3 * r + s) * a.C + c0 + c + i) * a.K;
+    if (spot.c0 + c + i >= a.C) break;
+    T* const row = out + (static_cast<int64_t>(3 * r + s) * a.C + spot.c0 + c + i) * a.K;
     HG_UNROLL
     for (int j = 0; j < 4; ++j)
-      if (k0 + k + j < a.K) row[k0 + k + j] = sums[s][i][j];
+      if (spot.k0 + k + j < a.K) row[spot.k0 + k + j] = sums[s][i][j];
   }
 }
 
 // Launches the partial sums and returns them: parts() of size() elements per entry.
 template <class T, class Source>
-T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
+T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries, const char* name,
+                void (*kernel)(Wgrad<T, Source>, Divisor, Divisor, T*), std::size_t shared) {
   T* const parts = launch.scratch<T>(entries * a.parts() * a.size());
   const int64_t blocks = entries * a.parts() * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters);
-  const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) * kFilters * sizeof(T)) +
-                             shared_size(4 * WgradShape<T>::kWindows * kFilters * sizeof(T));
-  launch("wgrad3x3", wgrad3x3<T, Source>, blocks, kWgradThreads, shared, a, Divisor::of(higher(1, 2 * a.tiling.cols)),
+  launch(name, kernel, blocks, kWgradThreads, shared, a, Divisor::of(higher(1, 2 * a.tiling.cols)),
          Divisor::of(higher(1, 2 * a.tiling.rows)), parts);
   return parts;
+}
+template <class T, class Source>
+T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
+  const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) * kFilters * sizeof(T)) +
+                             shared_size(4 * WgradShape<T>::kWindows * kFilters * sizeof(T));
+  return launch_wgrad(launch, a, entries, "wgrad3x3", wgrad3x3<T, Source>, shared);
 }
 
 }  // namespace cuda

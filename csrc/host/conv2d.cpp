@@ -29,6 +29,7 @@ Geometry geometry(const Call& call) {
              integer_attribute(call, 2, 0, kMost),
              0,
              0};
+  precision_attribute(call, 3);
   const int64_t room_h = g.H + 2 * g.pad_h - g.R, room_w = g.W + 2 * g.pad_w - g.S;
   if (g.R < 1 || g.S < 1 || room_h < 0 || room_w < 0)
     fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld because images are %lld x %lld with padding",

@@ -25,6 +25,7 @@ void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z
 
 template <class T>
 void jvp(const Call& call) {
+  precision_attribute(call, 0);
   const Block b = block_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);

@@ -8,6 +8,7 @@ namespace {
 
 template <class T>
 void value(const Call& call) {
+  precision_attribute(call, 1);
   const Block b = block_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              beta = batch<const T>(call, 3, 1);

@@ -9,6 +9,7 @@ namespace {
 
 template <class T>
 void vjp(const Call& call) {
+  precision_attribute(call, 0);
   const Block b = block_of<T>(call);
   const auto y_bar = batch<const T>(call, 0, 1), mean = batch<const T>(call, 2, 1), rstd = batch<const T>(call, 3, 1),
              z = batch<const T>(call, 4, 1), x = batch<const T>(call, 5, 1), w = batch<const T>(call, 6, 1),

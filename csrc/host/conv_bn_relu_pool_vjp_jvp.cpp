@@ -127,6 +127,7 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
 
 template <class T>
 void vjp_jvp(const Call& call) {
+  precision_attribute(call, 0);
   const Block b = block_of<T>(call);
   const Arguments<T> a = arguments<T>(call);
   const Constants<T> s = constants(b, a);

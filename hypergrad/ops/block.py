@@ -20,7 +20,8 @@ from typing import Any
 
 from ..backends import Array, Backend, backend_of
 from ..errors import ArgumentError, ShapeError
-from ..rules import Fused
+from ..rules import PRECISIONS, Fused, precision_now
+from ..rules import precision as in_precision
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
 from .conv import conv2d
@@ -34,9 +35,11 @@ Attrs = dict[str, Any]
 Saved = dict[str, Any]
 
 
-def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
+def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float, precision: int = 0) -> Tensor:
     """The definition of the fused block; shapes as the kernels take them, all with the episode axis."""
-    return max_pool2d(relu(batch_norm(conv2d(x, w), gamma, beta, eps=eps)))
+    with in_precision(PRECISIONS[precision]):
+        z = conv2d(x, w)
+    return max_pool2d(relu(batch_norm(z, gamma, beta, eps=eps)))
 
 
 def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, given: Any, eps: float) -> Tensor:
@@ -59,14 +62,16 @@ def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]
     k = w.shape[-1]
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
     saved["z"] = b.empty((*x.shape[:-1], k), x.dtype)
-    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"])
+    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"],
+          precision=attrs["precision"])
     return y, saved
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, gamma, _ = rows(b, values)
     bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars)
+    b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars,
+          precision=attrs["precision"])
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
@@ -76,7 +81,8 @@ def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
     z_dot, mean_dot, c = like(b, count, saved["z"], saved["mean"], saved["mean"])
     given = [optional(b, d) for d in dots]
-    b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c])
+    b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c],
+          precision=attrs["precision"])
     saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
     return y_dot
 
@@ -89,7 +95,7 @@ def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: A
     given = [optional(b, d) for d in dots[:3]]
     b.run("conv_bn_relu_pool_vjp_jvp",
           [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
-           *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs)
+           *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs, precision=attrs["precision"])
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
@@ -202,7 +208,8 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     Returns: y, (N, H//2, W//2, K) or (E, N, H//2, W//2, K). relu'(0) = 0; among equal pixels the first gets the derivative.
     Raises: ShapeError, DTypeError, ArgumentError.
     Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.
-    Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block.
+    Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block. On a GPU
+        see `precision`.
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
     """
     given, is_data = x, not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
@@ -224,5 +231,5 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     if is_data and x.shape[-1] <= FIRST_BLOCK_CHANNELS:
         y = _first_block(*wide, x=backend_of(images.value).xp.ascontiguousarray(images.value), given=given, eps=float(eps))
     else:
-        y = _block(images, *wide, eps=float(eps))
+        y = _block(images, *wide, eps=float(eps), precision=precision_now())
     return reshape(y, y.shape[1:]) if x.ndim == 4 else y

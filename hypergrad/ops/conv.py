@@ -6,7 +6,7 @@ from typing import Any
 
 from ..backends import Array, Backend
 from ..errors import ArgumentError, ShapeError
-from ..rules import Op, bilinear
+from ..rules import Op, bilinear, precision_now
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
 
@@ -29,28 +29,28 @@ def _grouped(b: Backend, x: Array, y: Array) -> tuple[Array, Array, tuple[int, .
     return group(x), group(y), batch
 
 
-def _run(b: Backend, kernel: str, x: Array, y: Array, core: tuple[int, ...], stride: int, pad: Pair) -> Array:
+def _run(b: Backend, kernel: str, x: Array, y: Array, core: tuple[int, ...], stride: int, pad: Pair, precision: int) -> Array:
     if not x.size or not y.size:
         batch = tuple(b.xp.broadcast_shapes(x.shape[:-4], y.shape[:-4]))
         return b.xp.zeros(batch + core, x.dtype)
     x, y, batch = _grouped(b, x, y)
     out = b.empty((*x.shape[:2], *core), x.dtype)
-    b.run(kernel, [x, y], [out], stride=stride, pad_h=pad[0], pad_w=pad[1])
+    b.run(kernel, [x, y], [out], stride=stride, pad_h=pad[0], pad_w=pad[1], precision=precision)
     return out.reshape(batch + core)
 
 
-def _fprop_value(b: Backend, x: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
+def _fprop_value(b: Backend, x: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
     (n, h, wid), k = x.shape[-4:-1], w.shape[-1]
     p, q = (h + 2 * pad[0] - rs[0]) // stride + 1, (wid + 2 * pad[1] - rs[1]) // stride + 1
-    return _run(b, "conv2d_fprop", x, w, (n, p, q, k), stride, pad)
+    return _run(b, "conv2d_fprop", x, w, (n, p, q, k), stride, pad, precision)
 
 
-def _dgrad_value(b: Backend, y: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
-    return _run(b, "conv2d_dgrad", y, w, (y.shape[-4], *hw, w.shape[-2]), stride, pad)
+def _dgrad_value(b: Backend, y: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
+    return _run(b, "conv2d_dgrad", y, w, (y.shape[-4], *hw, w.shape[-2]), stride, pad, precision)
 
 
-def _wgrad_value(b: Backend, x: Array, y: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair) -> Array:
-    return _run(b, "conv2d_wgrad", x, y, (*rs, x.shape[-1], y.shape[-1]), stride, pad)
+def _wgrad_value(b: Backend, x: Array, y: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
+    return _run(b, "conv2d_wgrad", x, y, (*rs, x.shape[-1], y.shape[-1]), stride, pad, precision)
 
 
 conv2d_fprop: Op = bilinear("conv2d_fprop", _fprop_value, (lambda bar, x, w, **a: conv2d_dgrad(bar, w, **a),
@@ -74,7 +74,7 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
     Returns: y, (..., N, P, Q, K), P = (H + 2*pad - R)//stride + 1.
     Raises: ShapeError if channels or episodes differ or P < 1; DTypeError if mixed; ArgumentError for stride or padding.
     Rules: bilinear, transposes conv2d_dgrad and conv2d_wgrad; any order.
-    Cost: 2*N*P*Q*K*R*S*C flop; scratch one padded image per thread.
+    Cost: 2*N*P*Q*K*R*S*C flop; scratch one padded image per thread. On a GPU see `precision`.
     Source: Dumoulin & Visin 2016, arXiv:1603.07285.
     """
     x, w = to_tensors("conv2d", [x, w])
@@ -100,7 +100,7 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
         raise ArgumentError(f"conv2d: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0")
     if min(hw[0] + 2 * pad[0] - rs[0], hw[1] + 2 * pad[1] - rs[1]) < 0:
         raise ShapeError(f"conv2d: x has {hw} pixels, expected at least {rs} with padding {pad} because the filter must fit once")
-    attrs: dict[str, Any] = {"stride": int(stride), "pad": pad, "hw": hw, "rs": rs}
+    attrs: dict[str, Any] = {"stride": int(stride), "pad": pad, "hw": hw, "rs": rs, "precision": precision_now()}
     if w.ndim == 5 or x.ndim == 4:
         return conv2d_fprop(x, w, **attrs)
     flat = conv2d_fprop(reshape(x, (-1, *x.shape[-3:])), w, **attrs)  # shared filters: every image is one batch

@@ -127,7 +127,7 @@ def test_float32_error_is_at_most_twice_the_composed_one(sizes):
 
 def test_wrong_calls_are_exceptions():
     x, w = np.ones((1, 1, 1, 4, 4, 2)), np.ones((1, 1, 3, 3, 2, 2))
-    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1}
+    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
     with pytest.raises(ShapeError, match="conv2d_fprop: .*expected"):
         EMULATED.run("conv2d_fprop", [x, w], [np.ones((1, 1, 1, 4, 4, 3))], **attrs)
     with pytest.raises(DTypeError, match="float32"):
