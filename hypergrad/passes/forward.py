@@ -31,14 +31,14 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
     stats = Stats("forward")
     with Meter() as meter:
         leaves, spec = tree_flatten(tree_tensors(hparams, "forward"))
-        total, start, seeded = sum(x.size for x in leaves), 0, []
+        total, start, seeds = sum(x.size for x in leaves), 0, []
         for x in leaves:
-            xp = backend_of(x.value).xp
-            rows = xp.zeros((total, x.size), x.dtype)
+            rows = backend_of(x.value).xp.zeros((total, x.size), x.dtype)
             rows[np.arange(start, start + x.size), np.arange(x.size)] = 1
-            seeded.append(Tensor(x.value, Tensor(rows.reshape(total, *x.shape))))
+            seeds.append(Tensor(rows.reshape(total, *x.shape)))
             start += x.size
         with paused(), tangents():
+            seeded = [Tensor(x.value, d) for x, d in zip(leaves, seeds, strict=True)]
             out, params = objective(problem, tree_unflatten(spec, seeded), batches, "all", stats)
             value = scalar("forward", out)
             flat = dots_of(value, total).value
