@@ -46,5 +46,5 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
         for x in leaves:
             grads.append(flat[start:start + x.size].reshape(x.shape).copy())
             start += x.size
-    stats.seconds, stats.peak_bytes = meter.seconds, meter.peak_bytes
+    stats.measured(meter)
     return HyperGradient(value.value, tree_unflatten(spec, grads), tree_values(params), stats)
