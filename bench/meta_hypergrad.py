@@ -27,13 +27,13 @@ def _network(w: Mapping[str, Any], images: Any, sizes: Sizes) -> Any:
 
 def _loss(features: Any, weight: Any, bias: Any, labels: Any) -> Any:
     """Mean loss of every episode, (E,)."""
-    return hg.mean(hg.softmax_cross_entropy(hg.matmul(features, weight) + bias, labels), axis=-1)
+    return hg.mean(hg.linear_cross_entropy(features, weight, bias, labels), axis=-1)
 
 
 def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss."""
     dtype = data["support"].dtype
-    shapes = {"weight": (sizes.episodes, sizes.features, sizes.ways), "bias": (sizes.episodes, 1, sizes.ways)}
+    shapes = {"weight": (sizes.episodes, sizes.features, sizes.ways), "bias": (sizes.episodes, sizes.ways)}
     zero = {name: xp.zeros(shape, dtype) for name, shape in shapes.items()}
 
     def inner(w: Any, hparams: Any, labels: Any) -> Any:
@@ -58,7 +58,7 @@ def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
 
     def meta_loss(p: Any) -> Any:
         start = {name: hg.broadcast_to(a, (sizes.episodes, *a.shape)) for name, a in p.items() if name != "bias"}
-        start["bias"] = hg.broadcast_to(p["bias"], (sizes.episodes, 1, sizes.ways))
+        start["bias"] = hg.broadcast_to(p["bias"], (sizes.episodes, sizes.ways))
         w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
         return hg.mean(episode_losses(w, "query"))
 

@@ -40,25 +40,33 @@ struct ErrorTypes {
 };
 ErrorTypes error_types;
 
-// Reads the element type from its kind ('f', 'u', 'i') and size.
-hg::DType dtype_of(const std::string& where, char kind, py::ssize_t size, const std::string& name) {
+// Names an array in messages; costs nothing where nothing is wrong.
+struct Where {
+  const std::string& kernel;
+  const hg::Argument& argument;
+  int element;
+  std::string operator+(const std::string& text) const { return kernel + ": " + hg::label(argument, element) + text; }
+};
+
+// Reads the element type from its kind ('f', 'u', 'i') and size; `name()` is for the message.
+template <class Name>
+hg::DType dtype_of(const Where& where, char kind, py::ssize_t size, const Name& name) {
   if (kind == 'f' && size == 4) return hg::DType::f32;
   if (kind == 'f' && size == 8) return hg::DType::f64;
   if (kind == 'u' && size == 1) return hg::DType::u8;
   if (kind == 'i' && size == 8) return hg::DType::i64;
-  throw hg::DTypeMismatch(where + " has dtype " + name + ", expected float32, float64, uint8 or int64");
+  throw hg::DTypeMismatch(where + (" has dtype " + name() + ", expected float32, float64, uint8 or int64"));
 }
 
-void check_axes(const std::string& where, py::ssize_t ndim) {
+void check_axes(const Where& where, py::ssize_t ndim) {
   if (ndim > hg::kMaxDims)
-    throw hg::ShapeMismatch(where + " has " + std::to_string(ndim) + " axes, expected at most " +
-                            std::to_string(hg::kMaxDims));
+    throw hg::ShapeMismatch(
+        where + (" has " + std::to_string(ndim) + " axes, expected at most " + std::to_string(hg::kMaxDims)));
 }
 
 #if defined(HG_CUDA_MODULE)
 // An array on the device, from its __cuda_array_interface__; None is an absent argument.
-hg::View view_of(const std::string& kernel, const hg::Argument& argument, py::handle object) {
-  const std::string where = kernel + ": " + argument.name;
+hg::View view_of(const Where& where, py::handle object) {
   hg::View view{};
   if (object.is_none()) {
     view.ndim = 1;
@@ -66,12 +74,12 @@ hg::View view_of(const std::string& kernel, const hg::Argument& argument, py::ha
   }
   const py::object given = py::getattr(object, "__cuda_array_interface__", py::none());
   if (given.is_none())
-    throw hg::DTypeMismatch(where + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
-                            ", expected a CuPy array or another with __cuda_array_interface__");
+    throw hg::DTypeMismatch(where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+                                     ", expected a CuPy array or another with __cuda_array_interface__"));
   const auto interface = py::reinterpret_borrow<py::dict>(given);
   const std::string type = py::str(interface["typestr"]);
   view.dtype = dtype_of(where, type.size() < 3 || type[0] == '>' ? '?' : type[1],
-                        type.size() < 3 ? 0 : std::stoi(type.substr(2)), type);
+                        type.size() < 3 ? 0 : std::stoi(type.substr(2)), [&] { return type; });
   const auto shape = py::reinterpret_borrow<py::tuple>(interface["shape"]);
   check_axes(where, static_cast<py::ssize_t>(shape.size()));
   view.ndim = static_cast<int>(shape.size());
@@ -84,26 +92,27 @@ hg::View view_of(const std::string& kernel, const hg::Argument& argument, py::ha
     stride *= view.shape[i];
   }
   const auto data = py::reinterpret_borrow<py::tuple>(interface["data"]);
-  if (argument.output && data[1].cast<bool>())
+  if (where.argument.output && data[1].cast<bool>())
     throw hg::BadArgument(where + " is read-only, expected a writeable output");
   view.data = reinterpret_cast<void*>(data[0].cast<std::uintptr_t>());
   return view;
 }
 #else
-hg::View view_of(const std::string& kernel, const hg::Argument& argument, py::handle object) {
-  const std::string where = kernel + ": " + argument.name;
+hg::View view_of(const Where& where, py::handle object) {
   if (!py::isinstance<py::array>(object))
-    throw hg::DTypeMismatch(where + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
-                            ", expected a NumPy array");
+    throw hg::DTypeMismatch(
+        where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", expected a NumPy array"));
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   hg::View view{};
-  view.dtype = dtype_of(where, dtype.kind(), dtype.itemsize(), py::str(dtype));
-  if (dtype.itemsize() > 1 && !dtype.attr("isnative").cast<bool>())
-    throw hg::DTypeMismatch(where + " has dtype " + std::string(py::str(dtype)) +
-                            ", expected this machine's byte order; convert it with astype");
+  const auto name = [&] { return std::string(py::str(dtype)); };
+  view.dtype = dtype_of(where, dtype.kind(), dtype.itemsize(), name);
+  const char order = dtype.byteorder();  // '=' and '|' are this machine's
+  if (order != '=' && order != '|' && !dtype.attr("isnative").cast<bool>())
+    throw hg::DTypeMismatch(where +
+                            (" has dtype " + name() + ", expected this machine's byte order; convert it with astype"));
   check_axes(where, array.ndim());
-  if (argument.output && !array.writeable())
+  if (where.argument.output && !array.writeable())
     throw hg::BadArgument(where + " is read-only, expected a writeable output");
   view.ndim = static_cast<int>(array.ndim());
   for (int i = 0; i < view.ndim; ++i) {
@@ -120,6 +129,7 @@ struct Prepared {
   const hg::Kernel* kernel;
   std::vector<py::object> keep;  // held for the whole call: another thread could change the sequence
   std::vector<hg::View> views;
+  hg::Layout layout;
   hg::Call call;
 };
 
@@ -127,25 +137,25 @@ void prepare(const std::string& name, const py::sequence& arrays, const py::dict
   const auto found = hg::kernels().find(name);
   if (found == hg::kernels().end()) throw hg::BadArgument("run: kernel is '" + name + "', expected one of kernels()");
   const hg::Kernel& kernel = found->second;
-  const std::size_t n = kernel.arguments.size();
-  if (arrays.size() != n)
-    throw hg::BadArgument(name + ": arrays has " + std::to_string(arrays.size()) + " entries, expected " +
-                          std::to_string(kernel.n_inputs) + " inputs and " +
-                          std::to_string(n - static_cast<std::size_t>(kernel.n_inputs)) + " outputs");
+  const std::size_t n = arrays.size();
+  prepared.layout = hg::layout_of(kernel, n);
   std::vector<py::object>& keep = prepared.keep;
   std::vector<hg::View>& views = prepared.views;
-  keep.resize(n);
-  views.resize(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    keep[i] = arrays[i];
-    views[i] = view_of(name, kernel.arguments[i], keep[i]);
-  }
+  keep.reserve(n);
+  views.reserve(n);
+  for (const hg::Argument& argument : kernel.arguments)
+    for (int i = 0; i < (argument.list ? prepared.layout.length : 1); ++i) {
+      keep.push_back(arrays[keep.size()]);
+      views.push_back(view_of({name, argument, i}, keep.back()));
+    }
   prepared.kernel = &kernel;
   hg::Call& call = prepared.call;
   call = hg::Call{};
   call.signature = kernel.signature;
   call.arrays = views.data();
   call.n_arrays = static_cast<int>(n);
+  call.length = prepared.layout.length;
+  call.first = prepared.layout.first.data();
   std::size_t used = 0;
   for (std::size_t i = 0; i < kernel.attributes.size(); ++i) {
     const hg::Attribute& attribute = kernel.attributes[i];
@@ -203,8 +213,8 @@ void run(const std::string& name, const py::sequence& arrays, const py::dict& at
   py::object memory;
   if (needed > 0) {
     memory = allocate(needed);
-    const hg::Argument scratch{"scratch", "s", 0, false, true, false, hg::DType::u8};
-    const hg::View view = view_of(name, scratch, memory);
+    const hg::Argument scratch{"scratch", "s", 0, false, false, false, true, false, hg::DType::u8};
+    const hg::View view = view_of({name, scratch, 0}, memory);
     if (view.ndim != 1 || view.dtype != hg::DType::u8 || view.shape[0] < static_cast<std::int64_t>(needed))
       throw hg::BadArgument(name + ": allocate gave no " + std::to_string(needed) + " bytes of uint8");
     prepared.call.scratch = view.data;

@@ -10,7 +10,7 @@ namespace hg {
 namespace {
 
 Argument parse_argument(const std::string& text, bool output, const char* kernel) {
-  Argument argument{"", "", 0, false, output, true, DType::f32};
+  Argument argument{"", "", 0, false, false, false, output, true, DType::f32};
   const std::size_t equals = text.find('=');
   if (equals == std::string::npos) throw std::logic_error(std::string(kernel) + ": bad signature at " + text);
   std::string name = text.substr(0, equals);
@@ -22,6 +22,10 @@ Argument parse_argument(const std::string& text, bool output, const char* kernel
     argument.dtype = type == "u8" ? DType::u8 : DType::i64;
     name = name.substr(0, colon);
   }
+  if (name.back() == '*') {
+    argument.list = true;
+    name.pop_back();
+  }
   if (name.back() == '?') {
     argument.optional = true;
     name.pop_back();
@@ -29,8 +33,14 @@ Argument parse_argument(const std::string& text, bool output, const char* kernel
   argument.name = name;
   const std::size_t bar = axes.find('|');
   argument.lead = bar == std::string::npos ? 0 : static_cast<int>(bar);
-  for (const char axis : axes)
-    if (axis != '|') argument.axes.push_back(axis);
+  for (const char axis : axes) {
+    if (argument.leaf) throw std::logic_error(std::string(kernel) + ": `~` is not the last axis at " + text);
+    if (axis == '~')
+      argument.leaf = true;
+    else if (axis != '|')
+      argument.axes.push_back(axis);
+  }
+  if (argument.leaf && !argument.list) throw std::logic_error(std::string(kernel) + ": `~` without a list at " + text);
   if (argument.axes.size() > kMaxDims) throw std::logic_error(std::string(kernel) + ": too many axes at " + text);
   return argument;
 }
@@ -52,7 +62,7 @@ Kernel parse(const Signature* signature) {
     const std::size_t colon = word.find(':');
     kernel.attributes.push_back({word.substr(0, colon), word.substr(colon + 1) == "int"});
   }
-  if (kernel.arguments.size() > kMaxArrays || kernel.attributes.size() > kMaxAttributes)
+  if (kernel.arguments.size() > kMaxArguments || kernel.attributes.size() > kMaxAttributes)
     throw std::logic_error(std::string(signature->name) + ": too many arguments");
   return kernel;
 }
@@ -105,6 +115,34 @@ Register::Register(const Signature* signature, Level level, Launcher launcher) {
 }
 
 const Kernel& kernel_of(const Signature* signature) { return kernels().at(signature->name); }
+
+Layout layout_of(const Kernel& kernel, std::size_t n_arrays) {
+  std::size_t lists = 0, outputs = 0, listed_outputs = 0;
+  for (const Argument& argument : kernel.arguments) {
+    lists += argument.list;
+    outputs += argument.output;
+    listed_outputs += argument.output && argument.list;
+  }
+  const std::size_t all = kernel.arguments.size(), singles = all - lists;
+  if (n_arrays < singles || (lists == 0 ? n_arrays != singles : (n_arrays - singles) % lists != 0)) {
+    const auto per_element = [](std::size_t listed) {
+      return listed == 0 ? std::string() : " and " + std::to_string(listed) + " for each element of the lists";
+    };
+    const std::size_t single_outputs = outputs - listed_outputs, single_inputs = singles - single_outputs;
+    throw BadArgument(std::string(kernel.signature->name) + ": arrays has " + std::to_string(n_arrays) +
+                      " entries, expected " + std::to_string(single_inputs) + " inputs" +
+                      per_element(lists - listed_outputs) + ", then " + std::to_string(single_outputs) + " outputs" +
+                      per_element(listed_outputs));
+  }
+  Layout layout{lists == 0 ? 0 : static_cast<int>((n_arrays - singles) / lists), {0}};
+  for (const Argument& argument : kernel.arguments)
+    layout.first.push_back(layout.first.back() + (argument.list ? layout.length : 1));
+  return layout;
+}
+
+std::string label(const Argument& argument, int element) {
+  return argument.list ? argument.name + "[" + std::to_string(element) + "]" : argument.name;
+}
 
 const char* level_name(Level level) { return level == kAvx512 ? "avx512" : level == kAvx2 ? "avx2" : "baseline"; }
 

@@ -11,9 +11,11 @@ namespace hg {
 
 struct Argument {
   std::string name;
-  std::string axes;  // one character per axis
+  std::string axes;  // one character per axis, without `~`
   int lead;          // axes before `|`: free strides
   bool optional;
+  bool list;
+  bool leaf;  // ends in `~`
   bool output;
   bool is_float;
   DType dtype;  // where not is_float
@@ -34,6 +36,14 @@ struct Kernel {
 
 std::map<std::string, Kernel>& kernels();
 const Kernel& kernel_of(const Signature* signature);
+
+// Where the arrays of a call stand.
+struct Layout {
+  int length;              // of every list
+  std::vector<int> first;  // of each argument, the index of its first array; then the number of arrays
+};
+Layout layout_of(const Kernel& kernel, std::size_t n_arrays);  // throws BadArgument for a wrong number
+std::string label(const Argument& argument, int element);      // "w", of a list "w[3]"
 
 const char* level_name(Level level);
 std::vector<Level> compiled_levels();   // levels with kernels in this build

@@ -6,8 +6,8 @@
 namespace hg {
 
 constexpr int kMaxDims = 6;
-constexpr int kMaxArrays = 24;
-constexpr int kMaxAttributes = 4;
+constexpr int kMaxArguments = 24;
+constexpr int kMaxAttributes = 8;
 
 enum class DType : std::uint8_t { f32, f64, u8, i64 };
 
@@ -21,11 +21,13 @@ struct View {  // never owns, never allocates
 
 struct Signature;
 
-// One checked call. Arrays stand in the signature's order, inputs before outputs.
+// One checked call. Arrays stand in the signature's order, inputs before outputs; those of a list stand together.
 struct Call {
   const Signature* signature;
   const View* arrays;
   int n_arrays;
+  int length;                         // of every list
+  const int* first;                   // of each argument, the index of its first array
   DType dtype;                        // of every floating-point array of the call
   std::int64_t dims[128];             // size of each axis letter of the signature
   double attributes[kMaxAttributes];  // in the signature's order; integers are exact below 2**53

@@ -6,6 +6,7 @@ checkpointed trajectory or by forward mode over tangents, on NumPy arrays, with 
 
 from . import errors
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
+from .capture import capture
 from .errors import HypergradError
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
@@ -20,6 +21,6 @@ from .transforms import grad, hvp, jvp, value_and_grad, vjp
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "errors", "forward", "full_batch",
-    "fusion", "grad", "hvp", "jvp", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
+    "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "capture", "errors", "forward",
+    "full_batch", "fusion", "grad", "hvp", "jvp", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
 ]

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from . import __version__
+from .backends import DEVICES, backend_on
 from .backends.cuda import CUDA
 from .backends.host import HOST
 from .data import MetaDataset, cache_dir, open_dataset
@@ -80,6 +82,12 @@ def train_command(
         int | None, typer.Option(help="Validations without progress before stopping.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the network and the episodes.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: cpu]")
+    ] = None,
+    graphs: Annotated[
+        bool | None, typer.Option(help="On a GPU, replay each meta-step as a CUDA graph. [default: graphs]")
+    ] = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="New directory of the run. [default: runs/...]")
     ] = None,
@@ -110,6 +118,8 @@ def train_command(
         "test_episodes": test_episodes,
         "patience": patience,
         "seed": seed,
+        "device": device,
+        "graphs": graphs,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     with _clear_errors(debug):
@@ -144,11 +154,15 @@ def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")],
     episodes: Annotated[int, typer.Option(help="Episodes of meta-validation and of meta-test.")] = 600,
     root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: the run's]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate a run's best model: accuracy with its interval, sweep of inner steps, figures."""
     with _clear_errors(debug), RunDirectory(run_dir) as run:
         config = Config.from_json(run.read_json(CONFIG), str(run.path / CONFIG))
+        config = replace(config, device=device or config.device)
         if episodes < 1:
             raise ArgumentError(
                 f"evaluate: --episodes is {episodes}, expected at least 1; pass for instance 600"
@@ -239,7 +253,8 @@ def _train(run: RunDirectory, config: Config, data: MetaDataset, tensorboard: bo
 
 
 def _open(config: Config, root: str | None) -> MetaDataset:
-    """The run's data set; episodes that it cannot give are refused here, before anything is written."""
+    """The run's data set; a missing device and episodes it cannot give are refused here, before anything is written."""
+    backend_on(config.device)
     folder = root if root is not None else config.root
     data = open_dataset(config.data, folder, reporter=_reporter(), image_size=config.image_size)
     for split in (data.train, data.validation, data.test):

@@ -6,28 +6,31 @@ number, an array, a Tensor, or a pytree like the weights (one entry per leaf, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from .errors import ArgumentError
-from .ops.elementwise import sqrt
-from .tape import Tensor, paused, zeros_like
+from .ops.optimizer_step import adam_step, sgd_step
+from .tape import paused, zeros_like
 from .transforms import tree_tensors, tree_values
 from .trees import PyTree, is_leaf, tree_flatten, tree_map, tree_unflatten
 
 
-def _map(f: Callable[..., Any], w: PyTree, *rest: Any) -> PyTree:
-    """f over the leaves of w; an argument that is no pytree like w serves every leaf."""
-    leaves, spec = tree_flatten(w)
-    columns = []
-    for r in rest:
-        own, own_spec = tree_flatten(r)
-        if own_spec != spec and not is_leaf(own_spec):
-            raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
-                                "every leaf or has one entry per leaf; match the weights' structure")
-        columns.append(own if own_spec == spec else [r] * len(leaves))
-    return tree_unflatten(spec, [f(*row) for row in zip(leaves, *columns, strict=True)])
+def _per_leaf(spec: Any, tree: PyTree) -> Any:
+    """The leaves of a pytree of structure `spec` as a list; anything that is no pytree as it is."""
+    own, own_spec = tree_flatten(tree)
+    if own_spec == spec:
+        return own
+    if is_leaf(own_spec):
+        return tree
+    raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
+                        "every leaf or has one entry per leaf; match the weights' structure")
+
+
+def _leaves(spec: Any, n: int, tree: PyTree) -> list[Any]:
+    """One entry for each of the n leaves."""
+    own = _per_leaf(spec, tree)
+    return own if isinstance(own, list) else [own] * n
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,11 @@ class SGD(Optimizer):
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        if not (isinstance(self.weight_decay, (int, float)) and self.weight_decay == 0):
-            g = _map(lambda a, b, d: a + d * b, g, w, self.weight_decay)
-        if self._plain():
-            return _map(lambda a, d, lr: a - lr * d, w, g, self.lr), ()
-        v = _map(lambda a, b, mu: mu * a + b, state, g, self.momentum)
-        d = _map(lambda a, b, mu: a + mu * b, g, v, self.momentum) if self.nesterov else v
-        return _map(lambda a, b, lr: a - lr * b, w, d, self.lr), v
+        leaves, spec = tree_flatten(w)
+        v = None if self._plain() else _leaves(spec, len(leaves), state)
+        lr, momentum, decay = (_per_leaf(spec, f) for f in (self.lr, self.momentum, self.weight_decay))
+        w_next, v_next = sgd_step(leaves, v, _leaves(spec, len(leaves), g), lr, momentum, decay, nesterov=self.nesterov)
+        return tree_unflatten(spec, w_next), () if v_next is None else tree_unflatten(spec, v_next)
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,8 @@ class Adam(Optimizer):
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        m = _map(lambda a, b, b1: b1 * a + (1.0 - b1) * b, state["m"], g, self.beta1)
-        s = _map(lambda a, b, b2: b2 * a + (1.0 - b2) * (b * b), state["s"], g, self.beta2)
-
-        def step(a: Tensor, mm: Tensor, ss: Tensor, lr: Any, b1: Any, b2: Any, eps: Any) -> Any:
-            return a - lr * (mm / (1.0 - b1 ** (t + 1))) / sqrt(ss / (1.0 - b2 ** (t + 1)) + eps)
-
-        return _map(step, w, m, s, self.lr, self.beta1, self.beta2, self.eps), {"m": m, "s": s}
+        leaves, spec = tree_flatten(w)
+        states = [_leaves(spec, len(leaves), x) for x in (state["m"], state["s"], g)]
+        fields = [_per_leaf(spec, f) for f in (self.lr, self.beta1, self.beta2, self.eps)]
+        w_next, m_next, s_next = (tree_unflatten(spec, x) for x in adam_step(leaves, *states, *fields, t=t))
+        return w_next, {"m": m_next, "s": s_next}

@@ -11,6 +11,7 @@ linear         the value and the transpose                          vjp = transp
 bilinear       the value and one transpose per argument             vjp, jvp by the product rule
 Op             the value, one vjp and one jvp rule per argument     -
 Fused          a composed reference and four kernel rungs           everything else from the reference
+FusedMany      the same for any number of outputs and arguments     -
 =============  ===================================================  ====================================
 
 Every op's instance enters `REGISTRY` under its name; the tests run over it.
@@ -34,17 +35,21 @@ REGISTRY: dict[str, Registered] = {}
 class Registered:
     """An op known by name. Subclasses add forward, push and pull (see tape.Rule)."""
 
-    def __init__(self, name: str, arity: int) -> None:
+    def __init__(self, name: str, arity: int | None) -> None:
         if name in REGISTRY:
             raise ArgumentError(f"{name}: declared twice, expected unique names because messages and tests go by name; rename one")
         self.name, self.arity = name, arity
         REGISTRY[name] = self
 
-    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+    def outputs(self, *args: Any, **attrs: Any) -> list[Tensor]:
         """Apply the op to Tensors, arrays or scalars."""
-        if len(args) != self.arity:
+        if self.arity is not None and len(args) != self.arity:
             raise ArgumentError(f"{self.name}: got {len(args)} arguments, expected {self.arity}; pass attributes by keyword")
-        return apply(cast(Rule, self), args, attrs)[0]
+        return apply(cast(Rule, self), args, attrs)
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        """The first output of the op on Tensors, arrays or scalars."""
+        return self.outputs(*args, **attrs)[0]
 
 
 class Op(Registered):
@@ -203,11 +208,84 @@ def fusion(enabled: bool) -> Iterator[None]:
         _fusion.reset(token)
 
 
-class Fused(Registered):
-    """An op defined by a composed reference, with kernels for four rungs: value, vjp, jvp, jvp of vjp.
+def settings() -> tuple[Any, ...]:
+    """What decides which kernels an op runs, beside its arguments."""
+    return (_fusion.get(),)
+
+
+def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:
+    return [None if t is None else t.value for t in tensors]
+
+
+class FusedMany(Registered):
+    """An op with any number of outputs, defined by a composed reference, with kernels for rungs: value, vjp, jvp, jvp of vjp.
 
     The kernels run where their results are final. Where a rung's result will itself be differentiated
     (reverse over reverse, reverse over forward) the reference runs in its place: it has every order.
+
+    Args:
+        arity: number of arguments; None for any.
+        reference: (*tensors, **attrs) -> list of Tensors, in ops. It is the definition.
+        value: (backend, values, attrs) -> (list of ys, saved), `saved` a dict that the other rungs get.
+        jvp: (backend, values, dots, attrs, saved) -> list of y_dots, None for zero; may leave in `saved` what `vjp_jvp` needs.
+        vjp: (backend, values, y_bars, want, attrs, saved) -> cotangents, None where not wanted; y_bars are None for zero.
+        vjp_jvp: (backend, values, dots, y_bars, y_bar_dots, want, attrs, saved) -> tangents of those cotangents;
+            called only where an input carries a tangent, so after `jvp`. None where there is no such kernel: the reference
+            runs for this nesting, too.
+    """
+
+    def __init__(self, name: str, arity: int | None, reference: Callable[..., list[Tensor]], *,
+                 value: Callable[..., tuple[list[Array], Any]], jvp: Callable[..., list[Array | None]],
+                 vjp: Callable[..., list[Array | None]], vjp_jvp: Callable[..., list[Array | None]] | None) -> None:
+        super().__init__(name, arity)
+        self.reference, self.value, self.jvp, self.vjp, self.vjp_jvp = reference, value, jvp, vjp, vjp_jvp
+
+    def outputs(self, *args: Any, **attrs: Any) -> list[Tensor]:
+        """The kernels' values, or the reference's inside ``fusion(False)``."""
+        return super().outputs(*args, **attrs) if _fusion.get() else self.reference(*args, **attrs)
+
+    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        """The value rung."""
+        ys, saved = self.value(backend, values, attrs)
+        return tuple(ys), saved
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        """The jvp rung, or the reference's tangents where a tape wants their derivative."""
+        if levels_of([*inputs, *dots]):
+            carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
+            return [y.dot for y in self.reference(*carrying, **node.attrs)]
+        values = [x.value for x in inputs]
+        y_dots = self.jvp(backend_of(*values), values, _values(dots), node.attrs, node.saved)
+        return [None if d is None else Tensor(d) for d in y_dots]
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape wants the derivative."""
+        dots = [live_dot(t) for t in node.inputs]
+        bar_dots = [None if b is None else live_dot(b) for b in bars]
+        curved = any(d is not None for d in dots)
+        if levels_of([*node.inputs, *bars, *dots, *bar_dots]) or curved and self.vjp_jvp is None:
+            with Tape() as tape:
+                watched = [tape.watch(t) for t in node.inputs]
+                outs = list(self.reference(*watched, **node.attrs))
+            return tape.gradients(outs, bars, watched)
+        values, raw, raw_dots = [t.value for t in node.inputs], _values(bars), _values(bar_dots)
+        backend = backend_of(*values)
+        first = self.vjp(backend, values, raw, want, node.attrs, node.saved)
+        if curved:
+            assert self.vjp_jvp is not None
+            second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
+        elif (count := next((len(d) for d in raw_dots if d is not None), None)) is not None:
+            # linear in the cotangents: the same rung serves every direction
+            each = [self.vjp(backend, values, [None if d is None else d[k] for d in raw_dots], want, node.attrs, node.saved)
+                    for k in range(count)]
+            second = [None if row[0] is None else backend.xp.stack(row) for row in zip(*each, strict=True)]
+        else:
+            second = [None] * len(first)
+        return [None if g is None else Tensor(g, None if d is None else Tensor(d)) for g, d in zip(first, second, strict=True)]
+
+
+class Fused(FusedMany):
+    """An op with one output, defined by a composed reference, with kernels for four rungs; see `FusedMany`.
 
     Args:
         reference: (*tensors, **attrs) -> Tensor, in ops. It is the definition.
@@ -221,47 +299,13 @@ class Fused(Registered):
     def __init__(self, name: str, arity: int, reference: Callable[..., Tensor], *, value: Callable[..., Any],
                  jvp: Callable[..., Array], vjp: Callable[..., list[Array | None]],
                  vjp_jvp: Callable[..., list[Array | None]]) -> None:
-        super().__init__(name, arity)
-        self.reference, self.value, self.jvp, self.vjp, self.vjp_jvp = reference, value, jvp, vjp, vjp_jvp
 
-    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
-        """The kernels' value, or the reference's inside ``fusion(False)``."""
-        return super().__call__(*args, **attrs) if _fusion.get() else self.reference(*args, **attrs)
+        def one(result: tuple[Array, Any]) -> tuple[list[Array], Any]:
+            return [result[0]], result[1]
 
-    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
-        """The value rung."""
-        y, saved = self.value(backend, values, attrs)
-        return (y,), saved
-
-    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """The jvp rung, or the reference's tangent where a tape wants its derivative."""
-        if levels_of([*inputs, *dots]):
-            carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
-            return (self.reference(*carrying, **node.attrs).dot,)
-        values = [x.value for x in inputs]
-        y_dot = self.jvp(backend_of(*values), values, [d and d.value for d in dots], node.attrs, node.saved)
-        return (Tensor(y_dot),)
-
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
-        """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape wants the derivative."""
-        bar = cast(Tensor, bars[0])
-        dots = [live_dot(t) for t in node.inputs]
-        bar_dot = live_dot(bar)
-        if levels_of([*node.inputs, bar, *dots, bar_dot]):
-            with Tape() as tape:
-                watched = [tape.watch(t) for t in node.inputs]
-                out = self.reference(*watched, **node.attrs)
-            return tape.gradients([out], [bar], watched)
-        values = [t.value for t in node.inputs]
-        backend = backend_of(*values)
-        raw = [d and d.value for d in dots]
-        first = self.vjp(backend, values, bar.value, want, node.attrs, node.saved)
-        if all(d is None for d in dots) and bar_dot is None:
-            return [None if g is None else Tensor(g) for g in first]
-        if all(d is None for d in dots):  # linear in y_bar: the same rung serves every direction
-            assert bar_dot is not None
-            each = [self.vjp(backend, values, d, want, node.attrs, node.saved) for d in bar_dot.value]
-            second = [None if g is None else backend.xp.stack([e[i] for e in each]) for i, g in enumerate(first)]
-        else:
-            second = self.vjp_jvp(backend, values, raw, bar.value, bar_dot and bar_dot.value, want, node.attrs, node.saved)
-        return [None if g is None else Tensor(g, None if d is None else Tensor(d)) for g, d in zip(first, second, strict=True)]
+        super().__init__(
+            name, arity, lambda *args, **attrs: [reference(*args, **attrs)],
+            value=lambda *a: one(value(*a)),
+            jvp=lambda *a: [jvp(*a)],
+            vjp=lambda b, values, bars, *rest: vjp(b, values, bars[0], *rest),
+            vjp_jvp=lambda b, values, dots, bars, bar_dots, *rest: vjp_jvp(b, values, dots, bars[0], bar_dots[0], *rest))

@@ -33,8 +33,7 @@ class Tensor:
 
     Attributes:
         value: the array (NumPy, or CuPy on a GPU), float32 or float64.
-        dot: its tangents, a Tensor of shape (P, *shape), or None where they are zero, as everywhere outside the jvp that
-            seeded them: what is kept of a closed jvp is a constant to the next.
+        dot: its tangents, a Tensor of shape (P, *shape), or None where they are zero.
         node: the Node that computed it, or None if no open tape depends on it.
         index: which of the node's outputs it is.
     """
@@ -49,7 +48,7 @@ class Tensor:
 
     @property
     def dot(self) -> Tensor | None:
-        """The tangents, where the open jvp seeded them."""
+        """The tangents, in the jvp that seeded them; what is kept of a closed jvp is a constant to the next."""
         return self._dot if self._dot is not None and self._jvp is _state.jvp else None
 
     @property
@@ -249,7 +248,7 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
     kinds = {a.value.dtype if type(a) is Tensor else None for a in args}
     if len(kinds) == 1 and None not in kinds:  # the common case, and the fast one
         return list(args)
-    dtype, other = None, None
+    dtype = None
     raw: list[Any] = []
     for a in args:
         if not isinstance(a, Tensor) and type(a) not in (int, float, bool):
@@ -260,7 +259,7 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
         if a.dtype.kind != "f" or a.dtype.itemsize not in (4, 8):
             raise DTypeError(f"{name}: argument has dtype {a.dtype}, expected float32 or float64; convert it with astype")
         if dtype is None:
-            dtype, other = a.dtype, a
+            dtype = a.dtype
         elif a.dtype != dtype:
             raise DTypeError(f"{name}: arguments have dtypes {dtype} and {a.dtype}, expected one dtype because mixing "
                              "would change the precision silently; convert one with astype")
@@ -269,8 +268,14 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
             return [Tensor(np.asarray(a, np.float64)) for a in raw]
         raise DTypeError(f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
                          "expected float32 or float64 because derivatives need it; convert with astype")
-    xp = backend_of(other.value if isinstance(other, Tensor) else other).xp
-    return [a if isinstance(a, Tensor) else Tensor(xp.asarray(a, dtype)) for a in raw]
+    backend = backend_of(*(a.value if isinstance(a, Tensor) else a for a in raw))
+
+    def convert(a: Any) -> Tensor:
+        if backend.xp is not np and isinstance(a, np.ndarray):
+            a = a.item()  # 0-d, or backend_of would have refused it
+        return Tensor(backend.number(a, dtype) if isinstance(a, (int, float)) else backend.xp.asarray(a, dtype))
+
+    return [a if isinstance(a, Tensor) else convert(a) for a in raw]
 
 
 def zeros_like(x: Tensor) -> Tensor:

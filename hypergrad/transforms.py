@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .backends import backend_of
 from .errors import ArgumentError, ShapeError
 from .tape import Tape, Tensor, is_idle, tangents, to_tensors, zeros_like
@@ -20,6 +22,8 @@ def tree_tensors(tree: PyTree, where: str) -> PyTree:
     def convert(x: Any) -> Any:
         if isinstance(x, Tensor):
             return x
+        if type(x) is np.ndarray and x.dtype.char in "fd":  # the common case, and the fast one
+            return Tensor(x)
         return to_tensors(where, [x, *model] if type(x) in numbers else [x])[0]
 
     return tree_unflatten(spec, [convert(x) for x in leaves])

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from hypergrad.backends.cuda import CUDA
 from hypergrad.cli import app
 from hypergrad.fewshot import events
 
@@ -142,6 +143,7 @@ def test_control_c_saves_and_says_how_to_go_on(train_args, tmp_path):
         (["--preset", "best"], "preset is 'best'"),
         (["--data", "cifar"], "data is 'cifar'"),
         (["--outer-lr", "nan"], "outer_lr is nan"),
+        (["--device", "gpu"], "device is 'gpu', expected one of cpu, cuda"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_run(train_args, tmp_path, args, message):
@@ -149,6 +151,15 @@ def test_bad_input_is_one_line_and_leaves_no_run(train_args, tmp_path, args, mes
     assert result.exit_code == 1
     assert re.search(f"^error: .*{message}", result.output, re.M), result.output
     assert "Traceback" not in result.output and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(CUDA.device_count() > 0, reason="there is a GPU")
+def test_a_missing_gpu_is_told_before_anything_is_written(train_args, trained, tmp_path):
+    for args in ((*train_args, "--device", "cuda", "--run-dir", tmp_path / "run"), ("evaluate", trained[0], "--device", "cuda")):
+        result = invoke(*args)
+        assert result.exit_code == 1
+        assert re.search(r"^error: device: (the compiled extension .*_cuda is missing|there is no CUDA device)", result.output, re.M)
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_the_traceback(train_args, tmp_path):

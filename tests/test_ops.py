@@ -18,7 +18,7 @@ from hypergrad.rules import REGISTRY
 from hypergrad.tape import Tape, Tensor
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
-KERNELS = [case for case in CASES if case.name.startswith(("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross"))]
+KERNELS = [case for case in CASES if case.name.startswith(("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross", "sgd_step", "adam_step"))]
 
 
 @EVERY

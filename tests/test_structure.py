@@ -31,6 +31,7 @@ LAYERS = [
     ("backends",),
     ("tape",),
     ("rules", "transforms"),
+    ("capture",),
     ("ops",),
     ("optimizers",),
     ("bilevel",),

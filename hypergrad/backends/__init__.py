@@ -13,9 +13,11 @@ from .cuda import CUDA
 from .cuda import MISSING as NO_CUDA
 from .host import HOST
 
-__all__ = ["Array", "Backend", "as_array", "backend_of"]
+__all__ = ["DEVICES", "Array", "Backend", "as_array", "backend_of", "backend_on", "is_on_gpu", "place", "to_host"]
 
 Array: TypeAlias = Any  # a NumPy or CuPy array; array modules share no type
+
+DEVICES = ("cpu", "cuda")
 
 _DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h: memory the CPU reads in place
 
@@ -34,6 +36,9 @@ class Backend(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array."""
+
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array; on a GPU nothing is copied from the host, so that a graph can record it."""
 
     def build_info(self) -> dict[str, Any]:
         """What the kernels were built with, or why they are missing."""
@@ -58,18 +63,46 @@ def backend_of(*arrays: Any) -> Backend:
 
 def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
     """CUDA, where `first` is a CuPy array and no other array is the host's."""
-    if not _is_cupy(first):
+    if not is_on_gpu(first):
         raise _no_backend("backend_of", first)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.ndim > 0:
             raise DeviceError(f"backend_of: arguments are a CuPy array and a NumPy array of shape {a.shape}, expected one side "
                               "because kernels never copy between devices; move one of them")
-        if not isinstance(a, (np.ndarray, np.generic, int, float)) and not _is_cupy(a):
+        if not isinstance(a, (np.ndarray, np.generic, int, float)) and not is_on_gpu(a):
             raise _no_backend("backend_of", a)
     return CUDA
 
 
-def _is_cupy(x: Any) -> bool:
+def backend_on(device: str) -> Backend:
+    """The backend of a device by name.
+
+    Args: device: "cpu", or "cuda" for the current GPU.
+    Raises: ArgumentError for another name; ExtensionError without the CUDA kernels; DeviceError without CuPy, driver or GPU.
+    Cost: O(1) but for the first import of CuPy.
+    """
+    if device not in DEVICES:
+        raise ArgumentError(f"device: name is {device!r}, expected one of {', '.join(DEVICES)}; pass one of these")
+    if device == "cpu":
+        return HOST
+    CUDA.require("device")
+    return CUDA
+
+
+def place(x: Any, device: str) -> Array:
+    """A NumPy or CuPy array on the device of that name; where it lies already, the array itself.
+
+    Raises: as `backend_on`. Cost: one copy where it lies elsewhere.
+    """
+    return backend_on(device).xp.asarray(x) if device != "cpu" else to_host(x)
+
+
+def to_host(x: Any) -> Any:
+    """x as a NumPy array: itself, or a copy from the GPU, for which the host waits."""
+    return x.get() if is_on_gpu(x) else x
+
+
+def is_on_gpu(x: Any) -> bool:
     """Whether x is a CuPy array and there are kernels for it."""
     cupy = sys.modules.get("cupy")  # whoever has one of its arrays has imported it
     return NO_CUDA is None and cupy is not None and isinstance(x, cupy.ndarray)
@@ -85,7 +118,7 @@ def as_array(x: Any) -> Array:
     Raises: DeviceError if x is on a GPU; ArgumentError if x cannot be exported or is not made of numbers.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
-    if isinstance(x, np.ndarray) or _is_cupy(x):
+    if isinstance(x, np.ndarray) or is_on_gpu(x):
         return x
     if isinstance(x, (int, float, list, tuple, np.generic)):
         return _numbers(x)

@@ -43,6 +43,16 @@ class CudaBackend:
                               "nvidia-smi lists a device and that its driver is new enough for this CuPy")
         return cupy
 
+    def require(self, where: str) -> None:
+        """Raises ExtensionError without the compiled extension, DeviceError without CuPy, driver or GPU."""
+        if MISSING is not None:
+            raise ExtensionError(f"{where}: the compiled extension hypergrad._cuda is missing, expected it because the arrays "
+                                 f"are on a GPU ({MISSING}); install from source with nvcc on the PATH")
+        if self.device_count() == 0:
+            raise DeviceError(f"{where}: there is no CUDA device, expected one because the arrays are to live on it "
+                              f"({self.build_info()['cuda']}); check nvidia-smi, or stay on the cpu")
+        assert self.xp
+
     def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
         """Queues one kernel; outputs are overwritten in full.
 
@@ -56,16 +66,23 @@ class CudaBackend:
         Cost: the kernel's; scratch comes from CuPy's pool and goes back when the kernels are queued.
         """
         if MISSING is not None:
-            raise ExtensionError(f"{name}: the compiled extension hypergrad._cuda is missing, expected it because the arrays "
-                                 f"are on a GPU ({MISSING}); install from source with nvcc on the PATH")
+            self.require(name)
         cupy = self.xp
         arrays = [*inputs, *outputs]
+        if not all(a is None or isinstance(a, cupy.ndarray) for a in arrays):
+            where = ["GPU" if isinstance(a, cupy.ndarray) else "host" for a in arrays if a is not None]
+            raise DeviceError(f"{name}: its arrays lie on {', '.join(where)}, expected all on one side because kernels never copy between "
+                              "devices; move one of them")
         with next(a for a in arrays if a is not None).device:
             _cuda.run(name, arrays, attrs, cupy.cuda.get_current_stream().ptr, lambda n: cupy.empty(n, cupy.uint8))
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array on the current device."""
         return self.xp.empty(tuple(shape), dtype)
+
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and no graph can record it."""
+        return self.xp.full((), value, dtype)
 
     def build_info(self) -> dict[str, Any]:
         """Compiler, runtime, driver and devices of the extension, or why there is none."""

@@ -50,6 +50,10 @@ class EmulatedBackend:
         """An uninitialised array."""
         return np.empty(shape, dtype)
 
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array."""
+        return np.asarray(value, dtype)
+
     def set_order(self, order: str) -> None:
         """Order of threads and blocks: "forward", "reverse" or "shuffle:SEED"."""
         _emulated.set_order(order)

@@ -54,6 +54,10 @@ class HostBackend:
         """An uninitialised array."""
         return np.empty(shape, dtype)
 
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array."""
+        return np.asarray(value, dtype)
+
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _host.build_info()

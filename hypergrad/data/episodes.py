@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..backends import Array, backend_of
 from ..errors import ArgumentError, DataError
 from .images import ImageClasses, gather
 
@@ -17,7 +18,8 @@ from .images import ImageClasses, gather
 class Episodes:
     """E episodes, each a small classification problem of its own; the episode axis comes first.
 
-    Images and labels lie class by class: labels are 0, 0, …, 1, 1, … up to n_way - 1.
+    Images and labels lie class by class: labels are 0, 0, …, 1, 1, … up to n_way - 1. Both are on the device of the split's
+    images; classes and indices are NumPy arrays.
 
     Args:
         support: training images, (E, n_way * k_shot, H, W, C), float32, float64 or uint8.
@@ -160,9 +162,9 @@ class EpisodeSampler:
         ways = np.arange(self.n_way, dtype=np.int64)
         return Episodes(
             support=self._images(support),
-            support_labels=np.tile(np.repeat(ways, self.k_shot), (count, 1)),
+            support_labels=self._there(np.tile(np.repeat(ways, self.k_shot), (count, 1))),
             query=self._images(query),
-            query_labels=np.tile(np.repeat(ways, self.n_query), (count, 1)),
+            query_labels=self._there(np.tile(np.repeat(ways, self.n_query), (count, 1))),
             classes=np.stack([c for c, _, _ in drawn]),
             support_indices=support,
             query_indices=query,
@@ -176,11 +178,13 @@ class EpisodeSampler:
         """Meta-batch i: episodes i * meta_batch to (i + 1) * meta_batch - 1. Raises: as `episodes`."""
         return self.episodes(i * self.meta_batch, (i + 1) * self.meta_batch)
 
-    def _images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        if self.dtype == np.uint8:
-            return np.asarray(self.split.images[rows])
-        images: NDArray[Any] = gather(self.split.images, rows, self.dtype)
-        return images
+    def _images(self, rows: NDArray[np.int64]) -> Array:
+        there, images = self._there(rows), self.split.images
+        return self._there(images[there]) if self.dtype == np.uint8 else gather(images, there, self.dtype)
+
+    def _there(self, a: Array) -> Array:
+        """An array on the device of the split's images."""
+        return backend_of(self.split.images).xp.asarray(a)
 
 
 def _draw(words: Any, n: int, k: int) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..backends import Array, backend_of
+from ..backends import Array, backend_of, place
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError
 
 
@@ -79,7 +79,7 @@ class ImageClasses:
 
     Args:
         name: "train", "validation", "test" or any name of your own; it takes part in the draw of episodes.
-        images: (n, H, W, C), uint8, C is 1 or 3, grouped by class.
+        images: (n, H, W, C), uint8, C is 1 or 3, grouped by class; a NumPy or CuPy array.
         offsets: (n_classes + 1,), int64, from 0 to n, strictly increasing.
         class_names: one name a class.
     Raises: DTypeError or ShapeError if the arrays are not of that form; DataError if a class is empty.
@@ -169,6 +169,14 @@ class ImageClasses:
         counts = np.bincount(given.astype(np.int64), minlength=len(names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(name, images[np.argsort(given, kind="stable")], offsets, names)
+
+    def on(self, device: str) -> ImageClasses:
+        """The split with its images on a device, as the bytes they are; episodes are then gathered there.
+
+        Args: device: "cpu" or "cuda".
+        Raises: as `backend_on`. Cost: one copy of the bytes where they lie elsewhere.
+        """
+        return replace(self, images=place(self.images, device))
 
     @property
     def n_classes(self) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..backends import DEVICES
 from ..errors import ArgumentError, RunError
 from .hyper_representation import HyperRepresentation
 
-FORMAT = 1  # of config.json; a change of the fields' meaning raises it
+FORMAT = 2  # of config.json; a change of the fields' meaning raises it
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Config:
         test_episodes: meta-test episodes of the final evaluation.
         sweep: numbers of inner steps tried at the end; the best on meta-validation is used for meta-test.
         seed: of the network and of the episodes.
+        device: "cpu", or "cuda" for a GPU: images are kept there as bytes, everything else is computed there.
+        graphs: on a GPU, record a meta-step as a CUDA graph and replay it.
     Raises: ArgumentError for a value out of its range.
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4, and the authors' public code (FAR-HO).
     """
@@ -69,6 +72,8 @@ class Config:
     test_episodes: int = 600
     sweep: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10)
     seed: int = 0
+    device: str = "cpu"
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -76,6 +81,7 @@ class Config:
             ("preset", PRESETS),
             ("statistics", ("separate", "joint")),
             ("schedule", ("linear", "inverse-time")),
+            ("device", DEVICES),
         ):
             if getattr(self, field) not in allowed:
                 raise ArgumentError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import place, to_host
 from ..data import Accuracy, ImageClasses, MetaDataset, pixel_baseline
 from ..data.report import Reporter
 from . import plots
@@ -36,10 +37,15 @@ def evaluate_run(
     Cost: 2 * n_episodes forward runs of the network.
     """
     method = config.method()
+    placed = {name: place(value, config.device) for name, value in hparams.items()}
+    hparams = {name: to_host(value) for name, value in hparams.items()}  # for the figures
     found: dict[str, Evaluation] = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         with reporter.progress(f"evaluating on meta-{name}", n_episodes) as tick:
-            found[name] = evaluate(method, hparams, sampler(config, split), n_episodes, config.sweep, tick)
+            episodes = sampler(config, split.on(config.device))
+            found[name] = evaluate(
+                method, placed, episodes, n_episodes, config.sweep, tick, graphs=config.graphs
+            )
     validation, test = found["validation"], found["test"]
     chosen = validation.best_steps()
     baseline = pixels(config, data.test, n_episodes, reporter)

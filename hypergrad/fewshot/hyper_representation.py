@@ -8,12 +8,14 @@ arXiv:1712.06283).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..backends import backend_of, to_host
 from ..bilevel import full_batch
+from ..capture import capture
 from ..errors import ArgumentError
 from ..ops import exp, linear_cross_entropy, matmul, mean, reshape, sqrt
 from ..ops import sum as sum_
@@ -40,6 +42,20 @@ class EpisodeBatch(Protocol):
     def query(self) -> Array: ...
     @property
     def query_labels(self) -> Array: ...
+
+
+class Batch(NamedTuple):
+    """The arrays of an EpisodeBatch as a pytree, which `capture` can take."""
+
+    support: Array
+    support_labels: Array
+    query: Array
+    query_labels: Array
+
+    @classmethod
+    def of(cls, episodes: EpisodeBatch) -> "Batch":
+        """Those of `episodes`. Cost: O(1)."""
+        return cls(episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
 
 
 class Sampler(Protocol):
@@ -106,7 +122,8 @@ class HyperRepresentation:
 
     def current_step_size(self, hparams: Mapping[str, Any]) -> float:
         """The step size that `hparams` (arrays) hold. Cost: O(1)."""
-        return float(np.exp(hparams[LOG_STEP_SIZE]) if self.log_step_size else hparams[STEP_SIZE])
+        value = to_host(hparams[LOG_STEP_SIZE if self.log_step_size else STEP_SIZE])
+        return float(np.exp(value) if self.log_step_size else value)
 
     def represent(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """Features of the support images (E, S, D) and of the query images (E, Q, D).
@@ -116,7 +133,8 @@ class HyperRepresentation:
         """
         if self.statistics == "joint":
             count = episodes.support.shape[1]
-            both = features(hparams, np.concatenate([episodes.support, episodes.query], axis=1))
+            xp = backend_of(episodes.support).xp
+            both = features(hparams, xp.concatenate([episodes.support, episodes.query], axis=1))
             support, query = both[:, :count], both[:, count:]
         else:
             support = features(hparams, episodes.support)
@@ -142,11 +160,12 @@ class HyperRepresentation:
         return unroll(inner_loss, w, {"features": support}, full_batch(labels, n_steps), optimizer=optimizer)
 
     def zero_model(self, support: Any) -> dict[str, Array]:
-        """The ground model of zeros for features (E, S, D). Cost: O(E*D*n_way)."""
+        """The ground model of zeros for features (E, S, D), a Tensor, on their device. Cost: O(E*D*n_way)."""
         episodes, _, size = support.shape
+        xp = backend_of(support.value).xp
         return {
-            "weight": np.zeros((episodes, size, self.n_way), support.dtype),
-            "bias": np.zeros((episodes, 1, self.n_way), support.dtype),
+            "weight": xp.zeros((episodes, size, self.n_way), support.dtype),
+            "bias": xp.zeros((episodes, 1, self.n_way), support.dtype),
         }
 
     def meta_loss(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Array]:
@@ -178,7 +197,8 @@ class HyperRepresentation:
                 w, done = self.adapt(hparams, w, support, episodes.support_labels, n_steps - done), n_steps
             losses.append(mean(ground_losses(w, query, episodes.query_labels), axis=-1).value)
             accuracies.append(accuracy(w, query, episodes.query_labels))
-        return np.stack(losses, axis=1), np.stack(accuracies, axis=1)
+        xp = backend_of(*losses).xp
+        return xp.stack(losses, axis=1), xp.stack(accuracies, axis=1)
 
 
 def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
@@ -210,7 +230,7 @@ def accuracy(w: Any, inputs: Tensor, labels: Array) -> Array:
     """
     weight, bias = (p.value if isinstance(p, Tensor) else p for p in (w["weight"], w["bias"]))
     logits = (matmul(inputs.value, weight) + bias).value
-    hits: Array = np.mean(np.argmax(logits, axis=-1) == labels, axis=-1)
+    hits: Array = (logits.argmax(axis=-1) == labels).mean(axis=-1)
     return hits
 
 
@@ -251,6 +271,7 @@ def evaluate(
     n_episodes: int,
     steps: Sequence[int],
     progress: Callable[[int], None] | None = None,
+    graphs: bool = True,
 ) -> Evaluation:
     """Accuracy on the first `n_episodes` episodes of `sampler` after each number of inner steps in `steps`.
 
@@ -261,6 +282,7 @@ def evaluate(
         n_episodes: >= 1.
         steps: numbers of inner steps, in any order.
         progress: called with the number of episodes just finished.
+        graphs: on a GPU, record the work on one meta-batch as a CUDA graph and replay it for the others.
     Returns: an Evaluation with `steps` sorted.
     Raises: ArgumentError if there is no episode or no number of steps.
     Cost: n_episodes forward runs of the network, each with max(steps) inner steps.
@@ -274,10 +296,15 @@ def evaluate(
     losses: list[Array] = []
     accuracies: list[Array] = []
     done = index = 0
+
+    def work(hparams: Any, batch: Batch) -> tuple[Array, Array]:
+        return method.sweep(hparams, batch, ordered)
+
+    sweep = capture(work) if graphs else work
     while done < n_episodes:
-        batch_losses, batch_accuracies = method.sweep(hparams, sampler.batch(index), ordered)
-        losses.append(batch_losses)
-        accuracies.append(batch_accuracies)
+        batch_losses, batch_accuracies = sweep(hparams, Batch.of(sampler.batch(index)))
+        losses.append(to_host(batch_losses))
+        accuracies.append(to_host(batch_accuracies))
         fresh = min(len(batch_losses), n_episodes - done)
         done, index = done + fresh, index + 1
         if progress is not None:

@@ -1,21 +1,21 @@
 """The meta-training loop: an iteration depends on the stored state alone, so a run resumes bit for bit."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optree
 
+from ..backends import backend_of, place, to_host
+from ..capture import capture
 from ..data import EpisodeSampler, MetaDataset
 from ..errors import RunError
 from ..optimizers import Adam
 from ..transforms import value_and_grad
 from .config import Config
-from .hyper_representation import HParams, HyperRepresentation, evaluate
+from .hyper_representation import Batch, HParams, HyperRepresentation, evaluate
 from .run import MODEL, STATE, RunDirectory
 
 Record = dict[str, Any]
@@ -28,7 +28,7 @@ class State:
 
     Args:
         iteration: iterations done.
-        hparams: current hyperparameters.
+        hparams: current hyperparameters, on the configuration's device like the other arrays.
         adam: the outer optimizer's state, None before the first step.
         data: description of the data set; a run goes on with the data it was started with.
         best_hparams, best_accuracy, best_iteration: of the best validation; accuracy -1 before the first.
@@ -54,7 +54,8 @@ def start(config: Config, data: MetaDataset) -> State:
 
     Args: data: its image size decides the network's. Cost: one draw a parameter.
     """
-    hparams = config.method().init(config.seed, data.image_shape, config.filters, config.blocks)
+    drawn = config.method().init(config.seed, data.image_shape, config.filters, config.blocks)
+    hparams = {name: place(value, config.device) for name, value in drawn.items()}
     return State(0, hparams, None, data.describe(), hparams)
 
 
@@ -66,9 +67,8 @@ def save_state(run: RunDirectory, state: State) -> None:
     tensors = {f"hparams/{name}": value for name, value in state.hparams.items()}
     tensors |= {f"best/{name}": value for name, value in state.best_hparams.items()}
     if state.adam is not None:
-        tensors |= {
-            f"adam/{i:04d}": np.asarray(leaf) for i, leaf in enumerate(optree.tree_leaves(state.adam))
-        }
+        tensors |= {f"adam/{i:04d}": leaf for i, leaf in enumerate(optree.tree_leaves(state.adam))}
+    tensors = {name: to_host(value) for name, value in tensors.items()}
     skipped = ("hparams", "best_hparams", "adam")
     numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in skipped}
     run.write_tensors(STATE, tensors, numbers)
@@ -77,10 +77,12 @@ def save_state(run: RunDirectory, state: State) -> None:
 def load_state(run: RunDirectory, fresh: State) -> State:
     """The state that `save_state` wrote.
 
-    Args: fresh: the state before the first iteration, whose names, shapes and dtypes the file must have.
+    Args: fresh: the state before the first iteration, whose names, shapes, dtypes and device the arrays have.
     Returns: a State. Raises: RunError if the file is damaged or of another network. Cost: one file.
     """
-    tensors, numbers = run.read_tensors(STATE)
+    stored, numbers = run.read_tensors(STATE)
+    xp = backend_of(*fresh.hparams.values()).xp
+    tensors = {name: xp.asarray(value) for name, value in stored.items()}
     groups: dict[str, HParams] = {"hparams": {}, "best": {}, "adam": {}}
     for key, value in tensors.items():
         group, _, name = key.partition("/")
@@ -122,19 +124,29 @@ def check_like(found: Mapping[str, Any], expected: Mapping[str, Any], where: str
         )
 
 
-def step(config: Config, method: HyperRepresentation, state: State, episodes: Any) -> tuple[State, Record]:
+MetaGradient = Callable[[HParams, Batch], Any]
+
+
+def meta_gradient(config: Config) -> MetaGradient:
+    """(hparams, batch) -> ((loss, accuracies), gradient) of the meta-loss; on a GPU a graph, if `config.graphs`. Cost: O(1)."""
+    method = config.method()
+    gradient = value_and_grad(method.meta_loss, has_aux=True)
+    return capture(gradient) if config.graphs else gradient
+
+
+def step(config: Config, gradient: MetaGradient, state: State, episodes: Any) -> tuple[State, Record]:
     """One outer iteration: hypergradient of one meta-batch, one Adam step.
 
+    Args: gradient: of `meta_gradient`.
     Returns: the new state and what to record. Raises: RunError if a number is not finite.
     Cost: one forward and one backward run of the network, T inner steps and their reverse pass.
     """
-    (loss, accuracies), grad = value_and_grad(
-        lambda hparams: method.meta_loss(hparams, episodes), has_aux=True
-    )(state.hparams)
+    (loss, accuracies), grad = gradient(state.hparams, Batch.of(episodes))
     i = state.iteration
     optimizer = Adam(lr=config.outer_step_size(i))
     hparams, adam = optimizer.step(state.hparams, state.adam, grad, i)
-    finite = math.isfinite(float(loss)) and all(np.isfinite(value).all() for value in hparams.values())
+    xp = backend_of(loss).xp
+    finite = xp.stack([xp.isfinite(value).all() for value in (loss, *hparams.values())]).all()  # one wait for the GPU
     if not finite:
         raise RunError(
             f"train: loss is {float(loss)} in iteration {i + 1} and the hyperparameters are no longer all finite, "
@@ -144,8 +156,8 @@ def step(config: Config, method: HyperRepresentation, state: State, episodes: An
     record = {
         "iteration": i + 1,
         "loss": float(loss),
-        "accuracy": float(np.mean(accuracies)),
-        "step_size": method.current_step_size(hparams),
+        "accuracy": float(accuracies.mean()),
+        "step_size": config.method().current_step_size(hparams),
     }
     return dataclasses.replace(state, iteration=i + 1, hparams=hparams, adam=adam), record
 
@@ -155,7 +167,9 @@ def validate(config: Config, method: HyperRepresentation, state: State, sampler:
 
     Returns: the new state and what to record. Cost: `eval_episodes` forward runs of the network.
     """
-    evaluation = evaluate(method, state.hparams, sampler, config.eval_episodes, [config.n_steps])
+    evaluation = evaluate(
+        method, state.hparams, sampler, config.eval_episodes, [config.n_steps], graphs=config.graphs
+    )
     accuracy = evaluation.mean(config.n_steps)
     better = accuracy > state.best_accuracy
     record = {
@@ -201,8 +215,10 @@ def train(
     Cost: per iteration see `step`; per validation see `validate`; memory of one meta-batch's tape.
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4.
     """
-    method = config.method()
-    train_sampler, validation_sampler = sampler(config, data.train), sampler(config, data.validation)
+    method, gradient = config.method(), meta_gradient(config)
+    train_sampler, validation_sampler = (
+        sampler(config, split.on(config.device)) for split in (data.train, data.validation)
+    )
     state = start(config, data)
     if (run.path / STATE).exists():
         state = load_state(run, state)
@@ -211,7 +227,7 @@ def train(
     spent = state.seconds
     try:
         while finished(config, state) is None:
-            done, record = step(config, method, state, train_sampler.batch(state.iteration))
+            done, record = step(config, gradient, state, train_sampler.batch(state.iteration))
             records = [record]
             due = done.iteration % config.eval_every == 0 or done.iteration == config.iterations
             if due:
@@ -242,11 +258,11 @@ def train(
 def save_model(run: RunDirectory, state: State) -> None:
     """Write the best parameters so far, atomically. Raises: RunError. Cost: one file."""
     metadata = {"iteration": state.best_iteration, "validation_accuracy": state.best_accuracy}
-    run.write_tensors(MODEL, state.best_hparams, metadata)
+    run.write_tensors(MODEL, {name: to_host(value) for name, value in state.best_hparams.items()}, metadata)
 
 
 def load_model(run: RunDirectory, config: Config, data: MetaDataset) -> tuple[HParams, Record]:
-    """The best parameters of a run, and the iteration and validation accuracy they have.
+    """The best parameters of a run, in host memory, and the iteration and validation accuracy they have.
 
     Raises: RunError if the file is missing, damaged or of another network. Cost: one file.
     """

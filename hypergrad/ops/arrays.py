@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of
+from ..backends import Array, Backend, backend_of, is_on_gpu
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
@@ -124,7 +124,7 @@ def getitem(x: Any, index: Any) -> Tensor:
         x: array or Tensor.
         index: as NumPy; a Tensor is no index.
     Returns: Tensor; a view for numbers and slices.
-    Raises: ArgumentError if an index is out of range.
+    Raises: ArgumentError if an index is out of range; a CuPy array's entries are not read by the host and wrap around.
     """
     (x,) = to_tensors("getitem", [x])
     parts = index if isinstance(index, tuple) else (index,)
@@ -134,8 +134,11 @@ def getitem(x: Any, index: Any) -> Tensor:
 
 
 def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
-    """x[index] for the op `name`."""
+    """x[index] for the op `name`; index arrays of the host are checked and copied to where x is."""
     try:
+        if is_on_gpu(x.value) and any(isinstance(p, np.ndarray) for p in index):
+            np.broadcast_to(np.int8(0), x.shape)[tuple(0 if is_on_gpu(p) else p for p in index)]  # CuPy would wrap around
+            index = tuple(backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index)
         return _getitem(x, index=index)
     except IndexError as error:
         given = ", ".join(f"an array of shape {p.shape}" if _is_array(p) else str(p) for p in index)
@@ -150,7 +153,7 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
         indices: integer or integer array, 0 <= index < x.shape[axis] or negative from the end; repeats allowed.
         axis: the axis to index.
     Returns: Tensor, x's shape with `axis` replaced by the shape of `indices`.
-    Raises: ArgumentError out of range.
+    Raises: ArgumentError out of range; a CuPy array's entries are not read by the host and wrap around.
     """
     (x,) = to_tensors("take", [x])
     axis = normalise_axis("take", axis, x.ndim)

@@ -80,7 +80,7 @@ def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
         labels: integer array, (N,) or (E, N) as x, 0 <= label < K.
     Returns: Tensor of the shape of `labels`.
     Raises: ShapeError if the shapes do not fit; DTypeError for mixed dtypes or labels that are no integers; ArgumentError
-        for a label out of range.
+        for a label out of range. Labels in a CuPy array are not read by the host: one out of range makes its loss NaN.
     Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.
     Cost: 2*E*N*D*K flop forward, twice that backward; keeps N*K numbers an episode.
     Source: Bishop 2006, Pattern Recognition and Machine Learning, section 4.3.4.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..backends import backend_of
 from ..bilevel import Batches, Bilevel, HyperGradient, Stats
 from ..meter import Meter
@@ -33,8 +31,7 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
         leaves, spec = tree_flatten(tree_tensors(hparams, "forward"))
         total, start, seeds = sum(x.size for x in leaves), 0, []
         for x in leaves:
-            rows = backend_of(x.value).xp.zeros((total, x.size), x.dtype)
-            rows[np.arange(start, start + x.size), np.arange(x.size)] = 1
+            rows = backend_of(x.value).xp.eye(total, x.size, -start, x.dtype)
             seeds.append(Tensor(rows.reshape(total, *x.shape)))
             start += x.size
         with paused(), tangents():

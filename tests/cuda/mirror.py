@@ -45,6 +45,10 @@ class Mirror:
         """An uninitialised array."""
         return np.empty(shape, dtype)
 
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array."""
+        return np.asarray(value, dtype)
+
     def _copy(self, a: Any) -> tuple[Any, Any]:
         rim = np.full(RIM, 0x5A, np.uint8)
         if a.size == 0:

@@ -86,9 +86,13 @@ int main(int argc, char** argv) {
     }
     const hg::Kernel& kernel = found->second;
     std::vector<Array> arrays;
-    for (const hg::Argument& argument : kernel.arguments) arrays.push_back(array_of(calls, argument.output));
+    const hg::Layout layout = hg::layout_of(kernel, static_cast<std::size_t>(read<std::int64_t>(calls)));
+    for (const hg::Argument& argument : kernel.arguments)
+      for (int i = 0; i < (argument.list ? layout.length : 1); ++i) arrays.push_back(array_of(calls, argument.output));
     hg::Call call{};
     call.signature = kernel.signature;
+    call.length = layout.length;
+    call.first = layout.first.data();
     for (std::size_t i = 0; i < kernel.attributes.size(); ++i) call.attributes[i] = read<double>(calls);
 
     std::vector<std::unique_ptr<unsigned char[]>> first;

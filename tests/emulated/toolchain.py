@@ -61,6 +61,7 @@ class Recorder:
             for name, inputs, outputs, attrs in self.calls:
                 numbers(file, len(name))
                 file.write(name.encode())
+                numbers(file, len(inputs) + len(outputs))
                 for a in inputs:
                     write_array(file, np.empty(0, np.float32) if a is None else a, True)
                 for a in outputs:

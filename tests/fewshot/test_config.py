@@ -74,7 +74,7 @@ def test_values_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        ({"format": 99}, "format 99, expected 1"),
+        ({"format": 99}, "format 99, expected 2"),
         ({"colour": "red"}, r"unknown fields \(colour\)"),
         ({"n_way": "five"}, "n_way = 'five', expected another type"),
         ({"centred": 1}, "centred = 1"),

@@ -1,0 +1,238 @@
+// The steps of the optimisers per element: value, tangent and cotangents, written once for the host and for CUDA.
+//
+// An optimiser is a struct of a leaf's constants with T the arrays' type; V is T or a vector of T. `x` holds the states
+// before the step and the gradient, `y` the states after it, both in the order of the signatures; `field` the
+// hyperparameters. A state that is absent is zero.
+#pragma once
+#include <cstdint>
+
+#include "view.h"
+
+#if defined(HG_SIMD)  // a source of the host, compiled once per instruction set
+#include "host/simd.h"
+#define HG_STEP_NAMESPACE HG_SIMD
+#define HG_STEP HG_INLINE
+#define HG_STEP_HOST HG_INLINE
+#else
+#include "cuda/platform.h"
+#define HG_STEP_NAMESPACE cuda
+#define HG_STEP HG_BOTH
+#define HG_STEP_HOST inline
+#endif
+
+namespace hg {
+namespace HG_STEP_NAMESPACE {
+
+#if defined(HG_SIMD)
+template <class V>
+HG_STEP V inverse_root(V v) {
+  for (int i = 0; i < static_cast<int>(sizeof v / sizeof v[0]); ++i) v[i] = __builtin_sqrt(v[i]);
+  return 1 / v;
+}
+template <>
+HG_STEP Vec<float> inverse_root(Vec<float> v) {
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return 1 / v;
+}
+#else
+HG_STEP float inverse_root(float v) { return 1 / sqrtf(v); }
+HG_STEP double inverse_root(double v) { return 1 / sqrt(v); }
+#endif
+
+// base^n for n >= 0 by squaring.
+HG_STEP double whole_power(double base, int64_t n) {
+  double power = 1;
+  for (; n > 0; n /= 2, base *= base)
+    if (n % 2 == 1) power *= base;
+  return power;
+}
+
+// g' = g + decay w,  v' = momentum v + g',  w' = w - lr v', with Nesterov's form w' = w - lr (g' + momentum v').
+template <class T>
+struct Sgd {
+  using Element = T;
+  static constexpr int kStates = 3, kNext = 2, kFields = 3;  // w v g; w v; lr momentum weight_decay
+  static constexpr int kFirst = 0;                           // of the states, the first that derivatives depend on
+  static constexpr int64_t kLargest = 1;                     // of the last attribute, nesterov
+
+  T lr, momentum, decay;
+  bool decays, nesterov;
+
+  struct Dot {
+    T lr, momentum, decay;
+  };
+
+  // `given` has a bit for every field that is an array, `extra` is the last attribute.
+  static HG_STEP Sgd of(const double (&field)[kFields], unsigned given, double extra) {
+    return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]),
+            (given & 4u) != 0 || field[2] != 0, extra != 0};
+  }
+  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+    return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])};
+  }
+
+  template <class V>
+  HG_STEP V decayed(const V (&x)[kStates]) const {
+    return decays ? x[2] + decay * x[0] : x[2];  // 0*w would be NaN where w is not finite
+  }
+
+  template <class V>
+  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+    const V g = decayed(x);
+    y[1] = momentum * x[1] + g;
+    y[0] = x[0] - lr * (nesterov ? g + momentum * y[1] : y[1]);
+  }
+
+  template <class V>
+  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+    const V g = decayed(x), v = momentum * x[1] + g;
+    const V g_dot = decays ? x_dot[2] + decay * x_dot[0] + dot.decay * x[0] : x_dot[2];
+    const V v_dot = momentum * x_dot[1] + dot.momentum * x[1] + g_dot;
+    const V step = nesterov ? g + momentum * v : v;
+    const V step_dot = nesterov ? g_dot + momentum * v_dot + dot.momentum * v : v_dot;
+    y_dot[1] = v_dot;
+    y_dot[0] = x_dot[0] - lr * step_dot - dot.lr * step;
+  }
+
+  template <class V>
+  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+    const V g = decayed(x), v = momentum * x[1] + g;
+    const V step_bar = -(lr * y_bar[0]);
+    const V v_bar = y_bar[1] + (nesterov ? momentum * step_bar : step_bar);
+    const V g_bar = nesterov ? step_bar + v_bar : v_bar;
+    x_bar[0] = decays ? y_bar[0] + decay * g_bar : y_bar[0];
+    x_bar[1] = momentum * v_bar;
+    x_bar[2] = g_bar;
+    field_bar[0] = -(y_bar[0] * (nesterov ? g + momentum * v : v));
+    field_bar[1] = nesterov ? v_bar * x[1] + step_bar * v : v_bar * x[1];
+    field_bar[2] = g_bar * x[0];
+  }
+};
+
+// m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,  w' = w - lr u / sqrt(q), where u = m'/(1-b1^(t+1)) and
+// q = s'/(1-b2^(t+1)) + eps.
+template <class T>
+struct Adam {
+  using Element = T;
+  static constexpr int kStates = 4, kNext = 3, kFields = 4;  // w m s g; w m s; lr beta1 beta2 eps
+  static constexpr int kFirst = 1;
+  static constexpr int64_t kLargest = int64_t(1) << 52;  // t
+
+  T lr, beta1, beta2, eps;
+  T rest1, rest2;        // 1 - beta
+  T inverse1, inverse2;  // 1/(1 - beta^(t+1))
+  T slope1, slope2;      // derivative of 1 - beta^(t+1)
+
+  struct Dot {
+    T lr, beta1, beta2, eps;
+    T correction1, correction2;  // tangents of 1 - beta^(t+1)
+  };
+
+  // In double, since 1 - beta^(t+1) loses digits.
+  static HG_STEP Adam of(const double (&field)[kFields], unsigned, double extra) {
+    const int64_t t = static_cast<int64_t>(extra);
+    const double power1 = whole_power(field[1], t), power2 = whole_power(field[2], t), count = extra + 1;
+    return {static_cast<T>(field[0]),
+            static_cast<T>(field[1]),
+            static_cast<T>(field[2]),
+            static_cast<T>(field[3]),
+            static_cast<T>(1 - field[1]),
+            static_cast<T>(1 - field[2]),
+            static_cast<T>(1 / (1 - power1 * field[1])),
+            static_cast<T>(1 / (1 - power2 * field[2])),
+            static_cast<T>(-count * power1),
+            static_cast<T>(-count * power2)};
+  }
+  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+    const T b1 = static_cast<T>(dot[1]), b2 = static_cast<T>(dot[2]);
+    return {static_cast<T>(dot[0]), b1, b2, static_cast<T>(dot[3]), slope1 * b1, slope2 * b2};
+  }
+
+  template <class V>
+  struct Terms {
+    V m, s, u, root, step;  // after the step; root = q^-1/2, step = u*root
+  };
+  template <class V>
+  HG_STEP Terms<V> terms(const V (&x)[kStates]) const {
+    Terms<V> a;
+    a.m = beta1 * x[1] + rest1 * x[3];
+    a.s = beta2 * x[2] + rest2 * (x[3] * x[3]);
+    a.u = a.m * inverse1;
+    a.root = inverse_root(V(a.s * inverse2 + eps));
+    a.step = a.u * a.root;
+    return a;
+  }
+
+  template <class V>
+  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+    const Terms<V> a = terms(x);
+    y[0] = x[0] - lr * a.step;
+    y[1] = a.m;
+    y[2] = a.s;
+  }
+
+  template <class V>
+  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+    const Terms<V> a = terms(x);
+    const V m_dot = beta1 * x_dot[1] + rest1 * x_dot[3] + dot.beta1 * (x[1] - x[3]);
+    const V s_dot = beta2 * x_dot[2] + 2 * rest2 * (x[3] * x_dot[3]) + dot.beta2 * (x[2] - x[3] * x[3]);
+    const V u_dot = (m_dot - dot.correction1 * a.u) * inverse1;
+    const V q_dot = (s_dot - dot.correction2 * (a.s * inverse2)) * inverse2 + dot.eps;
+    const V step_dot = (u_dot - T(0.5) * a.u * q_dot * (a.root * a.root)) * a.root;
+    y_dot[0] = x_dot[0] - lr * step_dot - dot.lr * a.step;
+    y_dot[1] = m_dot;
+    y_dot[2] = s_dot;
+  }
+
+  template <class V>
+  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+    const Terms<V> a = terms(x);
+    const V step_bar = -(lr * y_bar[0]);
+    const V u_bar = step_bar * a.root;
+    const V q_bar = T(-0.5) * step_bar * a.step * (a.root * a.root);
+    const V m_bar = y_bar[1] + u_bar * inverse1, s_bar = y_bar[2] + q_bar * inverse2;
+    x_bar[0] = y_bar[0];
+    x_bar[1] = beta1 * m_bar;
+    x_bar[2] = beta2 * s_bar;
+    x_bar[3] = rest1 * m_bar + 2 * rest2 * (x[3] * s_bar);
+    field_bar[0] = -(y_bar[0] * a.step);
+    field_bar[1] = m_bar * (x[1] - x[3]) - slope1 * (u_bar * a.u * inverse1);
+    field_bar[2] = s_bar * (x[2] - x[3] * x[3]) - slope2 * (q_bar * (a.s * inverse2) * inverse2);
+    field_bar[3] = q_bar;
+  }
+};
+
+// Arguments of the kernels, by index: the states, the fields; then, of jvp, the tangents of both, of vjp the cotangents
+// of the states after the step; then the outputs. Derivatives take the states from kFirst on.
+template <class S>
+struct Arguments {
+  static constexpr int kValueOut = S::kStates + S::kFields;
+  static constexpr int kFieldsFrom = S::kStates - S::kFirst;  // in jvp and vjp
+  static constexpr int kDots = kFieldsFrom + S::kFields;
+  static constexpr int kFieldDots = kDots + S::kStates;
+  static constexpr int kJvpOut = kFieldDots + S::kFields;
+  static constexpr int kBars = kFieldsFrom + S::kFields;
+  static constexpr int kVjpOut = kBars + S::kNext;
+  static constexpr int kFieldBars = kVjpOut + S::kStates;
+};
+
+// Data of one array of an argument; null where it is absent.
+template <class T>
+HG_STEP_HOST T* data_of(const Call& call, int argument, int element) {
+  const View& view = call.arrays[call.first[argument] + element];
+  return view.ndim == 1 && view.shape[0] == 0 ? nullptr : static_cast<T*>(view.data);
+}
+HG_STEP_HOST int64_t size_of(const View& view) {
+  int64_t size = 1;
+  for (int i = 0; i < view.ndim; ++i) size *= view.shape[i];
+  return size;
+}
+// Elements of a leaf; its gradient is given in every call, after the states.
+template <class S>
+HG_STEP_HOST int64_t leaf_size(const Call& call, bool derivative, int element) {
+  const int gradient = S::kStates - 1 - (derivative ? S::kFirst : 0);
+  return size_of(call.arrays[call.first[gradient] + element]);
+}
+
+}  // namespace HG_STEP_NAMESPACE
+}  // namespace hg

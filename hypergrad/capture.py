@@ -1,0 +1,100 @@
+"""CUDA graphs: a function of device arrays, recorded once and replayed with one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from .backends import backend_of, is_on_gpu
+from .errors import ArgumentError, DeviceError, DifferentiationError
+from .rules import settings
+from .tape import Tensor, is_idle
+from .transforms import tree_values
+from .trees import PyTree, tree_flatten, tree_unflatten
+
+_CONSTANTS = (bool, int, float, str, bytes)
+
+
+def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of thousands.
+
+    The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it; the calls after it copy
+    their arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Each other tree
+    structure, shape, dtype, constant, or setting of `fusion` is recorded by itself. A meta-step of few-shot learning is
+    thousands of small kernels, which take the GPU less time than the host needs to launch them one by one.
+
+    Args:
+        fn: takes and returns pytrees of arrays; pure: what is no array of its arguments is fixed at the recording, like its
+            random draws and the arrays that it closes over (which may be overwritten in place). It may not make the host wait: no
+            float(array), no copy to or from NumPy. Gradients may be taken inside, as in ``capture(value_and_grad(loss))``.
+    Returns: a function of the same arguments. On NumPy arrays, where there is nothing to record, it calls `fn`.
+    Raises: DeviceError if `fn` waits for the GPU or copies from the host, or if NumPy arrays stand beside CuPy's;
+        ArgumentError for an argument that is neither array nor number nor text; DifferentiationError inside a transform.
+    Cost: one copy of each array in and out, and one launch; the memory of one run of `fn` is held for each recording.
+    Source: CUDA C++ Programming Guide, "CUDA Graphs".
+    """
+    recordings: dict[Any, _Recording] = {}
+
+    def captured(*args: PyTree) -> PyTree:
+        leaves, spec = tree_flatten(args)
+        if not is_idle() or any(isinstance(x, Tensor) for x in leaves):
+            raise DifferentiationError("capture: called inside a transform, expected arrays because a recorded graph has no derivative; "
+                                       "capture the function that takes the gradient")
+        if not any(is_on_gpu(x) for x in leaves):
+            return fn(*args)
+        key = (spec, settings(), *(_kind(x) for x in leaves))
+        if key not in recordings:
+            recordings[key] = _Recording(fn, leaves, spec)
+        return recordings[key](leaves)
+
+    return captured
+
+
+def _kind(x: Any) -> Any:
+    """What a recording depends on: an array's device, shape and dtype, a constant's type and value."""
+    if is_on_gpu(x):
+        return (x.device.id, x.shape, str(x.dtype))
+    if isinstance(x, np.ndarray):
+        raise DeviceError(f"capture: an argument is a NumPy array of shape {x.shape} beside CuPy arrays, expected one side because its "
+                          "elements would be fixed at the recording; copy it to the GPU first")
+    if type(x) not in _CONSTANTS:
+        raise ArgumentError(f"capture: an argument is a {type(x).__qualname__}, expected arrays, numbers or text because anything else "
+                            "would be fixed at the recording; pass its arrays")
+    return (type(x), x)
+
+
+class _Recording:
+    """One graph with the memory it works in."""
+
+    def __init__(self, fn: Callable[..., PyTree], leaves: Sequence[Any], spec: Any) -> None:
+        xp = backend_of(*(x for x in leaves if is_on_gpu(x))).xp
+        self.inputs = [xp.array(x) if is_on_gpu(x) else x for x in leaves]
+        self.pool = xp.cuda.MemoryPool()  # what the graph writes must never be handed to anyone else
+        args = tree_unflatten(spec, self.inputs)
+        xp.cuda.get_current_stream().synchronize()  # the inputs are there for the other stream
+        self.stream = xp.cuda.Stream(non_blocking=True)
+        with self.stream, xp.cuda.using_allocator(self.pool.malloc):
+            fn(*args)  # compiles kernels, makes library handles and fills the pool: a recording must do none of it
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                out = fn(*args)
+            except BaseException as error:
+                with suppress(RuntimeError):  # the recording is void, and says so again
+                    self.stream.end_capture()
+                if isinstance(error, RuntimeError):
+                    raise DeviceError(f"capture: the function cannot be recorded ({error}), expected kernels only because the host must "
+                                      "not wait for the GPU inside; take float(...), printing and copies to NumPy out of it") from error
+                raise
+            self.graph = self.stream.end_capture()
+        self.outputs, self.spec = tree_flatten(tree_values(out))
+
+    def __call__(self, leaves: Sequence[Any]) -> PyTree:
+        for own, given in zip(self.inputs, leaves, strict=True):
+            if is_on_gpu(own):
+                own[...] = given
+        self.graph.launch()
+        return tree_unflatten(self.spec, [x.copy() if is_on_gpu(x) else x for x in self.outputs])

@@ -1,0 +1,215 @@
+"""The steps of the optimisers on all leaves of a pytree at once: one op, one kernel call, one launch.
+
+An op's arguments are the leaves of the weights, of the optimiser's state and of the gradient, one list after the other, and
+then those hyperparameters ("fields") that are arrays: one without axes for all leaves, or one per leaf. Fields that are
+numbers are attributes. The optimisers in optimizers.py call `sgd_step` and `adam_step`, which take the kernels where they
+serve and the same arithmetic in ops elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..backends import Array, Backend
+from ..rules import FusedMany
+from ..tape import Tensor, to_tensors
+from .elementwise import sqrt
+
+Attrs = dict[str, Any]
+Columns = dict[str, list[Any]]  # by name of the state or field, one entry per leaf, None where absent
+MOST_AXES = 5  # of a leaf: a kernel's arrays have at most 6, and tangents have one more
+
+
+class Step:
+    """The op of one optimiser.
+
+    Args:
+        name: of the op and, with the rung, of its kernels.
+        leaf: (**states, **fields, **extra) -> tuple of the states after the step, in ops: the definition, for one leaf.
+        moves: the states in order, each with the states and fields that it depends on after the step; the gradient,
+            "g", comes after them.
+        fields: names of the hyperparameters.
+        first: of the states, the first that the kernels of derivatives take.
+    """
+
+    def __init__(self, name: str, leaf: Callable[..., tuple[Any, ...]], moves: dict[str, tuple[str, ...]], fields: tuple[str, ...],
+                 first: int) -> None:
+        self.name, self.leaf, self.moves, self.fields, self.first = name, leaf, moves, fields, first
+        self.states = (*moves, "g")
+        self.op = FusedMany(name, None, self.reference, value=self.value, jvp=self.jvp, vjp=self.vjp, vjp_jvp=None)
+
+    def __call__(self, states: dict[str, list[Any] | None], fields: dict[str, Any], **extra: Any) -> list[list[Any] | None]:
+        """The states after the step.
+
+        Args:
+            states: leaves of each state and of the gradient; None where the optimiser keeps no such state.
+            fields: each a number, something without axes for all leaves, or a list of such with one per leaf.
+            extra: attributes beside the fields.
+        """
+        given: dict[str, list[Any]] = {k: x for k, x in states.items() if x is not None}
+        leaves = len(given["g"])
+        numbers = {k: f for k, f in fields.items() if type(f) in (int, float, bool)}
+        arrays = {k: f if isinstance(f, list) else [f] for k, f in fields.items() if k not in numbers}
+        if not kernels_serve(list(given.values()), [x for f in arrays.values() for x in f]):
+            shared = {k: f if isinstance(f, list) else [f] * leaves for k, f in fields.items()}
+            return self._composed({**{k: x or [None] * leaves for k, x in states.items()}, **shared}, leaves, extra)
+        like = given["g"][0]
+        arrays = {k: [to_tensors(self.name, [x, like])[0] for x in f] for k, f in arrays.items()}
+        outs = self.op.outputs(*(x for column in (*given.values(), *arrays.values()) for x in column), leaves=leaves,
+                               numbers=numbers, arrays={k: len(f) for k, f in arrays.items()},
+                               absent=tuple(k for k in states if k not in given), extra=extra)
+        rows = iter(outs)
+        return [[next(rows) for _ in range(leaves)] if k in given else None for k in self.moves]
+
+    def _composed(self, columns: Columns, leaves: int, extra: Attrs) -> list[list[Any] | None]:
+        after = [self.leaf(**{k: column[i] for k, column in columns.items()}, **extra) for i in range(leaves)]
+        return [[row[j] for row in after] for j in range(len(self.moves))]
+
+    def _columns(self, args: Sequence[Any], attrs: Attrs) -> Columns:
+        """The op's arguments, or what goes with each of them, by name."""
+        n, start, columns = attrs["leaves"], 0, {}
+        for k in (*self.states, *self.fields):
+            count = attrs["arrays"].get(k, 0) if k in self.fields else n * (k not in attrs["absent"])
+            own = list(args[start:start + count])
+            columns[k] = own if count == n else (own or [None]) * n
+            start += count
+        return columns
+
+    def _run(self, b: Backend, rung: str, inputs: list[Any], outputs: list[Any], attrs: Attrs) -> None:
+        numbers = {k: float(attrs["numbers"].get(k, 0.0)) for k in self.fields}
+        b.run(f"{self.name}_{rung}", inputs, outputs, **numbers, **attrs["extra"])
+
+    def _inputs(self, b: Backend, columns: Columns, names: Sequence[str]) -> list[Array | None]:
+        return [x if x is None or x.flags.c_contiguous else b.xp.ascontiguousarray(x) for k in names for x in columns[k]]
+
+    def _next(self, attrs: Attrs) -> list[str]:
+        """Names of the op's outputs."""
+        return [k for k in self.moves if k not in attrs["absent"]]
+
+    # --- the rungs of the op; see rules.FusedMany ---------------------------------------------------------
+
+    def reference(self, *args: Tensor, **attrs: Any) -> list[Tensor]:
+        """The definition: every leaf's arithmetic in ops."""
+        n = attrs["leaves"]
+        columns = {**self._columns(args, attrs), **{k: [x] * n for k, x in attrs["numbers"].items()}}
+        after = dict(zip(self.moves, self._composed(columns, n, attrs["extra"]), strict=True))
+        return [x for k in self._next(attrs) for x in after[k] or []]
+
+    def value(self, b: Backend, values: list[Array], attrs: Attrs) -> tuple[list[Array], None]:
+        """The states after the step."""
+        columns = self._columns(values, attrs)
+        outs = {k: [None if x is None else b.empty(x.shape, x.dtype) for x in columns[k]] for k in self.moves}
+        self._run(b, "value", self._inputs(b, columns, (*self.states, *self.fields)), [y for k in outs for y in outs[k]], attrs)
+        return [y for k in self._next(attrs) for y in outs[k]], None
+
+    def jvp(self, b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: None) -> list[Array | None]:
+        """Their tangents; None for a leaf that nothing moves."""
+        columns, columns_dot = self._columns(values, attrs), self._columns(dots, attrs)
+        count = next(len(d) for d in dots if d is not None)
+        outs = {k: [b.empty((count, *x.shape), x.dtype) if x is not None and any(columns_dot[a][i] is not None for a in sources) else None
+                    for i, x in enumerate(columns[k])] for k, sources in self.moves.items()}
+        names = (*self.states, *self.fields)
+        inputs = [*self._inputs(b, columns, names[self.first:]), *self._inputs(b, columns_dot, names)]
+        self._run(b, "jvp", inputs, [y for k in outs for y in outs[k]], attrs)
+        return [y for k in self._next(attrs) for y in outs[k]]
+
+    def vjp(self, b: Backend, values: list[Array], bars: list[Array | None], want: list[bool], attrs: Attrs,
+            saved: None) -> list[Array | None]:
+        """Cotangents of what is wanted; None for a leaf that no cotangent reaches."""
+        columns, wanted, n = self._columns(values, attrs), self._columns(want, attrs), attrs["leaves"]
+        rows = iter(bars)
+        bar = {k: [next(rows) for _ in range(n)] if k not in attrs["absent"] else [None] * n for k in self.moves}
+
+        def reached(k: str, i: int) -> bool:
+            return any(bar[after][i] is not None for after, sources in self.moves.items() if k in sources)
+
+        outs = {k: [b.empty(x.shape, x.dtype) if wanted[k][i] and reached(k, i) else None for i, x in enumerate(columns[k])]
+                for k in self.states}
+        field_bars = {k: b.empty((n,), values[0].dtype) if any(wanted[k]) else None for k in self.fields}
+        names = (*self.states, *self.fields)
+        self._run(b, "vjp", [*self._inputs(b, columns, names[self.first:]), *self._inputs(b, bar, list(self.moves))],
+                  [*(y for k in outs for y in outs[k]), *field_bars.values()], attrs)
+        results: list[Array | None] = [y for k in self.states if k not in attrs["absent"] for y in outs[k]]
+        for k, count in ((k, attrs["arrays"][k]) for k in self.fields if k in attrs["arrays"]):
+            own = field_bars[k]
+            if own is None:
+                results += [None] * count
+            elif count == n:
+                results += [own[i:i + 1].reshape(()) for i in range(n)]
+            else:
+                results.append(own.sum(keepdims=True).reshape(()))
+        return results
+
+
+def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
+    """Whether the kernels take these leaves (a list for each state) and arrays of fields."""
+    first = columns[0][0] if columns[0] else None
+    if type(first) is not Tensor or first.value.dtype.char not in "fd":
+        return False
+    dtype, kind = first.value.dtype, type(first.value)
+    shapes = [x.value.shape if type(x) is Tensor else None for x in columns[0]]
+    for column in columns:
+        for x, shape in zip(column, shapes, strict=True):
+            if type(x) is not Tensor or x.value.dtype != dtype or type(x.value) is not kind or x.value.shape != shape:
+                return False
+    if any(shape is not None and len(shape) > MOST_AXES for shape in shapes):
+        return False
+    return all(getattr(x, "ndim", None) == 0 and x.dtype == dtype and (type(x) is not Tensor or type(x.value) is kind) for x in fields)
+
+
+def _zero(field: Any) -> bool:
+    return isinstance(field, (int, float)) and field == 0
+
+
+def _sgd_leaf(w: Any, v: Any, g: Any, lr: Any, momentum: Any, weight_decay: Any, *, nesterov: bool) -> tuple[Any, Any]:
+    if not _zero(weight_decay):
+        g = g + weight_decay * w
+    if v is None:
+        return w - lr * g, None
+    v = momentum * v + g
+    return w - lr * (g + momentum * v if nesterov else v), v
+
+
+def _adam_leaf(w: Any, m: Any, s: Any, g: Any, lr: Any, beta1: Any, beta2: Any, eps: Any, *, t: int) -> tuple[Any, Any, Any]:
+    m = beta1 * m + (1.0 - beta1) * g
+    s = beta2 * s + (1.0 - beta2) * (g * g)
+    return w - lr * (m / (1.0 - beta1 ** (t + 1))) / sqrt(s / (1.0 - beta2 ** (t + 1)) + eps), m, s
+
+
+_SGD_FIELDS = ("lr", "momentum", "weight_decay")
+_SGD = Step("sgd_step", _sgd_leaf, {"w": ("w", "v", "g", *_SGD_FIELDS), "v": ("w", "v", "g", "momentum", "weight_decay")}, _SGD_FIELDS,
+            first=0)
+_ADAM_FIELDS = ("lr", "beta1", "beta2", "eps")
+_ADAM = Step("adam_step", _adam_leaf, {"w": ("w", "m", "s", "g", *_ADAM_FIELDS), "m": ("m", "g", "beta1"), "s": ("s", "g", "beta2")},
+             _ADAM_FIELDS, first=1)
+
+
+def sgd_step(w: list[Any], v: list[Any] | None, g: list[Any], lr: Any, momentum: Any, weight_decay: Any, *,
+             nesterov: bool) -> tuple[list[Any], list[Any] | None]:
+    """Weights and velocities after a step of momentum SGD: v <- momentum*v + g', w <- w - lr*v, g' = g + weight_decay*w.
+
+    Args:
+        w, v, g: leaves of weights, velocity and gradient; v None keeps no velocity, as if momentum were 0.
+        lr, momentum, weight_decay: each a number, an array or Tensor for all leaves, or a list with one per leaf.
+        nesterov: step along g' + momentum*v instead of v.
+    Rules: kernels for value, vjp and jvp where the leaves are Tensors of one dtype and each field has no axes; else, and for
+        every other nesting, the arithmetic in ops.
+    """
+    fields = {"lr": lr, "momentum": 0.0 if v is None else momentum, "weight_decay": 0.0 if _zero(weight_decay) else weight_decay}
+    w_next, v_next = _SGD({"w": w, "v": v, "g": g}, fields, nesterov=nesterov and v is not None)
+    return w_next or [], None if v is None else v_next
+
+
+def adam_step(w: list[Any], m: list[Any], s: list[Any], g: list[Any], lr: Any, beta1: Any, beta2: Any, eps: Any, *,
+              t: int) -> tuple[list[Any], list[Any], list[Any]]:
+    """Weights and moments after step t of Adam, with eps inside the square root.
+
+    Args:
+        w, m, s, g: leaves of weights, first and second moment, gradient.
+        lr, beta1, beta2, eps: each a number, an array or Tensor for all leaves, or a list with one per leaf.
+        t: number of steps done so far.
+    Rules: as `sgd_step`.
+    """
+    w_next, m_next, s_next = _ADAM({"w": w, "m": m, "s": s, "g": g}, {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}, t=t)
+    return w_next or [], m_next or [], s_next or []

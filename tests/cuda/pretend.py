@@ -1,0 +1,339 @@
+"""A GPU pretended on the CPU: a module `cupy` on host memory, the CUDA kernels by the emulator, and graphs.
+
+Stricter than CuPy: an array of the device never meets a NumPy array, nothing but `asarray` and `asnumpy` crosses over, and
+what makes the host wait is counted. While a stream records, waiting and crossing fail as on a GPU, everything else is
+written down, and a graph's launch does it again, in the same memory, on poisoned temporaries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import hypergrad.backends as backends
+from hypergrad.backends.cuda import CUDA
+from hypergrad.backends.emulated import EMULATED
+
+
+class CaptureUnsupported(RuntimeError):
+    """What CUDA answers with while a stream records: cudaErrorStreamCaptureUnsupported."""
+
+
+class Machine:
+    """The streams, the recording and the counts of one pretended GPU."""
+
+    def __init__(self) -> None:
+        self.recording: list[Callable[[], None]] | None = None
+        self.private = False  # allocations come from a graph's own pool
+        self.waits = self.launches = 0
+        self.kernels: list[str] = []
+        self.streams: list[Any] = []
+
+    def wait(self, what: str) -> None:
+        """The host waits for the GPU."""
+        if self.recording is not None:
+            raise CaptureUnsupported(f"cudaErrorStreamCaptureUnsupported: {what}")
+        self.waits += 1
+
+    def do(self, f: Callable[..., Any], *args: Any, **attrs: Any) -> Any:
+        """f on arrays of the device, queued: recorded where a stream records."""
+        raw_args, raw_attrs = bare(args), bare(attrs)
+        out = solid(f(*raw_args, **raw_attrs))
+        if self.recording is not None:
+            self._record(lambda: f(*raw_args, **raw_attrs), out, arrays_in((raw_args, raw_attrs)))
+        return worn(out)
+
+    def _record(self, again: Callable[[], Any], out: Any, inputs: list[Any]) -> None:
+        own = [a for a in arrays_in(out) if not any(np.may_share_memory(a, x) for x in inputs)]
+        if own and not self.private:
+            raise AssertionError("recorded memory comes from the common pool, expected the graph's own: others would overwrite it")
+
+        def replay() -> None:
+            fresh = [a for a in arrays_in(solid(again())) if not any(np.may_share_memory(a, x) for x in inputs)]
+            for a, b in zip(own, fresh, strict=True):
+                a[...] = b
+
+        assert self.recording is not None
+        self.recording.append(replay)
+
+
+machine = Machine()
+
+
+def bare(x: Any) -> Any:
+    """The NumPy arrays inside; a NumPy array of the host's among them is an error, as CuPy's "Unsupported type"."""
+    if isinstance(x, ndarray):
+        return x._a
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}: an array of the host, shape {x.shape}, met the device")
+    if isinstance(x, (tuple, list)):
+        return type(x)(bare(item) for item in x)
+    return {k: bare(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def solid(x: Any) -> Any:
+    """Scalars as 0-d arrays, which have memory."""
+    if isinstance(x, (tuple, list)):
+        return type(x)(solid(item) for item in x)
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def worn(x: Any) -> Any:
+    """Results as arrays of the device."""
+    if isinstance(x, np.ndarray):
+        return ndarray(x)
+    return type(x)(worn(item) for item in x) if isinstance(x, (tuple, list)) else x
+
+
+def arrays_in(x: Any) -> list[Any]:
+    """All NumPy arrays inside."""
+    if isinstance(x, np.ndarray):
+        return [x]
+    items = x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ()
+    return [a for item in items for a in arrays_in(item)]
+
+
+class Device(contextlib.nullcontext[None]):
+    """The one device."""
+
+    id = 0
+
+
+class ndarray:
+    """An array of the device."""
+
+    __array_ufunc__ = None
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, a: Any) -> None:
+        self._a = a
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self._a.__array_interface__, "strides": self._a.strides}
+
+    @property
+    def device(self) -> Device:
+        return Device()
+
+    @property
+    def T(self) -> ndarray:
+        return machine.do(operator.attrgetter("T"), self)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(self._a, name)
+        if not callable(found) or name in ("dtype", "flags"):
+            return found
+        return lambda *args, **attrs: machine.do(lambda a, *rest, **more: getattr(a, name)(*rest, **more), self, *args, **attrs)
+
+    def get(self) -> Any:
+        machine.wait("get")
+        return self._a.copy()
+
+    def item(self) -> Any:
+        machine.wait("item")
+        return self._a.item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        return len(self._a)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        return machine.do(lambda a, i: np.asarray(a[i]), self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        machine.do(operator.setitem, self, index, value)
+
+
+def _operators() -> None:
+    def left(f: Callable[..., Any]) -> Any:
+        return lambda self, *other: machine.do(f, self, *other)
+
+    def right(f: Callable[..., Any]) -> Any:
+        return lambda self, other: machine.do(lambda a, b: f(b, a), self, other)
+
+    for name in ("add", "sub", "mul", "truediv", "pow", "matmul", "mod", "and_", "or_"):
+        f, plain = getattr(operator, name), name.rstrip("_")
+        setattr(ndarray, f"__{plain}__", left(f))
+        setattr(ndarray, f"__r{plain}__", right(f))
+    for name in ("neg", "invert", "eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(ndarray, f"__{name}__", left(getattr(operator, name)))
+
+
+_operators()
+
+
+class Stream:
+    """A stream; work on it is done at once."""
+
+    null: Any = None
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = 0  # the emulator takes no other
+
+    def __enter__(self) -> Stream:
+        machine.streams.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert machine.streams.pop() is self
+
+    def synchronize(self) -> None:
+        machine.wait("synchronize")
+
+    def begin_capture(self, mode: Any = None) -> None:
+        assert machine.streams[-1:] == [self] and machine.recording is None
+        machine.recording = []
+
+    def end_capture(self) -> Graph:
+        assert machine.recording is not None
+        graph, machine.recording = Graph(machine.recording), None
+        return graph
+
+
+class Graph:
+    """What a stream recorded."""
+
+    def __init__(self, steps: list[Callable[[], None]]) -> None:
+        self.steps = steps
+
+    def launch(self, stream: Any = None) -> None:
+        assert machine.recording is None
+        machine.launches += 1
+        for step in self.steps:
+            step()
+
+
+class MemoryPool:
+    """A graph's own memory."""
+
+    def malloc(self, size: int) -> Any:
+        raise AssertionError("memory is NumPy's")
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    before, machine.private = machine.private, True
+    try:
+        yield
+    finally:
+        machine.private = before
+
+
+class _Ufunc:
+    """A ufunc with its methods."""
+
+    def __init__(self, f: Any) -> None:
+        self.f = f
+
+    def __call__(self, *args: Any, **attrs: Any) -> Any:
+        return machine.do(self.f, *args, **attrs)
+
+    def at(self, *args: Any) -> None:
+        machine.do(self.f.at, *args)
+
+
+def asarray(a: Any, dtype: Any = None) -> Any:
+    """Copies to the device what is not there."""
+    if isinstance(a, ndarray):
+        return machine.do(lambda x: x if dtype is None else x.astype(dtype, copy=False), a)
+    if machine.recording is not None:
+        raise CaptureUnsupported("cudaErrorStreamCaptureUnsupported: copy from the host")
+    return ndarray(np.array(a, dtype))
+
+
+def array(a: Any, dtype: Any = None) -> Any:
+    """A copy on the device."""
+    return machine.do(lambda x: np.array(x, dtype), a) if isinstance(a, ndarray) else asarray(a, dtype)
+
+
+def asnumpy(a: Any) -> Any:
+    return a.get()
+
+
+def empty(shape: Any, dtype: Any = float) -> Any:
+    """Memory full of NaN, which it has again at every launch of a graph."""
+
+    def poisoned() -> Any:
+        return np.frombuffer(bytearray(b"\xff") * (int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+    return machine.do(poisoned)
+
+
+def _wrapped(f: Callable[..., Any]) -> Callable[..., Any]:
+    """take_along_axis or put_along_axis with CuPy's indices, which wrap around."""
+    return lambda a, index, *rest, axis: machine.do(lambda x, i, *more: f(x, i % x.shape[axis], *more, axis=axis), a, index, *rest)
+
+
+class _Module(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        if isinstance(found, np.ufunc):
+            return _Ufunc(found)
+        if isinstance(found, type) or not callable(found) or name in ("broadcast_shapes", "dtype"):
+            return found
+        return lambda *args, **attrs: machine.do(found, *args, **attrs)
+
+
+def cupy() -> Any:
+    """The module."""
+    module = _Module("cupy")
+    module.ndarray, module.asarray, module.array, module.asnumpy, module.empty = ndarray, asarray, array, asnumpy, empty  # type: ignore[attr-defined]
+    module.take_along_axis, module.put_along_axis = _wrapped(np.take_along_axis), _wrapped(np.put_along_axis)  # type: ignore[attr-defined]
+    module.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        is_available=lambda: True, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
+        get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
+    return module
+
+
+def run(name: str, arrays: Any, attrs: Any, stream: int, allocate: Any) -> None:
+    """`_cuda.run` by the emulator."""
+    given = [None if a is None else a._a for a in arrays]
+    machine.kernels.append(name)
+
+    def again() -> None:
+        EMULATED.run(name, given, (), **attrs)
+
+    again()
+    if machine.recording is not None:
+        machine.recording.append(again)
+
+
+@contextlib.contextmanager
+def gpu(patch: Any) -> Iterator[Machine]:
+    """Puts the pretended GPU in the place of CuPy and of `_cuda`.
+
+    Args: patch: pytest's monkeypatch.
+    """
+    machine.__init__()  # type: ignore[misc]
+    patch.setitem(sys.modules, "cupy", cupy())
+    patch.setattr(backends, "NO_CUDA", None)
+    patch.setattr(backends.cuda, "MISSING", None)
+    patch.setattr(backends.cuda, "_cuda", types.SimpleNamespace(run=run, kernels=EMULATED.kernels, device_count=lambda: 1), raising=False)
+    CUDA.__dict__.pop("xp", None)
+    try:
+        yield machine
+    finally:
+        CUDA.__dict__.pop("xp", None)
