@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tracemalloc
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from meta_problems import EPS, INNER_STEP, Arrays, Sizes, Step, Variant
 
 import hypergrad as hg
+from hypergrad.meter import Meter
 
 
 class Unsupported(RuntimeError):
@@ -82,16 +82,15 @@ class _OnHost:
 
     def peak_bytes(self) -> int | None:
         if self.peak is None:  # in a run of its own: tracing costs time
-            tracemalloc.start()
-            self.run()
-            self.peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
+            with Meter(memory=True) as meter:
+                self.run()
+            self.peak = meter.peak_bytes
         return self.peak
 
 
 class _OnGpu:
     def __init__(self, step: Callable[[Any], Any], params: Arrays, cupy: Any) -> None:
-        self.step, self.params, self.cupy, self.most = step, params, cupy, _most_bytes(cupy)
+        self.step, self.params, self.cupy = step, params, cupy
 
     def run(self) -> Any:
         return self.step(self.params)
@@ -103,23 +102,11 @@ class _OnGpu:
         return float(out[0]), {name: self.cupy.asnumpy(g) for name, g in out[1].items()}
 
     def peak_bytes(self) -> int | None:
-        with self.most:
+        held = int(self.cupy.get_default_memory_pool().used_bytes())  # the peers count what the step begins with, too
+        with Meter(memory=True) as meter:
             self.run()
             self.wait()
-        return int(self.most.peak)
-
-
-def _most_bytes(cupy: Any) -> Any:
-    """A hook of CuPy's pool that knows the most bytes in use at once, those in use before included."""
-
-    class Most(cupy.cuda.MemoryHook):  # type: ignore[misc]
-        name = "most bytes"
-        peak = 0
-
-        def malloc_postprocess(self, **what: Any) -> None:
-            self.peak = max(self.peak, cupy.get_default_memory_pool().used_bytes())
-
-    return Most()
+        return held + (meter.peak_device_bytes or 0)
 
 
 def _optional(name: str) -> Any:

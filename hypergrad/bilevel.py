@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from .errors import ArgumentError
+from .meter import Meter
 from .optimizers import Optimizer
 from .tape import Tensor
 from .trees import PyTree
@@ -86,6 +87,8 @@ class Stats:
         states_held: highest number of states held at once; in forward mode 1 + the number of directions.
         state_bytes: bytes of those states at that moment (weights and optimiser state, with their tangents).
         peak_bytes: peak of all bytes allocated by the pass, or None unless tracemalloc is tracing.
+        peak_device_bytes: peak of the bytes taken from CuPy's memory pool, or None unless tracemalloc is tracing and the
+            arrays are on a GPU.
         seconds: wall-clock time of the whole pass.
     """
 
@@ -95,9 +98,14 @@ class Stats:
     states_held: int = 0
     state_bytes: int = 0
     peak_bytes: int | None = None
+    peak_device_bytes: int | None = None
     seconds: float = 0.0
     _held: dict[int, int] = field(default_factory=dict, repr=False)
     _held_bytes: int = field(default=0, repr=False)
+
+    def measured(self, meter: Meter) -> None:
+        """Takes over what the meter of the whole pass measured."""
+        self.seconds, self.peak_bytes, self.peak_device_bytes = meter.seconds, meter.peak_bytes, meter.peak_device_bytes
 
     def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
         """State t is being held from now on."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from types import TracebackType
+from typing import Any
 
 _open: list[Meter] = []  # meters that are tracing, outermost first: tracemalloc knows one peak only
 
@@ -12,7 +14,8 @@ _open: list[Meter] = []  # meters that are tracing, outermost first: tracemalloc
 class Meter:
     """Context that measures wall-clock seconds and, where memory is traced, the peak of allocated bytes.
 
-    NumPy reports its buffers to tracemalloc, so the peak counts arrays as well as Python objects. Tracing slows small
+    NumPy reports its buffers to tracemalloc, so the peak counts arrays as well as Python objects. On a GPU the arrays are in
+    CuPy's memory pool, whose hooks count this thread's allocations, rounded up as the pool does. Tracing slows small
     operations down several times; measure time and memory in runs of their own.
 
     Meters nest.
@@ -22,13 +25,17 @@ class Meter:
     Attributes:
         seconds: wall-clock time inside the context.
         peak_bytes: highest number of bytes allocated above what was held on entry, or None if nothing traced.
+        peak_device_bytes: the same for the GPU, or None if nothing traced, CuPy was not imported on entry, or no GPU array
+            was made or freed inside.
     """
 
     def __init__(self, *, memory: bool = False) -> None:
         self.memory = memory
         self.seconds = 0.0
         self.peak_bytes: int | None = None
+        self.peak_device_bytes: int | None = None
         self._peak = self._held = 0
+        self._pool: Any = None
 
     def __enter__(self) -> Meter:
         self._started = self.memory and not tracemalloc.is_tracing()
@@ -42,14 +49,45 @@ class Meter:
             self._peak = self._held
             _open.append(self)
             tracemalloc.reset_peak()
+            self._pool = _pool_hook()
+            if self._pool is not None:
+                self._pool.__enter__()
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.seconds = time.perf_counter() - self._start
+        if self._pool is not None:
+            self._pool.__exit__(kind, error, trace)
+            self.peak_device_bytes, self._pool = self._pool.peak, None
         if self._traced:
             _open.remove(self)
             if tracemalloc.is_tracing():
                 self.peak_bytes = max(self._peak, tracemalloc.get_traced_memory()[1]) - self._held
         if self._started:
             tracemalloc.stop()
+
+
+def _pool_hook() -> Any:
+    """A hook of CuPy's memory pools that counts what they hand out from now on; None where CuPy is not imported."""
+    cupy: Any = sys.modules.get("cupy")  # whoever has one of its arrays has imported it
+    if cupy is None:
+        return None
+
+    class Count(cupy.cuda.MemoryHook):  # type: ignore[misc]
+        held = 0
+        peak: int | None = None
+
+        def malloc_postprocess(self, *, mem_size: int, mem_ptr: int, **_: Any) -> None:
+            self._change(mem_size if mem_ptr else 0)  # 0 where the allocation failed
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            self._change(-mem_size)
+
+        def _change(self, by: int) -> None:
+            self.held += by
+            self.peak = max(self.peak or 0, self.held)
+
+    hook = Count()
+    hook.name = f"hypergrad.Meter {id(hook)}"  # CuPy knows hooks by name
+    return hook

@@ -10,7 +10,7 @@ is itself written in ops. How that works, in three sentences:
 * ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule; the
   rule's own ops are recorded by the tapes still open, and carry the tangents of their inputs.
 * A tangent is recorded only by tapes that were already open when the tangent was seeded, so that
-  grad(jvp(f)) works and jvp(grad(f)) does not pay for it.
+  grad(jvp(f)) works and jvp(grad(f)) does not pay for it. It counts inside that jvp alone.
 
 Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodidax (vocabulary).
 """
@@ -38,11 +38,18 @@ class Tensor:
         index: which of the node's outputs it is.
     """
 
-    __slots__ = ("value", "dot", "node", "index")
+    __slots__ = ("value", "node", "index", "_dot", "_jvp")
     __array_ufunc__ = None  # NumPy arrays leave ``array * tensor`` to us
 
     def __init__(self, value: Array, dot: Tensor | None = None, node: Node | None = None, index: int = 0) -> None:
-        self.value, self.dot, self.node, self.index = value, dot, node, index
+        self.value, self.node, self.index, self._dot = value, node, index, dot
+        if dot is not None:
+            self._jvp = _state.jvp
+
+    @property
+    def dot(self) -> Tensor | None:
+        """The tangents, in the jvp that seeded them; what is kept of a closed jvp is a constant to the next."""
+        return self._dot if self._dot is not None and self._jvp is _state.jvp else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +77,7 @@ class Tensor:
 
     def primal(self) -> Tensor:
         """The same value and place on the tapes, without tangents."""
-        return self if self.dot is None else Tensor(self.value, None, self.node, self.index)
+        return self if self._dot is None else Tensor(self.value, None, self.node, self.index)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise DTypeError("Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
@@ -132,11 +139,12 @@ class Node:
     The op is None for the alias under which a tape watches a Tensor: an identity to every other tape.
     """
 
-    __slots__ = ("op", "inputs", "attrs", "outputs", "saved", "levels")
+    __slots__ = ("op", "inputs", "attrs", "outputs", "saved", "levels", "jvp")
 
     def __init__(self, op: Rule | None, inputs: list[Tensor], attrs: dict[str, Any], saved: Any, levels: int) -> None:
         self.op, self.inputs, self.attrs, self.saved, self.levels = op, inputs, attrs, saved, levels
         self.outputs: list[tuple[Array, Tensor | None]] = []
+        self.jvp = _state.jvp  # that the tangents belong to
 
     def results(self) -> list[Tensor]:
         """All outputs as Tensors, off the tape where no tape follows them."""
@@ -147,18 +155,27 @@ class Node:
     def output(self, i: int = 0) -> Tensor:
         """Output `i` as a Tensor. Made anew each time: a stored one would be a reference cycle."""
         value, dot = self.outputs[i]
-        return Tensor(value, dot, self, i)
+        return Tensor(value, dot if self.jvp is _state.jvp else None, self, i)
+
+
+class Jvp:
+    """One level of tangents."""
+
+    __slots__ = ("levels", "carriers")
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels  # mask of the tapes open when the tangents were seeded: those alone may record them
+        self.carriers: list[Node] = []  # nodes whose outputs' tangents are on a tape themselves
 
 
 class _State(threading.local):
-    """Per thread: the open tapes, which of them record, and what the seeded tangents may be recorded by."""
+    """Per thread: the open tapes, which of them record, and the open jvp."""
 
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
         self.active = 0  # bit mask of recording tapes
         self.paused = 0  # tapes that an unroll has set aside: inside it nothing may depend on them
-        self.tangent: int | None = None  # mask of tapes open when tangents were seeded; None: no tangents
-        self.carriers: list[Node] = []  # nodes whose outputs' tangents are on a tape themselves
+        self.jvp: Jvp | None = None
 
 
 _state = _State()
@@ -197,18 +214,24 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
         raise ShapeError(f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
                          f"because: {error}; reshape or broadcast them first") from error
     levels = levels_of(inputs)
-    seeded = _state.tangent if any([t.dot is not None for t in inputs]) else None
+    jvp = _state.jvp
+    if jvp is not None:
+        for t in inputs:
+            if t._dot is not None and t._jvp is jvp:
+                break
+        else:
+            jvp = None  # nothing to push
     results = [np.asarray(v) if isinstance(v, np.generic) else v for v in outs]  # 0-d results stay arrays
-    if not levels and seeded is None:
+    if not levels and jvp is None:
         return [Tensor(v) for v in results]
     node = Node(op, inputs, attrs, saved, levels)
     node.outputs = [(v, None) for v in results]
     record(node)  # before its tangents are computed: their ops come later on the tape
-    if seeded is not None:
-        with _recording(_state.active & seeded):
+    if jvp is not None:
+        with _recording(_state.active & jvp.levels):
             node.outputs = list(zip(results, op.push(node, [t.primal() for t in inputs], [t.dot for t in inputs]), strict=True))
         if any([d is not None and d.node is not None for _, d in node.outputs]):
-            _state.carriers.append(node)
+            jvp.carriers.append(node)
     return node.results()
 
 
@@ -284,27 +307,27 @@ def paused() -> Iterator[None]:
 @contextmanager
 def tangents() -> Iterator[None]:
     """Context in which Tensors may carry tangents; one level only."""
-    if _state.tangent is not None:
+    if _state.jvp is not None:
         raise DifferentiationError("jvp: called inside another jvp, expected none because a Tensor carries one level of "
                                    "tangents; use hg.grad for one of the two levels, or hg.hvp")
-    _state.tangent = _state.active
+    jvp = _state.jvp = Jvp(_state.active)
     try:
         yield
     finally:
-        _state.tangent = None
-        for node in _state.carriers:  # a rule may have computed the tangent from the output: a reference cycle
+        _state.jvp = None
+        for node in jvp.carriers:  # a rule may have computed the tangent from the output: a reference cycle
             node.outputs = [(value, None) for value, _ in node.outputs]
-        _state.carriers.clear()
+        jvp.carriers.clear()
 
 
 def is_idle() -> bool:
     """Whether no transform is at work: nothing records and no tangents flow."""
-    return not _state.active and _state.tangent is None
+    return not _state.active and _state.jvp is None
 
 
 def live_dot(t: Tensor) -> Tensor | None:
-    """The Tensor's tangent if tangents are being pushed now; one left over from a closed jvp does not count."""
-    return t.dot if _state.tangent is not None else None
+    """The Tensor's tangent if tangents are being pushed now."""
+    return t.dot if _state.jvp is not None else None
 
 
 class Tape:

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -93,6 +94,16 @@ def test_floors(bench):
     assert operations("conv_bn_relu_pool_first_vjp", block) * 4 == operations("conv_bn_relu_pool_first_value", block)
     with pytest.raises(ValueError, match="no sizes for unheard_of"):
         dims_of("unheard_of", Sizes())
+
+
+def test_peak_of_a_step_on_the_gpu(bench, monkeypatch):
+    """What was held before counts as well, as the peers count it; so it does where a step allocates nothing."""
+    from meta_hypergrad import _OnGpu
+
+    cupy = fake_cupy.install(monkeypatch)
+    held = cupy.pool.malloc(2048)
+    assert _OnGpu(lambda params: cupy.pool.malloc(5000), {}, cupy).peak_bytes() == 2048 + 5120
+    assert _OnGpu(lambda params: None, {}, cupy).peak_bytes() == 2048 == held.size
 
 
 def test_differences(bench):

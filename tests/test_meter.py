@@ -1,7 +1,10 @@
 """The meter: peaks of allocated bytes that are known, and nesting."""
 
+import sys
+import threading
 import tracemalloc
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -79,3 +82,64 @@ def test_tracing_switched_on_or_off_inside():
     with Meter(memory=True) as after:
         allocate(MB)
     assert after.peak_bytes == near(MB)
+
+
+def test_peak_of_the_pool(monkeypatch):
+    """Above what was held on entry, rounded as the pool rounds, over what is freed, forgotten and refused."""
+    pool = fake_cupy.install(monkeypatch).pool
+    before = pool.malloc(10_240)
+    with Meter(memory=True) as meter:
+        a = pool.malloc(1000)
+        b = pool.malloc(512)
+        a.free()
+        c = pool.malloc(1)
+        with pytest.raises(MemoryError):
+            pool.malloc(1 << 40)
+        pool.malloc(0)
+        before.free()
+        del b, c
+    assert meter.peak_device_bytes == 1024 + 512 and pool.used == 0
+    assert fake_cupy.hooks() == []
+
+
+def test_meters_nest_on_the_device(monkeypatch):
+    pool = fake_cupy.install(monkeypatch).pool
+    with Meter(memory=True) as outer:
+        kept = pool.malloc(2048)
+        with Meter() as inner:
+            pool.malloc(4096)
+        with Meter() as frees:
+            kept.free()
+        with Meter() as nothing:
+            pass
+        pool.malloc(512)
+    peaks = [m.peak_device_bytes for m in (outer, inner, frees, nothing)]
+    assert peaks == [2048 + 4096, 4096, 0, None]
+
+
+def test_the_device_is_not_measured_without_tracing_or_cupy(monkeypatch):
+    pool = fake_cupy.install(monkeypatch).pool
+    with Meter() as untraced:
+        pool.malloc(512)
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    with Meter(memory=True) as without:
+        pool.malloc(512)
+    assert untraced.peak_device_bytes is None and without.peak_device_bytes is None and without.peak_bytes is not None
+
+
+def test_an_error_inside_takes_the_hook_away(monkeypatch):
+    pool = fake_cupy.install(monkeypatch).pool
+    with pytest.raises(KeyError), Meter(memory=True) as meter:
+        pool.malloc(512)
+        raise KeyError("x")
+    assert meter.peak_device_bytes == 512 and fake_cupy.hooks() == []
+
+
+def test_other_threads_have_pools_of_their_own_to_count(monkeypatch):
+    pool = fake_cupy.install(monkeypatch).pool
+    with Meter(memory=True) as meter:
+        kept = pool.malloc(512)
+        worker = threading.Thread(target=lambda: pool.malloc(1 << 20))
+        worker.start()
+        worker.join()
+    assert meter.peak_device_bytes == 512 and kept.size == 512

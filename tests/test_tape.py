@@ -23,7 +23,7 @@ def clean() -> Iterator[None]:
     """Every test leaves no tape open and no tangents flowing."""
     yield
     state = engine._state
-    assert (state.tapes, state.active, state.paused, state.tangent) == ([], 0, 0, None)
+    assert (state.tapes, state.active, state.paused, state.jvp) == ([], 0, 0, None)
 
 
 def cube(x: Any) -> Any:

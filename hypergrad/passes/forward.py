@@ -29,13 +29,13 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
     stats = Stats("forward")
     with Meter() as meter:
         leaves, spec = tree_flatten(tree_tensors(hparams, "forward"))
-        total, start, seeded = sum(x.size for x in leaves), 0, []
+        total, start, seeds = sum(x.size for x in leaves), 0, []
         for x in leaves:
-            xp = backend_of(x.value).xp
-            rows = xp.eye(total, x.size, -start, x.dtype)
-            seeded.append(Tensor(x.value, Tensor(rows.reshape(total, *x.shape))))
+            rows = backend_of(x.value).xp.eye(total, x.size, -start, x.dtype)
+            seeds.append(Tensor(rows.reshape(total, *x.shape)))
             start += x.size
         with paused(), tangents():
+            seeded = [Tensor(x.value, d) for x, d in zip(leaves, seeds, strict=True)]
             out, params = objective(problem, tree_unflatten(spec, seeded), batches, "all", stats)
             value = scalar("forward", out)
             flat = dots_of(value, total).value
@@ -43,5 +43,5 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradien
         for x in leaves:
             grads.append(flat[start:start + x.size].reshape(x.shape).copy())
             start += x.size
-    stats.seconds, stats.peak_bytes = meter.seconds, meter.peak_bytes
+    stats.measured(meter)
     return HyperGradient(value.value, tree_unflatten(spec, grads), tree_values(params), stats)

@@ -37,5 +37,5 @@ def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints:
     with Meter() as meter:
         value, params, grad = tensor_value_and_grad(
             lambda h: objective(problem, h, batches, checkpoints, stats), hparams, where="reverse", has_aux=True)
-    stats.seconds, stats.peak_bytes = meter.seconds, meter.peak_bytes
+    stats.measured(meter)
     return HyperGradient(value.value, tree_values(grad), tree_values(params), stats)

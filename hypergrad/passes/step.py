@@ -54,10 +54,12 @@ class Dynamics:
             moving = tree_map(lambda x, b: Tensor(x.value, Tensor(b.value[None])), w, beta)
             _, _, (g, hparams_g) = tensor_value_and_grad(
                 lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
+            products = [h.dot for h in tree_leaves(g)]
+            hparams_bar = tree_map(lambda h: zeros_like(h) if h.dot is None else Tensor(h.dot.value[0]), hparams_g)
         if self.optimizer.linear_in_gradient and fields:
             update_bars = self._update_transposed(state, tree_map(Tensor.primal, g), fields, t, bars)
-        w_bar = tree_map(lambda b, h: b if h.dot is None else b + Tensor(h.dot.value[0]), update_bars["w"], g)
-        hparams_bar = tree_map(lambda h: zeros_like(h) if h.dot is None else Tensor(h.dot.value[0]), hparams_g)
+        leaves, spec = tree_flatten(update_bars["w"])
+        w_bar = tree_unflatten(spec, [b if d is None else b + Tensor(d.value[0]) for b, d in zip(leaves, products, strict=True)])
         return (w_bar, update_bars["v"]), hparams_bar, update_bars["fields"]
 
     def _update_transposed(self, state: State, g: PyTree, fields: dict[str, Any], t: int, bars: State, *,

@@ -1,5 +1,6 @@
 """Promises of memory and time: states held, steps run, and the peak of allocated bytes, for every mode."""
 
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -88,9 +89,28 @@ def test_peak_is_measured_only_where_memory_is_traced():
     assert measured(hg.reverse, *wide(2)).peak_bytes > 0
 
 
+@pytest.mark.parametrize("run", [hg.reverse, hg.forward])
+def test_peak_of_the_device(run, monkeypatch):
+    """What the inner loss takes from CuPy's pool, where memory is traced."""
+    cupy = fake_cupy.install(monkeypatch)
+    plain, hparams, batches = wide(3)
+    before = cupy.pool.malloc(7 * 512)
+
+    def inner(w, h, batch):
+        cupy.pool.malloc(3000).free()
+        return plain.inner_loss(w, h, batch)
+
+    problem = hg.Bilevel(inner, plain.outer_loss, plain.init, plain.optimizer)
+    assert run(problem, hparams, batches).stats.peak_device_bytes is None
+    stats = measured(run, problem, hparams, batches)
+    assert stats.peak_device_bytes == 3072 and stats.peak_bytes > 0
+    before.free()
+
+
 def test_stats_make_one_line_of_json():
     line = hg.reverse(*wide(3)).stats.as_dict()
-    assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "peak_bytes", "seconds"}
+    peaks = {"peak_bytes", "peak_device_bytes"}
+    assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "seconds", *peaks}
 
 
 def test_100000_steps_with_sqrt():
