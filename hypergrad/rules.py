@@ -245,6 +245,17 @@ def settings() -> tuple[Any, ...]:
     return (_fusion.get(), _precision.get())
 
 
+@contextmanager
+def applied(chosen: tuple[Any, ...]) -> Iterator[None]:
+    """Context with the settings that `settings` gave elsewhere: for steps that are run again."""
+    fused, digits = _fusion.set(chosen[0]), _precision.set(chosen[1])
+    try:
+        yield
+    finally:
+        _fusion.reset(fused)
+        _precision.reset(digits)
+
+
 def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:
     return [None if t is None else t.value for t in tensors]
 

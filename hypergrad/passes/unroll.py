@@ -10,6 +10,7 @@ from ..bilevel import Batches, Stats
 from ..errors import DifferentiationError
 from ..ops.block import PatchStatistics
 from ..optimizers import Optimizer
+from ..rules import applied, settings
 from ..tape import Node, Tensor, levels_of, live_dot, paused, record, to_tensors, zeros_like
 from ..transforms import tree_tensors
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
@@ -30,12 +31,13 @@ class _Unroll:
         self.spec = tree_structure(arguments)
         self.n_steps = len(dynamics.batches)
         self.stored: dict[int, State] | None = None
+        self.settings = settings()  # a step that is run again, or transposed, must have the bits of the first run
         self.patches = PatchStatistics()  # of the batches' images, from the first run to the end of the pullback
 
     def run(self, inputs: list[Tensor], *, keep: bool) -> State:
         """s_T; with `keep`, the states of the policy's first run are stored on the way."""
         self.patches = PatchStatistics()
-        with paused(), self.patches.shared():
+        with paused(), self.patches.shared(), applied(self.settings):
             a = tree_unflatten(self.spec, [t.detach() for t in inputs])
             state = (a["w"], self.dynamics.optimizer.with_hyperparameters(a["fields"]).init(a["w"]))
             wanted = schedule.first_run(self.n_steps, self.policy) if keep else set()
@@ -71,7 +73,7 @@ class _Unroll:
             self.stats.steps_rerun += self.n_steps
         assert self.stored is not None
         stored = self.stored
-        with paused(), self.patches.shared():
+        with paused(), self.patches.shared(), applied(self.settings):
             a = tree_unflatten(self.spec, values)
             w_bar = [zeros_like(Tensor(v)) if b is None else b.detach() for (v, _), b in zip(node.outputs, bars, strict=True)]
             w_spec = tree_structure(a["w"])

@@ -8,6 +8,7 @@ import optree
 import pytest
 
 import hypergrad as hg
+from hypergrad.backends.host import HOST
 from hypergrad.errors import ArgumentError, DifferentiationError, DTypeError, ShapeError
 from hypergrad.testing import check_gradients
 
@@ -309,3 +310,30 @@ def test_full_batch_is_a_sequence():
     for t in (3, -1):
         with pytest.raises(IndexError):
             batches[t]
+
+
+def test_steps_of_the_pullback_keep_the_settings_of_the_first_run(monkeypatch):
+    """`precision` and `fusion` are closed again when the pullback runs steps again and transposes them."""
+    calls = []
+
+    def run(name, inputs, outputs, **attrs):
+        calls.append((name, attrs.get("precision")))
+        type(HOST).run(HOST, name, inputs, outputs, **attrs)
+
+    x = np.random.default_rng(2).standard_normal((2, 6, 6, 5))
+    ones = np.ones(3)
+
+    def loss(w, h, batch):
+        return hg.sum(hg.conv_bn_relu_pool(x, w, ones, ones) ** 2)
+
+    def trained(w):
+        return hg.unroll(loss, w, (), hg.full_batch(None, 3), optimizer=hg.SGD(lr=0.01), checkpoints=1)
+
+    w = np.random.default_rng(3).standard_normal((3, 3, 5, 3))
+    with hg.precision("3xtf32"), hg.fusion(False):
+        out, pullback = hg.vjp(trained, w)
+    monkeypatch.setattr(HOST, "run", run, raising=False)
+    pullback(out)
+    names = {name for name, _ in calls}
+    assert "conv2d_fprop" in names and "conv2d_wgrad" in names and not any(name.startswith("conv_bn") for name in names)
+    assert {precision for name, precision in calls if name.startswith("conv2d")} == {2}
