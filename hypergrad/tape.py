@@ -148,9 +148,8 @@ class Node:
 
     def results(self) -> list[Tensor]:
         """All outputs as Tensors, off the tape where no tape follows them."""
-        if not self.levels:
-            return [Tensor(v, d) for v, d in self.outputs]
-        return [Tensor(v, d, self, i) for i, (v, d) in enumerate(self.outputs)]
+        node = self if self.levels else None
+        return [Tensor(v, d, node, i) for i, (v, d) in enumerate(self.outputs)]
 
     def output(self, i: int = 0) -> Tensor:
         """Output `i` as a Tensor. Made anew each time: a stored one would be a reference cycle."""

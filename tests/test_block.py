@@ -5,35 +5,28 @@ The reference's ops are held to NumPy and to differences in test_ops.py, so agre
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import combinations
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from cases.conv import block_margin
-from checks import (
-    BASELINE_FACTOR,
-    EPS,
-    LAST_PLACES,
-    SAME,
-    Array,
-    Case,
-    Weights,
-    assert_same,
-    check_layouts,
-    check_outputs_written,
-    derivatives,
-    largest,
+from checks import SAME, Array, Case, Weights, assert_same, check_layouts, check_outputs_written, derivatives, largest
+from fused_checks import (
+    RUNGS,
+    against_composed,
+    check_cotangents_of_some,
+    check_float32,
+    check_float64,
+    check_tangent_of_the_cotangent,
+    check_tangents_of_some,
+    counted,
+    setting,
 )
 
 import hypergrad as hg
-from hypergrad.backends.host import HostBackend
 
 GENERAL, FIRST = "conv_bn_relu_pool", "conv_bn_relu_pool_first"
-RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
 
 
 def sample(
@@ -117,71 +110,15 @@ BOTH = [pytest.param(case, GENERAL, id=f"general[{case}]") for case in GENERAL_C
 ]
 
 
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """How often each kernel runs inside."""
-    runs: Counter[str] = Counter()
-    original = HostBackend.run
-
-    def run(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
-        runs[name] += 1
-        original(self, name, inputs, outputs, **attrs)
-
-    HostBackend.run = run  # type: ignore[method-assign]
-    try:
-        yield runs
-    finally:
-        HostBackend.run = original  # type: ignore[method-assign]
-
-
-def composed(case: Case, args: list[Array], w: Weights) -> dict[str, list[Array]]:
-    with hg.fusion(False), counted() as runs:
-        found = derivatives(case.f, args, w)
-    assert not any(name.startswith(GENERAL) for name in runs), f"fusion(False) ran {runs}"
-    return found
-
-
-def weights_of(case: Case, args: list[Array]) -> Weights:
-    return Weights.draw(args, np.shape(case.reference(*args)), args[0].dtype)
-
-
 @pytest.mark.parametrize(("case", "kernel"), BOTH)
 def test_all_rungs_and_nestings_in_float64(case: Case, kernel: str) -> None:
-    args = case.arguments(np.float64)
-    w = weights_of(case, args)
-    want = composed(case, args, w)
-    with counted() as runs:
-        got = derivatives(case.f, args, w)
-    assert {f"{kernel}_{rung}" for rung in RUNGS} <= set(runs), f"expected the kernels to run, got {runs}"
     # With a mean of 100 deviations the rounding of sums over all images is 100 times that of the other cases.
-    tolerance = SAME * (100 if "mean 100" in case.name else 1)
-    for key in want:
-        for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
-            assert_same(a, b, f"{key}, argument {i}", tolerance)
+    check_float64(case, {f"{kernel}_{rung}" for rung in RUNGS}, SAME * (100 if "mean 100" in case.name else 1))
 
 
 @pytest.mark.parametrize(("case", "kernel"), BOTH)
 def test_all_rungs_and_nestings_in_float32(case: Case, kernel: str) -> None:
-    """The worst element is at most twice as far off as that of the composed ops in float32 (and 4 places).
-
-    Both relative to the largest element, and the baseline over all arguments of one derivative: in a small
-    array it may be small by luck.
-    """
-    args = case.arguments(np.float64)
-    single = [a.astype(np.float32) for a in args]
-    exact = composed(case, args, weights_of(case, args))
-    baseline = composed(case, single, weights_of(case, single))
-    got = derivatives(case.f, single, weights_of(case, single))
-    for key in exact:
-        if key.startswith("loss"):
-            continue  # a sum over all outputs that the test itself forms
-        sizes = [max(largest(e), 1e-3) for e in exact[key]]
-        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
-        bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
-        for i, (g, e, size) in enumerate(zip(got[key], exact[key], sizes, strict=True)):
-            assert g.dtype == np.float32 and g.shape == e.shape
-            error = largest(g - e) / size
-            assert error <= bound, f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
+    check_float32(case)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -195,84 +132,37 @@ SMALL = sample("general", (2, 2, 5, 3, 3), (2, 3, 3, 3, 3), (2, 3))
 SMALL_FIRST = sample("first", (2, 2, 5, 3, 3), (2, 3, 3, 3, 3), (2, 3), first=True)
 
 
-def subsets(n: int) -> list[tuple[int, ...]]:
-    return [s for r in range(1, n + 1) for s in combinations(range(n), r)]
+EACH = pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
 
 
-def against_composed(f: Callable[[], Any], what: str) -> None:
-    """Fused equals composed, result by result."""
-    got = f()
-    with hg.fusion(False):
-        want = f()
-    for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert_same(a, b, f"{what}, result {i}")
-
-
-@pytest.mark.parametrize(("case", "chosen"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str)
+@EACH
 @pytest.mark.parametrize("curved", [False, True], ids=["constant y_bar", "y_bar with a tangent"])
-def test_tangents_on_some_inputs_only(case: Case, chosen: tuple[int, ...], curved: bool) -> None:
-    args = case.arguments(np.float64)
-    w = weights_of(case, args)
-    loss = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c)
-    many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
-    single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
-    against_composed(lambda: [hg.jvp(case.f, args, many)[1], hg.jvp(case.f, args, single)[1]], "jvp")
-    against_composed(lambda: [g for dots in (many, single) for part in hg.hvp(loss, args, dots)[1:] for g in part], "hvp")
+def test_tangents_on_some_inputs_only(case: Case, kernel: str, curved: bool) -> None:
+    check_tangents_of_some(case, curved)
 
 
-@pytest.mark.parametrize(("case", "wanted"), [(SMALL, s) for s in subsets(4)] + [(SMALL_FIRST, s) for s in subsets(3)], ids=str)
-def test_cotangents_of_some_inputs_only(case: Case, wanted: tuple[int, ...]) -> None:
-    """The others carry tangents all the same."""
-    args = case.arguments(np.float64)
-    w = weights_of(case, args)
-    gradient = hg.grad(w.loss(case.f), argnums=wanted)
-    against_composed(lambda: gradient(*args), "grad")
-    against_composed(lambda: hg.jvp(gradient, args, tuple(w.dots))[1], "jvp of grad")
-    single = tuple(None if i in wanted else d[0] for i, d in enumerate(w.dots))
-    if any(d is not None for d in single):
-        against_composed(lambda: hg.jvp(gradient, args, single)[1], "mixed derivatives")
+@EACH
+def test_cotangents_of_some_inputs_only(case: Case, kernel: str) -> None:
+    check_cotangents_of_some(case)
 
 
-@pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
-@pytest.mark.parametrize("directions", [1, 3])
-def test_tangent_of_the_cotangent_only(case: Case, kernel: str, directions: int) -> None:
-    args = case.arguments(np.float64)
-    w = weights_of(case, args)
-    s_dot = np.random.default_rng(5).normal(size=(directions, *w.c.shape))
-    numbers = tuple(range(1, len(args) + 1))
-
-    def run() -> Any:
-        return hg.jvp(
-            lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args),
-            (w.c,),
-            (s_dot,),
-        )[1]
-
-    with counted() as runs:
-        run()
-    assert runs[f"{kernel}_vjp"] and not runs[f"{kernel}_vjp_jvp"]
-    against_composed(run, "jvp of grad")
-
-    def along(s_dot: Any) -> Any:
-        products = hg.jvp(lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args), (w.c,), (s_dot,))[1]
-        return sum((hg.sum(p * d[:directions]) for p, d in zip(products, w.dots, strict=True)), 0.0)
-
-    against_composed(lambda: [hg.grad(along)(s_dot)], "grad in the cotangent's tangent")
+@EACH
+def test_tangent_of_the_cotangent_only(case: Case, kernel: str) -> None:
+    check_tangent_of_the_cotangent(case, kernel)
 
 
-@pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
+@EACH
 def test_kernels_run_once_for_all_directions(case: Case, kernel: str) -> None:
-    args = case.arguments(np.float64)
-    w = weights_of(case, args)
+    args, w = setting(case)
     with counted() as runs:
         hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))
     assert {name: n for name, n in runs.items() if name.startswith(GENERAL)} == {f"{kernel}_{rung}": 1 for rung in RUNGS}
 
 
-@pytest.mark.parametrize(("case", "kernel"), [(SMALL, GENERAL), (SMALL_FIRST, FIRST)], ids=str)
+@EACH
 def test_higher_nestings_use_the_reference(case: Case, kernel: str) -> None:
-    args = tuple(case.arguments(np.float64))
-    w = weights_of(case, list(args))
+    drawn, w = setting(case)
+    args = tuple(drawn)
     numbers, loss = tuple(range(len(args))), w.loss(case.f)
 
     def along(f: Callable[..., Any], dots: list[Array]) -> Callable[..., Any]:

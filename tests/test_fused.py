@@ -10,21 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import (
-    BASELINE_FACTOR,
-    EPS,
-    LAST_PLACES,
-    Array,
-    Case,
-    Weights,
-    assert_same,
-    check_layouts,
-    check_outputs_written,
-    derivatives,
-    essentials,
-    largest,
+from checks import Array, Case, check_layouts, check_outputs_written, essentials
+from fused_checks import (
+    against_composed,
+    check_cotangents_of_some,
+    check_float32,
+    check_tangent_of_the_cotangent,
+    check_tangents_of_some,
+    counted,
+    setting,
 )
-from test_block import against_composed, counted, subsets
+from fused_checks import check_float64 as check_kernels_in_float64
 
 import hypergrad as hg
 from hypergrad import _host
@@ -105,24 +101,11 @@ def op_of(case: Case) -> str:
     return case.name.partition("(")[0]
 
 
-def setting(case: Case, dtype: Any = np.float64) -> tuple[list[Array], Weights]:
-    args = case.arguments(dtype)
-    return args, Weights.draw(args, np.shape(case.reference(*args)), dtype)
-
-
 def check_float64(case: Case, kernels: set[str] | None = None) -> None:
     """Fused equals composed by every route; `kernels` are those that run, where they are not all four rungs' of the case's op."""
-    args, w = setting(case)
-    with hg.fusion(False), counted() as runs:
-        want = derivatives(case.f, args, w)
-    assert not runs, f"fusion(False) ran {runs}"
-    with counted() as runs:
-        got = derivatives(case.f, args, w)
     op = op_of(case)
-    assert set(runs) == (kernels or {f"{op}_{rung}" for rung in RUNGS[op]})
-    for key in want:
-        for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
-            assert_same(a, b, f"{key}, argument {i}", 1e-9 if "mean 100" in case.name else 1e-11)
+    expected = kernels or {f"{op}_{rung}" for rung in RUNGS[op]}
+    assert set(check_kernels_in_float64(case, expected, 1e-9 if "mean 100" in case.name else 1e-11)) == expected
 
 
 @EVERY
@@ -132,22 +115,7 @@ def test_all_rungs_and_nestings_in_float64(case: Case) -> None:
 
 @EVERY
 def test_all_rungs_and_nestings_in_float32(case: Case) -> None:
-    """The worst element is at most twice as far off as that of the composed ops in float32 (and 4 places)."""
-    args, w = setting(case)
-    single, w_single = setting(case, np.float32)
-    with hg.fusion(False):
-        exact, baseline = derivatives(case.f, args, w), derivatives(case.f, single, w_single)
-    got = derivatives(case.f, single, w_single)
-    for key in exact:
-        if key.startswith("loss"):
-            continue  # a sum over all outputs that the test itself forms
-        sizes = [max(largest(e), 1e-3) for e in exact[key]]
-        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
-        bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
-        for i, (g, e, size) in enumerate(zip(got[key], exact[key], sizes, strict=True)):
-            assert g.dtype == np.float32 and g.shape == e.shape
-            error = largest(g - e) / size
-            assert error <= bound, f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
+    check_float32(case)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -160,39 +128,17 @@ def test_outputs_are_written_in_full_and_layouts_do_not_matter(case: Case, dtype
 @EACH
 @pytest.mark.parametrize("curved", [False, True], ids=["constant y_bar", "y_bar with a tangent"])
 def test_tangents_on_some_inputs_only(case: Case, curved: bool) -> None:
-    args, w = setting(case)
-    loss = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c)
-    for chosen in subsets(len(args)):
-        many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
-        single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
-        against_composed(lambda m=many, s=single: [hg.jvp(case.f, args, m)[1], hg.jvp(case.f, args, s)[1]], f"jvp in {chosen}")
-        against_composed(lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part],
-                         f"hvp in {chosen}")
+    check_tangents_of_some(case, curved)
 
 
 @EACH
 def test_cotangents_of_some_inputs_only(case: Case) -> None:
-    """The others carry tangents all the same."""
-    args, w = setting(case)
-    for wanted in subsets(len(args)):
-        gradient = hg.grad(w.loss(case.f), argnums=wanted)
-        against_composed(lambda g=gradient: g(*args), f"grad by {wanted}")
-        against_composed(lambda g=gradient: hg.jvp(g, args, tuple(w.dots))[1], f"jvp of grad by {wanted}")
+    check_cotangents_of_some(case)
 
 
 @EACH
 def test_tangent_of_the_cotangent_only(case: Case) -> None:
-    args, w = setting(case)
-    s_dot = np.random.default_rng(5).normal(size=(3, *w.c.shape))
-    numbers = tuple(range(1, len(args) + 1))
-
-    def run() -> Any:
-        return hg.jvp(lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args), (w.c,), (s_dot,))[1]
-
-    with counted() as runs:
-        run()
-    assert runs[f"{op_of(case)}_vjp"] and not runs[f"{op_of(case)}_vjp_jvp"]
-    against_composed(run, "jvp of grad")
+    check_tangent_of_the_cotangent(case, op_of(case))
 
 
 @EACH

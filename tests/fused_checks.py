@@ -1,0 +1,135 @@
+"""What every fused op is held to: kernels and composed reference agree in all rungs and nestings, whatever inputs take part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from checks import BASELINE_FACTOR, EPS, LAST_PLACES, SAME, Array, Case, Weights, assert_same, derivatives, largest
+
+import hypergrad as hg
+from hypergrad.backends.host import HostBackend
+
+RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often each kernel runs inside."""
+    runs: Counter[str] = Counter()
+    original = HostBackend.run
+
+    def run(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
+        runs[name] += 1
+        original(self, name, inputs, outputs, **attrs)
+
+    HostBackend.run = run  # type: ignore[method-assign]
+    try:
+        yield runs
+    finally:
+        HostBackend.run = original  # type: ignore[method-assign]
+
+
+def setting(case: Case, dtype: Any = np.float64) -> tuple[list[Array], Weights]:
+    """The sample's arguments, and the weights and directions of its derivatives."""
+    args = case.arguments(dtype)
+    return args, Weights.draw(args, np.shape(case.reference(*args)), dtype)
+
+
+def against_composed(f: Callable[[], Any], what: str) -> None:
+    """Fused equals composed, result by result."""
+    got = f()
+    with hg.fusion(False):
+        want = f()
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert_same(a, b, f"{what}, result {i}")
+
+
+def check_float64(case: Case, kernels: set[str], tolerance: float = SAME) -> Counter[str]:
+    """Everything up to second order; with fusion all `kernels` run, without it none. Returns what ran with it."""
+    args, w = setting(case)
+    with hg.fusion(False), counted() as runs:
+        want = derivatives(case.f, args, w)
+    assert not kernels & set(runs), f"fusion(False) ran {runs}"
+    with counted() as runs:
+        got = derivatives(case.f, args, w)
+    assert kernels <= set(runs), f"expected the kernels to run, got {runs}"
+    for key in want:
+        for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
+            assert_same(a, b, f"{key}, argument {i}", tolerance)
+    return runs
+
+
+def check_float32(case: Case) -> None:
+    """The worst element is at most twice as far off as that of the composed ops in float32 (and 4 places).
+
+    Both relative to the largest element, and the baseline over all arguments of one derivative: in a small array it may be
+    small by luck.
+    """
+    args, w = setting(case)
+    single = [a.astype(np.float32) for a in args]
+    w_single = Weights.draw(single, np.shape(case.reference(*single)), np.float32)
+    with hg.fusion(False):
+        exact, baseline = derivatives(case.f, args, w), derivatives(case.f, single, w_single)
+    got = derivatives(case.f, single, w_single)
+    for key in exact:
+        if key.startswith("loss"):
+            continue  # a sum over all outputs that the test itself forms
+        sizes = [max(largest(e), 1e-3) for e in exact[key]]
+        worst = max(largest(b - e) / size for b, e, size in zip(baseline[key], exact[key], sizes, strict=True))
+        bound = BASELINE_FACTOR * worst + LAST_PLACES * EPS[np.dtype(np.float32)]
+        for i, (g, e, size) in enumerate(zip(got[key], exact[key], sizes, strict=True)):
+            assert g.dtype == np.float32 and g.shape == e.shape
+            error = largest(g - e) / size
+            assert error <= bound, f"{key}, argument {i}: largest element error {error:.3g} of the largest, allowed {bound:.3g}"
+
+
+def subsets(n: int) -> list[tuple[int, ...]]:
+    """All choices of at least one of n arguments."""
+    return [s for r in range(1, n + 1) for s in combinations(range(n), r)]
+
+
+def check_tangents_of_some(case: Case, curved: bool) -> None:
+    """Tangents on every choice of the inputs, several and one; `curved` gives the cotangent a tangent, too."""
+    args, w = setting(case)
+    loss = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c)
+    for chosen in subsets(len(args)):
+        many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
+        single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
+        against_composed(lambda m=many, s=single: [hg.jvp(case.f, args, m)[1], hg.jvp(case.f, args, s)[1]], f"jvp in {chosen}")
+        against_composed(lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part],
+                         f"hvp in {chosen}")
+
+
+def check_cotangents_of_some(case: Case) -> None:
+    """Cotangents of every choice of the inputs; the others carry tangents all the same, or they alone."""
+    args, w = setting(case)
+    for wanted in subsets(len(args)):
+        gradient = hg.grad(w.loss(case.f), argnums=wanted)
+        against_composed(lambda g=gradient: g(*args), f"grad by {wanted}")
+        against_composed(lambda g=gradient: hg.jvp(g, args, tuple(w.dots))[1], f"jvp of grad by {wanted}")
+        rest = tuple(None if i in wanted else d[0] for i, d in enumerate(w.dots))
+        if any(d is not None for d in rest):
+            against_composed(lambda g=gradient, d=rest: hg.jvp(g, args, d)[1], f"mixed derivatives, grad by {wanted}")
+
+
+def check_tangent_of_the_cotangent(case: Case, op: str) -> None:
+    """The cotangent alone carries tangents, one or three: the vjp kernel serves them; and the derivative in those tangents."""
+    args, w = setting(case)
+    numbers = tuple(range(1, len(args) + 1))
+
+    def products(s_dot: Any) -> Any:
+        return hg.jvp(lambda s: hg.grad(lambda s, *a: hg.sum(s * case.f(*a)), argnums=numbers)(s, *args), (w.c,), (s_dot,))[1]
+
+    for directions in (1, 3):
+        s_dot = np.random.default_rng(5).normal(size=(directions, *w.c.shape))
+        with counted() as runs:
+            products(s_dot)
+        assert runs[f"{op}_vjp"] and not runs[f"{op}_vjp_jvp"]
+        against_composed(lambda d=s_dot: products(d), f"jvp of grad, {directions} directions")
+        along = lambda s_dot, n=directions: sum((hg.sum(p * d[:n]) for p, d in zip(products(s_dot), w.dots, strict=True)), 0.0)  # noqa: E731
+        against_composed(lambda d=s_dot, f=along: [hg.grad(f)(d)], f"grad in the cotangent's {directions} tangents")
