@@ -35,33 +35,37 @@ struct StoreMoments {
   HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn],
                          T* sums) const {
     const T count = static_cast<T>(pixels_of(at));
-    Quad<T> value[Shape::kOwn][4] = {}, dot[Shape::kOwn][4] = {};
-    HG_UNROLL
-    for (int i = 0; i < Shape::kOwn; ++i) {
-      const Window& window = windows[i];
-      const int first = ((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x;
+    Quad<T> value[4], dot[4];
+    const auto read = [&](const Window& window) {
+      const int first = forgotten(((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x);
       HG_UNROLL
       for (int q = 0; q < 4; ++q) {
+        value[q] = dot[q] = Quad<T>{};
         if (k >= K || !window.has(at, q)) continue;
         const int64_t pixel = static_cast<int64_t>(first + (q >> 1) * W + (q & 1)) * K;
-        value[i][q] = load_quad(z.at(0, spot.e) + pixel, k, K, z.wide);
-        dot[i][q] = load_quad(z_dot.at(spot.p, spot.e) + pixel, k, K, z_dot.wide);
+        value[q] = load_quad(z.at(0, spot.e) + pixel, k, K, z.wide);
+        dot[q] = load_quad(z_dot.at(spot.p, spot.e) + pixel, k, K, z_dot.wide);
       }
-    }
+    };
     T near[kAtOnce] = {}, rest[kAtOnce] = {}, product[kAtOnce] = {}, deviation[kAtOnce] = {};
     HG_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) HG_UNROLL
-    for (int i = 0; i < Shape::kOwn; ++i) near[j] += dot[i][0].v[j] + dot[i][1].v[j] + dot[i][2].v[j] + dot[i][3].v[j];
+    for (int i = 0; i < Shape::kOwn; ++i) {
+      read(windows[i]);
+      HG_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) near[j] += dot[0].v[j] + dot[1].v[j] + dot[2].v[j] + dot[3].v[j];
+    }
     tile_sums<Shape>(near, sums);
     const Quad<T> m = k < K ? load_quad(mean.at(0, spot.e), k, K, false) : Quad<T>{};
     HG_UNROLL
-    for (int j = 0; j < kAtOnce; ++j) {
-      near[j] /= count;
+    for (int j = 0; j < kAtOnce; ++j) near[j] /= count;
+    HG_UNROLL
+    for (int i = 0; i < Shape::kOwn; ++i) {
+      if (Shape::kOwn > 1) read(windows[i]);  // the only one is still there
       HG_UNROLL
-      for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) HG_UNROLL
       for (int q = 0; q < 4; ++q) {
         if (!windows[i].has(at, q)) continue;
-        const T d = value[i][q].v[j] - m.v[j], d_dot = dot[i][q].v[j] - near[j];
+        const T d = value[q].v[j] - m.v[j], d_dot = dot[q].v[j] - near[j];
         rest[j] += d_dot;
         product[j] = fused(d, d_dot, product[j]);
         deviation[j] += d;

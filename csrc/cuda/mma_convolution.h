@@ -43,15 +43,15 @@ HG_DEVICE void load_fragments(const Filter<float>& filter, const float* w, int c
   }
 }
 
-// products[2*i + dy][j] += pixels (dy, 0) and (dy, 1) of the thread's i-th window, `corner` pixels into the tile, by
-// the j-th 8 filters. Begins and ends with no thread inside the shared arrays.
+// products[2*i + dy][j] += pixels (dy, 0) and (dy, 1) of the thread's i-th window, `corner[i]` pixels into the tile, by
+// the j-th 8 filters. Begins and ends with no thread inside the shared arrays. As in convolve, what loading needs is
+// computed anew for every chunk.
 template <Precision precision, class Term>
 HG_DEVICE void convolve_mma(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile,
                             const int (&corner)[2], float* pixels, float* weights, float (&products)[4][4][4]) {
   using Fragment = Operand<precision>[4];  // of channels t and t + 4: (left, right pixel), (left, right pixel)
-  const int inputs = terms[term].filter.inputs(), lane = static_cast<int>(threadIdx.x) % 32;
   HG_NO_UNROLL
-  for (int c0 = 0; c0 < inputs; c0 += MmaShape::kChunk) {
+  for (int c0 = 0; c0 < terms[forgotten(term)].filter.inputs(); c0 += MmaShape::kChunk) {
     {
       const Term& now = terms[forgotten(term)];
       const auto put = [=](int c, int i, float v) {
@@ -61,6 +61,7 @@ HG_DEVICE void convolve_mma(const Term* terms, int term, int p, int e, int k0, c
       load_fragments<precision>(now.filter, now.filter.w.at(p, e), c0, k0, weights);
     }
     __syncthreads();
+    const int lane = forgotten(static_cast<int>(threadIdx.x)) % 32;
     const float* const plane = pixels + 2 * (lane % 4 * t.plane);
     const auto load = [&](int row, Fragment(&to)[2][2]) {
       HG_UNROLL
