@@ -215,10 +215,26 @@ class Run:
             raise PartFailed(f"{' and '.join(bad)} did not work", rows)
         return rows
 
+    def training(self) -> list[Row]:
+        """`hypergrad train` on glyphs: seconds of an iteration, and that it learns."""
+        rows = []
+        for graphs in ("graphs", "no-graphs") if self.cuda else ("graphs",):
+            run = self.folder / f"run-{graphs}"
+            shutil.rmtree(run, ignore_errors=True)
+            command = [sys.executable, "-m", "hypergrad.cli", "train", "--device", "cuda" if self.cuda else "cpu", f"--{graphs}",
+                       "--run-dir", str(run), *(["--quick"] if self.options.sizes == "tiny" else [])]
+            if self.call(f"training-{graphs}", command, limit=600).returncode != 0:
+                raise PartFailed(f"training failed; see {self.folder / f'training-{graphs}.log'}", rows)
+            result = json.loads((run / "result.json").read_text())
+            kept = ("iterations", "iteration_s", "training_s", "command_s", "test_accuracy", "test_interval", "baseline_accuracy")
+            rows.append({"graphs": graphs == "graphs", **{name: result[name] for name in kept}})
+        return rows
+
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """All parts of this run, in order."""
         out: dict[str, Callable[[], list[Row]]] = {"build": self.build} if self.cuda else {}
-        out |= {"ceilings": self.ceilings, "tests": self.tests, "sanitizers": self.sanitizers, "kernels": self.kernels}
+        out |= {"ceilings": self.ceilings, "tests": self.tests, "sanitizers": self.sanitizers, "kernels": self.kernels,
+                "training": self.training}
         for precision in self.options.precision:
             for problem in PROBLEMS:
                 out[f"{problem}-{precision}"] = lambda problem=problem, precision=precision: self.meta(problem, precision)  # type: ignore[misc]

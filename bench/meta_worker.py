@@ -23,12 +23,12 @@ from meta_problems import PROBLEMS, TINY, Sizes, Step, Variant, make_data, make_
 
 # module -> the variants it defines; a module is imported by its own workers only
 VARIANTS = {
-    "meta_hypergrad": ("hypergrad host", "hypergrad", "hypergrad captured"),
+    "meta_hypergrad": ("hypergrad host", "hypergrad", "hypergrad captured", "hypergrad captured 3xtf32"),
     "peers_torch": ("torch", "torch channels-last", "torch.func vmap", "torch.compile", "torch CUDA graph"),
     "peers_jax": ("jax jit vmap", "jax jit vmap reduce_window"),
 }
 MODULE = {name: module for module, names in VARIANTS.items() for name in names}
-GPU_ONLY = ("hypergrad", "hypergrad captured", "torch CUDA graph")
+GPU_ONLY = ("hypergrad", "hypergrad captured", "hypergrad captured 3xtf32", "torch CUDA graph")
 
 
 class Worker:

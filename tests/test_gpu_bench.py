@@ -30,12 +30,12 @@ def run(gpu, out, *more):
 
 def test_parts_are_done_once(bench, tmp_path, capsys):
     gpu, _ = bench
-    parts = ("ceilings", "kernels", "maml-float32")
+    parts = ("ceilings", "kernels", "training", "maml-float32")
     assert run(gpu, tmp_path, "--only", *parts) == 0
     capsys.readouterr()
     assert run(gpu, tmp_path, "--only", *parts) == 0
     printed = capsys.readouterr().out
-    assert printed.count("done before") == 3 and "conv_bn_relu_pool_first_vjp_jvp" in printed
+    assert printed.count("done before") == 4 and "conv_bn_relu_pool_first_vjp_jvp" in printed
     head, *lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert head["kind"] == "environment" and {"device", "versions", "commit", "platform"} <= head.keys()
     assert [line["part"] for line in lines if line["kind"] == "part"] == list(parts)
@@ -43,6 +43,8 @@ def test_parts_are_done_once(bench, tmp_path, capsys):
     kernels = [row for row in rows if row["part"] == "kernels"]
     assert {row["kernel"] for row in kernels} == set(HOST.kernels())
     assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in kernels)
+    (training,) = [row for row in rows if row["part"] == "training"]
+    assert training["iterations"] == 30 and training["test_accuracy"] > training["baseline_accuracy"] / 2
     (step,) = [row for row in rows if row["part"] == "maml-float32"]
     assert step["status"] == "timed" and step["seconds"] > 0 and step["peak_bytes"] > 0 and len(step["all_seconds"]) == gpu.ROUNDS
     assert step["float64_difference"] == 0.0 and 0 < step["difference"] < 1e-3
@@ -102,8 +104,8 @@ def test_peak_of_a_step_on_the_gpu(bench, monkeypatch):
 
     cupy = fake_cupy.install(monkeypatch)
     held = cupy.pool.malloc(2048)
-    assert _OnGpu(lambda params: cupy.pool.malloc(5000), {}, cupy).peak_bytes() == 2048 + 5120
-    assert _OnGpu(lambda params: None, {}, cupy).peak_bytes() == 2048 == held.size
+    assert _OnGpu(lambda: lambda params: cupy.pool.malloc(5000), {}, cupy).peak_bytes() == 2048 + 5120
+    assert _OnGpu(lambda: lambda params: None, {}, cupy).peak_bytes() == 2048 == held.size
 
 
 def test_differences(bench):
