@@ -50,10 +50,10 @@ def size(dims: dict[str, int]) -> str:
 def kernels(rows: list[Row]) -> Table:
     """Every kernel's time and floor."""
     table = Table(title="kernels; floor: the longer of operations / FFMA rate and bytes / copy rate", title_justify="left")
-    for heading in ("kernel", "size", "µs", "floor µs", "bound by", "of floor", "TFLOP/s", "of FFMA", "TB/s"):
-        table.add_column(heading, justify="left" if heading == "kernel" else "right", no_wrap=True)
+    for heading in ("kernel", "precision", "size", "µs", "floor µs", "bound by", "of floor", "TFLOP/s", "of FFMA", "TB/s"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "precision") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(row["kernel"], size(row["dims"]), number(row["seconds"], 1e6, ".1f"),
+        table.add_row(row["kernel"], row["precision"], size(row["dims"]), number(row["seconds"], 1e6, ".1f"),
                       number(row.get("floor"), 1e6, ".1f"), row.get("bound", "-"), number(row.get("of_floor"), 1, ".0%"),
                       number(row["flop_per_second"], 1e-12, ".2f"), number(row.get("of_ffma"), 1, ".0%"),
                       number(row["bytes_per_second"], 1e-12, ".2f"))

@@ -23,18 +23,19 @@ from meta_problems import EPS, TINY, Sizes
 
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
+from hypergrad.rules import PRECISIONS
 
 SIGNATURES = Path(__file__).resolve().parents[1] / "csrc" / "signatures.h"
 REPEATS = 7
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")  # in an order in which each finds what the ones before saved
-Dims = dict[str, int]
+Dims = dict[str, Any]  # of an axis letter its length, of ~ the shapes of the leaves
 Row = dict[str, Any]
 
 
 def signatures() -> dict[str, dict[str, str]]:
-    """Axes of every argument of every kernel, such as {"x": "ENHWC"}, read off csrc/signatures.h."""
+    """Axes of every argument of every kernel, such as {"x": "ENHWC", "w": "*~"} with * for a list, read off csrc/signatures.h."""
     found = re.findall(r'constexpr Signature \w+\{\s*"(\w+)",\s*((?:"[^"]*"\s*)+),', SIGNATURES.read_text())
-    return {name: {word.partition("=")[0].partition(":")[0].rstrip("?"): word.partition("=")[2].replace("|", "")
+    return {name: {word.partition("=")[0].partition(":")[0].rstrip("?*"): "*" * ("*" in word) + word.partition("=")[2].replace("|", "")
                    for word in "".join(re.findall(r'"([^"]*)"', text)).split() if word != "->"} for name, text in found}
 
 
@@ -65,6 +66,10 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
     if family == "gather_images":
         return [{**d, "M": e * n} for d in images[:1]]
+    if family in ("sgd_step", "adam_step"):
+        filters = [shape for _, c in blocks for shape in ((3, 3, c, k), (k,), (k,))]
+        leaves = [*filters, (sizes.features, sizes.ways), (sizes.ways,)]
+        return [{"~": leaves, "n": len(leaves), "P": 1}]
     raise ValueError(f"kernel_times: no sizes for {family}, expected some for every family of kernels; add them to dims_of")
 
 
@@ -75,7 +80,7 @@ def operations(kernel: str, d: Dims) -> float:
     """
     family = family_of(kernel)
     rung = kernel.removeprefix(f"{family}_")
-    if family in ("batch_norm", "max_pool", "gather_images"):
+    if family in ("batch_norm", "max_pool", "gather_images", "sgd_step", "adam_step"):
         return 0.0
     if family == "linear_cross_entropy":
         return 2.0 * d["E"] * d["N"] * d["D"] * d["K"] * {"value": 1, "vjp": 2, "jvp": 2, "vjp_jvp": 4}[rung]
@@ -99,14 +104,15 @@ class Timer:
         self.rng = np.random.default_rng(0)
 
     def array(self, name: str, shape: tuple[int, ...], classes: int) -> Any:
-        """Random float32 numbers, labels below `classes`, each image's row once, or room for bytes."""
+        """Random float32 numbers (second moments positive), labels below `classes`, each image's row once, or room for bytes."""
         if name in ("code", "images"):
             return self.xp.zeros(shape, np.uint8)
         if name == "index":
             return self.xp.asarray(self.rng.permutation(int(np.prod(shape))).reshape(shape))
         if name == "label":
             return self.xp.asarray(self.rng.integers(0, classes, shape))
-        return self.xp.asarray(self.rng.standard_normal(shape, dtype=np.float32))
+        numbers = self.rng.standard_normal(shape, dtype=np.float32)
+        return self.xp.asarray(np.abs(numbers) if name == "s" else numbers)
 
     def seconds(self, run: Callable[[], None]) -> list[float]:
         """Seconds of one run, REPEATS times."""
@@ -152,23 +158,37 @@ def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None) -> It
         for dims in dims_of(family, sizes):
             arrays: dict[Any, Any] = {}
             for kernel in kernels:
-                yield _row(timer, kernel, axes[kernel], dims, arrays, ceilings)
+                mixed = timer.on_gpu and "precision" in known[kernel][2]
+                for precision in range(len(PRECISIONS) if mixed else 1):
+                    yield _row(timer, kernel, precision, axes[kernel], dims, arrays, ceilings)
 
 
-def _row(timer: Timer, kernel: str, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None) -> Row:
+def shapes_of(axes: str, dims: Dims) -> list[tuple[int, ...] | None]:
+    """Shapes of an argument's arrays; None where absent: a step's fields are numbers here."""
+    if axes == "n":
+        return [None]
+    own = tuple(int(axis) if axis.isdigit() else dims[axis] for axis in axes.strip("*~"))
+    if not axes.startswith("*"):
+        return [own]
+    return [(*own, *leaf) if axes.endswith("~") else None for leaf in dims["~"]]
+
+
+def _row(timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any],
+         ceilings: dict[str, float] | None) -> Row:
     inputs, outputs, attributes = timer.backend.kernels()[kernel]
     given: list[list[Any]] = [[], []]
     for part, names in zip(given, (inputs, outputs), strict=True):
         for name in names:
-            shape = tuple(int(axis) if axis.isdigit() else dims[axis] for axis in axes[name])
-            if (name, shape) not in arrays:
-                arrays[name, shape] = timer.array(name, shape, dims["K"])
-            part.append(arrays[name, shape])
-    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0, "size": 2}
+            for i, shape in enumerate(shapes_of(axes[name], dims)):
+                if shape is not None and (name, i, shape) not in arrays:
+                    arrays[name, i, shape] = timer.array(name, shape, dims.get("K", 0))
+                part.append(None if shape is None else arrays[name, i, shape])
+    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": precision, "size": 2, "lr": 0.1, "momentum": 0.9,
+              "weight_decay": 1e-3, "nesterov": 0, "beta1": 0.9, "beta2": 0.999, "t": 1}
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
-    flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part))
+    flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part if a is not None))
     seconds = statistics.median(all_seconds)
-    row: Row = {"kernel": kernel, "dims": dims, "seconds": seconds, "all_seconds": all_seconds, "flop": flop, "bytes": n_bytes,
+    row: Row = {"kernel": kernel, "precision": PRECISIONS[precision], "dims": dims, "seconds": seconds, "all_seconds": all_seconds, "flop": flop, "bytes": n_bytes,
                 "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
     if ceilings is not None:
         by_flop, by_bytes = flop / ceilings["ffma_flop_per_second"], n_bytes / ceilings["copy_bytes_per_second"]

@@ -236,10 +236,3 @@ HG_STEP_HOST int64_t leaf_size(const Call& call, bool derivative, int element) {
 
 }  // namespace HG_STEP_NAMESPACE
 }  // namespace hg
-
-// Registers f<Optimizer<float>> and f<Optimizer<double>>, launchers that take a Call.
-#define HG_STEP_KERNEL(name, f, Optimizer)                                                   \
-  static void hg_run_##name(const ::hg::Call& call) {                                        \
-    call.dtype == ::hg::DType::f32 ? f<Optimizer<float>>(call) : f<Optimizer<double>>(call); \
-  }                                                                                          \
-  HG_KERNEL(name, hg_run_##name)

@@ -102,32 +102,31 @@ constexpr Signature gather_images{"gather_images", "images:u8=M|HWC index:i64=E|
 
 // Steps of the optimisers on all leaves of a pytree at once: w weights, v, m and s the optimiser's state, g gradient. A
 // field is one number for all leaves, the attribute, or an array without axes per leaf, which then counts.
-#define HG_SGD_FIELDS " lr?*= momentum?*= weight_decay?*="
 #define HG_SGD_ATTRIBUTES "lr:float momentum:float weight_decay:float nesterov:int"
-constexpr Signature sgd_step_value{"sgd_step_value", "w*=~ v?*=~ g*=~" HG_SGD_FIELDS " -> w_next*=~ v_next?*=~",
-                                   HG_SGD_ATTRIBUTES};
+constexpr Signature sgd_step_value{
+    "sgd_step_value", "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*= -> w_next*=~ v_next?*=~", HG_SGD_ATTRIBUTES};
 constexpr Signature sgd_step_jvp{"sgd_step_jvp",
-                                 "w*=~ v?*=~ g*=~" HG_SGD_FIELDS
+                                 "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*="
                                  " w_dot?*=P~ v_dot?*=P~ g_dot?*=P~ lr_dot?*=P momentum_dot?*=P weight_decay_dot?*=P"
                                  " -> w_next_dot?*=P~ v_next_dot?*=P~",
                                  HG_SGD_ATTRIBUTES};
 constexpr Signature sgd_step_vjp{"sgd_step_vjp",
-                                 "w*=~ v?*=~ g*=~" HG_SGD_FIELDS
+                                 "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*="
                                  " w_next_bar?*=~ v_next_bar?*=~"
                                  " -> w_bar?*=~ v_bar?*=~ g_bar?*=~ lr_bar?=n momentum_bar?=n weight_decay_bar?=n",
                                  HG_SGD_ATTRIBUTES};
 
-#define HG_ADAM_FIELDS " lr?*= beta1?*= beta2?*= eps?*="
 #define HG_ADAM_ATTRIBUTES "lr:float beta1:float beta2:float eps:float t:int"
 constexpr Signature adam_step_value{
-    "adam_step_value", "w*=~ m*=~ s*=~ g*=~" HG_ADAM_FIELDS " -> w_next*=~ m_next*=~ s_next*=~", HG_ADAM_ATTRIBUTES};
+    "adam_step_value", "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= -> w_next*=~ m_next*=~ s_next*=~",
+    HG_ADAM_ATTRIBUTES};
 constexpr Signature adam_step_jvp{"adam_step_jvp",
-                                  "m*=~ s*=~ g*=~" HG_ADAM_FIELDS
+                                  "m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*="
                                   " w_dot?*=P~ m_dot?*=P~ s_dot?*=P~ g_dot?*=P~ lr_dot?*=P beta1_dot?*=P beta2_dot?*=P"
                                   " eps_dot?*=P -> w_next_dot?*=P~ m_next_dot?*=P~ s_next_dot?*=P~",
                                   HG_ADAM_ATTRIBUTES};
 constexpr Signature adam_step_vjp{"adam_step_vjp",
-                                  "m*=~ s*=~ g*=~" HG_ADAM_FIELDS
+                                  "m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*="
                                   " w_next_bar?*=~ m_next_bar?*=~ s_next_bar?*=~"
                                   " -> w_bar?*=~ m_bar?*=~ s_bar?*=~ g_bar?*=~ lr_bar?=n beta1_bar?=n beta2_bar?=n"
                                   " eps_bar?=n",

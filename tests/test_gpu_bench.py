@@ -81,7 +81,7 @@ def test_without_a_gpu_it_says_so(bench, tmp_path, monkeypatch):
 
 def test_floors(bench):
     """Operations of every kernel of a block, counted by hand; the signatures give its arrays."""
-    from kernel_times import dims_of, family_of, operations, signatures
+    from kernel_times import dims_of, family_of, operations, shapes_of, signatures
     from meta_problems import Sizes
 
     assert signatures()["conv_bn_relu_pool_jvp"]["w_dot"] == "PE33CK" and signatures().keys() >= HOST.kernels().keys()
@@ -94,6 +94,9 @@ def test_floors(bench):
     assert operations("conv_bn_relu_pool_vjp_jvp", block) == 4 * operations("conv_bn_relu_pool_value", block)
     (block,) = dims_of("conv_bn_relu_pool_first", Sizes())
     assert operations("conv_bn_relu_pool_first_vjp", block) * 4 == operations("conv_bn_relu_pool_first_value", block)
+    (step,) = dims_of("adam_step", Sizes())
+    assert step["n"] == 14 and signatures()["adam_step_jvp"]["w_dot"] == "*P~" and signatures()["adam_step_vjp"]["lr_bar"] == "n"
+    assert shapes_of("*P~", step)[:2] == [(1, 3, 3, 3, 32), (1, 32)] and shapes_of("*P", step) == [None] * 14
     with pytest.raises(ValueError, match="no sizes for unheard_of"):
         dims_of("unheard_of", Sizes())
 

@@ -262,7 +262,7 @@ template <class S>
 constexpr std::size_t kShared = shared_size(sizeof(S));
 
 template <class S>
-void value(const Call& call) {
+void value_of(const Call& call) {
   const Launch launch(call);
   for (int first = 0; first < call.length; first += kLeaves) {
     const ValueTable<S> t = table_of<S, S::kStates + S::kFields, S::kNext>(call, false, first);
@@ -271,7 +271,7 @@ void value(const Call& call) {
 }
 
 template <class S>
-void jvp(const Call& call) {
+void jvp_of(const Call& call) {
   const Launch launch(call);
   const int64_t directions = dim(call, 'P');
   for (int first = 0; first < call.length; first += kLeaves) {
@@ -281,7 +281,7 @@ void jvp(const Call& call) {
 }
 
 template <class S>
-void vjp(const Call& call) {
+void vjp_of(const Call& call) {
   using T = typename S::Element;
   FieldBars<T, S::kFields> all{};
   bool wanted = false;
@@ -306,12 +306,25 @@ void vjp(const Call& call) {
   }
 }
 
-HG_STEP_KERNEL(sgd_step_value, value, Sgd);
-HG_STEP_KERNEL(sgd_step_jvp, jvp, Sgd);
-HG_STEP_KERNEL(sgd_step_vjp, vjp, Sgd);
-HG_STEP_KERNEL(adam_step_value, value, Adam);
-HG_STEP_KERNEL(adam_step_jvp, jvp, Adam);
-HG_STEP_KERNEL(adam_step_vjp, vjp, Adam);
+template <template <class> class Optimizer>
+void value(const Call& call) {
+  call.dtype == DType::f32 ? value_of<Optimizer<float>>(call) : value_of<Optimizer<double>>(call);
+}
+template <template <class> class Optimizer>
+void jvp(const Call& call) {
+  call.dtype == DType::f32 ? jvp_of<Optimizer<float>>(call) : jvp_of<Optimizer<double>>(call);
+}
+template <template <class> class Optimizer>
+void vjp(const Call& call) {
+  call.dtype == DType::f32 ? vjp_of<Optimizer<float>>(call) : vjp_of<Optimizer<double>>(call);
+}
+
+HG_KERNEL(sgd_step_value, value<Sgd>);
+HG_KERNEL(sgd_step_jvp, jvp<Sgd>);
+HG_KERNEL(sgd_step_vjp, vjp<Sgd>);
+HG_KERNEL(adam_step_value, value<Adam>);
+HG_KERNEL(adam_step_jvp, jvp<Adam>);
+HG_KERNEL(adam_step_vjp, vjp<Adam>);
 
 }  // namespace
 }  // namespace cuda

@@ -101,7 +101,7 @@ HG_INLINE void store_all(T* const (&to)[n], int64_t k, int lanes, const Vec<T> (
 }
 
 template <class S>
-void value(const Call& call) {
+void value_of(const Call& call) {
   using T = typename S::Element;
   each_chunk<S>(call, false, chunks_of<S>(call, false), 1, [&](const Piece& piece) {
     const T* x[S::kStates];
@@ -120,7 +120,7 @@ void value(const Call& call) {
 }
 
 template <class S>
-void jvp(const Call& call) {
+void jvp_of(const Call& call) {
   using T = typename S::Element;
   const int64_t directions = higher(0, call.dims[static_cast<int>('P')]);
   each_chunk<S>(call, true, chunks_of<S>(call, true), directions, [&](const Piece& piece) {
@@ -187,7 +187,7 @@ void pull_piece(const Call& call, const Piece& piece, double* sums) {
 }
 
 template <class S>
-void vjp(const Call& call) {
+void vjp_of(const Call& call) {
   using T = typename S::Element;
   const Chunks chunks = chunks_of<S>(call, true);
   T* field_bar[S::kFields];
@@ -212,12 +212,25 @@ void vjp(const Call& call) {
     }
 }
 
-HG_STEP_KERNEL(sgd_step_value, value, Sgd);
-HG_STEP_KERNEL(sgd_step_jvp, jvp, Sgd);
-HG_STEP_KERNEL(sgd_step_vjp, vjp, Sgd);
-HG_STEP_KERNEL(adam_step_value, value, Adam);
-HG_STEP_KERNEL(adam_step_jvp, jvp, Adam);
-HG_STEP_KERNEL(adam_step_vjp, vjp, Adam);
+template <template <class> class Optimizer>
+void value(const Call& call) {
+  call.dtype == DType::f32 ? value_of<Optimizer<float>>(call) : value_of<Optimizer<double>>(call);
+}
+template <template <class> class Optimizer>
+void jvp(const Call& call) {
+  call.dtype == DType::f32 ? jvp_of<Optimizer<float>>(call) : jvp_of<Optimizer<double>>(call);
+}
+template <template <class> class Optimizer>
+void vjp(const Call& call) {
+  call.dtype == DType::f32 ? vjp_of<Optimizer<float>>(call) : vjp_of<Optimizer<double>>(call);
+}
+
+HG_KERNEL(sgd_step_value, value<Sgd>);
+HG_KERNEL(sgd_step_jvp, jvp<Sgd>);
+HG_KERNEL(sgd_step_vjp, vjp<Sgd>);
+HG_KERNEL(adam_step_value, value<Adam>);
+HG_KERNEL(adam_step_jvp, jvp<Adam>);
+HG_KERNEL(adam_step_vjp, vjp<Adam>);
 
 }  // namespace
 }  // namespace HG_SIMD

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..backends import Array, Backend
 from ..rules import FusedMany
 from ..tape import Tensor, to_tensors
@@ -55,7 +57,7 @@ class Step:
             shared = {k: f if isinstance(f, list) else [f] * leaves for k, f in fields.items()}
             return self._composed({**{k: x or [None] * leaves for k, x in states.items()}, **shared}, leaves, extra)
         like = given["g"][0]
-        arrays = {k: [to_tensors(self.name, [x, like])[0] for x in f] for k, f in arrays.items()}
+        arrays = {k: [to_tensors(self.name, [like, x])[1] for x in f] for k, f in arrays.items()}
         outs = self.op.outputs(*(x for column in (*given.values(), *arrays.values()) for x in column), leaves=leaves,
                                numbers=numbers, arrays={k: len(f) for k, f in arrays.items()},
                                absent=tuple(k for k in states if k not in given), extra=extra)
@@ -155,7 +157,12 @@ def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
                 return False
     if any(shape is not None and len(shape) > MOST_AXES for shape in shapes):
         return False
-    return all(getattr(x, "ndim", None) == 0 and x.dtype == dtype and (type(x) is not Tensor or type(x.value) is kind) for x in fields)
+
+    def serves(x: Any) -> bool:
+        at_hand = type(x.value) is kind if type(x) is Tensor else type(x) is kind or isinstance(x, (np.ndarray, np.generic))
+        return at_hand and x.ndim == 0 and x.dtype == dtype
+
+    return all(serves(x) for x in fields)
 
 
 def _zero(field: Any) -> bool:
