@@ -18,15 +18,17 @@ from pathlib import Path
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 _INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 _MATH = re.compile(r"^(FFMA2?|DFMA|[HDQ]G?MMA)(\.|$)")
+_TENSOR = re.compile(r"^[HDQ]G?MMA(\.|$)")
 
 
 @dataclass(frozen=True)
 class Code:
     """Figures of one kernel's machine code.
 
-    loop_math: multiply-adds (FFMA, DFMA, HMMA, ...) of the innermost loop that has most of them; 0 without a loop.
+    loop_math: multiply-adds (FFMA, DFMA, HMMA, ...) of the innermost loop that has most of them, those of tensor cores
+        going before all others; 0 without a loop.
     loop_size: all instructions of that loop but NOP.
-    unit: the instruction that the loop_math are, "" without any.
+    unit: the instruction that most of the loop_math are, "" without any.
     wide_loads: loads of 16 bytes from global memory.
     local: loads from and stores to local memory, that is spills and arrays indexed at run time.
     """
@@ -71,12 +73,13 @@ def read(text: str) -> dict[str, Code]:
 
 
 def _figures(instructions: list[tuple[int, str, str]]) -> Code:
-    math, size, unit = 0, 0, ""
+    math, size, unit, most = 0, 0, "", (0, 0)
     for first, last in _innermost(instructions):
         inside = [name for at, name, _ in instructions if first <= at <= last and name != "NOP"]  # padding on some GPUs
         found = [m[1] for name in inside if (m := _MATH.match(name))]
-        if len(found) > math:
-            math, size, unit = len(found), len(inside), max(set(found), key=found.count)
+        rank = (sum(1 for name in inside if _TENSOR.match(name)), len(found))  # the work is where the tensor cores are
+        if rank > most:
+            most, math, size, unit = rank, len(found), len(inside), max(set(found), key=found.count)
     names = [name for _, name, _ in instructions]
     return Code(math, size, unit, sum(1 for n in names if n.startswith(("LDG.", "LD.E")) and ".128" in n),
                 sum(1 for n in names if n.startswith(("LDL", "STL"))))

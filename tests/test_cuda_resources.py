@@ -96,6 +96,14 @@ def test_machine_code(gate):
     assert code["_Z5emptyv"] == gate.sass.Code(0, 0, "", 0, 0) and code["_Z5emptyv"].share == 0.0
 
 
+def test_tensor_cores_go_before_a_larger_loop_without_them(gate):
+    """An epilogue may hold more multiply-adds than the loop of products."""
+    lines = ["FFMA R8, R4, R5, R8 ;", "HMMA.1688.F32.TF32 R4, R8, R12, R4 ;", "MOV R8, R9 ;", "@P0 BRA 0x10 ;",
+             *["FFMA R8, R4, R5, R8 ;"] * 3, "@P0 BRA 0x40 ;", "EXIT ;"]  # fmt: skip
+    text = "\t\tFunction : products\n" + "".join(f"        /*{16 * i:04x}*/   {line}\n" for i, line in enumerate(lines))
+    assert gate.sass.read(text)["products"] == gate.sass.Code(1, 3, "HMMA", 0, 0)
+
+
 NAME = "conv2d: conv3x3<float, Images<float>, Store<float>>"
 REGRESSIONS = [
     ({"registers": 73}, "73 registers, expected at most 64 [+] 8"),
@@ -113,33 +121,45 @@ REGRESSIONS = [
 @pytest.mark.parametrize(("change", "message"), REGRESSIONS, ids=[next(iter(change)) for change, _ in REGRESSIONS])
 def test_regressions_are_told_by_the_kernels_name(gate, change, message):
     why = {NAME: "planted"}
-    lines = gate.compare({NAME: figures(**change)}, {NAME: figures()}, why)
+    lines = gate.compare({NAME: figures(**change)}, {NAME: figures()}, why, "sm_90")
     assert len([line for line in lines if line.startswith(f"{NAME}: ")]) == len(lines) >= 1
     assert any(re.search(message, line) for line in lines), lines
-    assert gate.compare({NAME: figures()}, {NAME: figures(**change)}, why) == []  # the other way round it is an improvement
+    assert gate.compare({NAME: figures()}, {NAME: figures(**change)}, why, "sm_90") == []  # the other way round it is an improvement
 
 
 def test_what_is_no_regression(gate):
     better = figures(registers=72, share=0.88, wide_loads=1)
-    assert gate.compare({NAME: better}, {NAME: figures()}, {}) == []
-    assert gate.compare({NAME: figures(constant=None)}, {NAME: figures()}, {}) == []
+    assert gate.compare({NAME: better}, {NAME: figures()}, {}, "sm_90") == []
+    assert gate.compare({NAME: figures(constant=None)}, {NAME: figures()}, {}, "sm_90") == []
     without_tools = {key: value for key, value in figures().items() if key not in ("unit", "share", "wide_loads", "local")}
-    assert gate.compare({NAME: without_tools}, {NAME: figures()}, {}) == []
+    assert gate.compare({NAME: without_tools}, {NAME: figures()}, {}, "sm_90") == []
 
 
 def test_kernels_on_one_side_only(gate):
-    lines = gate.compare({"a: new": figures()}, {"b: old": figures()}, {})
+    lines = gate.compare({"a: new": figures()}, {"b: old": figures()}, {}, "sm_90")
     assert len(lines) == 2 and lines[0].startswith("a: new: new, not in the table") and lines[1].startswith("b: old: in the table, but not")
 
 
 def test_spills_need_a_reason_and_inner_loops_a_share(gate):
     spilling = {"a: kernel": figures(stack=8, spill_stores=8)}
-    assert "no reason" in gate.compare(spilling, spilling, {})[0]
-    assert gate.compare(spilling, spilling, {"a: kernel": "once per block, 8 bytes"}) == []
+    assert "no reason" in gate.compare(spilling, spilling, {}, "sm_90")[0]
+    assert gate.compare(spilling, spilling, {"a: kernel": "once per block, 8 bytes"}, "sm_90") == []
     poor = {NAME: figures(share=0.8, wide_loads=0)}
-    lines = gate.compare(poor, poor, {})
+    lines = gate.compare(poor, poor, {}, "sm_90")
     assert len(lines) == 2 and "at least 85%" in lines[0] and "16-byte" in lines[1]
-    assert gate.compare({"a: other": figures(share=0.1, wide_loads=0)}, {"a: other": figures(share=0.1, wide_loads=0)}, {}) == []
+    assert gate.compare({"a: other": figures(share=0.1, wide_loads=0)}, {"a: other": figures(share=0.1, wide_loads=0)}, {}, "sm_90") == []
+
+
+@pytest.mark.parametrize("kernel", ["mma3x3<1, Images<float>, Store<float>>", "mma_wgrad3x3<2, Images<float>>"])
+def test_products_need_tensor_cores_where_there_are_some(gate, kernel):
+    name = f"conv2d: {kernel}"
+    good, without = {name: figures(unit="HMMA", share=0.35)}, {name: figures(unit="FFMA", share=0.9)}
+    assert gate.compare(good, good, {}, "sm_80") == []
+    assert "30%" in gate.compare({name: figures(unit="HMMA", share=0.29)}, {name: figures(unit="HMMA", share=0.3)}, {}, "sm_80")[0]
+    assert "made of FFMA, expected HMMA" in gate.compare(without, without, {}, "sm_80")[0]
+    nothing = {name: figures(unit="", share=0.0)}
+    assert "made of no multiply-adds, expected HMMA" in gate.compare(nothing, nothing, {}, "sm_80")[0]
+    assert gate.compare(nothing, nothing, {}, "sm_75") == []
 
 
 def test_the_table_is_whole(gate):
@@ -151,8 +171,8 @@ def test_the_table_is_whole(gate):
     assert set(table["why"]) <= names[0]
     sources = {name.partition(":")[0] for name in names[0]}
     assert sources <= {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
-    for kernels in table["kernels"].values():
-        assert gate.unexplained(kernels, table["why"]) == []
+    for arch, kernels in table["kernels"].items():
+        assert gate.unexplained(kernels, table["why"], arch) == []
 
 
 def test_the_tables_text_is_the_table(gate):

@@ -19,7 +19,7 @@ def test_names() -> None:
             assert precision_now() == i
         assert precision_now() == 0
     for wrong in ("fp16", "TF32", ""):
-        with pytest.raises(ArgumentError, match=f"precision: name has '{wrong}', expected one of 'float32', 'tf32', '3xtf32' because .*; pass"):
+        with pytest.raises(ArgumentError, match=f"precision: name has '{wrong}', expected one of 'float32', 'tf32', '3xtf32' .*; pass"):
             with hg.precision(wrong):
                 pass
 
@@ -46,7 +46,6 @@ def test_kernels_that_have_a_precision() -> None:
 @pytest.mark.parametrize("precision", [-1, 3])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_refuse_others(kernel: str, precision: int) -> None:
-    """Before they look at the arrays, all of which are empty here."""
     inputs, outputs, attributes = HOST.kernels()[kernel]
     given = {"eps": 1e-5, "stride": 1, "pad_h": 1, "pad_w": 1}
     arrays = {name: np.ones(shape_of(kernel, name), np.uint8 if name == "code" else np.float32) for name in (*inputs, *outputs)}

@@ -20,9 +20,17 @@ struct StoreStatistics {
   template <class Shape>
   HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
                         const T (&z_)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
-    constexpr int n = Shape::kGroup;
     HG_UNROLL
     for (int i = 0; i < Shape::kOwn; ++i) store_window(z.at(0, spot.e), at, windows[i], H, W, K, spot.k, z.wide, z_[i]);
+    HG_UNROLL
+    for (int k = 0; k < Shape::kGroup; k += Shape::kGroup / Shape::kOwn)
+      statistics<Shape, Shape::kGroup / Shape::kOwn>(spot, k, at, windows, z_, sums);
+  }
+
+  // Of n of the thread's filters, from its `first` on.
+  template <class Shape, int n>
+  HG_DEVICE void statistics(const Spot& spot, int first, const Place& at, const Window (&windows)[Shape::kOwn],
+                            const T (&z_)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
     const T count = static_cast<T>(pixels_of(at));
     T near[n], rest[n], squares[n];
     HG_UNROLL
@@ -30,7 +38,7 @@ struct StoreStatistics {
       near[k] = T(0);
       HG_UNROLL
       for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
-      for (int q = 0; q < 4; ++q) near[k] += windows[i].has(at, q) ? z_[i][q][k] : T(0);
+      for (int q = 0; q < 4; ++q) near[k] += windows[i].has(at, q) ? z_[i][q][first + k] : T(0);
     }
     tile_sums<Shape>(near, sums);
     HG_UNROLL
@@ -40,7 +48,7 @@ struct StoreStatistics {
       HG_UNROLL
       for (int i = 0; i < Shape::kOwn; ++i) HG_UNROLL
       for (int q = 0; q < 4; ++q) {
-        const T d = windows[i].has(at, q) ? z_[i][q][k] - near[k] : T(0);
+        const T d = windows[i].has(at, q) ? z_[i][q][first + k] - near[k] : T(0);
         rest[k] += d;
         squares[k] = fused(d, d, squares[k]);
       }
@@ -50,11 +58,12 @@ struct StoreStatistics {
     if (Shape::window(static_cast<int>(threadIdx.x), 0) != 0) return;
     double* const part = parts + static_cast<int64_t>(spot.index) * 2 * K;
     HG_UNROLL
-    for (int k = 0; k < n; ++k) {
-      if (spot.k + k >= K) break;
-      const double off = static_cast<double>(rest[k]) / static_cast<double>(count);
-      part[spot.k + k] = static_cast<double>(near[k]) + off;
-      part[K + spot.k + k] = static_cast<double>(squares[k]) - static_cast<double>(rest[k]) * off;
+    for (int j = 0; j < n; ++j) {
+      const int k = spot.k + first + j;
+      if (k >= K) break;
+      const double off = static_cast<double>(rest[j]) / static_cast<double>(count);
+      part[k] = static_cast<double>(near[j]) + off;
+      part[K + k] = static_cast<double>(squares[j]) - static_cast<double>(rest[j]) * off;
     }
   }
 };

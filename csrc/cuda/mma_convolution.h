@@ -45,9 +45,9 @@ HG_DEVICE void load_fragments(const Filter<float>& filter, const float* w, int c
 
 // products[2*i + dy][j] += pixels (dy, 0) and (dy, 1) of the thread's i-th window, `corner[i]` pixels into the tile, by
 // the j-th 8 filters. Begins and ends with no thread inside the shared arrays. As in convolve, what loading needs is
-// computed anew for every chunk.
+// computed anew for every chunk; `entry` counts episodes over all directions, E to a direction.
 template <Precision precision, class Term>
-HG_DEVICE void convolve_mma(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile,
+HG_DEVICE void convolve_mma(const Term* terms, int term, int entry, int E, int k0, const Tiling& t, int tile,
                             const int (&corner)[2], float* pixels, float* weights, float (&products)[4][4][4]) {
   using Fragment = Operand<precision>[4];  // of channels t and t + 4: (left, right pixel), (left, right pixel)
   HG_NO_UNROLL
@@ -57,6 +57,8 @@ HG_DEVICE void convolve_mma(const Term* terms, int term, int p, int e, int k0, c
       const auto put = [=](int c, int i, float v) {
         pixels[2 * (c % 4 * t.plane + i / 2 * 2 + c / 4) + i % 2] = stored<precision>(v);
       };
+      const int index = forgotten(entry);
+      const int64_t p = index / E, e = index % E;
       load_pixels<float>(now.source.at(p, e), t, place_of(t, forgotten(tile)), c0, 2, put);
       load_fragments<precision>(now.filter, now.filter.w.at(p, e), c0, k0, weights);
     }
@@ -128,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, precision == kTf32 ? 2 : 1)
     }
     HG_NO_UNROLL
     for (int i = 0; i < a.n_terms; ++i)
-      convolve_mma<precision>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights,
-                              products);
+      convolve_mma<precision>(a.terms, i, spot.p * static_cast<int>(a.E) + spot.e, static_cast<int>(a.E), spot.k0,
+                              a.tiling, spot.tile, corner, pixels, weights, products);
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
   const Spot spot = spot_of<Shape>(a, forgotten(static_cast<int>(blockIdx.x)), thread);

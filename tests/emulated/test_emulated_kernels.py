@@ -134,6 +134,8 @@ def test_wrong_calls_are_exceptions():
         EMULATED.run("conv2d_fprop", [x, w.astype("f")], [x.copy()], **attrs)
     with pytest.raises(ArgumentError, match="stride"):
         EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "stride": 0})
+    with pytest.raises(ArgumentError, match="precision is 3, expected an integer from 0 to 2"):
+        EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "precision": 3})
     with pytest.raises(ShapeError, match="output images are"):
         EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "pad_h": 2})
     with pytest.raises(ValueError, match="order is 'backwards'"):
