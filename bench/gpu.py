@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--block", type=float, default=0.3, help="seconds of a timed block (default: 0.3)")
     options = parser.parse_args(arguments)
     console = Console()
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 150)
     if options.device == "cuda" and shutil.which("nvcc") is None:
         raise SystemExit("gpu: nvcc is not on the PATH, expected it because kernels are built here; install the CUDA toolkit")
     run = Run(options, console)

@@ -188,8 +188,8 @@ def _row(timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: 
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
     flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part if a is not None))
     seconds = statistics.median(all_seconds)
-    row: Row = {"kernel": kernel, "precision": PRECISIONS[precision], "dims": dims, "seconds": seconds, "all_seconds": all_seconds, "flop": flop, "bytes": n_bytes,
-                "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
+    row: Row = {"kernel": kernel, "precision": PRECISIONS[precision], "dims": dims, "seconds": seconds, "all_seconds": all_seconds,
+                "flop": flop, "bytes": n_bytes, "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
     if ceilings is not None:
         by_flop, by_bytes = flop / ceilings["ffma_flop_per_second"], n_bytes / ceilings["copy_bytes_per_second"]
         row |= {"floor": max(by_flop, by_bytes), "bound": "arithmetic" if by_flop > by_bytes else "memory",

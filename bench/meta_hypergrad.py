@@ -134,7 +134,8 @@ def _gpu(captured: bool, own: str | None = None) -> Variant:
             with hg.precision(own or ("tf32" if tf32 else "float32")):
                 return value_and_grad(p)
 
-        return _OnGpu((lambda: hg.capture(step)) if captured else (lambda: step), {name: cupy.asarray(a) for name, a in params.items()}, cupy)
+        start = {name: cupy.asarray(a) for name, a in params.items()}
+        return _OnGpu((lambda: hg.capture(step)) if captured else (lambda: step), start, cupy)
 
     return make
 
