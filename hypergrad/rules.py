@@ -26,7 +26,7 @@ from typing import Any, cast
 
 from .backends import Array, Backend, backend_of
 from .errors import ArgumentError
-from .tape import Node, Rule, Tape, Tensor, apply, levels_of, live_dot
+from .tape import Node, Rule, Tape, Tensor, apply, levels_of
 
 RuleFn = Callable[..., Tensor]
 REGISTRY: dict[str, Registered] = {}
@@ -303,8 +303,8 @@ class FusedMany(Registered):
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape wants the derivative."""
-        dots = [live_dot(t) for t in node.inputs]
-        bar_dots = [None if b is None else live_dot(b) for b in bars]
+        dots = [t.dot for t in node.inputs]
+        bar_dots = [None if b is None else b.dot for b in bars]
         curved = any(d is not None for d in dots)
         if levels_of([*node.inputs, *bars, *dots, *bar_dots]) or curved and self.vjp_jvp is None:
             with Tape() as tape:

@@ -324,11 +324,6 @@ def is_idle() -> bool:
     return not _state.active and _state.jvp is None
 
 
-def live_dot(t: Tensor) -> Tensor | None:
-    """The Tensor's tangent if tangents are being pushed now."""
-    return t.dot if _state.jvp is not None else None
-
-
 class Tape:
     """The record of one gradient: open it, `watch` the variables, compute, close it, ask for `gradients`."""
 

@@ -11,7 +11,7 @@ from ..errors import DifferentiationError
 from ..ops.block import PatchStatistics
 from ..optimizers import Optimizer
 from ..rules import applied, settings
-from ..tape import Node, Tensor, levels_of, live_dot, paused, record, to_tensors, zeros_like
+from ..tape import Node, Tensor, levels_of, paused, record, to_tensors, zeros_like
 from ..transforms import tree_tensors
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
 from . import schedule
@@ -65,7 +65,7 @@ class _Unroll:
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
-        if levels_of([*node.inputs, *bars]) or any(live_dot(t) is not None for t in [*node.inputs, *bars] if t is not None):
+        if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
             raise DifferentiationError(_FIRST_ORDER)
         values = [Tensor(t.value) for t in node.inputs]
         if self.stored is None:  # the pullback is called again: the states were dropped as it used them
@@ -131,7 +131,7 @@ def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hpa
     op = _Unroll(Dynamics(inner_loss, batches, optimizer), arguments, policy, stats)
     inputs = tree_leaves(arguments)
     levels = levels_of(inputs)
-    if levels and any(live_dot(t) is not None for t in inputs):
+    if levels and any(t.dot is not None for t in inputs):
         raise DifferentiationError(_FIRST_ORDER)
     state = op.run(inputs, keep=bool(levels))
     stats.steps_run += op.n_steps
