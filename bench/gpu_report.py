@@ -42,9 +42,9 @@ def plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def size(dims: dict[str, int]) -> str:
+def size(dims: dict[str, Any]) -> str:
     """The axes that differ between the sizes of one family."""
-    return " ".join(f"{axis}{dims[axis]}" for axis in "ENHCMDK" if axis in dims)
+    return " ".join(f"{axis}{dims[axis]}" for axis in "ENHCMDKn" if axis in dims)
 
 
 def kernels(rows: list[Row]) -> Table:

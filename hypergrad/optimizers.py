@@ -22,10 +22,10 @@ from .trees import PyTree, is_leaf, tree_flatten, tree_map, tree_unflatten
 def _per_leaf(spec: Any, tree: PyTree) -> Any:
     """The leaves of a pytree of structure `spec` as a list; anything that is no pytree as it is."""
     own, own_spec = tree_flatten(tree)
-    if own_spec == spec:
-        return own
     if is_leaf(own_spec):
         return tree
+    if own_spec == spec:
+        return own
     raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
                         "every leaf or has one entry per leaf; match the weights' structure")
 

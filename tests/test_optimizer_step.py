@@ -169,6 +169,7 @@ def test_one_kernel_call_serves_all_leaves(optimizer: Any) -> None:
 def test_adam_is_one_kernel_call() -> None:
     assert kernels_of_a_step(hg.Adam(lr=0.1, beta1=np.asarray(0.8))) == {"adam_step_value": 1}
     assert kernels_of_a_step(hg.Adam(lr=0.1), SINGLE, SINGLE) == {"adam_step_value": 1}
+    assert kernels_of_a_step(hg.Adam(lr=0.1), np.ones(3), np.ones(3)) == {"adam_step_value": 1}  # a tree of one leaf
 
 
 @pytest.mark.parametrize("optimizer", [
