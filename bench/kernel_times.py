@@ -1,6 +1,6 @@
 """Every kernel's time at the sizes of the meta-step against its floor: operations and bytes over the rates of ceilings.cu.
 
-    python bench/kernel_times.py [--device cuda] [--ceilings FILE]     # prints one line of JSON a kernel and block
+    python bench/kernel_times.py [--device cuda] [--precision tf32] [--ceilings FILE]   # one line of JSON a kernel and block
 
 A floor counts what the kernel must do: multiply-adds as two operations, and every argument read or written once. On a GPU
 the launches are captured in a graph, so that neither Python nor the launches are timed; buffers of the later blocks
@@ -23,6 +23,7 @@ from meta_problems import EPS, TINY, Sizes
 
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
+from hypergrad.rules import PRECISIONS
 
 SIGNATURES = Path(__file__).resolve().parents[1] / "csrc" / "signatures.h"
 REPEATS = 7
@@ -139,19 +140,22 @@ class Timer:
         return out
 
 
-def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None) -> Iterator[Row]:
-    """A row for each kernel and size."""
+def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None, precision: str = "float32") -> Iterator[Row]:
+    """A row for each kernel and size; in another precision than float32, of the kernels that have one."""
     axes = signatures()
     known = timer.backend.kernels()
     for family in dict.fromkeys(family_of(kernel) for kernel in known):
         kernels = [kernel for kernel in (f"{family}_{rung}" for rung in RUNGS) if kernel in known] or [family]
+        if precision != "float32":
+            kernels = [kernel for kernel in kernels if "precision" in known[kernel][2]]
         for dims in dims_of(family, sizes):
             arrays: dict[Any, Any] = {}
             for kernel in kernels:
-                yield _row(timer, kernel, axes[kernel], dims, arrays, ceilings)
+                yield _row(timer, kernel, axes[kernel], dims, arrays, ceilings, precision)
 
 
-def _row(timer: Timer, kernel: str, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None) -> Row:
+def _row(timer: Timer, kernel: str, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None,
+         precision: str) -> Row:
     inputs, outputs, attributes = timer.backend.kernels()[kernel]
     given: list[list[Any]] = [[], []]
     for part, names in zip(given, (inputs, outputs), strict=True):
@@ -160,12 +164,12 @@ def _row(timer: Timer, kernel: str, axes: dict[str, str], dims: Dims, arrays: di
             if (name, shape) not in arrays:
                 arrays[name, shape] = timer.array(name, shape, dims["K"])
             part.append(arrays[name, shape])
-    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0, "size": 2}
+    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": PRECISIONS.index(precision), "size": 2}
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
     flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part))
     seconds = statistics.median(all_seconds)
-    row: Row = {"kernel": kernel, "dims": dims, "seconds": seconds, "all_seconds": all_seconds, "flop": flop, "bytes": n_bytes,
-                "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
+    row: Row = {"kernel": kernel, "precision": precision, "dims": dims, "seconds": seconds, "all_seconds": all_seconds, "flop": flop,
+                "bytes": n_bytes, "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
     if ceilings is not None:
         by_flop, by_bytes = flop / ceilings["ffma_flop_per_second"], n_bytes / ceilings["copy_bytes_per_second"]
         row |= {"floor": max(by_flop, by_bytes), "bound": "arithmetic" if by_flop > by_bytes else "memory",
@@ -178,10 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--sizes", choices=("full", "tiny"), default="full")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the kernels that have one")
     parser.add_argument("--ceilings", type=Path, help="JSON that ceilings.cu printed")
     options = parser.parse_args()
     ceilings = json.loads(options.ceilings.read_text()) if options.ceilings else None
-    for row in measure(Timer(options.device), Sizes() if options.sizes == "full" else TINY, ceilings):
+    for row in measure(Timer(options.device), Sizes() if options.sizes == "full" else TINY, ceilings, options.precision):
         print(json.dumps(row), flush=True)
 
 
