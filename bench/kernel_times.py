@@ -1,6 +1,6 @@
 """Every kernel's time at the sizes of the meta-step against its floor: operations and bytes over the rates of ceilings.cu.
 
-    python bench/kernel_times.py [--device cuda] [--ceilings FILE]     # prints one line of JSON a kernel and block
+    python bench/kernel_times.py [--device cuda] [--ceilings FILE]   # one line of JSON a kernel and block
 
 A floor counts what the kernel must do: multiply-adds as two operations, and every argument read or written once. On a GPU
 the launches are captured in a graph, so that neither Python nor the launches are timed; buffers of the later blocks
@@ -150,7 +150,7 @@ class Timer:
 
 
 def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None) -> Iterator[Row]:
-    """A row for each kernel and size."""
+    """A row for each kernel and size, on a GPU in every precision that the kernel has."""
     axes = signatures()
     known = timer.backend.kernels()
     for family in dict.fromkeys(family_of(kernel) for kernel in known):

@@ -2,14 +2,18 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
-#include <vector>
 
 #include "mma.h"
 
 namespace hg {
 namespace cuda {
 namespace {
+
+// A kernel to ask which of the compiled architectures a device runs: code for sm_75 lacks tf32 on every GPU.
+__global__ void probe() {}
 
 // The number of devices, or 0 and why.
 int count_devices(std::string& why) {
@@ -45,16 +49,18 @@ void check_device(const std::string& kernel) {
 }
 
 bool has_tf32() {
-  static const std::vector<bool> known = [] {
-    std::vector<bool> out;
-    for (int i = 0; i < device_count(); ++i) {
-      int major = 0;
-      out.push_back(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i) == cudaSuccess && major >= 8);
-    }
-    return out;
-  }();
+  static std::mutex mutex;
+  static std::map<int, bool> known;
   int device = 0;
-  return !known.empty() && cudaGetDevice(&device) == cudaSuccess && known[static_cast<std::size_t>(device)];
+  cudaFuncAttributes probed{};
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    if (found != known.end()) return found->second;
+    if (cudaFuncGetAttributes(&probed, probe) == cudaSuccess) return known[device] = probed.ptxVersion >= 80;
+  }
+  cudaGetLastError();  // whoever has no device hears of it when kernels are launched
+  return false;
 }
 
 std::string versions() {

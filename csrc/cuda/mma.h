@@ -11,7 +11,8 @@ namespace hg {
 namespace cuda {
 
 #ifdef __CUDACC__
-// Whether the current device has tf32 products (sm_80 and later). Kernels with them are never launched where not.
+// Whether the code that the current device runs has tf32 products: it is of sm_80 or later, and so is the device.
+// Kernels with them are never launched where not.
 bool has_tf32();
 
 // x rounded to tf32 (10 bits of mantissa, ties away from zero), as the bits that mma_tf32 takes.

@@ -14,7 +14,17 @@ namespace {
 
 constexpr int kThreads = 64;
 
-enum Fault { kNone, kMissingBarrier, kOutOfBounds, kDivergentBarrier, kEndedThread, kTail, kMask, kMissingWait };
+enum Fault {
+  kNone,
+  kMissingBarrier,
+  kOutOfBounds,
+  kDivergentBarrier,
+  kEndedThread,
+  kTail,
+  kMask,
+  kMissingWait,
+  kFragment
+};
 
 // out[i] = in[n - 1 - i] within a block, by way of shared memory.
 template <Fault fault>
@@ -48,11 +58,13 @@ __global__ void copy(const float* in, float* out) {
 }
 
 // out (16, 8) = a (16, 8) b (8, 8) by one warp.
+template <Fault fault>
 __global__ void multiply(const float* a, const float* b, float* out) {
   const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
   const std::uint32_t x[4] = {to_tf32(a[g * 8 + t]), to_tf32(a[(g + 8) * 8 + t]), to_tf32(a[g * 8 + t + 4]),
                               to_tf32(a[(g + 8) * 8 + t + 4])};
-  const std::uint32_t y[2] = {to_tf32(b[t * 8 + g]), to_tf32(b[(t + 4) * 8 + g])};
+  const int column = fault == kFragment ? g ^ 1 : g;
+  const std::uint32_t y[2] = {to_tf32(b[t * 8 + column]), to_tf32(b[(t + 4) * 8 + column])};
   float d[4] = {};
   mma_tf32(d, x, y);
   out[g * 8 + 2 * t] = d[0];
@@ -90,11 +102,12 @@ bool copies() {
   return in == out;
 }
 
+template <Fault fault>
 bool multiplies() {
   float a[128], b[64], out[128];
   for (int i = 0; i < 128; ++i) a[i] = static_cast<float>(i % 11 - 5);  // exact in tf32
   for (int i = 0; i < 64; ++i) b[i] = static_cast<float>(i % 7 - 3);
-  run([&] { multiply(a, b, out); }, 1, 32, 0);
+  run([&] { multiply<fault>(a, b, out); }, 1, 32, 0);
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) {
       float sum = 0;
@@ -116,7 +129,7 @@ int main(int argc, char** argv) {
     for (const char* order : {"forward", "reverse", "shuffle:5"}) {
       hg::emulator::set_order(order);
       if (name == "sound")
-        right = right && turns<kNone>() && copies<kNone>() && multiplies();
+        right = right && turns<kNone>() && copies<kNone>() && multiplies<kNone>();
       else if (name == "missing_barrier")
         right = right && turns<kMissingBarrier>();
       else if (name == "out_of_bounds")
@@ -131,6 +144,8 @@ int main(int argc, char** argv) {
         right = right && turns<kMask>();
       else if (name == "missing_wait")
         right = right && copies<kMissingWait>();
+      else if (name == "fragment")
+        right = right && multiplies<kFragment>();
       else
         return 2;
     }

@@ -17,6 +17,7 @@ FOUND = {
     "tail": "wrong",  # outputs start as NaN
     "mask": "lane 31 is not in its own mask",
     "missing_wait": "wrong",  # the copy arrives when it is waited for
+    "fragment": "wrong",  # a lane of mma.sync holds another column
 }
 
 

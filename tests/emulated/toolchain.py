@@ -70,15 +70,15 @@ class Recorder:
                 file.write(np.array([attrs[key] for key in order], np.float64).tobytes())
 
     def read(self, path):
-        """(name, expected, actual) of every output that the driver wrote."""
+        """(name, attributes, expected, actual) of every output that the driver wrote."""
         data = path.read_bytes()
-        for name, _, outputs, _ in self.calls:
+        for name, _, outputs, attrs in self.calls:
             for expected in outputs:
                 if expected is None:
                     continue
                 actual = np.frombuffer(data[: expected.nbytes], expected.dtype).reshape(expected.shape)
                 data = data[expected.nbytes :]
-                yield name, expected, actual
+                yield name, attrs, expected, actual
         assert not data
 
 
