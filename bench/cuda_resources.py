@@ -83,7 +83,7 @@ def readable(mangled: Iterable[str]) -> dict[str, str]:
 
 def _short(text: str) -> str:
     text = re.sub(r"\(anonymous namespace\)::|\b(?:hg|cuda|hypergrad|\w*_GLOBAL__N_\w*)::", "", text).removeprefix("void ")
-    text = re.sub(r"\((?:int|unsigned|unsigned int|long|bool)\)", "", text).replace("> >", ">>")
+    text = re.sub(r"\((?:int|unsigned|unsigned int|long|bool|Precision)\)", "", text).replace("> >", ">>")
     depth = 0
     for i, c in enumerate(text):
         depth += (c == "<") - (c == ">")

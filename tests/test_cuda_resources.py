@@ -85,6 +85,7 @@ def test_names_are_readable(gate):
 def test_short_names(gate):
     assert gate._short("void hg::cuda::(anonymous namespace)::gather<float, (int)3>(hg::cuda::Block, int)") == "gather<float, 3>"
     assert gate._short("plain(float*, int)") == "plain"
+    assert gate._short("void hg::cuda::mma3x3<(hg::cuda::Precision)1, hg::cuda::Images<float> >(int)") == "mma3x3<1, Images<float>>"
 
 
 def test_machine_code(gate):
