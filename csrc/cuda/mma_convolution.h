@@ -54,8 +54,8 @@ HG_DEVICE void convolve_mma(const Term* terms, int term, int entry, int E, int k
   for (int c0 = 0; c0 < terms[forgotten(term)].filter.inputs(); c0 += MmaShape::kChunk) {
     {
       const Term& now = terms[forgotten(term)];
-      const auto put = [=](int c, int i, float v) {
-        pixels[2 * (c % 4 * t.plane + i / 2 * 2 + c / 4) + i % 2] = stored<precision>(v);
+      const auto put = [pixels, plane = t.plane](int c, int i, float v) {
+        pixels[2 * (c % 4 * plane + i / 2 * 2 + c / 4) + i % 2] = stored<precision>(v);
       };
       const int index = forgotten(entry);
       const int64_t p = index / E, e = index % E;

@@ -154,7 +154,7 @@ HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const
     {
       const Term& now = terms[forgotten(term)];
       load_pixels<T>(now.source.at(p, e), t, place_of(t, forgotten(tile)), c0, channels > 4 ? 2 : 1,
-                     [=](int c, int i, T v) { pixels[c * t.plane + i] = v; });
+                     [pixels, plane = t.plane](int c, int i, T v) { pixels[c * plane + i] = v; });
       load_filter(now.filter, now.filter.w.at(p, e), c0, channels, k0, weights);
     }
     __syncthreads();

@@ -35,7 +35,7 @@ Attrs = dict[str, Any]
 Saved = dict[str, Any]
 
 
-def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float, precision: int = 0) -> Tensor:
+def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float, precision: int) -> Tensor:
     """The definition of the fused block; shapes as the kernels take them, all with the episode axis."""
     with in_precision(PRECISIONS[precision]):
         z = conv2d(x, w)
@@ -43,7 +43,7 @@ def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float,
 
 
 def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, given: Any, eps: float) -> Tensor:
-    return _reference(Tensor(x), w, gamma, beta, eps=eps)
+    return _reference(Tensor(x), w, gamma, beta, eps=eps, precision=0)
 
 
 def _pooled(x: Array, k: int) -> tuple[int, ...]:
