@@ -153,9 +153,7 @@ struct Factor {
     const T* z;
     Batch<const T> scale;
     int64_t K, e;
-    HG_DEVICE T operator()(int64_t n, int64_t k) const {
-      return scale ? *scale.at(e, n) * z[n * K + k] : z[n * K + k];
-    }
+    HG_DEVICE T operator()(int64_t n, int64_t k) const { return scale ? *scale.at(e, n) * z[n * K + k] : z[n * K + k]; }
   };
   HG_DEVICE At at(int64_t p, int64_t e, int64_t K) const { return {z.at(p, e), scale, K, e}; }
 };
