@@ -321,7 +321,7 @@ class FusedMany(Registered):
             # linear in the cotangents: the same rung serves every direction
             each = [self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
                     for k in range(count)]
-            second = [None if row[0] is None else backend.xp.stack(row) for row in zip(*each, strict=True)]
+            second = [None if row[0] is None else backend.concatenate([y[None] for y in row], 0) for row in zip(*each, strict=True)]
         else:
             second = [None] * len(first)
         return [None if g is None else Tensor(g, None if d is None else Tensor(d)) for g, d in zip(first, second, strict=True)]

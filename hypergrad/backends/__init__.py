@@ -40,6 +40,9 @@ class Backend(Protocol):
     def number(self, value: float, dtype: Any) -> Any:
         """A Python number as a 0-d array; on a GPU nothing is copied from the host, so that a graph can record it."""
 
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis; like `number`, without a copy from the host."""
+
     def build_info(self) -> dict[str, Any]:
         """What the kernels were built with, or why they are missing."""
 

@@ -84,6 +84,13 @@ class CudaBackend:
         """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and no graph can record it."""
         return self.xp.full((), value, dtype)
 
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis, at most 8 at a time: for more, CuPy copies a table of pointers from the host."""
+        rows = list(arrays)
+        while len(rows) > 1:
+            rows = [self.xp.concatenate(rows[i:i + 8], axis) for i in range(0, len(rows), 8)]
+        return rows[0]
+
     def build_info(self) -> dict[str, Any]:
         """Compiler, runtime, driver and devices of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _cuda.build_info()

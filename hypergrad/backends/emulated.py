@@ -54,6 +54,10 @@ class EmulatedBackend:
         """A Python number as a 0-d array."""
         return np.asarray(value, dtype)
 
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis."""
+        return np.concatenate(arrays, axis)
+
     def set_order(self, order: str) -> None:
         """Order of threads and blocks: "forward", "reverse" or "shuffle:SEED"."""
         _emulated.set_order(order)

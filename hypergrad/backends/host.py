@@ -58,6 +58,10 @@ class HostBackend:
         """A Python number as a 0-d array."""
         return np.asarray(value, dtype)
 
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis."""
+        return np.concatenate(arrays, axis)
+
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _host.build_info()

@@ -133,8 +133,8 @@ class HyperRepresentation:
         """
         if self.statistics == "joint":
             count = episodes.support.shape[1]
-            xp = backend_of(episodes.support).xp
-            both = features(hparams, xp.concatenate([episodes.support, episodes.query], axis=1))
+            images = [episodes.support, episodes.query]
+            both = features(hparams, backend_of(*images).concatenate(images, 1))
             support, query = both[:, :count], both[:, count:]
         else:
             support = features(hparams, episodes.support)
@@ -197,8 +197,8 @@ class HyperRepresentation:
                 w, done = self.adapt(hparams, w, support, episodes.support_labels, n_steps - done), n_steps
             losses.append(mean(ground_losses(w, query, episodes.query_labels), axis=-1).value)
             accuracies.append(accuracy(w, query, episodes.query_labels))
-        xp = backend_of(*losses).xp
-        return xp.stack(losses, axis=1), xp.stack(accuracies, axis=1)
+        join = backend_of(*losses).concatenate
+        return join([a[:, None] for a in losses], 1), join([a[:, None] for a in accuracies], 1)
 
 
 def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:

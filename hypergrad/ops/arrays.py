@@ -96,7 +96,7 @@ def _apart(index: tuple[Any, ...]) -> bool:
 
 def _getitem_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...]) -> Array:
     if lead and _apart(index):
-        return b.xp.stack([_getitem_value(b, row, lead=lead - 1, index=index) for row in x])
+        return b.concatenate([_getitem_value(b, row, lead=lead - 1, index=index)[None] for row in x], 0)
     return x[(slice(None),) * lead + index]
 
 
@@ -185,7 +185,7 @@ class _Concatenate(Registered):
         return apply(self, args, attrs)[0]
 
     def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
-        return (backend.xp.concatenate(values, axis=attrs["axis"]),), None
+        return (backend.concatenate(values, attrs["axis"]),), None
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
         count = next(d.shape[0] for d in dots if d is not None)

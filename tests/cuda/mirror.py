@@ -49,6 +49,10 @@ class Mirror:
         """A Python number as a 0-d array."""
         return np.asarray(value, dtype)
 
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis."""
+        return np.concatenate(arrays, axis)
+
     def _copy(self, a: Any) -> tuple[Any, Any]:
         rim = np.full(RIM, 0x5A, np.uint8)
         if a.size == 0:

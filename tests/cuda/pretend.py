@@ -287,6 +287,17 @@ def _wrapped(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda a, index, *rest, axis: machine.do(lambda x, i, *more: f(x, i % x.shape[axis], *more, axis=axis), a, index, *rest)
 
 
+def concatenate(arrays: Any, axis: int = 0) -> Any:
+    """Of more than 8 arrays CuPy copies the pointers to the device."""
+    if machine.recording is not None and len(arrays) > 8:
+        raise CaptureUnsupported("cudaErrorStreamCaptureUnsupported: copy of pointers from the host")
+    return machine.do(np.concatenate, arrays, axis=axis)
+
+
+def stack(arrays: Any, axis: int = 0) -> Any:
+    return concatenate([machine.do(np.expand_dims, a, axis) for a in arrays], axis)
+
+
 class _Module(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)
@@ -301,6 +312,7 @@ def cupy() -> Any:
     """The module."""
     module = _Module("cupy")
     module.ndarray, module.asarray, module.array, module.asnumpy, module.empty = ndarray, asarray, array, asnumpy, empty  # type: ignore[attr-defined]
+    module.concatenate, module.stack = concatenate, stack  # type: ignore[attr-defined]
     module.take_along_axis, module.put_along_axis = _wrapped(np.take_along_axis), _wrapped(np.put_along_axis)  # type: ignore[attr-defined]
     module.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         is_available=lambda: True, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,

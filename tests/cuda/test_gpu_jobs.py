@@ -199,6 +199,12 @@ def test_each_kind_of_arguments_is_a_recording(cupy):
     assert first["out"].get().tolist() == [4, 4] and second["out"].get().tolist() == [25, 25]  # results are the caller's
 
 
+def test_many_arrays_are_joined_in_a_graph(cupy):
+    rows = [np.full((2, 3), float(i)) for i in range(75)]
+    got = hg.capture(lambda arrays: hg.stack(arrays, axis=1).value)([cupy.asarray(a) for a in rows])
+    np.testing.assert_array_equal(got.get(), np.stack(rows, axis=1))
+
+
 def test_labels_on_the_device_are_not_read(cupy):
     logits, labels = np.zeros((3, 2)), np.array([0, 1, 2])
     x, w, b = np.zeros((3, 4)), np.zeros((4, 2)), np.zeros(2)
