@@ -204,7 +204,7 @@ def test_as_array_shares_memory():
     assert as_array(np.float32(1)).dtype == np.float32
 
 
-@pytest.mark.parametrize("x", ["text", [[1, 2], [3]], None, object(), {"a": 1}], ids=str)
+@pytest.mark.parametrize("x", ["text", [[1, 2], [3]], None, object(), {"a": 1}], ids=lambda x: type(x).__name__)
 def test_as_array_rejects_what_is_no_number(x):
     with pytest.raises(ArgumentError, match="as_array: x is a"):
         as_array(x)

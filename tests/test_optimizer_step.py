@@ -12,8 +12,8 @@ import optree
 import pytest
 import test_fused as suite
 from cases.optimizer_step import EACH, MIXED, SHARED, step_case
-from checks import Case, check_layouts, check_outputs_written, derivatives, essentials
-from test_block import against_composed, counted
+from checks import Case, assert_same, check_layouts, check_outputs_written, derivatives, essentials
+from fused_checks import against_composed, counted, setting
 
 import hypergrad as hg
 from hypergrad import _host
@@ -41,13 +41,13 @@ def kernels_of(case: Case) -> set[str]:
 
 def check(case: Case) -> None:
     """In float64: the kernels and nothing else run, and agree with the composed arithmetic by every route."""
-    args, w = suite.setting(case)
+    args, w = setting(case)
     got = derivatives(case.f, args, w)
     with hg.fusion(False):
         want = derivatives(case.f, args, w)
     for key in want:
         for i, (a, b) in enumerate(zip(got[key], want[key], strict=True)):
-            suite.assert_same(a, b, f"{key}, argument {i}", 1e-11)
+            assert_same(a, b, f"{key}, argument {i}", 1e-11)
 
 
 @EVERY
@@ -86,7 +86,7 @@ def test_higher_nestings(case: Case) -> None:
 @EACH_SMALL
 def test_tangent_of_the_cotangent_only(case: Case) -> None:
     """The kernel is linear in the cotangents; where an input has a tangent the reference runs."""
-    args, w = suite.setting(case)
+    args, w = setting(case)
     s_dot, numbers = np.random.default_rng(5).normal(size=(3, *w.c.shape)), tuple(range(1, len(args) + 1))
 
     def run() -> Any:
@@ -124,7 +124,7 @@ def test_bits_do_not_depend_on_threads(kind: str, level: str) -> None:
     extra = {"nesterov": True} if kind == "sgd_step" else {"t": 1}
     case = step_case(kind, ((70001,), (), (9000,)), SHARED, "large", **extra)
     chosen, threads = _host.build_info()["simd"], _host.threads()
-    args, w = suite.setting(case, np.float32)
+    args, w = setting(case, np.float32)
     found = []
     try:
         _host.set_simd(level)

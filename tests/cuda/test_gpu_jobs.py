@@ -4,18 +4,22 @@ The pretended one shows on any machine that no NumPy array meets the device's, t
 that a recorded graph depends on nothing but its arguments; the real one, that CuPy and CUDA agree.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pretend
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
 import hypergrad as hg
 import hypergrad.data
 from hypergrad.backends import is_on_gpu
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import MISSING as NO_EMULATOR
+from hypergrad.cli import app
 from hypergrad.fewshot import training
 from hypergrad.fewshot.evaluation import evaluate_run
 from hypergrad.fewshot.run import RESULT, RunDirectory
@@ -255,3 +259,22 @@ def test_training(graphs, cupy, tmp_path):
         resumed = training.train(run, config, tiny.tiny_data())
     for name, expected in whole.items():
         np.testing.assert_array_equal(resumed.hparams[name].get(), expected, err_msg=name)
+
+
+def test_the_command(cupy, tmp_path):
+    """`hypergrad train --device cuda` and `hypergrad evaluate` from images in a folder to the figures."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for c in range(3):
+            (tmp_path / "images" / split / f"class{c}").mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 255, (16, 16), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / f"class{c}" / f"{i}.png")
+    sizes = "--n-way 3 --n-query 2 --filters 4 --steps 2 --meta-batch 2 --iterations 2 --eval-every 1 --eval-episodes 2 --test-episodes 2"
+    environment = {"HYPERGRAD_CACHE": str(tmp_path / "cache")}
+    for command in (["train", "--device", "cuda", "--data", "folder", "--root", str(tmp_path / "images"), *sizes.split(),
+                     "--run-dir", str(tmp_path / "run")], ["evaluate", str(tmp_path / "run"), "--episodes", "2"]):  # fmt: skip
+        result = CliRunner().invoke(app, command, env=environment)
+        assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cuda"
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 0

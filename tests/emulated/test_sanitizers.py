@@ -6,6 +6,7 @@ Calls are recorded from the kernels' cases and run by a program without Python, 
 import os
 import subprocess
 
+import fused_checks
 import numpy as np
 import precision_cases as precise
 import pytest
@@ -60,7 +61,7 @@ def recorder():
         patch.setattr(backends, "HOST", EMULATED)
         for case in test_fused.SMALL:
             for dtype in suite.DTYPES:
-                args, w = test_fused.setting(case, dtype)
+                args, w = fused_checks.setting(case, dtype)
                 hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))  # all four rungs
     assert recorder.kernels() == set(EMULATED.kernels())
     return recorder
