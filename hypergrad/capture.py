@@ -19,12 +19,12 @@ _CONSTANTS = (bool, int, float, str, bytes)
 
 
 def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of thousands.
+    """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of hundreds.
 
     The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it; the calls after it copy
     their arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Each other tree
     structure, shape, dtype, constant, or setting of `fusion` is recorded by itself. A meta-step of few-shot learning is
-    thousands of small kernels, which take the GPU less time than the host needs to launch them one by one.
+    hundreds of small kernels, which take the GPU less time than the host needs to launch them one by one.
 
     Args:
         fn: takes and returns pytrees of arrays; pure: what is no array of its arguments is fixed at the recording, like its
