@@ -67,16 +67,17 @@ HG_INLINE void store(T* p, Vec<T> v, int n = 0) {
     for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// By a loop through memory: GCC 12 makes vpmovzx of it, but of __builtin_convertvector from bytes one instruction a
+// lane.
 template <class T, bool Full = true>
 HG_INLINE Mask<T> load_code(const unsigned char* p, int n = 0) {
-  typename VecOf<T>::bytes b;
-  if (Full) {
-    __builtin_memcpy(&b, p, sizeof b);
-  } else {
-    b = typename VecOf<T>::bytes{};
-    for (int i = 0; i < n; ++i) b[i] = p[i];
-  }
-  return __builtin_convertvector(b, Mask<T>);
+  typename Lane<T>::integer lanes[kLanes<T>];
+  if (!Full)
+    for (int i = 0; i < kLanes<T>; ++i) lanes[i] = 0;
+  for (int i = 0; i < (Full ? kLanes<T> : n); ++i) lanes[i] = p[i];
+  Mask<T> code;
+  __builtin_memcpy(&code, lanes, sizeof code);
+  return code;
 }
 
 template <class T, bool Full = true>
