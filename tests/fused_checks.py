@@ -9,9 +9,10 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from checks import BASELINE_FACTOR, EPS, LAST_PLACES, SAME, Array, Case, Weights, assert_same, derivatives, largest
+from checks import BASELINE_FACTOR, EPS, LAST_PLACES, SAME, Array, Case, Weights, assert_same, derivatives, essentials, largest
 
 import hypergrad as hg
+from hypergrad import _host
 from hypergrad.backends.host import HostBackend
 
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
@@ -133,3 +134,21 @@ def check_tangent_of_the_cotangent(case: Case, op: str) -> None:
         against_composed(lambda d=s_dot: products(d), f"jvp of grad, {directions} directions")
         along = lambda s_dot, n=directions: sum((hg.sum(p * d[:n]) for p, d in zip(products(s_dot), w.dots, strict=True)), 0.0)  # noqa: E731
         against_composed(lambda d=s_dot, f=along: [hg.grad(f)(d)], f"grad in the cotangent's {directions} tangents")
+
+
+def check_bits_for_any_threads(case: Case, level: str) -> None:
+    """In float32, with the instruction set `level`: one, two and three threads give the same bits."""
+    chosen, threads = _host.build_info()["simd"], _host.threads()
+    args, w = setting(case, np.float32)
+    found = []
+    try:
+        _host.set_simd(level)
+        for n in (1, 2, 3):
+            _host.set_threads(n)
+            found.append(essentials(case.f, args, w))
+    finally:
+        _host.set_simd(chosen)
+        _host.set_threads(threads)
+    for other in found[1:]:
+        for key, arrays in found[0].items():
+            assert [a.tobytes() for a in arrays] == [b.tobytes() for b in other[key]], key

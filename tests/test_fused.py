@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import Array, Case, check_layouts, check_outputs_written, essentials
+from checks import Array, Case, check_layouts, check_outputs_written
 from fused_checks import (
     against_composed,
+    check_bits_for_any_threads,
     check_cotangents_of_some,
     check_float32,
     check_tangent_of_the_cotangent,
@@ -185,20 +186,7 @@ def test_a_fault_in_any_kernel_is_seen(rung: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("level", _host.build_info()["simd_supported"])
 @pytest.mark.parametrize("case", [CASES[i] for i in (3, 8, 11, 14, 17)], ids=str)
 def test_bits_do_not_depend_on_threads(case: Case, level: str) -> None:
-    chosen, threads = _host.build_info()["simd"], _host.threads()
-    args, w = setting(case, np.float32)
-    found = []
-    try:
-        _host.set_simd(level)
-        for n in (1, 2, 3):
-            _host.set_threads(n)
-            found.append(essentials(case.f, args, w))
-    finally:
-        _host.set_simd(chosen)
-        _host.set_threads(threads)
-    for other in found[1:]:
-        for key, arrays in found[0].items():
-            assert [a.tobytes() for a in arrays] == [b.tobytes() for b in other[key]], key
+    check_bits_for_any_threads(case, level)
 
 
 def test_head_survives_large_logits() -> None:

@@ -12,8 +12,8 @@ import optree
 import pytest
 import test_fused as suite
 from cases.optimizer_step import EACH, MIXED, SHARED, step_case
-from checks import Case, assert_same, check_layouts, check_outputs_written, derivatives, essentials
-from fused_checks import against_composed, counted, setting
+from checks import Case, assert_same, check_layouts, check_outputs_written, derivatives
+from fused_checks import against_composed, check_bits_for_any_threads, counted, setting
 
 import hypergrad as hg
 from hypergrad import _host
@@ -123,20 +123,7 @@ def test_a_fault_in_any_output_is_seen(kernel: str, output: str, monkeypatch: py
 def test_bits_do_not_depend_on_threads(kind: str, level: str) -> None:
     extra = {"nesterov": True} if kind == "sgd_step" else {"t": 1}
     case = step_case(kind, ((70001,), (), (9000,)), SHARED, "large", **extra)
-    chosen, threads = _host.build_info()["simd"], _host.threads()
-    args, w = setting(case, np.float32)
-    found = []
-    try:
-        _host.set_simd(level)
-        for n in (1, 2, 3):
-            _host.set_threads(n)
-            found.append(essentials(case.f, args, w))
-    finally:
-        _host.set_simd(chosen)
-        _host.set_threads(threads)
-    for other in found[1:]:
-        for key, arrays in found[0].items():
-            assert [a.tobytes() for a in arrays] == [b.tobytes() for b in other[key]], key
+    check_bits_for_any_threads(case, level)
 
 
 # --- when the kernels run -------------------------------------------------------------------------

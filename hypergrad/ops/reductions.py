@@ -146,7 +146,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: str, range_reason: str) -> Array:
     """Labels as an integer array on x's device, of x's shape without the last axis, each below `classes`.
 
-    Labels that come from a GPU are not read, which would make the host wait for it: see `unchecked`.
+    Labels that come from a GPU are not read, which would make the host wait for it: one out of range makes its loss NaN.
 
     Raises: DTypeError for labels that are no integers; ShapeError for another shape; ArgumentError for a label out of range.
     """
@@ -155,18 +155,13 @@ def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: 
         raise DTypeError(f"{name}: labels has dtype {index.dtype}, expected integers because they index classes; convert with astype")
     if index.shape != x.shape[:-1]:
         raise ShapeError(f"{name}: labels has shape {index.shape}, expected {x.shape[:-1]} because {shape_reason}")
-    if unchecked(index):
+    if is_on_gpu(index):
         backend_of(x.value, index)  # raises where x is the host's
         return index
     if index.size and (int(index.min()) < 0 or int(index.max()) >= classes):
         raise ArgumentError(f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
                             f"because {range_reason}; renumber the classes")
     return backend_of(x.value).xp.asarray(index)
-
-
-def unchecked(labels: Array) -> bool:
-    """Whether the labels lie on a GPU, where `class_labels` does not check their range: one out of range makes its loss NaN."""
-    return is_on_gpu(labels)
 
 
 def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
@@ -186,4 +181,4 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     index = class_labels("softmax_cross_entropy", labels, z, z.shape[-1], f"logits has shape {z.shape}",
                          f"logits has {z.shape[-1]} classes")
     losses = subtract(logsumexp(z), pick(z, index=index))
-    return where((index >= 0) & (index < z.shape[-1]), losses, math.nan) if unchecked(index) else losses
+    return where((index >= 0) & (index < z.shape[-1]), losses, math.nan) if is_on_gpu(index) else losses
