@@ -116,7 +116,7 @@ def test_resume_of_a_finished_run_repeats_the_result(trained):
 
 def test_control_c_saves_and_says_how_to_go_on(train_args, tmp_path):
     path = tmp_path / "run"
-    args = [str(arg) for arg in train_args] + ["--iterations", "100000", "--run-dir", str(path)]
+    args = [str(arg) for arg in train_args] + ["--iterations", "100000", "--patience", "100000", "--run-dir", str(path)]
     process = subprocess.Popen(
         [sys.executable, "-m", "hypergrad.cli", *args],
         cwd=path.parent,  # not the checkout, whose folder would stand in for the installed package
