@@ -7,20 +7,23 @@ checkpointed trajectory or by forward mode over tangents, on NumPy arrays, with 
 from . import errors
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
 from .capture import capture
+from .clipping import clip_by_norm, clip_by_value
 from .errors import HypergradError
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
-from .optimizers import SGD, Adam, Optimizer
+from .optimizers import SGD, Adam, Optimizer, schedule
 from .passes.forward import forward
 from .passes.reverse import reverse
+from .passes.scan import scan
 from .passes.unroll import unroll
 from .rules import fusion, precision
 from .tape import Tensor
-from .transforms import grad, hvp, jvp, value_and_grad, vjp
+from .transforms import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "capture", "errors", "forward",
-    "full_batch", "fusion", "grad", "hvp", "jvp", "precision", "reverse", "unroll", "value_and_grad", "vjp", *_op_names,
+    "SGD", "Adam", "Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "capture", "clip_by_norm",
+    "clip_by_value", "errors", "forward", "full_batch", "fusion", "grad", "hvp", "jvp", "precision", "reverse", "scan", "schedule",
+    "stop_gradient", "unroll", "value_and_grad", "vjp", *_op_names,
 ]

@@ -7,7 +7,8 @@ Source: Franceschi et al. 2017, arXiv:1703.01785; Franceschi et al. 2018, ICML.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -19,10 +20,7 @@ from .trees import PyTree
 
 
 class Batches(Protocol):
-    """What `batches` must offer. Pure: the same t gives the same batch, because a re-run step asks again.
-
-    An array handed out is not written to while a pass runs: what it knows of the images is computed once for each array.
-    """
+    """What `batches` must offer. Pure: the same t gives the same batch, because a step that is run again asks again."""
 
     def __len__(self) -> int:
         """The number of inner steps T."""
@@ -31,21 +29,37 @@ class Batches(Protocol):
         """The batch of step t, 0 <= t < T."""
 
 
+def count_steps(where: str, batches: Any) -> int:
+    """T, the number of batches.
+
+    Raises: ArgumentError for what cannot be asked for batch t again: iterators, loaders, sets, dictionaries.
+    """
+    kind = type(batches).__name__
+    if isinstance(batches, (Mapping, str, bytes)) or not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
+        raise ArgumentError(f"{where}: batches is a {kind}, expected something with len(batches) and batches[t] because a step that is run "
+                            "again asks for its batch again; collect it first with list(batches), or use hg.full_batch(data, n_steps)")
+    return len(batches)
+
+
 @dataclass(frozen=True)
 class Bilevel:
     """An inner problem, solved by an optimiser from a start, and an outer objective of its result.
 
+    The objective is outer_loss(w_T, hparams), plus the sum of running_loss(w_t, hparams, t) over t = 1..T where there is one.
+
     Args:
         inner_loss: (w, hparams, batch) -> scalar Tensor; no closure over Tensors that a gradient follows.
-        outer_loss: (w, hparams) -> scalar Tensor.
+        outer_loss: (w, hparams) -> scalar Tensor; (w, hparams, batch) where a pass is given `outer_batch`.
         init: hparams -> w_0, a pytree of arrays or Tensors; it may depend on hparams.
         optimizer: hparams -> an Optimizer, whose fields may be numbers or Tensors made from hparams.
+        running_loss: (w, hparams, t) -> scalar Tensor, w being the weights after t steps; None for none.
     """
 
     inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
-    outer_loss: Callable[[PyTree, PyTree], Tensor]
+    outer_loss: Callable[..., Tensor]
     init: Callable[[PyTree], PyTree]
     optimizer: Callable[[PyTree], Optimizer]
+    running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,13 @@ def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
     Returns: a sequence of length n_steps.
     Raises: ArgumentError for a negative n_steps.
     """
-    if n_steps < 0:
-        raise ArgumentError(f"full_batch: n_steps has {n_steps}, expected >= 0 because it counts steps")
-    return _FullBatch(data, n_steps)
+    try:
+        count = operator.index(n_steps)
+    except TypeError:
+        count = -1
+    if count < 0 or isinstance(n_steps, bool):
+        raise ArgumentError(f"full_batch: n_steps has {n_steps!r}, expected an integer >= 0 because it counts steps")
+    return _FullBatch(data, count)
 
 
 @dataclass
@@ -125,16 +143,20 @@ class Stats:
 
 @dataclass(frozen=True)
 class HyperGradient:
-    """What `reverse` and `forward` return.
+    """What `reverse` and `forward` return. The arrays are the caller's: writable, and shared with nothing.
 
     Attributes:
-        value: E(s_T, hparams), a 0-d array.
+        value: the outer objective, a 0-d array.
         grad: its gradient, a pytree of arrays like hparams.
         params: w_T, a pytree of arrays.
+        state: the optimiser's state after the last step, a pytree of arrays.
+        losses: the inner loss of each step, at the weights before it, shape (T,).
         stats: what the pass did.
     """
 
     value: Any
     grad: PyTree
     params: PyTree
+    state: PyTree
+    losses: Any
     stats: Stats

@@ -11,7 +11,8 @@ import numpy as np
 from .backends import backend_of, is_on_gpu
 from .errors import ArgumentError, DeviceError, DifferentiationError
 from .rules import settings
-from .tape import Tensor, is_idle
+from .state import is_idle
+from .tape import Tensor
 from .transforms import tree_values
 from .trees import PyTree, tree_flatten, tree_unflatten
 

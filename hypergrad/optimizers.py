@@ -1,7 +1,8 @@
 """Optimisers whose every field is a hyperparameter that can be differentiated.
 
 An optimiser is a pure map of (weights, state, gradient, step number); it holds no state of its own. A field is a
-number, an array, a Tensor, or a pytree like the weights (one entry per leaf, for instance a step size per direction).
+number, an array, a Tensor, a pytree like the weights (one entry per leaf, for instance a step size per direction), or a
+schedule (one value per step).
 
 A step is one kernel call for all leaves where every field is a number or has no axes, and each rule of its derivative is one
 more; with other fields, such as elementwise step sizes, it is composed of ops.
@@ -9,41 +10,122 @@ more; with other fields, such as elementwise step sizes, it is composed of ops.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
-from .errors import ArgumentError
+import numpy as np
+
+from .backends import digest
+from .errors import ArgumentError, DTypeError, ShapeError
+from .ops.arrays import stack
 from .ops.optimizer_step import adam_step, sgd_step
-from .tape import paused, zeros_like
-from .transforms import tree_tensors, tree_values
-from .trees import PyTree, is_leaf, tree_flatten, tree_map, tree_unflatten
+from .state import set_aside
+from .tape import Tensor, zeros_like
+from .transforms import arrays_of, owned, tree_tensors
+from .trees import PyTree, is_leaf, tree_flatten, tree_leaves, tree_map, tree_named, tree_node, tree_structure, tree_unflatten
+
+_NUMBERS = (bool, int, float)
 
 
-def _per_leaf(spec: Any, tree: PyTree) -> Any:
-    """The leaves of a pytree of structure `spec` as a list; anything that is no pytree as it is."""
+def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
+    """A field as a list with one entry for each leaf of the weights, or as it is where one value serves them all.
+
+    Raises: ArgumentError for another structure than the weights'; ShapeError for an array that would enlarge a leaf.
+    """
     own, own_spec = tree_flatten(tree)
-    if is_leaf(own_spec):
-        return tree
-    if own_spec == spec:
-        return own
-    raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
-                        "every leaf or has one entry per leaf; match the weights' structure")
+    one = is_leaf(own_spec)
+    if not one and own_spec != spec:
+        raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
+                            f"every leaf or has one entry per leaf; match the weights' structure in {name}")
+    for i, w in enumerate(leaves):
+        shape = np.shape(own[0 if one else i]) if not isinstance(own[0 if one else i], Tensor) else own[0 if one else i].shape
+        if shape and (len(shape) > w.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(w.shape), strict=False))):
+            leaf = tree_named(tree_unflatten(spec, leaves), "w")[i][0]
+            raise ShapeError(f"optimizer: {name} has shape {shape}, expected one that broadcasts to {w.shape} because {leaf} keeps its "
+                             "shape in a step; give a number, a tree with one entry per leaf, or hg.schedule(...) for one per step")
+    return tree if one else own
 
 
 def _leaves(spec: Any, n: int, tree: PyTree) -> list[Any]:
-    """One entry for each of the n leaves."""
-    own = _per_leaf(spec, tree)
-    return own if isinstance(own, list) else [own] * n
+    """One entry for each of the n leaves of a gradient or state."""
+    own, own_spec = tree_flatten(tree)
+    if own_spec != spec:
+        raise ArgumentError(f"optimizer: the gradient or state has the structure {own_spec}, expected {spec} because it has one entry "
+                            "per leaf of the weights")
+    return own
+
+
+@tree_node
+@dataclass(frozen=True)
+class Schedule:
+    """A field of an optimiser that has a value for each step; see `schedule`."""
+
+    values: Any
+
+    def at(self, t: int) -> Any:
+        """The value in step t, counted from 0."""
+        return tree_map(lambda x: x[t, ...], self.values)
+
+    def checked(self, name: str, n_steps: int) -> Schedule:
+        """Itself, where it has a value for each of n_steps steps."""
+        for x in tree_leaves(self.values):
+            if not x.shape or x.shape[0] != n_steps:
+                raise ShapeError(f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} steps; "
+                                 "give one value per step")
+        return self
+
+
+def schedule(values: PyTree) -> Schedule:
+    """Marks an array as one value per step, so that a field of an optimiser follows a schedule.
+
+    Args:
+        values: array or Tensor of shape (T,) for one value per step, or (T, ...) for one array per step; or a tree like the
+            weights of such.
+    Returns: what `SGD(lr=...)` and every other numeric field takes; every value is a hyperparameter of its own.
+    Raises: ShapeError where it is used, if its length is not the number of steps.
+    Cost: memory of the values, whatever the number of steps.
+    """
+    return Schedule(tree_map(lambda x: x if isinstance(x, Tensor) else np.asarray(x) if isinstance(x, (list, tuple)) else x, values))
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What the passes need: `init`, `update`, and whether the update is linear in the gradient."""
+    """An optimiser: a pure map of (weights, state, gradient, step number), whose fields are its hyperparameters.
 
+    A subclass is a frozen dataclass that defines `update` and, where it keeps a state, `init`. Both are written in ops, so that the
+    passes can differentiate them.
+
+    Args:
+        clip: a transform of the gradient before the update, such as `clip_by_norm(1.0)`; None for none.
+    """
+
+    clip: Any = field(default=None, kw_only=True)
     linear_in_gradient: ClassVar[bool] = False
+    """Whether `update` is linear in the gradient, with a slope that depends on the fields alone. A class says so for the `update` that it
+    defines itself: what it inherits counts for nothing where it has an `update` of its own."""
+    numeric_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that may be a function of the step number or a `schedule`."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "__init__" in cls.__dict__ and "__dataclass_fields__" not in cls.__dict__:
+            raise ArgumentError(f"optimizer: {cls.__name__} defines __init__, expected fields because its hyperparameters would be lost; "
+                                "write @dataclass(frozen=True) above the class and declare them as lr: Any = 0.1")
+        for name in (k for k, x in cls.__dict__.items() if inspect.isfunction(x) and not k.startswith("_") and k not in _PUBLIC):
+            for meant in difflib.get_close_matches(name, ("init", "update"), n=1, cutoff=0.8):
+                raise ArgumentError(f"optimizer: {cls.__name__} defines {name}, expected {meant} because nothing calls {name}; rename it")
+
+    def __new__(cls, *_: Any, **__: Any) -> Optimizer:
+        if cls not in _checked:
+            _check_class(cls)
+            _checked.add(cls)
+        return super().__new__(cls)
 
     def init(self, w: PyTree) -> PyTree:
-        """The state before the first step (a pytree of Tensors without tangents)."""
+        """The state before the first step: a pytree of Tensors or arrays, () for none."""
         return ()
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
@@ -56,7 +138,35 @@ class Optimizer:
             t: number of steps done so far, 0 at the first.
         Returns: (w, state) after the step.
         """
-        return w, state
+        raise ArgumentError(f"optimizer: {type(self).__name__} has no update, expected one because a step calls it; define "
+                            "update(self, w, state, g, t)")
+
+    def is_linear(self) -> bool:
+        """Whether a step is linear in the gradient: the class that defines `update` says so, and nothing is clipped."""
+        return self.clip is None and bool(_definer(type(self)).__dict__.get("linear_in_gradient", False))
+
+    def is_known(self) -> bool:
+        """Whether the class that defines `update` states whether it is linear; an update that states nothing is watched more closely."""
+        return self.clip is None and "linear_in_gradient" in _definer(type(self)).__dict__
+
+    def begin(self, w: PyTree) -> PyTree:
+        """The state before the first step, as Tensors."""
+        return tree_tensors(self.init(w), "optimizer")
+
+    def advance(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
+        """One step as the passes take it: the gradient is clipped, and what `update` returns must be like what it got.
+
+        Raises: ArgumentError, ShapeError or DTypeError that names the leaf.
+        """
+        if self.is_known():
+            return self.update(w, state, g, t)
+        after = self.update(w, state, g if self.clip is None else self.clip(g), t)
+        if not (isinstance(after, tuple) and len(after) == 2):
+            raise ArgumentError(f"optimizer: {type(self).__name__}.update returned a {type(after).__name__}, expected the pair (w, state); "
+                                "return w, () where there is no state")
+        after = tree_tensors(after, "optimizer")
+        same_kind(f"optimizer: {type(self).__name__}.update", (w, state), after, ("w", "state"))
+        return after[0], after[1]
 
     def hyperparameters(self) -> dict[str, Any]:
         """The fields by name."""
@@ -64,7 +174,29 @@ class Optimizer:
 
     def with_hyperparameters(self, values: dict[str, Any]) -> Optimizer:
         """The same optimiser with other values in its fields."""
-        return replace(self, **values)
+        return replace(self, **values) if values else self
+
+    def scheduled(self, n_steps: int) -> Optimizer:
+        """The same optimiser for n_steps steps: its functions of the step number are evaluated, its schedules checked."""
+        found: dict[str, Any] = {}
+        for name in self.numeric_fields:
+            value = getattr(self, name)
+            if isinstance(value, Schedule):
+                found[name] = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
+            elif callable(value):
+                found[name] = _tabulated(name, value, n_steps)
+        return self.with_hyperparameters(found)
+
+    def at(self, t: int) -> Optimizer:
+        """The same optimiser with the values that its schedules have in step t."""
+        found = {}
+        for name in self.numeric_fields:
+            value = getattr(self, name)
+            if isinstance(value, Schedule):
+                found[name] = value.at(t)
+            elif callable(value):
+                found[name] = value(t)
+        return self.with_hyperparameters(found)
 
     def step(self, w: PyTree, state: PyTree | None, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """One step on arrays, off the tape: what a training loop calls.
@@ -73,13 +205,66 @@ class Optimizer:
             w, g: pytrees of arrays.
             state: None at the first step, then what the last call returned.
             t: number of steps done so far.
-        Returns: (w, state), pytrees of arrays.
+        Returns: (w, state), pytrees of new arrays.
         """
-        with paused():
-            tensors = tree_tensors(w, "step")
-            before = self.init(tensors) if state is None else tree_tensors(state, "step")
-            after = self.update(tensors, before, tree_tensors(g, "step"), t)
-        return tree_values(after[0]), tree_values(after[1])
+
+        def run() -> tuple[PyTree, PyTree]:
+            tensors, now = tree_tensors(w, "step"), self.at(t)
+            before = now.begin(tensors) if state is None else tree_tensors(state, "step")
+            return now.advance(tensors, before, tree_tensors(g, "step"), t)
+
+        after: tuple[PyTree, PyTree] = owned(set_aside(run), arrays_of(w, state, g))
+        return after
+
+
+_PUBLIC = frozenset(name for name in vars(Optimizer) if not name.startswith("_"))
+_checked: set[type] = set()
+
+
+def _definer(cls: type) -> type:
+    """The class whose `update` an optimiser of class `cls` runs."""
+    return next(c for c in cls.__mro__ if "update" in c.__dict__)
+
+
+def _check_class(cls: type) -> None:
+    """Raises: ArgumentError for a class that would lose a hyperparameter or has no update."""
+    for c in cls.__mro__[:-1]:
+        if "__dataclass_fields__" not in c.__dict__:
+            own = [k for k, kind in inspect.get_annotations(c).items() if "ClassVar" not in str(kind)]
+            if own:
+                raise ArgumentError(f"optimizer: {c.__name__} declares {', '.join(own)} but is no dataclass, expected one because its "
+                                    "fields are its hyperparameters; write @dataclass(frozen=True) above the class")
+    if _definer(cls) is Optimizer and cls is not Optimizer:
+        raise ArgumentError(f"optimizer: {cls.__name__} has no update, expected one because a step calls it; define "
+                            "update(self, w, state, g, t)")
+
+
+def _tabulated(name: str, f: Callable[[int], Any], n_steps: int) -> Any:
+    """The values of a function of the step number as a schedule."""
+    values = [f(t) for t in range(n_steps)]
+    if all(type(x) in _NUMBERS or isinstance(x, (np.generic, np.ndarray)) for x in values):
+        return Schedule(Tensor(np.asarray(values, np.result_type(*values)))) if values else 0.0
+    return Schedule(stack(values)).checked(name, n_steps)
+
+
+def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...]) -> None:
+    """Raises an error that names the leaf unless two tuples of trees agree in structure, shapes and dtypes."""
+    for old, new, root in zip(before, after, roots, strict=True):
+        olds, news = tree_leaves(old), tree_leaves(new)
+        if tree_structure(old) != tree_structure(new):
+            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)} after the step, expected {tree_structure(old)} as "
+                                "before because every step starts from what the last one returned; return the same tree")
+        for i, (a, b) in enumerate(zip(olds, news, strict=True)):
+            if a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
+                leaf = tree_named(old, root)[i][0]
+                error: type[Exception] = ShapeError if a.shape != b.shape else DTypeError
+                raise error(f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype} after the step, expected {a.shape} and {a.dtype} as "
+                            "before because a step keeps them; sum or reshape to the leaf's shape")
+
+
+def digests(tree: PyTree) -> tuple[int | None, ...]:
+    """A digest of every leaf, by which a step that is run again is recognised; None for arrays on a GPU."""
+    return tuple(digest(x.value) for x in tree_leaves(tree))
 
 
 @dataclass(frozen=True)
@@ -87,10 +272,12 @@ class SGD(Optimizer):
     """Gradient descent with momentum: v <- momentum*v + g, w <- w - lr*v.
 
     Args:
-        lr: step size.
+        lr: step size. This and every other numeric field is a number, an array or Tensor without axes, a tree with one entry per leaf
+            of the weights, each broadcasting to its leaf, a function of the step number, or a `schedule`.
         momentum: mu; the number 0 keeps no velocity, so that the state is w alone.
         nesterov: step along g + mu*v instead of v.
         weight_decay: adds weight_decay * w to g.
+        clip: see `Optimizer`.
     Memory: w, and as much again with momentum.
     Source: Sutskever et al. 2013, ICML (momentum and Nesterov's form).
     """
@@ -100,6 +287,7 @@ class SGD(Optimizer):
     nesterov: bool = False
     weight_decay: Any = 0.0
     linear_in_gradient: ClassVar[bool] = True
+    numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay")
 
     def _plain(self) -> bool:
         return isinstance(self.momentum, (int, float)) and self.momentum == 0
@@ -112,7 +300,7 @@ class SGD(Optimizer):
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
         v = None if self._plain() else _leaves(spec, len(leaves), state)
-        lr, momentum, decay = (_per_leaf(spec, f) for f in (self.lr, self.momentum, self.weight_decay))
+        lr, momentum, decay = (_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields)
         w_next, v_next = sgd_step(leaves, v, _leaves(spec, len(leaves), g), lr, momentum, decay, nesterov=self.nesterov)
         return tree_unflatten(spec, w_next), () if v_next is None else tree_unflatten(spec, v_next)
 
@@ -124,9 +312,10 @@ class Adam(Optimizer):
     eps stands inside the square root, so that the derivative exists where g = 0.
 
     Args:
-        lr: step size.
+        lr: step size; numeric fields are as in `SGD`.
         beta1, beta2: decay of the two moments, in [0, 1).
         eps: added to the second moment, > 0.
+        clip: see `Optimizer`.
     Memory: three times w.
     Source: Kingma & Ba 2015, arXiv:1412.6980.
     """
@@ -135,6 +324,8 @@ class Adam(Optimizer):
     beta1: Any = 0.9
     beta2: Any = 0.999
     eps: Any = 1e-8
+    linear_in_gradient: ClassVar[bool] = False
+    numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps")
 
     def init(self, w: PyTree) -> PyTree:
         """Zero moments."""
@@ -144,6 +335,6 @@ class Adam(Optimizer):
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
         states = [_leaves(spec, len(leaves), x) for x in (state["m"], state["s"], g)]
-        fields = [_per_leaf(spec, f) for f in (self.lr, self.beta1, self.beta2, self.eps)]
+        fields = [_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields]
         w_next, m_next, s_next = (tree_unflatten(spec, x) for x in adam_step(leaves, *states, *fields, t=t))
         return w_next, {"m": m_next, "s": s_next}

@@ -21,19 +21,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, cast
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar, cast
 
 from .backends import Array, Backend, backend_of
 from .errors import ArgumentError
 from .tape import Node, Rule, Tape, Tensor, apply, levels_of
 
 RuleFn = Callable[..., Tensor]
+R = TypeVar("R")
 REGISTRY: dict[str, Registered] = {}
 
 
 class Registered:
-    """An op known by name. Subclasses add forward, push and pull (see tape.Rule)."""
+    """An op known by name. Subclasses add forward, push and pull (see tape.Rule).
+
+    Attributes:
+        proven: whether the tests of this package prove that its rules are the derivatives of its value. True for the package's own
+            ops; an op declared elsewhere may be anything, such as a straight-through rounding. What the passes conclude from the
+            symmetry of a Hessian they do for proven ops alone.
+    """
+
+    proven = False
 
     def __init__(self, name: str, arity: int | None) -> None:
         if name in REGISTRY:
@@ -246,15 +255,39 @@ def settings() -> tuple[Any, ...]:
     return (_fusion.get(), _precision.get())
 
 
-@contextmanager
-def applied(chosen: tuple[Any, ...]) -> Iterator[None]:
-    """Context with the settings that `settings` gave elsewhere: for steps that are run again."""
-    fused, digits = _fusion.set(chosen[0]), _precision.set(chosen[1])
-    try:
-        yield
-    finally:
-        _fusion.reset(fused)
-        _precision.reset(digits)
+class Surroundings:
+    """What the steps of one run have in common beside their arguments: the settings, and what ops keep while the run lasts.
+
+    A step that is run again, or transposed, must have the bits of the first time, so it takes place in the same surroundings.
+    """
+
+    def __init__(self) -> None:
+        self.settings = settings()
+        self.kept: dict[Callable[[], Any], Any] = {}
+
+    def run(self, f: Callable[..., R], *args: Any) -> R:
+        """f(*args) in these surroundings."""
+        return copy_context().run(self._enter, f, args)
+
+    def _enter(self, f: Callable[..., R], args: tuple[Any, ...]) -> R:
+        _fusion.set(self.settings[0])
+        _precision.set(self.settings[1])
+        _kept.set(self.kept)
+        return f(*args)
+
+
+_kept: ContextVar[dict[Callable[[], Any], Any] | None] = ContextVar("kept", default=None)
+
+
+def kept_in_run(kind: Callable[[], R]) -> R | None:
+    """The one object of that class that belongs to the run at work, made when it is first asked for; None outside a run."""
+    kept = _kept.get()
+    if kept is None:
+        return None
+    if kind not in kept:
+        kept[kind] = kind()
+    found: R = kept[kind]
+    return found
 
 
 def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:
@@ -308,9 +341,13 @@ class FusedMany(Registered):
         bar_dots = [None if b is None else b.dot for b in bars]
         curved = any(d is not None for d in dots)
         if levels_of([*node.inputs, *bars, *dots, *bar_dots]) or curved and self.vjp_jvp is None:
-            with Tape() as tape:
+            tape = Tape()
+
+            def taped() -> tuple[list[Tensor], list[Tensor]]:
                 watched = [tape.watch(t) for t in node.inputs]
-                outs = list(self.reference(*watched, **node.attrs))
+                return watched, list(self.reference(*watched, **node.attrs))
+
+            watched, outs = tape.run(taped)
             return tape.gradients(outs, bars, watched)
         values, raw, raw_dots = [t.value for t in node.inputs], _values(bars), _values(bar_dots)
         backend = backend_of(*values)

@@ -17,15 +17,17 @@ Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodi
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from .backends import Array, as_array, backend_of
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
+from .state import Jvp, State, current, own_thread, within
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Tensor:
@@ -44,12 +46,12 @@ class Tensor:
     def __init__(self, value: Array, dot: Tensor | None = None, node: Node | None = None, index: int = 0) -> None:
         self.value, self.node, self.index, self._dot = value, node, index, dot
         if dot is not None:
-            self._jvp = _state.jvp
+            self._jvp = current().jvp
 
     @property
     def dot(self) -> Tensor | None:
-        """The tangents, in the jvp that seeded them; what is kept of a closed jvp is a constant to the next."""
-        return self._dot if self._dot is not None and self._jvp is _state.jvp else None
+        """The tangents, inside the jvp that seeded them. A Tensor that outlives its jvp loses its tangents."""
+        return self._dot if self._dot is not None and self._jvp is current().jvp else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,12 +74,8 @@ class Tensor:
         return int(self.value.size)
 
     def detach(self) -> Tensor:
-        """The same value off every tape; tangents stay."""
-        return Tensor(self.value, self.dot)
-
-    def primal(self) -> Tensor:
-        """The same value and place on the tapes, without tangents."""
-        return self if self._dot is None else Tensor(self.value, None, self.node, self.index)
+        """The same value as a constant to every derivative, in both modes, as `hypergrad.stop_gradient`."""
+        return Tensor(self.value)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise DTypeError("Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
@@ -122,6 +120,7 @@ class Rule(Protocol):
     """What the tape needs of an op; see rules.py for the ways to declare one."""
 
     name: str
+    proven: bool
 
     def forward(self, backend: Any, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
         """Values of the outputs, and whatever the rules want to keep for later (`node.saved`)."""
@@ -144,7 +143,7 @@ class Node:
     def __init__(self, op: Rule | None, inputs: list[Tensor], attrs: dict[str, Any], saved: Any, levels: int) -> None:
         self.op, self.inputs, self.attrs, self.saved, self.levels = op, inputs, attrs, saved, levels
         self.outputs: list[tuple[Array, Tensor | None]] = []
-        self.jvp = _state.jvp  # that the tangents belong to
+        self.jvp: Jvp | None = current().jvp  # that the tangents belong to
 
     def results(self) -> list[Tensor]:
         """All outputs as Tensors, off the tape where no tape follows them."""
@@ -154,52 +153,51 @@ class Node:
     def output(self, i: int = 0) -> Tensor:
         """Output `i` as a Tensor. Made anew each time: a stored one would be a reference cycle."""
         value, dot = self.outputs[i]
-        return Tensor(value, dot if self.jvp is _state.jvp else None, self, i)
+        return Tensor(value, dot if self.jvp is current().jvp else None, self, i)
 
 
-class Jvp:
-    """One level of tangents."""
-
-    __slots__ = ("levels", "carriers")
-
-    def __init__(self, levels: int) -> None:
-        self.levels = levels  # mask of the tapes open when the tangents were seeded: those alone may record them
-        self.carriers: list[Node] = []  # nodes whose outputs' tangents are on a tape themselves
+def primal(t: Tensor) -> Tensor:
+    """The same value and place on the tapes, without tangents."""
+    return t if t._dot is None else Tensor(t.value, None, t.node, t.index)
 
 
-class _State(threading.local):
-    """Per thread: the open tapes, which of them record, and the open jvp."""
-
-    def __init__(self) -> None:
-        self.tapes: list[Tape] = []
-        self.active = 0  # bit mask of recording tapes
-        self.paused = 0  # tapes that an unroll has set aside: inside it nothing may depend on them
-        self.jvp: Jvp | None = None
-
-
-_state = _State()
+def untaped(t: Tensor) -> Tensor:
+    """The same value off every tape, with its tangents."""
+    return Tensor(t.value, t.dot)
 
 
 def levels_of(tensors: Sequence[Tensor | None]) -> int:
     """Bit mask of the recording tapes on which any of the Tensors depends.
 
-    Raises: DifferentiationError if one of them reached into an unroll through a closure.
+    Raises: DifferentiationError if one of them is followed in another thread, or reached into a run through a closure.
     """
     mask = 0
     for t in tensors:
         if t is not None and t.node is not None:
             mask |= t.node.levels
-    if mask & _state.paused:
-        raise DifferentiationError("unroll: inner_loss uses a Tensor from outside that a gradient follows, expected w, hparams and batch "
-                                   "only because its derivative would be lost; pass the Tensor through hparams")
-    return mask & _state.active
+    return _recorded(current(), mask) if mask else 0
+
+
+def _recorded(state: State, mask: int) -> int:
+    """Those of the tapes in `mask` that record now."""
+    if mask & ~state.open or not own_thread(state):
+        raise _other_thread()
+    if mask & state.paused:
+        raise DifferentiationError("unroll: the inner run uses a Tensor from outside that a gradient follows, expected the state, hparams "
+                                   "and batch only because its derivative would be lost; pass the Tensor through hparams")
+    return mask & state.active
+
+
+def _other_thread() -> DifferentiationError:
+    return DifferentiationError("op: an argument is followed by a gradient or jvp of another thread, expected one thread because a tape "
+                                "belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape on purpose")
 
 
 def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
     """Run `op` on Tensors, arrays or Python scalars: value, tangents, and a Node where a tape depends on it.
 
     Raises: DTypeError for float32 beside float64 or for no floating array at all; ShapeError for shapes
-        that the op cannot take.
+        that the op cannot take; DifferentiationError for a Tensor that is followed in another thread.
     """
     inputs = to_tensors(op.name, args)
     values = [t.value for t in inputs]
@@ -212,24 +210,31 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
         given = {k: v for k, v in attrs.items() if not hasattr(v, "shape")}
         raise ShapeError(f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
                          f"because: {error}; reshape or broadcast them first") from error
-    levels = levels_of(inputs)
-    jvp = _state.jvp
-    if jvp is not None:
-        for t in inputs:
-            if t._dot is not None and t._jvp is jvp:
-                break
-        else:
-            jvp = None  # nothing to push
+    state, levels, moving = current(), 0, False
+    for t in inputs:
+        if t.node is not None:
+            levels |= t.node.levels
+        if t._dot is not None:
+            if t._jvp is state.jvp:
+                moving = True
+            elif t._jvp is not None and t._jvp.open:
+                raise _other_thread()
+    if levels:
+        levels = _recorded(state, levels)
     results = [np.asarray(v) if isinstance(v, np.generic) else v for v in outs]  # 0-d results stay arrays
-    if not levels and jvp is None:
+    if not levels and not moving:
         return [Tensor(v) for v in results]
     node = Node(op, inputs, attrs, saved, levels)
     node.outputs = [(v, None) for v in results]
     record(node)  # before its tangents are computed: their ops come later on the tape
-    if jvp is not None:
-        with _recording(_state.active & jvp.levels):
-            node.outputs = list(zip(results, op.push(node, [t.primal() for t in inputs], [t.dot for t in inputs]), strict=True))
-        if any([d is not None and d.node is not None for _, d in node.outputs]):
+    if moving:
+        jvp = state.jvp
+        assert jvp is not None
+        arguments = node, [primal(t) for t in inputs], [t.dot for t in inputs]
+        mask = state.active & jvp.levels
+        dots = op.push(*arguments) if mask == state.active else within(state.recording(mask), op.push, *arguments)
+        node.outputs = list(zip(results, dots, strict=True))
+        if any([d is not None and d.node is not None for d in dots]):
             jvp.carriers.append(node)
     return node.results()
 
@@ -237,9 +242,11 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
 def record(node: Node) -> None:
     """Put a node on every open tape it depends on."""
     if node.levels:
-        for tape in _state.tapes:
+        for tape in current().tapes:
             if node.levels & tape.bit:
                 tape.nodes.append(node)
+                if not (node.op is None or node.op.proven):
+                    tape.proven = False
 
 
 def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
@@ -282,69 +289,41 @@ def zeros_like(x: Tensor) -> Tensor:
     return Tensor(backend_of(x.value).xp.zeros_like(x.value))
 
 
-@contextmanager
-def _recording(mask: int) -> Iterator[None]:
-    """Only the tapes in `mask` record inside; 0 switches recording off."""
-    before, _state.active = _state.active, mask
+def with_tangents(f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """f(*args, **kwargs) where Tensors may carry tangents; one level only."""
+    state = current().with_tangents()
+    jvp = state.jvp
+    assert jvp is not None
     try:
-        yield
+        return within(state, f, *args, **kwargs)
     finally:
-        _state.active = before
-
-
-@contextmanager
-def paused() -> Iterator[None]:
-    """Context in which nothing is recorded, and Tensors that a tape follows are refused; tangents still flow."""
-    before, _state.paused = _state.paused, _state.paused | _state.active
-    try:
-        with _recording(0):
-            yield
-    finally:
-        _state.paused = before
-
-
-@contextmanager
-def tangents() -> Iterator[None]:
-    """Context in which Tensors may carry tangents; one level only."""
-    if _state.jvp is not None:
-        raise DifferentiationError("jvp: called inside another jvp, expected none because a Tensor carries one level of "
-                                   "tangents; use hg.grad for one of the two levels, or hg.hvp")
-    jvp = _state.jvp = Jvp(_state.active)
-    try:
-        yield
-    finally:
-        _state.jvp = None
+        jvp.open = False
         for node in jvp.carriers:  # a rule may have computed the tangent from the output: a reference cycle
             node.outputs = [(value, None) for value, _ in node.outputs]
         jvp.carriers.clear()
 
 
-def is_idle() -> bool:
-    """Whether no transform is at work: nothing records and no tangents flow."""
-    return not _state.active and _state.jvp is None
-
-
 class Tape:
-    """The record of one gradient: open it, `watch` the variables, compute, close it, ask for `gradients`."""
+    """The record of one gradient: `run` a function that watches its variables, then ask for `gradients`.
+
+    Attributes:
+        nodes: what was recorded, in order.
+        proven: whether every op on the tape is one whose derivative rules are proven to be those of its value; see rules.py.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.leaves: list[Node] = []
-        self.bit = self.outer = 0
+        self.bit, self.proven = 0, True
 
-    def __enter__(self) -> Tape:
-        self.bit = 1 << len(_state.tapes)
-        self.outer = _state.active
-        _state.tapes.append(self)
-        _state.active |= self.bit
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _state.tapes.pop()
-        _state.active = self.outer
-        # From here on the bit may be used by the next tape: these nodes no longer answer to it.
-        for node in self.nodes + self.leaves:
-            node.levels &= ~self.bit
+    def run(self, f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """f(*args, **kwargs) with this tape open."""
+        try:
+            return within(current().with_tape(self), f, *args, **kwargs)
+        finally:
+            # From here on the bit may be used by the next tape: these nodes no longer answer to it.
+            for node in self.nodes + self.leaves:
+                node.levels &= ~self.bit
 
     def watch(self, x: Tensor) -> Tensor:
         """An alias of `x` whose cotangent this tape can give; an enclosing tape sees the identity."""

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
-import optree
 
 from .backends import Array, backend_of
 from .bilevel import Batches, Bilevel, HyperGradient, Stats
-from .errors import DTypeError
+from .errors import DifferentiationError, DTypeError
 from .passes.forward import forward
 from .passes.reverse import objective, reverse
 from .tape import Tensor, to_tensors
 from .transforms import grad, hvp, jvp, tree_tensors, tree_values, vjp
-from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
 
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 _FULL_FORWARD = 64  # up to so many hyperparameters the forward pass is compared in every one
@@ -70,16 +69,10 @@ def _fail(message: str) -> NoReturn:
     raise AssertionError(message)
 
 
-def _named(tree: PyTree, root: str) -> list[tuple[str, Any]]:
-    """(name, leaf) in flattening order; a name is the Python expression that reaches the leaf."""
-    accessors = optree.tree_accessors(cast(Any, tree))
-    return [(a.codify(root), x) for a, x in zip(accessors, tree_leaves(tree), strict=True)]
-
-
 def _float64(tree: PyTree, where: str, root: str) -> PyTree:
     """The tree as arrays, all of them float64."""
     arrays = tree_map(lambda x: to_tensors(where, [x])[0].value, tree)
-    for name, x in _named(arrays, root):
+    for name, x in tree_named(arrays, root):
         if x.dtype != np.float64:
             raise DTypeError(
                 f"{where}: {name} has dtype {x.dtype}, expected float64 because finite differences in lower "
@@ -167,7 +160,7 @@ def _compare(
 def _split(vector: Any, tree: PyTree, root: str) -> list[tuple[str, Any]]:
     """The parts of a vector that belong to the leaves of a tree, by name."""
     parts, start = [], 0
-    for name, x in _named(tree, root):
+    for name, x in tree_named(tree, root):
         parts.append((name, vector[start : start + x.size]))
         start += x.size
     return parts
@@ -213,7 +206,7 @@ def check_gradients(
 
     v = _direction(args, rng)
     first = 0.0
-    for i, ((name, bar), direction) in enumerate(zip(_named(bars, "args"), tree_leaves(v), strict=True)):
+    for i, ((name, bar), direction) in enumerate(zip(tree_named(bars, "args"), tree_leaves(v), strict=True)):
         alone = _only(i, v)
         d = _difference(value, args, alone, eps, rtol)
         _, out_dot = jvp(f, args, alone)
@@ -300,7 +293,7 @@ def check_hypergrad(
     if checkpoints is None:
         checkpoints = ("all", "sqrt", 3, 1) if n_steps <= 50 else ("all", "sqrt", 3)
     _check_purity(batches)
-    r = reverse(problem, hparams, batches)
+    r = _reverse(problem, hparams, batches, "all")
     if not np.isfinite(float(r.value)):
         _fail(
             f"check_hypergrad: the outer objective is {float(r.value)}, expected a finite number; lower the step "
@@ -311,7 +304,7 @@ def check_hypergrad(
         "all",
         *(c for c in checkpoints if c != "all"),
     ):  # "all" a second time: is it the same twice?
-        other = reverse(problem, hparams, batches, checkpoints=policy)
+        other = _reverse(problem, hparams, batches, policy)
         _check_same_bits(r, other, policy)
         held[policy] = other.stats.states_held
         if isinstance(policy, int) and held[policy] > policy:
@@ -328,9 +321,9 @@ def check_hypergrad(
     agreement = _check_forward(problem, hparams, batches, r, [v for _, v in moves], forward_rtol)
 
     def value(h: PyTree) -> PyTree:
-        return objective(problem, tree_tensors(h, "check_hypergrad"), batches, "all", Stats("check"))[0].value
+        return objective(problem, tree_tensors(h, "check_hypergrad"), batches, Stats("check"))[0].value
 
-    names = [name for name, _ in _named(hparams, "hparams")]
+    names = [name for name, _ in tree_named(hparams, "hparams")]
     errors = dict.fromkeys(names, 0.0)
     for i, v in moves:
         terms = _vector(tree_leaves(r.grad)[i]) * _vector(tree_leaves(v)[i])
@@ -349,6 +342,14 @@ def check_hypergrad(
     return HypergradReport(
         float(r.value), n_steps, sum(x.size for x in tree_leaves(hparams)), held, agreement, errors, inner
     )
+
+
+def _reverse(problem: Bilevel, hparams: PyTree, batches: Batches, policy: Any) -> HyperGradient:
+    """A reverse run; a step that is not the same twice is a finding of the check."""
+    try:
+        return reverse(problem, hparams, batches, checkpoints=policy)
+    except DifferentiationError as error:
+        _fail(f"check_hypergrad: reverse with checkpoints={policy!r}: {error}")
 
 
 def _check_purity(batches: Batches) -> None:
@@ -384,7 +385,7 @@ def _check_same_bits(r: HyperGradient, other: HyperGradient, policy: Any) -> Non
         ("params", r.params, other.params),
         ("hparams", r.grad, other.grad),
     ):
-        for (name, x), (_, y) in zip(_named(a, root), _named(b, root), strict=True):
+        for (name, x), (_, y) in zip(tree_named(a, root), tree_named(b, root), strict=True):
             if x.tobytes() != y.tobytes():
                 xs, ys = _vector(x), _vector(y)
                 i = int(np.argmax(xs != ys))
@@ -407,12 +408,12 @@ def _check_forward(
                 f"check_hypergrad: forward: the objective is {float(f.value):.12g}, reverse mode gives "
                 f"{float(r.value):.12g}"
             )
-        for (name, x), y in zip(_named(f.grad, "hparams"), tree_leaves(r.grad), strict=True):
+        for (name, x), y in zip(tree_named(f.grad, "hparams"), tree_leaves(r.grad), strict=True):
             worst = max(worst, _agree(name, _vector(x), _vector(y), 0.0, rtol))
         return worst
     stacked = tree_map(lambda *vs: backend_of(vs[0]).xp.stack(vs), moves[0], *moves[1:])
-    _, dots = jvp(lambda h: objective(problem, h, batches, "all", Stats("check"))[0], (hparams,), (stacked,))
-    names = [name for name, _ in _named(hparams, "hparams")]
+    _, dots = jvp(lambda h: objective(problem, h, batches, Stats("check"))[0], (hparams,), (stacked,))
+    names = [name for name, _ in tree_named(hparams, "hparams")]
     for i, (dot, move) in enumerate(zip(_vector(dots), moves, strict=True)):
         terms = _vector(r.grad) * _vector(move)
         worst = max(
@@ -474,7 +475,7 @@ def _check_inner(
         none = tree_map(lambda x: None, hparams)
         _, (g, _), (h_ww, h_hw) = hvp(loss, (w, hparams), (v, none))
         leaves = tree_leaves(w)
-        for i, (name, part) in enumerate(_named(g, "w")):
+        for i, (name, part) in enumerate(tree_named(g, "w")):
             alone = _only(i, v)
             terms = _vector(part) * _vector(tree_leaves(alone)[i])
             d = _difference(value, w, alone, eps, rtol)
@@ -496,7 +497,7 @@ def _check_inner(
             ("H_hw v", h_hw, d.values[n_w:], hparams, "hparams"),
         ):
             scale = float(np.abs(values).max(initial=0.0))
-            for (name, x), (_, part) in zip(_named(got, root), _split(values, tree, root), strict=True):
+            for (name, x), (_, part) in zip(tree_named(got, root), _split(values, tree, root), strict=True):
                 worst = max(
                     worst,
                     _compare(

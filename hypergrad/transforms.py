@@ -7,26 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from .backends import backend_of
-from .errors import ArgumentError, ShapeError
-from .tape import Tape, Tensor, is_idle, tangents, to_tensors, zeros_like
-from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from .backends import backend_of, digest
+from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
+from .state import is_idle
+from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents, zeros_like
+from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
 
 
-def tree_tensors(tree: PyTree, where: str) -> PyTree:
-    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of the tree's first array."""
+def tree_tensors(tree: PyTree, where: str, root: str = "argument") -> PyTree:
+    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of the tree's first array.
+
+    Raises: DTypeError, ArgumentError or DeviceError for a leaf that is no array of floating numbers; `root` is the tree's name there.
+    """
     leaves, spec = tree_flatten(tree)
-    numbers = (bool, int, float)  # exactly these: NumPy's scalars have a dtype of their own
-    model = [x for x in leaves if type(x) not in numbers][:1]
+    model = [x for x in leaves if type(x) not in _NUMBERS][:1]
 
-    def convert(x: Any) -> Any:
+    def convert(i: int, x: Any) -> Any:
         if isinstance(x, Tensor):
             return x
         if type(x) is np.ndarray and x.dtype.char in "fd":  # the common case, and the fast one
             return Tensor(x)
-        return to_tensors(where, [x, *model] if type(x) in numbers else [x])[0]
+        try:
+            return to_tensors(where, [x, *model] if type(x) in _NUMBERS else [x])[0]
+        except HypergradError as error:
+            raise type(error)(f"{where}: {tree_named(tree, root)[i][0]} cannot be followed: {error}") from error
 
-    return tree_unflatten(spec, [convert(x) for x in leaves])
+    return tree_unflatten(spec, [convert(i, x) for i, x in enumerate(leaves)])
+
+
+_NUMBERS = (bool, int, float)  # exactly these: NumPy's scalars have a dtype of their own
 
 
 def tree_values(tree: PyTree) -> PyTree:
@@ -34,13 +43,49 @@ def tree_values(tree: PyTree) -> PyTree:
     return tree_map(lambda x: x.value if isinstance(x, Tensor) else x, tree)
 
 
-def result(tree: PyTree) -> PyTree:
-    """What a public transform hands back: arrays, or Tensors where an enclosing transform is still at work."""
-    return tree_values(tree) if is_idle() else tree
+def arrays_of(*trees: PyTree) -> list[Any]:
+    """The arrays of some trees."""
+    return [x.value if isinstance(x, Tensor) else x for x in tree_leaves(trees)]
+
+
+def owned(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
+    """The tree with every Tensor replaced by an array of its own: writable, sharing memory with no other one and none of `given`.
+
+    Args:
+        tree: a pytree; what is no Tensor stays as it is.
+        given: arrays that somebody else holds.
+        copy: copy every array, also where it looks as if nobody else had it.
+    Cost: nothing is copied that an op made for this result alone.
+    """
+    taken = {id(x) for x in given}
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        flags = x.value.flags
+        if copy or id(x.value) in taken or not flags.owndata or not getattr(flags, "writeable", True):
+            return x.value.copy()
+        taken.add(id(x.value))
+        return x.value
+
+    return tree_map(one, tree)
+
+
+def result(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
+    """What a public transform hands back: arrays of the caller's own, or Tensors where an enclosing transform is still at work."""
+    return owned(tree, given, copy=copy) if is_idle() else tree
+
+
+def constant(x: Tensor) -> bool:
+    """Whether nothing at all follows the Tensor, so that its array may be anybody's."""
+    return x.node is None and x.dot is None
 
 
 def scalar(where: str, out: Any) -> Tensor:
     """`out` if it is a scalar Tensor; the error otherwise."""
+    if out is None or isinstance(out, (tuple, list, dict)):
+        raise ArgumentError(f"{where}: the function's result is a {type(out).__name__}, expected one scalar Tensor because a gradient is "
+                            "of a scalar; return the loss alone, or use value_and_grad(..., has_aux=True)")
     (value,) = to_tensors(where, [out])
     if value.ndim:
         raise ShapeError(f"{where}: the function's result has shape {value.shape}, expected () because a gradient is of a "
@@ -48,21 +93,32 @@ def scalar(where: str, out: Any) -> Tensor:
     return value
 
 
-def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad",
-                          has_aux: bool = False) -> tuple[Tensor, Any, PyTree]:
-    """(value, aux, gradient) of ``f(tree)``, all Tensors; tangents ride along. What the passes call."""
+def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad", has_aux: bool = False,
+                          tape: Tape | None = None) -> tuple[Tensor, Any, PyTree]:
+    """(value, aux, gradient) of ``f(tree)``, all Tensors; tangents ride along. What the passes call.
+
+    A caller that wants to know what was recorded gives a new `tape`.
+    """
+    tape = Tape() if tape is None else tape
     leaves, spec = tree_flatten(tree_tensors(tree, where))
-    with Tape() as tape:
+
+    def taped() -> tuple[list[Tensor], Tensor, Any]:
         watched = [tape.watch(x) for x in leaves]
-        out = f(tree_unflatten(spec, watched))
-        aux = None
+        out, aux = f(tree_unflatten(spec, watched)), None
         if has_aux:
+            if not (isinstance(out, tuple) and len(out) == 2):
+                raise ArgumentError(f"{where}: the function's result is a {type(out).__name__}, expected the pair (value, aux) because "
+                                    "has_aux is True; return both")
             out, aux = out
-        out = scalar(where, out)
+        return watched, scalar(where, out), aux
+
+    watched, out, aux = tape.run(taped)
+    if constant(out):
+        out = Tensor(out.value.copy())
     one = Tensor(backend_of(out.value).xp.ones_like(out.value))
     roots = [out]
     if out.node is not None and not out.node.levels:
-        out = out.detach()  # no other tape follows it: let go of the graph, so that the sweep can free it
+        out = untaped(out)  # no other tape follows it: let go of the graph, so that the sweep can free it
     bars = tape.gradients(roots, [one], watched)
     return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
 
@@ -95,8 +151,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *,
             return f(*full)
 
         value, aux, grads = tensor_value_and_grad(of, tuple(args[i] for i in numbers), has_aux=has_aux)
-        grads = grads[0] if isinstance(argnums, int) else grads
-        return result(((value, aux) if has_aux else value, grads))
+        value, grads = result((value, grads[0] if isinstance(argnums, int) else grads), arrays_of(args))
+        return (value, result(aux, copy=True)) if has_aux else value, grads
 
     return wrapped
 
@@ -119,10 +175,15 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
     Cost: f once, and about twice f for every pullback; memory of every intermediate value until both are dropped.
     """
     leaves, spec = tree_flatten(tree_tensors(primals, "vjp"))
-    with Tape() as tape:
+    tape = Tape()
+
+    def taped() -> tuple[list[Tensor], PyTree]:
         watched = [tape.watch(x) for x in leaves]
-        out = tree_tensors(f(*tree_unflatten(spec, watched)), "vjp")
+        return watched, tree_tensors(f(*tree_unflatten(spec, watched)), "vjp")
+
+    watched, out = tape.run(taped)
     outs, out_spec = tree_flatten(out)
+    held = _Held(tape) if is_idle() else None
 
     def pullback(out_bar: PyTree) -> tuple[PyTree, ...]:
         given, bar_spec = tree_flatten(out_bar)
@@ -132,11 +193,32 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
         if any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
             raise ShapeError(f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]} because a "
                              "cotangent is shaped like its output")
+        if held is not None:
+            held.check()
         got = tape.gradients(outs, bars, watched, keep=True)
         grads = [zeros_like(x) if b is None else b for x, b in zip(leaves, got, strict=True)]
-        return tuple(result(tree_unflatten(spec, grads)))
+        return tuple(result(tree_unflatten(spec, grads), [*arrays_of(leaves, bars), *(held.arrays if held else ())]))
 
-    return result(out), pullback
+    return result(out, copy=True), pullback
+
+
+class _Held:
+    """The arrays that a tape will read in its sweep and that somebody else may write to until then."""
+
+    def __init__(self, tape: Tape) -> None:
+        made = {id(value) for node in tape.nodes for value, _ in node.outputs}
+        inputs = {id(t.value): t.value for node in tape.nodes for t in node.inputs}
+        for node in tape.nodes:  # images, labels, indices, conditions
+            inputs |= {id(x): x for x in tree_leaves(node.attrs) if type(x) is np.ndarray}
+        self.arrays = [x for k, x in inputs.items() if k not in made]
+        self.digests = [digest(x) for x in self.arrays]
+
+    def check(self) -> None:
+        """Raises: DifferentiationError if one of them was written to."""
+        for x, before in zip(self.arrays, self.digests, strict=True):
+            if digest(x) != before:
+                raise DifferentiationError(f"vjp: an array of shape {tuple(x.shape)} that the function used was written to since, expected "
+                                           "it unchanged because the pullback reads it again; pass a copy, or call vjp again")
 
 
 def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
@@ -188,11 +270,14 @@ def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Raises: ShapeError for tangents that do not fit; DifferentiationError inside another jvp.
     Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
     """
-    with tangents():
+
+    def tangent() -> tuple[PyTree, PyTree]:
         seeded, count, batched = seed(tuple(primals), tuple(dots), "jvp")
         out = tree_tensors(f(*seeded), "jvp")
-        out_dot = dots_of(out, count, batched)
-    return result(tree_map(Tensor.primal, out)), result(out_dot)
+        return tree_map(lambda x: Tensor(x.value.copy()) if constant(x) else primal(x), out), dots_of(out, count, batched)
+
+    both: tuple[PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots))
+    return both
 
 
 def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]) -> tuple[Any, PyTree, PyTree]:
@@ -207,8 +292,22 @@ def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Raises: as `jvp` and `value_and_grad`.
     Cost: about 2 + 4P evaluations of f. Source: Pearlmutter 1994, Neural Computation 6(1).
     """
-    with tangents():
+
+    def tangent() -> tuple[Tensor, PyTree, PyTree]:
         seeded, count, batched = seed(tuple(primals), tuple(dots), "hvp")
         value, _, grads = tensor_value_and_grad(lambda args: f(*args), seeded, where="hvp")
-        products = dots_of(grads, count, batched)
-    return (result(value.primal()), result(tree_map(Tensor.primal, grads)), result(products))
+        return primal(value), tree_map(primal, grads), dots_of(grads, count, batched)
+
+    three: tuple[Any, PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots))
+    return three
+
+
+def stop_gradient(x: PyTree) -> PyTree:
+    """The same values as constants to every derivative, in reverse and forward mode and in every nesting.
+
+    Args:
+        x: a pytree of arrays, numbers or Tensors.
+    Returns: a pytree of Tensors like x.
+    Rules: its derivative is zero. A step of `unroll` whose loss holds it is differentiated with that constant, in every pass.
+    """
+    return tree_map(Tensor.detach, tree_tensors(x, "stop_gradient"))

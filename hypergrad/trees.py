@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from dataclasses import fields
+from typing import Any, TypeVar, cast
 
 import optree
 
 PyTree = Any
+T = TypeVar("T")
+
+
+def tree_node(cls: type[T]) -> type[T]:
+    """Class decorator: a dataclass whose fields are subtrees."""
+    optree.register_pytree_node(
+        cls, lambda x: (tuple(getattr(x, f.name) for f in fields(cast(Any, x))), None), lambda _, children: cls(*children),
+        namespace=optree.registry.__GLOBAL_NAMESPACE)
+    return cls
 
 
 def tree_flatten(tree: PyTree) -> tuple[list[Any], Any]:
@@ -39,3 +49,15 @@ def tree_structure(tree: PyTree) -> Any:
 def is_leaf(spec: Any) -> bool:
     """Whether a structure is that of a single leaf."""
     return bool(spec.is_leaf())
+
+
+def tree_named(tree: PyTree, root: str) -> list[tuple[str, Any]]:
+    """(name, leaf) in flattening order; a name is the Python expression that reaches the leaf from `root`."""
+    accessors = optree.tree_accessors(cast(Any, tree))
+    return [(a.codify(root), x) for a, x in zip(accessors, tree_leaves(tree), strict=True)]
+
+
+def leaves_below(tree: PyTree, kind: type) -> list[bool]:
+    """For each leaf of the tree, in flattening order, whether it stands below a node of that class."""
+    nodes = optree.tree_leaves(cast(Any, tree), is_leaf=lambda x: isinstance(x, kind))
+    return [isinstance(x, kind) for x in nodes for _ in tree_leaves(x)]

@@ -24,7 +24,8 @@ from hypergrad.backends import backend_of
 from hypergrad.backends.host import HostBackend
 from hypergrad.ops import block
 from hypergrad.rules import REGISTRY, Fused, Op, bilinear, elementwise
-from hypergrad.tape import Tensor
+from hypergrad.errors import DifferentiationError
+from hypergrad.tape import Tensor, primal, untaped
 
 
 @pytest.fixture(autouse=True)
@@ -144,10 +145,10 @@ def test_second_order_wrong_in_one_rule(rules: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "route"), [(Tensor.detach, "reverse over reverse"), (Tensor.primal, "reverse over reverse")]
+    ("lost", "route"), [(untaped, "reverse over reverse"), (primal, "reverse over reverse")]
 )
 def test_second_order_wrong_in_one_nesting_only(lost: Callable[[Tensor], Tensor], route: str) -> None:
-    # detach keeps the tangent and loses the tape; primal keeps the tape and loses the tangent.
+    # One keeps the tangent and loses the tape, the other keeps the tape and loses the tangent.
     op = Op(
         "planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,)
     )
@@ -268,7 +269,7 @@ def test_argument_written_to() -> None:
 
     op = elementwise("planted", careless, lambda out, x: hg.exp(hg.Tensor(np.round(x.value, 3))))
     case = Case("planted", lambda x: op(x), np.exp, ((5,),))
-    with pytest.raises(AssertionError, match="written to"):
+    with pytest.raises((AssertionError, DifferentiationError), match="written to"):  # the pullback notices it, too
         check_layouts(case, np.float64)
 
 

@@ -52,9 +52,8 @@ def test_names_of_cases_are_unique() -> None:
 
 def applied(case: Case) -> set[str]:
     """Names of the ops that the case applies to a Tensor that a tape follows."""
-    with Tape() as tape:
-        watched = [tape.watch(Tensor(a)) for a in case.arguments(np.float64)]
-        case.f(*watched)
+    tape = Tape()
+    tape.run(lambda: case.f(*(tape.watch(Tensor(a)) for a in case.arguments(np.float64))))
     return {node.op.name for node in tape.nodes if node.op is not None}
 
 

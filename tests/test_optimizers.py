@@ -164,7 +164,7 @@ def test_step_writes_into_nothing_and_repeats_bit_for_bit():
 
 def test_fields_by_name():
     optimizer = hg.SGD(lr=0.1, momentum=0.9)
-    assert optimizer.hyperparameters() == {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    assert optimizer.hyperparameters() == {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "clip": None}
     assert optimizer.with_hyperparameters({"lr": 0.3}) == hg.SGD(lr=0.3, momentum=0.9)
 
 

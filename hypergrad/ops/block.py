@@ -13,14 +13,11 @@ from the mean and covariance of the 3x3 patches, and no full-size array is store
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
-from ..backends import Array, Backend, backend_of
+from ..backends import Array, Backend, backend_of, digest
 from ..errors import ArgumentError, ShapeError
-from ..rules import PRECISIONS, Fused, precision_now
+from ..rules import PRECISIONS, Fused, kept_in_run, precision_now
 from ..rules import precision as in_precision
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
@@ -99,31 +96,22 @@ def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: A
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
-class PatchStatistics:
+class _PatchStatistics:
     """The mean and covariance of the patches of images met so far, for a run that reads the same images in every step.
 
-    Images are known by the array object that the caller gave, so that array must not be written to meanwhile; it is not kept
-    alive, and its statistics go with it.
+    Images are known by the array object that the caller gave and by a digest of their elements: images written to since are
+    computed anew. The array is not kept alive, and its statistics go with it.
     """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, Any], tuple[weakref.ref[Any], tuple[Array, Array]]] = {}
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Context in which first blocks look here before they compute."""
-        token = _patches.set(self)
-        try:
-            yield
-        finally:
-            _patches.reset(token)
+        self._held: dict[tuple[int, Any], tuple[weakref.ref[Any], int | None, tuple[Array, Array]]] = {}
 
     def of(self, b: Backend, x: Array, given: Any) -> tuple[Array, Array]:
         """The statistics of `x`, (E, N, H, W, C), which was made of the array `given`."""
-        key = id(given), x.dtype  # the dtype of bytes follows the filters
+        key, now = (id(given), x.dtype), digest(x)  # the dtype of bytes follows the filters
         held = self._held.get(key)
-        if held is not None and held[0]() is given:
-            return held[1]
+        if held is not None and held[0]() is given and held[1] == now:
+            return held[2]
         statistics = _patch_statistics(b, x)
         store = weakref.ref(self)  # weakly, or the store would be part of a reference cycle
 
@@ -133,13 +121,10 @@ class PatchStatistics:
                 owner._held.pop(key, None)
 
         try:
-            self._held[key] = weakref.ref(given, forget), statistics
+            self._held[key] = weakref.ref(given, forget), now, statistics
         except TypeError:  # a list of numbers, say
             pass
         return statistics
-
-
-_patches: ContextVar[PatchStatistics | None] = ContextVar("patches", default=None)
 
 
 def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
@@ -152,7 +137,7 @@ def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
 def _first_value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     (w, gamma, beta), x = rows(b, values), attrs["x"]
     k = w.shape[-1]
-    store = _patches.get()
+    store = kept_in_run(_PatchStatistics)
     m, cov = _patch_statistics(b, x) if store is None else store.of(b, x, attrs["given"])
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
     b.run("conv_bn_relu_pool_first_value", [x, w, gamma, beta, m, cov], [y, *saved.values()], eps=attrs["eps"])

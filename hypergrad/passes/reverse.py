@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backends import backend_of
 from ..bilevel import Batches, Bilevel, HyperGradient, Stats
 from ..meter import Meter
 from ..tape import Tensor
-from ..transforms import tensor_value_and_grad, tree_values
+from ..transforms import arrays_of, owned, scalar, tensor_value_and_grad
 from ..trees import PyTree
-from .unroll import unroll
+from .unroll import Callback, Unrolled, unrolled
 
 
-def objective(problem: Bilevel, hparams: PyTree, batches: Batches, checkpoints: Any, stats: Stats) -> tuple[Tensor, PyTree]:
-    """E(s_T, hparams) and w_T, as taped code around the unroll op."""
-    w = unroll(problem.inner_loss, problem.init(hparams), hparams, batches, optimizer=problem.optimizer(hparams),
-               checkpoints=checkpoints, stats=stats)
-    return problem.outer_loss(w, hparams), w
+def objective(problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats, *, outer_batch: Any = None,
+              **more: Any) -> tuple[Tensor, Unrolled]:
+    """The outer objective and the run under it, as taped code around the run's op. `more` is what `unrolled` takes."""
+    run = unrolled(problem.inner_loss, problem.init(hparams), hparams, batches, problem.optimizer(hparams), stats,
+                   running_loss=problem.running_loss, **more)
+    value = scalar("outer_loss", problem.outer_loss(run.w, hparams, *(() if outer_batch is None else (outer_batch,))))
+    if problem.running_loss is not None and len(batches):
+        value = value + scalar("running_loss", problem.running_loss(run.w, hparams, len(batches)))
+        value = value if run.running is None else value + run.running
+    return value, run
 
 
-def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints: Any = "all") -> HyperGradient:
+def collect(value: Tensor, grad: PyTree, run: Unrolled, stats: Stats, given: list[Any]) -> HyperGradient:
+    """What a pass hands back: arrays that nobody else holds."""
+    losses = backend_of(value.value).xp.stack([x.value for x in run.losses]) if run.losses else value.value[None][:0].copy()
+    value, grad, w, state = owned((value, grad, run.w, run.state), given)
+    return HyperGradient(value, grad, w, state, losses, stats)
+
+
+def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints: Any = "all", outer_batch: Any = None,
+            state: PyTree = None, first_order: bool = False, callback: Callback | None = None) -> HyperGradient:
     """Hypergradient by reverse mode: memory grows with the states held, time not with the number of hyperparameters.
 
     Args:
@@ -27,15 +41,19 @@ def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints:
         hparams: pytree of float32 or float64 arrays.
         batches: indexable and pure; T = len(batches).
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1. The result is the same bit for bit.
-    Returns: HyperGradient(value, grad, params, stats).
-    Raises: ArgumentError for the checkpoint policy; ShapeError, DTypeError and DifferentiationError from the functions.
+        outer_batch: what outer_loss takes as its third argument, such as a validation minibatch; None for none.
+        state, first_order, callback: as in `unroll`.
+    Returns: HyperGradient(value, grad, params, state, losses, stats).
+    Raises: ArgumentError for the checkpoint policy; ShapeError, DTypeError and DifferentiationError from the functions, and as `unroll`.
     Equation: Franceschi et al. 2017, Algorithm 1 (Reverse-HG).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, beside what one step needs.
     Time: T steps, T transposed steps of about three each, and the steps run again (stats.steps_rerun).
     """
     stats = Stats("reverse")
     with Meter() as meter:
-        value, params, grad = tensor_value_and_grad(
-            lambda h: objective(problem, h, batches, checkpoints, stats), hparams, where="reverse", has_aux=True)
+        value, run, grad = tensor_value_and_grad(
+            lambda h: objective(problem, h, batches, stats, checkpoints=checkpoints, outer_batch=outer_batch, state=state,
+                                first_order=first_order, callback=callback), hparams, where="reverse", has_aux=True)
+        r = collect(value, grad, run, stats, arrays_of(hparams, state))
     stats.measured(meter)
-    return HyperGradient(value.value, tree_values(grad), tree_values(params), stats)
+    return r

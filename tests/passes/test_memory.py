@@ -40,7 +40,7 @@ def test_reverse_counts_what_the_schedule_promises(checkpoints, momentum, n_step
         assert stats.states_held <= states and stats.steps_rerun < max(n_steps, 1)
     else:
         assert stats.states_held == min(states, n_steps)
-        assert stats.steps_rerun == (0 if checkpoints == "all" else schedule.reruns(n_steps, checkpoints))
+        assert stats.steps_rerun == (0 if checkpoints == "all" else schedule.Binomial(n_steps, checkpoints).reruns)
     assert stats.state_bytes == stats.states_held * ROOM * 8 * (1 + momentum)
 
 

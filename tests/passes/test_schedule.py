@@ -13,10 +13,10 @@ POLICIES = ["all", "sqrt", 1, 2, 3, 4, 7, 30]
 
 def play(n_steps, checkpoints):
     """Follow a schedule by its own rules; (most states held, steps run again)."""
-    policy = schedule.parse(checkpoints, n_steps)
-    stored = set(schedule.first_run(n_steps, policy))
+    plan = schedule.parse(checkpoints, n_steps)
+    stored = set(plan.first_run())
     held, again, current, left = len(stored), 0, None, n_steps
-    for action, t in schedule.backward(n_steps, policy):
+    for action, t in plan.backward():
         if action == "load":
             assert t in stored
             current = t
@@ -59,10 +59,10 @@ def fewest_reruns(n, c):
 
 def written(n_steps, checkpoints):
     """A schedule as text: the states stored in the first run, then l(oad) s(tep) S(tore) b(ack) f(ree)."""
-    policy = schedule.parse(checkpoints, n_steps)
+    plan = schedule.parse(checkpoints, n_steps)
     letters = {"load": "l", "step": "s", "store": "S", "back": "b", "free": "f"}
-    first = ",".join(str(t) for t in sorted(schedule.first_run(n_steps, policy)))
-    return first + ": " + " ".join(f"{letters[a]}{t}" for a, t in schedule.backward(n_steps, policy))
+    first = ",".join(str(t) for t in sorted(plan.first_run()))
+    return first + ": " + " ".join(f"{letters[a]}{t}" for a, t in plan.backward())
 
 
 @pytest.mark.parametrize(("n_steps", "checkpoints", "expected"), [
@@ -88,6 +88,9 @@ def test_every_schedule_visits_each_state_once_and_holds_what_it_promises():
         limit = {"all": n_steps, "sqrt": 2 * root}
         for checkpoints in POLICIES:
             held, again = play(n_steps, checkpoints)
+            plan = schedule.parse(checkpoints, n_steps)
+            assert (plan.states, plan.reruns, plan.n_steps) == (held, again, n_steps), (n_steps, checkpoints)
+            assert schedule.bytes_of(plan, 24) == 24 * held
             assert held <= limit.get(checkpoints, checkpoints), (n_steps, checkpoints)
             if checkpoints == "all":
                 assert again == 0
@@ -99,12 +102,12 @@ def test_integer_policy_runs_the_fewest_steps_again():
     for n_steps in range(1, 90):
         for c in range(1, min(n_steps, 13)):
             held, again = play(n_steps, c)
-            assert again == schedule.reruns(n_steps, c) == fewest_reruns(n_steps, c), (n_steps, c)
+            assert again == schedule.Binomial(n_steps, c).reruns == fewest_reruns(n_steps, c), (n_steps, c)
             assert held == c
 
 
 def test_more_states_never_run_more_steps():
-    counts = [schedule.reruns(500, c) for c in range(1, 500)]
+    counts = [schedule.Binomial(500, c).reruns for c in range(1, 500)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 500 * 499 // 2 and counts[-1] == 1
 
@@ -112,7 +115,7 @@ def test_more_states_never_run_more_steps():
 @pytest.mark.parametrize(("n_steps", "c"), [(5000, 1500), (20_000, 2)])
 def test_deep_schedules_do_not_recurse(n_steps, c):
     held, again = play(n_steps, c)
-    assert held == c and again == schedule.reruns(n_steps, c)
+    assert held == c and again == schedule.Binomial(n_steps, c).reruns
 
 
 def test_sqrt_of_100000_steps_holds_at_most_700():
@@ -127,5 +130,5 @@ def test_unknown_policies_are_refused(checkpoints):
 
 
 def test_numpy_integers_are_integers():
-    assert schedule.parse(np.int64(3), 10) == 3
-    assert schedule.parse(np.int32(30), 10) == "all"
+    assert schedule.parse(np.int64(3), 10) == schedule.Binomial(10, 3)
+    assert schedule.parse(np.int32(30), 10) == schedule.All(10)

@@ -1,0 +1,73 @@
+"""Gradient transforms of an optimiser: limits of the gradient, each differentiable in its limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ArgumentError
+from .ops.elementwise import maximum, minimum, sqrt, where
+from .ops.reductions import sum
+from .trees import PyTree, tree_leaves, tree_map, tree_node
+
+
+def _checked(where: str, limit: Any) -> Any:
+    if isinstance(limit, (int, float)) and not limit > 0:
+        raise ArgumentError(f"{where}: limit has {limit}, expected > 0 because nothing would be left of the gradient; pass a positive limit")
+    return limit
+
+
+@tree_node
+@dataclass(frozen=True)
+class ClipByValue:
+    """Every element of the gradient into [-limit, limit]."""
+
+    limit: Any
+
+    def __call__(self, g: PyTree) -> PyTree:
+        """The gradient within the limit."""
+        return tree_map(lambda x: minimum(maximum(x, -self.limit), self.limit), g)
+
+
+@tree_node
+@dataclass(frozen=True)
+class ClipByNorm:
+    """The gradient scaled so that its Euclidean norm over all leaves is at most the limit."""
+
+    limit: Any
+
+    def __call__(self, g: PyTree) -> PyTree:
+        """The gradient within the limit."""
+        square: Any = 0.0
+        for x in tree_leaves(g):
+            square = sum(x * x) + square
+        over = square > self.limit * self.limit
+        # Where the norm is small enough its root is not taken: it has no derivative at 0.
+        factor = where(over, self.limit / sqrt(where(over, square, 1.0)), 1.0)
+        return tree_map(lambda x: x * factor, g)
+
+
+def clip_by_value(limit: Any) -> ClipByValue:
+    """A gradient transform: every element of the gradient is limited to [-limit, limit].
+
+    Args:
+        limit: a number > 0, or an array or Tensor without axes, which may be a hyperparameter.
+    Returns: what an optimiser takes as `clip`.
+    Raises: ArgumentError for a number that is not positive.
+    Rules: an element beyond the limit has derivative 0, and the limit gets its sign; at the limit the element has derivative 1.
+    Cost: two passes over the gradient.
+    """
+    return ClipByValue(_checked("clip_by_value", limit))
+
+
+def clip_by_norm(limit: Any) -> ClipByNorm:
+    """A gradient transform: the gradient is scaled down to the Euclidean norm `limit`, over all leaves together, if it is longer.
+
+    Args:
+        limit: a number > 0, or an array or Tensor without axes, which may be a hyperparameter.
+    Returns: what an optimiser takes as `clip`.
+    Raises: ArgumentError for a number that is not positive.
+    Rules: any order; a gradient of length 0 has a derivative.
+    Cost: two passes over the gradient. Source: Pascanu et al. 2013, arXiv:1211.5063.
+    """
+    return ClipByNorm(_checked("clip_by_norm", limit))

@@ -1,0 +1,134 @@
+"""The dynamics of `unroll`: an optimiser descends an inner loss. Its transposed step is one second-order pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..optimizers import Optimizer, Schedule, digests
+from ..tape import Tape, Tensor, primal, with_tangents
+from ..transforms import scalar, tensor_value_and_grad
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from .dynamics import Bars, Pulled, Step, transposed_by_tape
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What a step needs beside the state (weights, the optimiser's state) and the arguments {"hparams", "fields"}.
+
+    Attributes:
+        inner_loss: (w, hparams, batch) -> scalar Tensor.
+        batches: batches[t] is the batch of step t.
+        optimizer: its differentiable fields are replaced by args["fields"].
+        running_loss: (w, hparams, t) -> scalar Tensor or None. The output of step t is its value for the weights before the step, 0 at
+            t = 0: the transposed step then has those weights at hand, and the caller adds the term of the last weights.
+        first_order: whether the gradient of the inner loss counts as a constant to every derivative.
+    """
+
+    inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
+    batches: Any
+    optimizer: Optimizer
+    running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None
+    first_order: bool = False
+    name: str = "unroll"
+
+    def init(self, start: PyTree, args: PyTree) -> PyTree:
+        """See `Dynamics`."""
+        return start, self._optimizer(args).begin(start)
+
+    def _optimizer(self, args: PyTree) -> Optimizer:
+        return self.optimizer.with_hyperparameters({k: f.values if isinstance(f, Schedule) else f for k, f in args["fields"].items()})
+
+    def _gradient(self, w: PyTree, hparams: PyTree, t: int) -> tuple[Tensor, PyTree, bool]:
+        """The inner loss, its gradient in w, and whether both are made of proven ops."""
+        tape = Tape()
+        loss, _, g = tensor_value_and_grad(lambda w: self.inner_loss(w, hparams, self.batches[t]), w, where="inner_loss", tape=tape)
+        return loss, tree_map(Tensor.detach, g) if self.first_order else g, tape.proven
+
+    def _running(self, w: PyTree, hparams: PyTree, t: int) -> Tensor:
+        assert self.running_loss is not None
+        return scalar("running_loss", self.running_loss(w, hparams, t))
+
+    def step(self, state: PyTree, args: PyTree, t: int) -> Step:
+        """See `Dynamics`."""
+        w, v = state
+        loss, g, proven = self._gradient(w, args["hparams"], t)
+        optimizer = self._optimizer(args)
+        after = optimizer.advance(w, v, g, t)
+        output = None
+        if self.running_loss is not None:
+            output = self._running(w, args["hparams"], t) if t else 0.0 * loss.detach()
+        return Step(after, output, loss, () if optimizer.is_known() else digests(after), proven)
+
+    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+        """See `Dynamics`.
+
+        With U(s, g, fields) the optimiser's update, L the inner loss and beta = g_bar the cotangent of the gradient:
+
+            w_bar = (dU/dw)^T bars + H_ww beta,    hparams_bar = H_lambda,w beta,    the rest (dU/d.)^T bars
+
+        H_ww beta and H_lambda,w beta come out of one pass: the gradient of L in (w, lambda) while w carries the tangent beta.
+        That pass gives g, too. So an update that is linear in g needs no gradient of its own.
+
+        The pass gives H beta where the step needs H^T beta. That is the same where L is a function of (w, lambda) whose derivatives
+        are those of its rules: where every op is proven, the values cut by `stop_gradient` being constants to each derivative.
+        Everything else goes through the tape.
+
+        Equation: Franceschi et al. 2017, eq. 7 (alpha_{t-1} = alpha_t A_t and alpha_t B_t).
+        """
+        if not proven:
+            return transposed_by_tape(self, state, args, t, state_bar, output_bar)
+        w, hparams, fields = state[0], args["hparams"], args["fields"]
+        linear, has_fields = self._optimizer(args).is_linear(), bool(tree_leaves(fields))
+        loss, g, products, hparams_bar = None, w, None, None  # the derivative of a linear update in g needs no g: any array like it will do
+        if not linear or self.first_order and has_fields:
+            loss, g, _ = self._gradient(w, hparams, t)
+        if linear and has_fields and not self.first_order:
+            beta = self._update_transposed(state, g, fields, t, state_bar, wanted=("g",))[0]["g"]
+            loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta)
+            bars, trace = self._update_transposed(state, g, fields, t, state_bar)
+        else:
+            bars, trace = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, state_bar)
+            if not self.first_order:
+                loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"])
+        w_bar = bars["w"] if products is None else _sums(bars["w"], products)
+        hparams_bar = [None] * len(tree_leaves(hparams)) if hparams_bar is None else hparams_bar
+        if self.running_loss is not None and t and output_bar[0] is not None:
+            _, _, both = tensor_value_and_grad(lambda both: self._running(both[0], both[1], t), (w, hparams), where="running_loss")
+            terms = [x * output_bar[0] for x in tree_leaves(both)]
+            w_bar, hparams_bar = _sums(w_bar, terms[:len(w_bar)]), _sums(hparams_bar, terms[len(w_bar):])
+        return Pulled([*w_bar, *bars["v"]], [*bars["fields"], *hparams_bar], loss, trace)
+
+    def _update_transposed(self, state: PyTree, g: PyTree, fields: PyTree, t: int, state_bar: Bars, *,
+                           wanted: tuple[str, ...] = ("w", "v", "g", "fields")) -> tuple[dict[str, Bars], tuple[int | None, ...]]:
+        """Cotangents of the wanted arguments of the update, and the trace of its result."""
+        arguments = {k: tree_flatten(x) for k, x in (("w", state[0]), ("v", state[1]), ("g", g), ("fields", fields))}
+        tape = Tape()
+
+        def taped() -> tuple[dict[str, list[Tensor]], PyTree]:
+            leaves = {k: [tape.watch(x) for x in xs] if k in wanted else xs for k, (xs, _) in arguments.items()}
+            a = {k: tree_unflatten(spec, leaves[k]) for k, (_, spec) in arguments.items()}
+            return leaves, self._optimizer(a).advance(a["w"], a["v"], a["g"], t)
+
+        leaves, after = tape.run(taped)
+        trace = () if self.optimizer.is_known() else digests(after)
+        bars = iter(tape.gradients(tree_leaves(after), state_bar, [x for k in wanted for x in leaves[k]]))
+        return {k: [next(bars) for _ in leaves[k]] for k in wanted}, trace
+
+    def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
+        """The loss, its gradient, H_ww beta and H_lambda,w beta."""
+        leaves, spec = tree_flatten(w)
+        moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, Tensor(b.value[None])) for x, b in zip(leaves, beta, strict=True)])
+        loss, _, (g, hparams_g) = tensor_value_and_grad(
+            lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
+
+        def products(tree: PyTree) -> Bars:
+            return [None if x.dot is None else Tensor(x.dot.value[0]) for x in tree_leaves(tree)]
+
+        return primal(loss), tree_map(primal, g), products(g), products(hparams_g)
+
+
+def _sums(xs: Bars, ys: Bars) -> Bars:
+    """The sums, element by element."""
+    return [y if x is None else x if y is None else x + y for x, y in zip(xs, ys, strict=True)]

@@ -1,0 +1,118 @@
+"""The dynamics Phi of a run, s_t = Phi_t(s_{t-1}, lambda): what a step is, and how a cotangent is pulled through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import ArgumentError
+from ..optimizers import digests, same_kind
+from ..tape import Tape, Tensor
+from ..transforms import tree_tensors
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
+
+Bars = list[Tensor | None]
+"""Cotangents of the leaves of a tree, None where they are zero."""
+
+
+class Step(NamedTuple):
+    """What one step gives.
+
+    Attributes:
+        state: the state after it, a pytree of Tensors.
+        output: what is stacked over all steps, a pytree of Tensors; None for nothing.
+        loss: the inner loss, where the step descends one.
+        trace: numbers by which the same step is recognised when it is run again, beside the loss.
+        proven: whether the loss was made of proven ops alone, so that its Hessian is symmetric; see rules.Registered.
+    """
+
+    state: PyTree
+    output: PyTree
+    loss: Tensor | None
+    trace: tuple[int | None, ...]
+    proven: bool = True
+
+
+class Pulled(NamedTuple):
+    """What pulling cotangents through one step gives: those of its state and arguments, and what the step itself gave again."""
+
+    state_bar: Bars
+    args_bar: Bars
+    loss: Tensor | None
+    trace: tuple[int | None, ...]
+
+
+class Dynamics(Protocol):
+    """What the passes need of a run, whatever it computes. All of it is pure in (state, args, t)."""
+
+    @property
+    def name(self) -> str:
+        """The op's name in messages."""
+
+    def init(self, start: PyTree, args: PyTree) -> PyTree:
+        """The state before the first step, from what the caller starts with; ordinary taped code."""
+
+    def step(self, state: PyTree, args: PyTree, t: int) -> Step:
+        """Step t, written in ops: tangents and tapes of any argument pass through it.
+
+        Args:
+            state: pytree of Tensors.
+            args: pytree of Tensors, the hyperparameters of whatever kind.
+            t: number of steps done so far.
+        """
+
+    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+        """Cotangents of a step's state and arguments from those of its results.
+
+        Args:
+            state, args, t: as in `step`, without tangents.
+            state_bar, output_bar: cotangents of the leaves of the state after the step and of its output.
+            proven: whether every step of the first run was proven.
+        """
+
+
+def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars) -> Pulled:
+    """The transposed step of any dynamics: the step is recorded on a tape of its own. It assumes nothing.
+
+    Time: about three steps; more where the step takes a gradient, which is then recorded itself.
+    """
+    leaves, spec = tree_flatten((state, args))
+    tape = Tape()
+
+    def taped() -> tuple[list[Tensor], Step]:
+        watched = [tape.watch(x) for x in leaves]
+        return watched, dynamics.step(*tree_unflatten(spec, watched), t)
+
+    watched, after = tape.run(taped)
+    n_state = len(state_bar)
+    outs = [*tree_leaves(after.state), *tree_leaves(after.output)]
+    bars = tape.gradients(outs, [*state_bar, *output_bar], watched)
+    return Pulled(bars[:n_state], bars[n_state:], after.loss, after.trace)
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """The dynamics of `scan`: a step that the user writes."""
+
+    f: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
+    batches: Any
+    name: str = "scan"
+
+    def init(self, start: PyTree, args: PyTree) -> PyTree:
+        """See `Dynamics`."""
+        return start
+
+    def step(self, state: PyTree, args: PyTree, t: int) -> Step:
+        """See `Dynamics`."""
+        result = self.f(state, args, self.batches[t])
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ArgumentError(f"scan: step returned a {type(result).__name__}, expected the pair (state, output); "
+                                "return state, None where there is no output")
+        after, output = tree_tensors(result, "scan")
+        same_kind("scan: step", (state,), (after,), ("state",))
+        return Step(after, output, None, digests((after, output)))
+
+    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+        """See `Dynamics`."""
+        return transposed_by_tape(self, state, args, t, state_bar, output_bar)

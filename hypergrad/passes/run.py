@@ -1,0 +1,208 @@
+"""A run of T steps as one op, whatever its dynamics: its jvp is the forward pass, its vjp the reverse pass over checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends import backend_of, is_on_gpu
+from ..bilevel import Stats
+from ..errors import DifferentiationError
+from ..ops.arrays import stack
+from ..rules import Surroundings
+from ..state import is_idle, set_aside
+from ..tape import Node, Tensor, levels_of, record, untaped
+from ..transforms import owned
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
+from .dynamics import Bars, Dynamics
+from .schedule import Schedule
+from .store import Memory, Store, n_bytes
+
+Callback = Callable[[int, PyTree, Tensor | None], None]
+
+
+class Run:
+    """The op of one run. Its inputs are the leaves of the first state and of the arguments.
+
+    Args:
+        dynamics: what a step is.
+        state, args: the state before the first step and the arguments, pytrees of Tensors.
+        n_steps: T.
+        schedule: which states reverse mode holds.
+        stats: what is counted into.
+        per_step: for each leaf of `args`, whether it has a row for each step, of which the step sees its own.
+        callback: called with (t, state, loss) when step t of the first run has been taken, with the state before it.
+    """
+
+    proven = True
+
+    def __init__(self, dynamics: Dynamics, state: PyTree, args: PyTree, n_steps: int, schedule: Schedule, stats: Stats, *,
+                 per_step: Sequence[bool] = (), callback: Callback | None = None) -> None:
+        self.name, self.dynamics, self.n_steps, self.schedule, self.stats = dynamics.name, dynamics, n_steps, schedule, stats
+        self.per_step, self.callback = per_step, callback
+        self.state_spec, self.args_spec = tree_structure(state), tree_structure(args)
+        self.n_state = len(tree_leaves(state))
+        self.inputs = [*tree_leaves(state), *tree_leaves(args)]
+        self.surroundings = Surroundings()
+        self.store: Store | None = None
+        self.losses: list[Tensor] = []
+        self.traces: list[tuple[int | None, ...]] = []
+        self.proven_steps = True
+
+    def __call__(self) -> tuple[PyTree, PyTree]:
+        """The state after the last step and the stacked outputs (None where a step has none), Tensors on the open tapes."""
+        levels = levels_of(self.inputs)
+        if levels and any(t.dot is not None for t in self.inputs):
+            raise self._error(_FIRST_ORDER)
+        outs, spec = tree_flatten(self._first(self.inputs, keep=bool(levels)))
+        self.stats.steps_run += self.n_steps
+        if not levels:
+            held = outs[:self.n_state]
+            self.stats.hold(self.n_steps, n_bytes(held), 1 + max((len(t.dot) for t in held if t.dot is not None), default=0))
+            self.stats.release(self.n_steps)
+        if is_idle():
+            outs = [Tensor(x) for x in owned(outs, [t.value for t in self.inputs])]
+        node = Node(self, self.inputs, {}, None, levels)
+        node.outputs = [(t.value, t.dot) for t in outs]
+        record(node)
+        state, outputs = tree_unflatten(spec, node.results())
+        return state, outputs
+
+    def _args(self, leaves: Sequence[Tensor], t: int) -> PyTree:
+        """The arguments as step t sees them."""
+        if any(self.per_step):
+            leaves = [_row(x, t) if own else x for x, own in zip(leaves, self.per_step, strict=True)]
+        return tree_unflatten(self.args_spec, leaves)
+
+    def _first(self, inputs: Sequence[Tensor], *, keep: bool) -> tuple[PyTree, PyTree]:
+        """The first run; with `keep`, the states that the schedule wants are stored on the way."""
+        self.surroundings.kept.clear()
+        return set_aside(self.surroundings.run, self._run, [untaped(t) for t in inputs], keep)
+
+    def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
+        state, args = tree_unflatten(self.state_spec, inputs[:self.n_state]), inputs[self.n_state:]
+        wanted = self.schedule.first_run() if keep else set()
+        store = self.store = Memory(self.stats) if keep else None
+        self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
+        for t in range(self.n_steps):
+            if store is not None and t in wanted:
+                store.put(t, state)
+            step = self.dynamics.step(state, self._args(args, t), t)
+            if self.callback is not None:
+                self.callback(t, state, step.loss)
+            state = step.state
+            self.proven_steps &= step.proven
+            self.traces.append(step.trace)
+            if step.loss is not None:
+                self.losses.append(step.loss.detach())
+            outputs.append(step.output)
+        rows = [tree_flatten(x) for x in outputs]
+        if any(spec != rows[0][1] for _, spec in rows):
+            raise self._error(f"the outputs of its steps have the structures {sorted({str(spec) for _, spec in rows})}, expected one because "
+                              "they are stacked; return the same tree in every step")
+        stacked = [stack(column) for column in zip(*(row for row, _ in rows), strict=True)]
+        return state, tree_unflatten(rows[0][1], stacked) if rows else None
+
+    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
+        """Never asked: a first run carries the tangents of its inputs itself."""
+        raise self._error(_FIRST_ORDER)
+
+    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+        """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
+        if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
+            raise self._error(_FIRST_ORDER)
+        inputs = [Tensor(t.value) for t in node.inputs]
+        if self.store is None:  # the pullback is called again: the states were dropped as it used them
+            losses, traces = self.losses, self.traces
+            self._first(inputs, keep=True)
+            self.stats.steps_rerun += self.n_steps
+            for t in range(self.n_steps):
+                self._same(t, losses[t] if losses else None, traces[t], self.losses[t] if losses else None, self.traces[t])
+        got = set_aside(self.surroundings.run, self._pull, inputs, [None if b is None else untaped(b) for b in bars])
+        self.store = None
+        self.surroundings.kept.clear()
+        return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
+
+    def _pull(self, inputs: list[Tensor], bars: Bars) -> Bars:
+        store, args = self.store, inputs[self.n_state:]
+        assert store is not None
+        bar, stacked = bars[:self.n_state], bars[self.n_state:]
+        totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
+        state: PyTree = None
+        for action, t in self.schedule.backward():
+            if action == "load":
+                state = store.get(t)
+            elif action == "step":
+                step = self.dynamics.step(state, self._args(args, t), t)
+                self._check(t, step.loss, step.trace)
+                state = step.state
+                self.stats.steps_rerun += 1
+            elif action == "store":
+                store.put(t, state)
+            elif action == "free":
+                store.drop(t)
+            else:
+                row = [None if b is None else _row(b, t) for b in stacked]
+                pulled = self.dynamics.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
+                self._check(t, pulled.loss, pulled.trace)
+                bar = pulled.state_bar
+                for total, b in zip(totals, pulled.args_bar, strict=True):
+                    total.add(b, t)
+        return [*bar, *(total.value() for total in totals)]
+
+    def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
+        self._same(t, self.losses[t] if loss is not None else None, self.traces[t] if trace else (), loss, trace)
+
+    def _same(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...], again: Tensor | None,
+              trace_again: tuple[int | None, ...]) -> None:
+        """Raises: DifferentiationError unless step t was the same when it was run again. The host does not read a GPU's arrays."""
+        if loss is not None and again is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != again.value.tobytes():
+            raise self._error(f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is run "
+                              f"again, expected the same bits because reverse mode runs every step again; {_REMEDY}")
+        if trace != trace_again:
+            raise self._error(f"step {t} led to another state when it was run again (digests {trace} and {trace_again}), expected the same "
+                              f"bits because reverse mode runs every step again; {_REMEDY}")
+
+    def _error(self, text: str) -> DifferentiationError:
+        return DifferentiationError(f"{self.name}: {text}")
+
+
+_FIRST_ORDER = ("its derivative is being differentiated again, expected first order because the passes already use the engine's second "
+                "order; write the steps as a Python loop inside the function")
+_REMEDY = ("draw what is random in batches, as a function of t alone, keep no counter in the step, and do not write to arrays that it "
+           "reads until the gradient is there")
+
+
+def _row(x: Tensor, t: int) -> Tensor:
+    """Row t of a Tensor off every tape, with its tangents."""
+    return Tensor(x.value[t, ...], None if x.dot is None else Tensor(x.dot.value[:, t]))
+
+
+class _Total:
+    """The sum of an argument's cotangents over the steps; of one with a row per step, those rows."""
+
+    def __init__(self, n_rows: int | None) -> None:
+        self.n_rows, self.own = n_rows, False
+        self.sum: Any = None
+
+    def add(self, bar: Tensor | None, t: int) -> None:
+        """Adds step t's."""
+        if bar is None:
+            return
+        if self.n_rows is not None:
+            if self.sum is None:
+                xp = backend_of(bar.value).xp
+                self.sum = xp.zeros((self.n_rows, *bar.shape), bar.dtype)
+            self.sum[t] = bar.value
+        elif self.sum is None:
+            self.sum = bar.value
+        elif self.own:
+            self.sum += bar.value
+        else:  # the first one may be somebody else's
+            self.sum, self.own = self.sum + bar.value, True
+
+    def value(self) -> Tensor | None:
+        """The sum; None for zero."""
+        return None if self.sum is None else Tensor(np.asarray(self.sum) if isinstance(self.sum, np.generic) else self.sum)
