@@ -1,5 +1,7 @@
 """Differentiable ops with NumPy's names, and those a convolutional network needs."""
 
+from . import conversions as _conversions  # noqa: F401  (puts float(), copy() and the like on Tensor)
+from . import numpy_protocol as _numpy_protocol
 from . import operators as _operators  # noqa: F401  (puts +, -, [] and the like on Tensor)
 from .arrays import broadcast_to, concatenate, reshape, stack, take, transpose
 from .block import conv_bn_relu_pool
@@ -37,3 +39,5 @@ __all__ = [
     "mean", "minimum", "multiply", "negative", "power", "relu", "reshape", "sigmoid", "softmax", "softmax_cross_entropy",
     "softplus", "sqrt", "stack", "subtract", "sum", "take", "tanh", "transpose", "where",
 ]
+
+_numpy_protocol.serve({name: globals()[name] for name in __all__})
