@@ -41,7 +41,6 @@ class Tensor:
     """
 
     __slots__ = ("value", "node", "index", "_dot", "_jvp")
-    __array_ufunc__ = None  # NumPy arrays leave ``array * tensor`` to us
 
     def __init__(self, value: Array, dot: Tensor | None = None, node: Node | None = None, index: int = 0) -> None:
         self.value, self.node, self.index, self._dot = value, node, index, dot
@@ -81,20 +80,14 @@ class Tensor:
         raise DTypeError("Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
                          "would be lost silently; use hg.<op>, or .value to leave the tape on purpose")
 
-    def __float__(self) -> float:
-        return float(self.value)
-
     def __len__(self) -> int:
         return len(self.value)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         directions = "" if self.dot is None else f", {self.dot.shape[0]} tangents"
         return f"Tensor({self.value!r}{directions}{', taped' if self.node is not None else ''})"
 
-    # The operators are ops; ops/operators.py, which sits above this file, puts them here.
+    # The operators are ops: ops/operators.py puts them here, ops/conversions.py and ops/numpy_protocol.py the rest of the protocols.
     __add__: Any
     __radd__: Any
     __sub__: Any
@@ -109,11 +102,24 @@ class Tensor:
     __matmul__: Any
     __rmatmul__: Any
     __getitem__: Any
+    __iter__: Any
+    __float__: Any
+    item: Any
     T: Any
     sum: Any
     mean: Any
     max: Any
     reshape: Any
+
+
+def refuse_if_followed(t: Tensor, how: str) -> None:
+    """Raises DTypeError where `how` takes the number out of a Tensor that a derivative follows.
+
+    In a run that a gradient has set aside nothing is followed, although its Tensors stand for some that are.
+    """
+    if t.node is not None and t.node.levels or t._dot is not None and t._jvp is not None and t._jvp.open or current().paused:
+        raise DTypeError(f"Tensor: {how} asked for its number, expected an op of hypergrad because the derivative would be lost; "
+                         "use hg.<op>, or .item() to leave the tape on purpose")
 
 
 class Rule(Protocol):

@@ -64,12 +64,15 @@ def test_two_precisions_do_not_mix() -> None:
             f()
 
 
-def test_numpy_functions_refuse_tensors() -> None:
-    for f in (np.asarray, np.exp, np.sum, lambda t: np.add(t, 1.0), lambda t: np.array([t])):
-        with pytest.raises((DTypeError, TypeError)):
-            f(Tensor(X))
+def test_numpy_functions_serve_tensors_and_conversions_refuse_them() -> None:
+    t = Tensor(X)
+    for got, wanted in ((np.exp(t), np.exp(X)), (np.sum(t), np.sum(X)), (np.add(t, 1.0), X + 1.0)):
+        assert type(got) is Tensor and np.array_equal(got.value, wanted)
+    for f in (np.asarray, np.sin, np.cumsum, lambda t: np.array([t])):
+        with pytest.raises(DTypeError):
+            f(t)
     with pytest.raises(DTypeError, match="^Tensor: NumPy asked for its array, expected an op of hypergrad"):
-        np.asarray(Tensor(X))
+        np.asarray(t)
 
 
 def test_comparisons_are_plain_arrays() -> None:

@@ -1,6 +1,8 @@
 """Differentiable ops with NumPy's names, and those a convolutional network needs."""
 
 from ..rules import REGISTRY as _REGISTRY
+from . import conversions as _conversions  # noqa: F401  (puts float(), copy() and the like on Tensor)
+from . import numpy_protocol as _numpy_protocol
 from . import operators as _operators  # noqa: F401  (puts +, -, [] and the like on Tensor)
 from .arrays import broadcast_to, concatenate, reshape, stack, take, transpose
 from .block import conv_bn_relu_pool
@@ -41,3 +43,4 @@ __all__ = [
 
 for _op in _REGISTRY.values():  # all that are declared by now are the package's own, which its tests prove
     _op.proven = True
+_numpy_protocol.serve({name: globals()[name] for name in __all__})

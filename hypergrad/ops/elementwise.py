@@ -29,13 +29,16 @@ scale: Op = linear("scale", lambda b, x, lead, by: x * x.dtype.type(by), lambda 
 divide = elementwise("divide", lambda b, x, y: x / y, lambda out, x, y: 1.0 / y, lambda out, x, y: -out / y)
 
 
-def _power_partial(out: Tensor, x: Tensor, exponent: float) -> Any:
+def _power_partial(out: Tensor, x: Tensor, exponent: Any) -> Any:
+    if not isinstance(exponent, float):  # an array: where it is 0, the derivative is 0 * x**0
+        return multiply(_power(x, exponent=exponent - (exponent != 0)), exponent)
     if exponent == 0:
         return x * 0.0
     return 2.0 * x if exponent == 2 else exponent * _power(x, exponent=exponent - 1)
 
 
-_power: Op = elementwise("power", lambda b, x, exponent: x * x if exponent == 2 else x**exponent, _power_partial)
+_power: Op = elementwise("power", lambda b, x, exponent: x * x if isinstance(exponent, float) and exponent == 2 else x**exponent,
+                         _power_partial)
 
 exp = elementwise("exp", lambda b, x: b.xp.exp(x), lambda out, x: out)
 log = elementwise("log", lambda b, x: b.xp.log(x), lambda out, x: 1.0 / x)
@@ -88,14 +91,15 @@ def power(x: Any, exponent: Any) -> Tensor:
 
     Args:
         x: array or Tensor, float32 or float64.
-        exponent: a number (any x where NumPy defines the power), or a Tensor or array (x > 0).
+        exponent: a number or an array (any x where NumPy defines the power), or a Tensor (x > 0).
     Returns: Tensor of the broadcast shape.
     Rules: exponent * x**(exponent-1); for a Tensor exponent, through exp(exponent * log x).
     """
     if isinstance(exponent, (int, float)):
         return _power(x, exponent=float(exponent))
+    constant = not isinstance(exponent, Tensor)
     x, exponent = to_tensors("power", [x, exponent])
-    return exp(multiply(exponent, log(x)))
+    return _power(x, exponent=exponent.value) if constant else exp(multiply(exponent, log(x)))
 
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:

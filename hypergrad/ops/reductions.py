@@ -21,7 +21,7 @@ Axis = int | Sequence[int] | None
 def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    axes = tuple(normalise_axis(name, a, ndim) for a in ([axis] if isinstance(axis, int) else axis))
+    axes = tuple(normalise_axis(name, a, ndim) for a in ([axis] if isinstance(axis, (int, np.integer)) else axis))
     if len(set(axes)) < len(axes):
         raise ArgumentError(f"{name}: axis has {axis}, expected each axis once")
     return tuple(sorted(axes))

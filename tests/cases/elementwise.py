@@ -129,6 +129,17 @@ for _e in (0, 1, 2, 3):
             make=partial(two_sided, (7,)),
         )
     )
+EXPONENTS = np.array([3.0, 2.0, 1.0, 0.0, -2.0])  # a constant array: x may be negative
+for _shape in ((5,), (2, 1), ()):
+    CASES.append(
+        Case(
+            f"power[+-x{list(_shape)}, array]",
+            lambda x: hg.power(x, EXPONENTS.astype(x.dtype)),
+            lambda x: x ** EXPONENTS.astype(x.dtype),
+            (_shape,),
+            make=partial(two_sided, _shape),
+        )
+    )
 CASES.append(Case("power[2, x]", lambda x: 2.0**x, lambda x: np.exp2(x), ((7,),)))
 
 _condition = np.random.default_rng(1).random((2, 3)) < 0.5

@@ -106,9 +106,8 @@ class Device(contextlib.nullcontext[None]):
 
 
 class ndarray:
-    """An array of the device."""
+    """An array of the device. Beside foreign types it asks NumPy's protocols, as CuPy does (cupy/_core/core.pyx)."""
 
-    __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, a: Any) -> None:
@@ -116,6 +115,16 @@ class ndarray:
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **attrs: Any) -> Any:
+        if method != "__call__" or not all(isinstance(x, (ndarray, np.ndarray, np.generic, bool, int, float)) for x in inputs):
+            return NotImplemented
+        return machine.do(ufunc, *inputs, **attrs)
+
+    def __array_function__(self, func: Any, kinds: Any, args: Any, attrs: Any) -> Any:
+        if not all(issubclass(kind, (ndarray, np.ndarray)) for kind in kinds):
+            return NotImplemented
+        return machine.do(func, *args, **attrs)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -168,18 +177,34 @@ class ndarray:
 
 
 def _operators() -> None:
-    def left(f: Callable[..., Any]) -> Any:
-        return lambda self, *other: machine.do(f, self, *other)
+    """Python's operators: on the device's own arrays and numbers at once, on other types by NumPy's ufunc, unless they opt out."""
+
+    def foreign(other: Any) -> bool:
+        return not isinstance(other, (ndarray, np.ndarray, np.generic, bool, int, float))
+
+    def left(f: Callable[..., Any], ufunc: Any) -> Any:
+        def method(self: ndarray, *other: Any) -> Any:
+            if any(map(foreign, other)):
+                return NotImplemented if getattr(type(other[0]), "__array_ufunc__", None) is None else ufunc(self, *other)
+            return machine.do(f, self, *other)
+
+        return method
 
     def right(f: Callable[..., Any]) -> Any:
-        return lambda self, other: machine.do(lambda a, b: f(b, a), self, other)
+        return lambda self, other: NotImplemented if foreign(other) else machine.do(lambda a, b: f(b, a), self, other)
 
-    for name in ("add", "sub", "mul", "truediv", "pow", "matmul", "mod", "and_", "or_"):
+    for name, ufunc in (
+        ("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("truediv", np.divide), ("pow", np.power), ("matmul", np.matmul),
+        ("mod", np.remainder), ("and_", np.bitwise_and), ("or_", np.bitwise_or),
+    ):  # fmt: skip
         f, plain = getattr(operator, name), name.rstrip("_")
-        setattr(ndarray, f"__{plain}__", left(f))
+        setattr(ndarray, f"__{plain}__", left(f, ufunc))
         setattr(ndarray, f"__r{plain}__", right(f))
-    for name in ("neg", "invert", "eq", "ne", "lt", "le", "gt", "ge"):
-        setattr(ndarray, f"__{name}__", left(getattr(operator, name)))
+    for name, ufunc in (
+        ("neg", np.negative), ("invert", np.invert), ("eq", np.equal), ("ne", np.not_equal), ("lt", np.less), ("le", np.less_equal),
+        ("gt", np.greater), ("ge", np.greater_equal),
+    ):  # fmt: skip
+        setattr(ndarray, f"__{name}__", left(getattr(operator, name), ufunc))
 
 
 _operators()

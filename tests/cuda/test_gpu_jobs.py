@@ -30,7 +30,7 @@ from cases import CASES  # noqa: E402
 
 # Cases with an array of the host bound in them are no jobs for a GPU; getitem and softmax_cross_entropy reach put, pick, place.
 OF_THE_HOST = ("put[", "dropout", "pick", "place", "concatenate[with a constant]", "conv_bn_relu_pool[first",
-               "operators[array left]", "matmul[constant")
+               "operators[array left]", "matmul[constant", "power[+-x[")
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -221,6 +221,29 @@ def test_labels_on_the_device_are_not_read(cupy):
         hg.softmax_cross_entropy(logits, on(labels))
     with pytest.raises(hg.errors.ArgumentError, match="take: index has"):
         hg.take(on(logits), [0, 7])
+
+
+def test_numpys_functions_and_the_devices_arrays(cupy):
+    """CuPy asks the same two protocols as NumPy: its arrays stand on either side of a Tensor, and NumPy's functions take both."""
+    x, v = np.array([[0.5, 1.25], [2.0, 0.75]]), np.array([[1.0, -0.5], [0.25, 3.0]])
+    on = cupy.asarray(v)
+
+    def f(t, c, xp):
+        total = c * t + t * c - c + t - (c - t) / (2.0 + c * c) + c @ t + 2.0**t + np.exp(t) + np.maximum(c, t) + np.where(t > 1, t, c)
+        total = total + np.concatenate([c, t])[1:3] + np.stack([t, c], axis=1)[:, 0] + np.full_like(t, 2.0) * t
+        return hg.sum(total * xp.asarray(v)) + np.mean(t) + np.max(t, axis=0)[1] + np.float64(2) * np.sum(np.square(t))
+
+    value, gradient = hg.value_and_grad(lambda t: f(t, on, cupy))(cupy.asarray(x))
+    wanted_value, wanted = hg.value_and_grad(lambda t: f(t, v, np))(x)
+    assert type(gradient) is cupy.ndarray
+    np.testing.assert_allclose(cupy.asnumpy(gradient), wanted, rtol=1e-14)
+    np.testing.assert_allclose(cupy.asnumpy(value), wanted_value, rtol=1e-14)
+    t = hg.Tensor(cupy.asarray(x))
+    for got, plain in ((on > t, v > x), (t > on, x > v), (np.isfinite(t), np.isfinite(x)), (np.zeros_like(t), np.zeros_like(x))):
+        assert type(got) is cupy.ndarray and np.array_equal(cupy.asnumpy(got), plain)
+    for write in (lambda: np.add(on, t, out=on), lambda: np.add.at(on, 0, t), lambda: np.sin(t)):
+        with pytest.raises((TypeError, ValueError)):
+            write()
 
 
 def test_sides_may_not_mix(cupy):
