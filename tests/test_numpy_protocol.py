@@ -201,7 +201,7 @@ PLAIN_CALLS: dict[str, Callable[[Any], Any]] = {
     "array_equiv": lambda x: np.array_equiv([X], [x]) if isinstance(x, np.ndarray) else np.array_equiv(X, x),
     "digitize": lambda x: np.digitize(x, [1.0, 2.0]),
     "empty_like": lambda x: np.empty_like(x).shape,
-    "full_like": lambda x: np.full_like(x, 3.0, shape=(2,)),
+    "full_like": lambda x: np.full_like(fill_value=3.0, a=x, shape=(2,)),
     "isclose": lambda x: np.isclose(Y, x, atol=0.1),
     "isin": lambda x: np.isin([0.5, 7.0], x),
     "lexsort": lambda x: np.lexsort((x[0], x[1])),

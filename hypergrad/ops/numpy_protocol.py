@@ -152,11 +152,9 @@ def _array_function(self: Tensor, func: Any, types: Any, args: Any, kwargs: Any)
     """What NumPy calls for its other functions with a Tensor among their arguments."""
     name = f"{func.__module__}.{func.__name__}".removeprefix("numpy.")
     if func in _plain:
-        given = {**dict(zip(_positions(func), args, strict=False)), **kwargs}
-        _refuse_output(name, given)
+        _refuse_output(name, {**dict(zip(_positions(func), args, strict=False)), **kwargs})
         if name.endswith("_like"):  # takes shape and dtype of the first argument, and the numbers of the others
-            first = next(iter(given))
-            return func(**{**given, first: plain(given[first])})
+            return func(*map(plain, args[:1]), *args[1:], **{k: plain(v) if k in ("a", "prototype") else v for k, v in kwargs.items()})
         return func(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
     if func not in _served:
         raise _no_op(name)
@@ -172,24 +170,30 @@ class _Reading(NamedTuple):
     variadic: bool  # whether any number of positional arguments is taken
 
 
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 @cache
+def _parameters(func: Function) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a NumPy function; none where it is one of C that states no signature, as several of NumPy 1."""
+    try:
+        return inspect.signature(func).parameters
+    except ValueError:
+        return {}
+
+
 def _positions(func: Function) -> tuple[str, ...]:
     """Names of the positional arguments of a NumPy function."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in inspect.signature(func).parameters.values() if p.kind in kinds)
+    return tuple(p.name for p in _parameters(func).values() if p.kind in _BY_PLACE)
 
 
 @cache
 def _reading(func: Function, op: Function) -> _Reading:
     """The arguments that the op requires are NumPy's first ones, the others go by name."""
     ours = inspect.signature(op).parameters
-    try:
-        theirs = inspect.signature(func).parameters
-    except ValueError:  # a C function of NumPy 1 states no signature
-        theirs = ours
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positions = tuple(p.name for p in theirs.values() if p.kind in kinds)
-    required = [p.name for p in ours.values() if p.default is p.empty and p.kind in kinds]
+    theirs = _parameters(func) or ours
+    positions = tuple(p.name for p in theirs.values() if p.kind in _BY_PLACE)
+    required = [p.name for p in ours.values() if p.default is p.empty and p.kind in _BY_PLACE]
     names = {**{n: n for n in ours if n in theirs}, **dict(zip(positions, required, strict=False))}
     defaults = {n: p.default for n, p in theirs.items() if n not in names}
     return _Reading(positions, names, defaults, any(p.kind is p.VAR_POSITIONAL for p in theirs.values()))
