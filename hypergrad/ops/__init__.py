@@ -4,6 +4,7 @@ from ..rules import REGISTRY as _REGISTRY
 from . import conversions as _conversions  # noqa: F401  (puts float(), copy() and the like on Tensor)
 from . import numpy_protocol as _numpy_protocol
 from . import operators as _operators  # noqa: F401  (puts +, -, [] and the like on Tensor)
+from . import optimizer_step as _optimizer_step  # noqa: F401  (declares the steps, which belong to the proven ops below)
 from .arrays import broadcast_to, concatenate, reshape, stack, take, transpose
 from .block import conv_bn_relu_pool
 from .conv import conv2d
