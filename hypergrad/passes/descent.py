@@ -124,7 +124,7 @@ class Descent:
             lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
 
         def products(tree: PyTree) -> Bars:
-            return [None if x.dot is None else Tensor(x.dot.value[0]) for x in tree_leaves(tree)]
+            return [None if x.dot is None else Tensor(x.dot.value[0, ...]) for x in tree_leaves(tree)]
 
         return primal(loss), tree_map(primal, g), products(g), products(hparams_g)
 

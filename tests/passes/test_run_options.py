@@ -1,0 +1,335 @@
+"""What a run takes and gives beside its weights: running losses, outer minibatches, schedules, callbacks, losses, states, first order."""
+
+from typing import Any
+
+import numpy as np
+import optree
+import pytest
+
+import hypergrad as hg
+from hypergrad.errors import ArgumentError, DTypeError, ShapeError
+from hypergrad.testing import check_gradients
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((7, 10, 3)), RNG.standard_normal((7, 10))
+BATCHES = list(zip(X, Y, strict=True))
+XV, YV = RNG.standard_normal((40, 3)), RNG.standard_normal(40)
+POLICIES = ["all", "sqrt", 1, 2, 3]
+
+
+def inner(w, h, batch):
+    x, y = batch
+    return hg.mean((hg.tanh(x @ w["w"] + w["b"]) - y) ** 2) + h["decay"] * hg.sum(w["w"] ** 2)
+
+
+def outer(w, h):
+    return hg.mean((hg.tanh(XV @ w["w"] + w["b"]) - YV) ** 2)
+
+
+def init(h):
+    return {"w": h["w"], "b": np.zeros(())}
+
+
+def hparams(**more):
+    return {"decay": np.array(0.1), "lr": np.array(0.2), "mu": np.array(0.6), "w": np.array([0.5, -0.3, 0.2]), **more}
+
+
+def momentum(h):
+    return hg.SGD(lr=h["lr"], momentum=h["mu"])
+
+
+def problem(optimizer=momentum, outer_loss=outer, **more):
+    return hg.Bilevel(inner, outer_loss, init, optimizer, **more)
+
+
+def close(a, b, rtol=1e-11):
+    assert optree.tree_structure(a) == optree.tree_structure(b)
+    for x, y in zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-14)
+
+
+def same_bits(a, b):
+    return [x.tobytes() for x in optree.tree_leaves(a)] == [x.tobytes() for x in optree.tree_leaves(b)]
+
+
+def everywhere(p, h, batches=BATCHES, **more):
+    """The hypergradient, the same in every policy (bits), in forward mode and in blocks of directions."""
+    r = hg.reverse(p, h, batches, **more)
+    for checkpoints in POLICIES:
+        again = hg.reverse(p, h, batches, checkpoints=checkpoints, **more)
+        assert same_bits((r.value, r.grad, r.params, r.state, r.losses), (again.value, again.grad, again.params, again.state, again.losses))
+    for directions in (256, 1, 4):
+        f = hg.forward(p, h, batches, directions=directions, **more)
+        close((f.value, f.grad, f.params, f.state, f.losses), (r.value, r.grad, r.params, r.state, r.losses))
+        assert f.stats.states_held == 1 + min(directions, sum(np.size(x) for x in optree.tree_leaves(h)))
+    return r
+
+
+def loop(h, batches, *, start=None, v=None, first_order=False, lrs=None):
+    """The run as a Python loop: the weights before every step and after the last, and the losses."""
+    w = init(h) if start is None else start
+    v = optree.tree_map(lambda x: 0.0 * x, w) if v is None else v
+    ws, losses = [w], []
+    for t, batch in enumerate(batches):
+        loss, g = hg.value_and_grad(lambda w, b=batch: inner(w, h, b))(w)
+        g = hg.stop_gradient(g) if first_order else g
+        v = optree.tree_map(lambda v, g: h["mu"] * v + g, v, g)
+        w = optree.tree_map(lambda w, v, t=t: w - (h["lr"] if lrs is None else lrs[t]) * v, w, v)
+        ws.append(w)
+        losses.append(loss)
+    return ws, v, losses
+
+
+# --- running losses ---------------------------------------------------------------------------------------------------
+
+
+def running(w, h, t):
+    return 0.1 * t * hg.sum(w["w"] ** 2) + h["decay"] * w["b"] ** 2
+
+
+def test_a_running_loss_is_summed_over_the_steps_done():
+    def by_loop(h):
+        ws, _, _ = loop(h, BATCHES)
+        return outer(ws[-1], h) + sum(running(w, h, t) for t, w in enumerate(ws) if t)
+
+    h = hparams()
+    r = everywhere(problem(running_loss=running), h)
+    value, grad = hg.value_and_grad(by_loop)(h)
+    close((r.value, r.grad), (value, grad))
+    seen = []
+    hg.reverse(problem(running_loss=lambda w, h, t: (seen.append(t), running(w, h, t))[1]), h, BATCHES)
+    assert sorted(set(seen)) == list(range(1, 8))
+
+
+def test_a_running_loss_alone_and_of_no_step():
+    nothing = lambda w, h: hg.sum(w["w"]) * 0.0  # noqa: E731
+    h = hparams()
+    for n in (0, 1, 2):
+        r = everywhere(problem(outer_loss=nothing, running_loss=running), h, BATCHES[:n])
+        value, grad = hg.value_and_grad(lambda h, n=n: sum((running(w, h, t) for t, w in enumerate(loop(h, BATCHES[:n])[0]) if t),
+                                                           start=0.0 * hg.sum(h["w"])))(h)
+        close((r.value, r.grad), (value, grad))
+
+
+def test_a_running_loss_with_adam_and_with_an_own_op():
+    """The other two ways in which a step is transposed."""
+    h = hparams()
+    for optimizer in (lambda h: hg.Adam(lr=h["lr"], eps=1e-3), lambda h: hg.SGD(lr=h["lr"], clip=hg.clip_by_norm(h["mu"]))):
+        p = problem(optimizer, running_loss=running)
+        r = everywhere(p, h)
+        for name in h:
+            e = 1e-6 * np.ones_like(h[name])
+            ends = [float(hg.reverse(p, {**h, name: h[name] + s * e}, BATCHES).value) for s in (1, -1)]
+            np.testing.assert_allclose(np.sum(r.grad[name]), (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-9)
+
+
+# --- outer minibatches --------------------------------------------------------------------------------------------------
+
+
+def test_hyper_cleaning_with_a_validation_minibatch_for_each_outer_step():
+    """Noise in half of the labels; each outer step sees another validation minibatch, and the weights of the noisy examples fall."""
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((5, 3))
+    x, x_val = rng.standard_normal((200, 5)), rng.standard_normal((300, 5))
+    y, y_val = (x @ true).argmax(-1), (x_val @ true).argmax(-1)
+    y[:100] = (y[:100] + 1 + rng.integers(0, 2, 100)) % 3
+
+    def loss(w, lam, batch):
+        return hg.mean(hg.sigmoid(lam) * hg.softmax_cross_entropy(x @ w, y))
+
+    def validation(w, lam, batch):
+        xs, ys = batch
+        return hg.mean(hg.softmax_cross_entropy(xs @ w, ys))
+
+    p = hg.Bilevel(loss, validation, lambda lam: np.zeros((5, 3)), lambda lam: hg.SGD(lr=1.0, momentum=0.5))
+    lam, state, outer_optimizer = np.zeros(200), None, hg.Adam(lr=0.3)
+    for t in range(25):
+        rows = np.random.default_rng((7, t)).integers(0, 300, 60)
+        r = hg.reverse(p, lam, hg.full_batch(None, 15), checkpoints="sqrt", outer_batch=(x_val[rows], y_val[rows]))
+        if t == 0:
+            f = hg.forward(p, lam, hg.full_batch(None, 15), outer_batch=(x_val[rows], y_val[rows]), directions=64)
+            close(f.grad, r.grad, 1e-9)
+        lam, state = outer_optimizer.step(lam, state, r.grad, t)
+    assert lam[:100].mean() < -0.5 < 0.5 < lam[100:].mean()
+
+
+def test_another_minibatch_another_hypergradient():
+    def on(w, h, batch):
+        return hg.mean((XV[batch] @ w["w"] - YV[batch]) ** 2)
+
+    h = hparams()
+    a, b = (everywhere(problem(outer_loss=on), h, outer_batch=rows) for rows in (np.arange(5), np.arange(5, 20)))
+    assert not np.allclose(a.grad["w"], b.grad["w"])
+    with pytest.raises(TypeError):
+        hg.reverse(problem(outer_loss=on), h, BATCHES)
+
+
+# --- what else comes out --------------------------------------------------------------------------------------------------
+
+
+def test_losses_and_states_come_out_for_nothing():
+    h = hparams()
+    calls = []
+
+    def counted(w, h, batch):
+        calls.append(0)
+        return inner(w, h, batch)
+
+    r = hg.reverse(hg.Bilevel(counted, outer, init, momentum), h, BATCHES)
+    assert len(calls) == 14  # once forward and once backward for each step: the losses cost nothing
+    ws, v, losses = optree.tree_map(lambda t: t.value if isinstance(t, hg.Tensor) else t, loop(optree.tree_map(hg.Tensor, h), BATCHES))
+    close(r.losses, np.array(losses))
+    close((r.params, r.state), (ws[-1], v))
+    assert hg.reverse(problem(), h, []).losses.shape == (0,)
+
+
+def test_a_callback_is_called_once_for_each_step_in_order():
+    h = hparams()
+    for run, more in ((hg.reverse, {"checkpoints": 1}), (hg.reverse, {}), (hg.forward, {"directions": 2})):
+        seen = []
+        r = run(problem(), h, BATCHES, callback=lambda t, w, loss, seen=seen: seen.append((t, w["w"].copy(), float(loss))), **more)
+        assert [t for t, _, _ in seen] == list(range(7))
+        np.testing.assert_array_equal([loss for _, _, loss in seen], r.losses)
+        np.testing.assert_array_equal(seen[0][1], h["w"])
+    seen = []
+    hg.unroll(inner, init(h), h, BATCHES, optimizer=hg.SGD(lr=0.1), callback=lambda *a: seen.append(a[0]))
+    assert seen == list(range(7))
+
+
+def test_the_state_of_the_optimiser_goes_in():
+    h, v = hparams(), {"w": np.array([0.1, 0.2, -0.1]), "b": np.array(0.3)}
+    r = everywhere(problem(), h, state=v)
+    close(r.grad, hg.grad(lambda h: outer(loop(h, BATCHES, v=v)[0][-1], h))(h))
+    check_gradients(lambda v: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=momentum(h), state=v), h), v, order=1)
+
+
+# --- first order -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [momentum, lambda h: hg.SGD(lr=h["lr"]), lambda h: hg.SGD(lr=0.1)], ids=["momentum", "sgd", "no field"])
+def test_first_order_takes_the_inner_gradients_for_constants(optimizer):
+    h = hparams()
+    r = everywhere(problem(optimizer), h, first_order=True)
+    mu, lr = optimizer(h).momentum, optimizer(h).lr
+
+    def by_loop(h):
+        h = {**h, "mu": h["mu"] if isinstance(mu, np.ndarray) else mu, "lr": h["lr"] if isinstance(lr, np.ndarray) else lr}
+        return outer(loop(h, BATCHES, first_order=True)[0][-1], h)
+
+    close(r.grad, hg.grad(by_loop)(h))
+    assert r.grad["decay"] == 0  # it acts through the inner gradient alone
+    assert not np.allclose(r.grad["w"], hg.reverse(problem(optimizer), h, BATCHES).grad["w"])
+
+
+def test_first_order_maml_is_the_gradient_at_the_end():
+    h = hparams()
+    meta = lambda w: outer(hg.unroll(inner, w, {"decay": 0.1}, BATCHES, optimizer=hg.SGD(lr=0.1), first_order=True), h)  # noqa: E731
+    end = optree.tree_map(lambda t: t.value, hg.unroll(inner, init(h), {"decay": 0.1}, BATCHES, optimizer=hg.SGD(lr=0.1)))
+    close(hg.grad(meta)(init(h)), hg.grad(lambda w: outer(w, h))(end))
+
+
+# --- one learning rate per step ------------------------------------------------------------------------------------------------
+
+
+RATES = np.linspace(0.3, 0.05, 7)
+
+
+def test_a_schedule_is_one_value_per_step_and_each_is_a_hyperparameter():
+    h = hparams(lr=RATES)
+    r = everywhere(problem(lambda h: hg.SGD(lr=hg.schedule(h["lr"]), momentum=h["mu"])), h)
+    close(r.grad, hg.grad(lambda h: outer(loop(h, BATCHES, lrs=h["lr"])[0][-1], h))(h))
+    assert r.grad["lr"].shape == (7,) and (r.grad["lr"] != 0).all()
+
+
+def test_a_function_of_the_step_number():
+    def decaying(h):
+        return hg.SGD(lr=lambda t: h["lr"] / (1.0 + 0.5 * t), momentum=lambda t: 0.9 - 0.1 * t)
+
+    def as_schedule(h):
+        return hg.SGD(lr=hg.schedule(h["lr"] / (1.0 + 0.5 * np.arange(7.0))), momentum=hg.schedule(0.9 - 0.1 * np.arange(7.0)))
+
+    a, b = (everywhere(problem(o), hparams()) for o in (decaying, as_schedule))
+    close((a.value, a.grad), (b.value, b.grad))
+    constant, number = (hg.reverse(problem(o), hparams(), BATCHES) for o in (lambda h: hg.SGD(lr=lambda t: 0.1), lambda h: hg.SGD(lr=0.1)))
+    close((constant.value, constant.grad), (number.value, number.grad))
+
+
+def test_schedules_of_every_field_and_of_leaves():
+    def adam(h):
+        return hg.Adam(lr=hg.schedule({"w": h["lr"][:, None] * np.ones(3), "b": h["lr"]}), beta1=hg.schedule(h["beta"]), eps=1e-3)
+
+    h = hparams(lr=RATES, beta=np.linspace(0.5, 0.9, 7))
+    everywhere(problem(adam), h)
+    check_gradients(lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=adam(h)), h), h, order=1)
+
+
+def test_a_schedule_in_a_training_loop():
+    w, state, by_hand = {"w": np.ones(3), "b": np.zeros(())}, None, {"w": np.ones(3), "b": np.zeros(())}
+    for t in range(7):
+        g = optree.tree_map(np.cos, w)
+        w, state = hg.SGD(lr=hg.schedule(RATES) if t % 2 else (lambda t: RATES[t])).step(w, state, g, t)
+        by_hand = optree.tree_map(lambda x, t=t: x - RATES[t] * np.cos(x), by_hand)
+    close(w, by_hand)
+
+
+def test_a_schedule_of_another_length_is_refused():
+    for n in (3, 8, 0):
+        with pytest.raises(ShapeError, match=rf"schedule: lr has shape \({n},\), expected \(7, ...\)"):
+            hg.reverse(problem(lambda h, n=n: hg.SGD(lr=hg.schedule(np.ones(n)))), hparams(), BATCHES)
+    with pytest.raises(ShapeError, match="schedule: lr has shape"):
+        hg.reverse(problem(lambda h: hg.SGD(lr=hg.schedule(h["lr"]))), hparams(), BATCHES)
+
+
+# --- shapes and dtypes of fields -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 3), (2,), (3, 1), (7,), (1, 1)])
+@pytest.mark.parametrize("kind", [hg.SGD, hg.Adam])
+def test_a_field_never_enlarges_a_leaf(kind, shape):
+    p = problem(lambda h: kind(lr=h["lr"]))
+    with pytest.raises((ShapeError, ArgumentError), match=r"optimizer: lr has shape"):
+        hg.reverse(p, hparams(lr=np.full(shape, 0.1)), BATCHES)
+    with pytest.raises(ShapeError, match=r"optimizer: lr has shape .* w\['b'\] keeps its shape"):
+        kind(lr=np.full(shape, 0.1)).step({"w": np.ones((2, 3)), "b": np.ones(())}, None, {"w": np.ones((2, 3)), "b": np.ones(())}, 0)
+
+
+def test_a_field_with_one_value_per_step_is_not_taken_for_one_per_column():
+    w = np.ones((4, 7))
+    p = hg.Bilevel(lambda w, h, b: hg.sum(w * w), lambda w, h: hg.sum(w), lambda h: w, lambda h: hg.SGD(lr=h))
+    with pytest.raises(ArgumentError, match=r"optimizer: lr has shape \(7,\), one value for each of the 7 steps.*hg.schedule"):
+        hg.reverse(p, np.full(7, 0.1), hg.full_batch(None, 7))
+    assert hg.reverse(p, np.full(7, 0.1), hg.full_batch(None, 6)).grad.shape == (7,)  # one per column: nothing to mistake
+    per_leaf = hg.Bilevel(p.inner_loss, p.outer_loss, lambda h: np.ones(7), p.optimizer)
+    assert hg.reverse(per_leaf, np.full(7, 0.1), hg.full_batch(None, 7)).grad.shape == (7,)  # the leaf's own shape
+
+
+def single(tree: Any) -> Any:
+    return optree.tree_map(lambda x: np.asarray(x, np.float32), tree)
+
+
+@pytest.mark.parametrize("name", ["decay", "lr", "mu"])
+def test_a_hyperparameter_of_another_dtype_is_named_by_its_path(name):
+    h = {**single(hparams()), name: np.array(0.1)}
+    p = hg.Bilevel(inner, outer, lambda h: single(init(single(hparams()))), momentum)
+    root = "hparams" if name == "decay" else "optimizer"
+    with pytest.raises(DTypeError, match=rf"unroll: (hparams\['{name}'\]|{root}\['{name}'\]) has dtype float64, expected float32"):
+        hg.reverse(p, h, single(BATCHES))
+
+
+def test_what_is_refused_with_a_remedy():
+    h = hparams()
+    with pytest.raises(ArgumentError, match=r"outer_loss: the function's result is a tuple, expected one scalar Tensor"):
+        hg.reverse(problem(outer_loss=lambda w, h: (outer(w, h), {"aux": 1})), h, BATCHES)
+    for batches in (iter(BATCHES), (b for b in BATCHES), dict(enumerate(BATCHES)), set(range(3)), None, 5):
+        for run in (hg.reverse, hg.forward):
+            with pytest.raises(ArgumentError, match=r"unroll: batches is a .*collect it first with list\(batches\)"):
+                run(problem(), h, batches)
+    with pytest.raises(ArgumentError, match="unroll: optimizer is a float, expected an Optimizer"):
+        hg.reverse(problem(lambda h: 0.1), h, BATCHES)
+    for n in (-1, 2.0, None, "3", True):
+        with pytest.raises(ArgumentError, match="full_batch: n_steps has"):
+            hg.full_batch(None, n)
+    assert len(hg.full_batch(None, np.int64(3))) == len(hg.full_batch(None, np.array(3))) == 3
+    for directions in (0, None, 1.5, True):
+        with pytest.raises(ArgumentError, match="forward: directions has"):
+            hg.forward(problem(), h, BATCHES, directions=directions)
