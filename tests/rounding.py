@@ -8,7 +8,7 @@ their correlations and their cancellations. No float32 kernel and no instruction
 One op's error, with u = 2^-24 and deltas uniform in [-1, 1] times:
 
 * 0 for ops that move, choose or negate elements;
-* u for one operation of IEEE 754;
+* u for one operation of IEEE 754, or 0 where float32 holds the result;
 * FUNCTION * u for a function of the mathematical library;
 * for a sum of n terms t that add up to s, added in any order: the final sum is rounded, and n - 1 partial sums are. After j
   terms drawn in random order a partial sum has the mean square (j/n)^2 s^2 + j(n-j)/n var(t). Over all j that is
@@ -49,7 +49,7 @@ def rounding_of(op: Op, backend: Any, values: list[Array], attrs: dict[str, Any]
     if op.name in EXACT:
         return np.zeros_like(out)
     if op.name in ONCE:
-        return U * np.abs(out)
+        return np.where(out == out.astype(np.float32), 0.0, U * np.abs(out))
     if op.name in SUMS | PRODUCTS:
         count = op.value(backend, *(np.ones_like(v) for v in values), **attrs)
         squares = op.value(backend, *(v * v for v in values), **attrs)

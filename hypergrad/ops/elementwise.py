@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from ..backends import Array, Backend, backend_of
 from ..errors import ArgumentError
@@ -30,8 +33,8 @@ divide = elementwise("divide", lambda b, x, y: x / y, lambda out, x, y: 1.0 / y,
 
 
 def _power_partial(out: Tensor, x: Tensor, exponent: float) -> Any:
-    if exponent == 0:
-        return x * 0.0
+    if exponent in (0, 1):
+        return exponent
     return 2.0 * x if exponent == 2 else exponent * _power(x, exponent=exponent - 1)
 
 
@@ -64,6 +67,22 @@ minimum = elementwise("minimum", lambda b, x, y: b.xp.minimum(x, y),
 _where = elementwise("where", lambda b, x, y, condition: b.xp.where(condition, x, y),
                      lambda out, x, y, condition: _mask(x, condition), lambda out, x, y, condition: _mask(y, ~condition))
 
+
+def _power_by_base(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
+    """exponent * x**(exponent - 1), and 0 where the exponent is 0 and x so small that 1 / x overflows."""
+    tiny = (exponent.value == 0) & (backend_of(x.value).xp.abs(x.value) < 1 / float(np.finfo(x.dtype).max))
+    return multiply(exponent, _powers(x, _where(1.0, subtract(exponent, 1.0), condition=tiny)))
+
+
+def _power_by_exponent(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
+    """x**exponent * log(x); 0 where x is 0 and the exponent is not negative; NaN for other x that have no logarithm."""
+    positive = x.value > 0
+    constant = Tensor(backend_of(x.value).xp.where((x.value == 0) & (exponent.value >= 0), 0.0, math.nan).astype(x.dtype))
+    return multiply(out, _where(log(_where(x, 1.0, condition=positive)), constant, condition=positive))
+
+
+_powers: Op = elementwise("powers", lambda b, x, exponent: b.xp.power(x, exponent), _power_by_base, _power_by_exponent)
+
 _FORM = """{}
 
 Args:
@@ -84,18 +103,23 @@ for _op, _summary in (
 
 
 def power(x: Any, exponent: Any) -> Tensor:
-    """x to the power `exponent`, elementwise.
+    """x to the power `exponent`, elementwise, wherever NumPy defines it: for x < 0 the exponent is a whole number.
 
     Args:
-        x: array or Tensor, float32 or float64.
-        exponent: a number (any x where NumPy defines the power), or a Tensor or array (x > 0).
+        x: array, Tensor or number, float32 or float64.
+        exponent: number, array or Tensor; integers follow the dtype of x.
     Returns: Tensor of the broadcast shape.
-    Rules: exponent * x**(exponent-1); for a Tensor exponent, through exp(exponent * log x).
+    Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
+    Rules: exponent * x**(exponent-1), which is 0 for an exponent of 0 at every x; in the exponent x**exponent * log(x), which
+        is 0 where x is 0 and the exponent is not negative, and NaN for x < 0. Any order. Where x is 0 the mixed derivative of
+        second order exists for exponents above 1 only.
+    Cost: one pass over the elements; a number 2 is one product.
     """
+    if isinstance(exponent, np.generic) or isinstance(exponent, np.ndarray) and not exponent.ndim and exponent.dtype.kind in "biu":
+        exponent = exponent.item()
     if isinstance(exponent, (int, float)):
         return _power(x, exponent=float(exponent))
-    x, exponent = to_tensors("power", [x, exponent])
-    return exp(multiply(exponent, log(x)))
+    return _powers(x, exponent)
 
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
