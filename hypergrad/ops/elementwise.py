@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, Backend, backend_of
-from ..errors import ArgumentError
 from ..rules import Op, align, bilinear, elementwise, linear, sum_to
 from ..tape import Tensor, to_tensors
+from .arguments import array_of, number
 
 
 def _mask(like: Tensor, condition: Any) -> Tensor:
@@ -38,7 +38,7 @@ def _power_partial(out: Tensor, x: Tensor, exponent: float) -> Any:
     return 2.0 * x if exponent == 2 else exponent * _power(x, exponent=exponent - 1)
 
 
-_power: Op = elementwise("power", lambda b, x, exponent: x * x if exponent == 2 else x**exponent, _power_partial)
+_power: Op = elementwise("power_number", lambda b, x, exponent: x * x if exponent == 2 else x**exponent, _power_partial)
 
 exp = elementwise("exp", lambda b, x: b.xp.exp(x), lambda out, x: out)
 log = elementwise("log", lambda b, x: b.xp.log(x), lambda out, x: 1.0 / x)
@@ -81,7 +81,7 @@ def _power_by_exponent(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
     return multiply(out, _where(log(_where(x, 1.0, condition=positive)), constant, condition=positive))
 
 
-_powers: Op = elementwise("powers", lambda b, x, exponent: b.xp.power(x, exponent), _power_by_base, _power_by_exponent)
+_powers: Op = elementwise("power", lambda b, x, exponent: b.xp.power(x, exponent), _power_by_base, _power_by_exponent)
 
 _FORM = """{}
 
@@ -118,7 +118,7 @@ def power(x: Any, exponent: Any) -> Tensor:
     if isinstance(exponent, np.generic) or isinstance(exponent, np.ndarray) and not exponent.ndim and exponent.dtype.kind in "biu":
         exponent = exponent.item()
     if isinstance(exponent, (int, float)):
-        return _power(x, exponent=float(exponent))
+        return _power(*to_tensors("power", [x]), exponent=float(exponent))
     return _powers(x, exponent)
 
 
@@ -126,26 +126,26 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where `condition` holds, y elsewhere.
 
     Args:
-        condition: bool array that broadcasts with x and y; no derivative flows through it.
+        condition: array of bools or integers that broadcasts with x and y; no derivative flows through it.
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor of the broadcast shape of x, y and condition.
+    Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed, or for a condition of floats.
     """
     x, y = to_tensors("where", [x, y])
-    condition = condition.value if isinstance(condition, Tensor) else condition
+    condition = array_of("where", "condition", condition, "biu", "bools", "it chooses between x and y")
     return _where(x, y, condition=backend_of(x.value).xp.asarray(condition, dtype=bool))
 
 
-def dropout(x: Any, mask: Any, *, rate: float) -> Tensor:
+def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
     """Inverted dropout with a given mask, so that the op stays pure: x * mask / (1 - rate).
 
     Args:
         x: array or Tensor.
         mask: bool or 0/1 array that broadcasts with x; the caller draws it.
-        rate: probability of a zero, 0 <= rate < 1.
+        rate: probability of a zero, 0 <= rate < 1; a Tensor of no axes gets a derivative.
     Returns: Tensor like x.
     Raises: ArgumentError for a rate outside [0, 1).
     Source: Srivastava et al. 2014, JMLR 15.
     """
-    if not 0 <= rate < 1:
-        raise ArgumentError(f"dropout: rate has {rate}, expected 0 <= rate < 1 because 1 - rate divides; pass a probability")
-    return multiply(multiply(x, mask), 1.0 / (1.0 - rate))
+    found = number("dropout", "rate", rate.value if isinstance(rate, Tensor) else rate, "0 <= rate < 1", "1 - rate divides", 0, below=1)
+    return multiply(multiply(x, mask), 1.0 / (1.0 - (rate if isinstance(rate, Tensor) else found)))
