@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -307,7 +308,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
         "Sets the order of threads and blocks: forward, reverse or shuffle:SEED.");
 #else
   try {  // a wrong environment variable is reported at import, not in the middle of a run
-    hg::chosen_level();
+    const char* const level = std::getenv("HYPERGRAD_SIMD");  // of host kernels: others have one level only
+    if (level != nullptr && level[0] != '\0') hg::choose_level(level);
     hg::thread_count();
   } catch (const hg::BadArgument& error) {
     throw py::import_error(error.what());

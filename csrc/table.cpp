@@ -1,6 +1,5 @@
 #include "table.h"
 
-#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 
@@ -88,14 +87,8 @@ Level level_from(const std::string& name) {
                     " because only these are compiled in and run on this CPU; unset it to take the best");
 }
 
-Level first_choice() {
-  const char* forced = std::getenv("HYPERGRAD_SIMD");
-  if (forced != nullptr && forced[0] != '\0') return level_from(forced);
-  return supported_levels().back();
-}
-
 Level& level_slot() {
-  static Level level = first_choice();
+  static Level level = supported_levels().back();
   return level;
 }
 

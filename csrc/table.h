@@ -48,7 +48,7 @@ std::string label(const Argument& argument, int element);      // "w", of a list
 const char* level_name(Level level);
 std::vector<Level> compiled_levels();   // levels with kernels in this build
 std::vector<Level> supported_levels();  // of those, the ones this CPU runs
-Level chosen_level();                   // HYPERGRAD_SIMD, else the highest supported
+Level chosen_level();                   // the highest supported one, until another is chosen
 void choose_level(const std::string& name);
 
 }  // namespace hg

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rounding
+from cases import CASES
 from cases.conv import block_margin, block_reference
 from checks import (
     Array,
@@ -26,6 +28,8 @@ from hypergrad.ops import block
 from hypergrad.rules import REGISTRY, Fused, Op, bilinear, elementwise
 from hypergrad.errors import DifferentiationError
 from hypergrad.tape import Tensor, primal, untaped
+
+RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +222,97 @@ def test_float32_variance_that_cancels() -> None:
         check_float32(case)
 
 
+def case_named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def without_last_bits(y: Array, bits: int) -> None:
+    """Sets the last bits of every float32 mantissa to zero, in place."""
+    y.view(np.uint32)[...] &= np.uint32(0xFFFFFFFF << bits & 0xFFFFFFFF)
+
+
+NORM, BLOCK = "batch_norm[((3, 3, 2, 2), (2,), (2,)), eps=1e-05]", "conv_bn_relu_pool[5x3]"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bits", "case"),
+    [
+        ("conv2d_fprop", 4, "conv2d[same]"),
+        ("conv2d_dgrad", 4, "conv2d[same]"),
+        ("conv2d_wgrad", 4, "conv2d[same]"),
+        ("linear_cross_entropy_value", 4, "linear_cross_entropy[rows]"),
+        ("linear_cross_entropy_jvp", 4, "linear_cross_entropy[one feature, 6 classes]"),
+        ("linear_cross_entropy_vjp", 4, "linear_cross_entropy[rows]"),
+        ("linear_cross_entropy_vjp_jvp", 5, "linear_cross_entropy[rows]"),
+        *((f"batch_norm_{rung}", 4, NORM) for rung in RUNGS),
+        *((f"conv_bn_relu_pool_{rung}", 4, BLOCK) for rung in RUNGS),
+    ],
+)
+def test_float32_kernel_that_loses_its_last_bits(kernel: str, bits: int, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = HostBackend.run
+
+    def loses(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
+        original(self, name, inputs, outputs, **attrs)
+        for y in outputs if name == kernel else ():
+            if y is not None and y.dtype == np.float32:
+                without_last_bits(y, bits)
+
+    monkeypatch.setattr(HostBackend, "run", loses)
+    with pytest.raises(AssertionError, match="float32: largest element error"):
+        check_float32(case_named(case))
+
+
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [("matmul", "matmul[31, 33][33, 5]"), ("sum", "sum[[2, 3, 4], axis=None, keepdims=False]"),
+     ("sum", "sum[[1025], axis=None, keepdims=False]"), ("multiply", "multiply[1025][]"), ("add", "add[1][257]"),
+     ("exp", "exp[1025]"), ("logsumexp", "logsumexp[[257], axis=0, keepdims=False]")],
+)
+def test_float32_op_that_computes_in_half_precision(op: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = REGISTRY[op].value
+
+    def half(b: Any, *arrays: Array, **attrs: Any) -> Array:
+        if arrays[0].dtype != np.float32:
+            return original(b, *arrays, **attrs)
+        return np.asarray(original(b, *(a.astype(np.float16) for a in arrays), **attrs)).astype(np.float32)
+
+    monkeypatch.setattr(REGISTRY[op], "value", half)
+    with pytest.raises(AssertionError, match="float32: largest element error"):
+        check_float32(case_named(case))
+
+
+@pytest.mark.parametrize("op", ["multiply", "divide", "add"])
+def test_float32_op_that_is_off_by_four_places_in_one_element(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = REGISTRY[op].value
+
+    def imprecise(b: Any, x: Array, y: Array) -> Array:
+        out = np.array(original(b, x, y))
+        if out.dtype == np.float32:
+            largest_one = out.reshape(-1)[np.abs(out).argmax() :][:1]
+            largest_one *= np.float32(1 + 4 * 2.0**-23)
+        return out
+
+    monkeypatch.setattr(REGISTRY[op], "value", imprecise)
+    with pytest.raises(AssertionError, match="value.*float32: largest element error"):
+        check_float32(case_named(f"{op}[2, 3][2, 3]"))
+
+
+def test_bound_of_an_exact_op_is_exact() -> None:
+    case = case_named("reshape[[2, 3] to -1]")
+    args = case.arguments(np.float64)
+    bounds = rounding.allowed(lambda: {"y": [case.f(*args).value]}, {"y": [case.f(*args).value]})
+    assert bounds == {"y": [0.0]}
+
+
+def test_bound_of_a_sum_grows_with_its_terms_and_its_partial_sums() -> None:
+    """n equal terms: each of n - 1 partial sums is off by u/sqrt(3) of a size that grows to n, the last one counted in full."""
+    for n in (2, 33, 1025):
+        x = np.ones((500, n))
+        (bound,) = rounding.allowed(lambda x=x: {"y": [hg.sum(x, axis=1).value]}, {"y": [np.full(500, float(n))]})["y"]
+        ideal = rounding.SIGMAS * rounding.U / 3**0.5 * n * (1 + (n - 1) * (1 / 3 + 1 / (6 * n))) ** 0.5
+        assert ideal < bound < 2 * ideal, n  # the largest of 500 estimates from 8 samples each
+
+
 def test_result_in_another_dtype() -> None:
     with pytest.raises(AssertionError, match="dtype float64"):
         check_float32(
@@ -285,9 +380,6 @@ def block_case(f: Callable[..., Tensor], e: int = 1) -> Case:
         ((e, 2, 3, 2, 5), (e, 3, 3, 5, 2), (e, 2), (e, 2)),
         margin=lambda *a: block_margin(*a, 0.1),
     )
-
-
-RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
 
 
 def planted_block(rung: str | None) -> Fused:

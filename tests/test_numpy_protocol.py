@@ -327,7 +327,7 @@ def test_calls_that_numpy_serves_and_the_op_cannot_are_refused() -> None:
         (lambda: np.einsum("i...->...", t), ArgumentError, "einsum: subscripts has"),
         (lambda: np.einsum("ii", t), ArgumentError, "einsum: subscripts has"),
         (lambda: np.full_like(t, t), DTypeError, "copyto: got a Tensor.*use hg.where"),
-        (lambda: np.take(t, t), DTypeError, "Tensor: NumPy asked for its array"),
+        (lambda: np.take(t, t), DTypeError, "take: indices has dtype float64, expected integers"),
         (lambda: np.mean(Tensor(np.ones(0))), ShapeError, "mean: x has shape"),
         (lambda: np.max(t, axis=5), ArgumentError, "max: axis has 5"),
         (lambda: np.exp(Tensor(np.ones(2)), np.ones(2)), ArgumentError, "exp: out is an array"),

@@ -84,6 +84,10 @@ TIED = {  # op, arguments, the derivative of its sum by the first argument, as d
     "power": (lambda x: x**2, ([0.0, -1.0],), [0.0, -2.0]),
     "power 0": (lambda x: x**0, ([0.0, -1.0],), [0.0, 0.0]),
     "power 1": (lambda x: x**1, ([0.0, -1.0],), [1.0, 1.0]),
+    "power by an array": (lambda x: x ** np.arange(4), ([0.0, 0.0, 0.0, 0.0],), [0.0, 1.0, 0.0, 0.0]),
+    "power by a Tensor": (hg.power, ([0.0, 0.0, 0.0, -2.0], [0.0, 1.0, 2.0, 3.0]), [0.0, 1.0, 0.0, 12.0]),
+    "power 0 of what has no inverse": (hg.power, ([1e-40, -1e-40], [0.0, 0.0]), [0.0, 0.0]),
+    "exponent of 0": (lambda e, x: x**e, ([0.0, 0.5, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]), [0.0, 0.0, 0.0, 0.0]),
 }
 
 
@@ -96,6 +100,51 @@ def test_derivatives_at_kinks_are_as_documented(name: str, dtype: type) -> None:
     columns = np.eye(args[0].size, dtype=dtype).reshape(-1, *args[0].shape)
     _, dots = hg.jvp(lambda x: hg.sum(f(x, *args[1:])), (args[0],), (columns,))
     assert np.array_equal(dots, np.ravel(wanted))
+
+
+def powers(kind: str, dtype: type) -> tuple[Any, Any]:
+    """(x, e) -> x**e with the exponents 0 to 4 given in the way `kind`, and the arguments that it takes."""
+    e = np.arange(5)
+    if kind == "followed":
+        return hg.power, e.astype(dtype)
+    given = {"integers": e, "floats": e.astype(dtype), "Tensor": Tensor(e.astype(dtype)), "numbers": None}[kind]
+    if given is None:
+        return lambda x, _: hg.stack([x[i] ** i for i in range(5)]), e.astype(dtype)
+    return lambda x, _: x**given, e.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["numbers", "integers", "floats", "Tensor", "followed"])
+@pytest.mark.parametrize("at", [0.0, -0.0, -2.0])
+def test_whole_powers_of_zero_and_below_are_exact_to_second_order(kind: str, at: float, dtype: type) -> None:
+    f, e = powers(kind, dtype)
+    x, n = np.full(5, at, dtype), np.arange(5)
+    slope = np.where(n == 0, 0, n * x ** np.maximum(n - 1, 0))
+    curvature = np.where(n < 2, 0, n * (n - 1) * x ** np.maximum(n - 2, 0))
+    one = np.ones(5, dtype)
+
+    def gradient(x: Any) -> Any:
+        return hg.grad(lambda x: hg.sum(f(x, e)))(x)
+
+    y, y_dot = hg.jvp(lambda x: f(x, e), (x,), (one,))
+    assert np.array_equal(y, x**n) and np.array_equal(y_dot, slope) and np.array_equal(gradient(x), slope)
+    assert np.array_equal(hg.jvp(gradient, (x,), (one,))[1], curvature)
+    assert np.array_equal(hg.grad(lambda x: hg.sum(gradient(x)))(x), curvature)
+    assert np.array_equal(hg.grad(lambda x: hg.sum(hg.jvp(lambda x: f(x, e), (x,), (one,))[1]))(x), curvature)
+
+
+def test_exponents_of_zero_have_finite_derivatives_to_second_order() -> None:
+    x, e = np.zeros(3), np.array([1.5, 2.0, 3.0])
+    loss = lambda x, e: hg.sum(x**e)  # noqa: E731
+    _, grads, products = hg.hvp(loss, (x, e), (None, np.ones(3)))
+    assert not np.any(grads) and not np.any(products)
+    twice = hg.grad(lambda x, e: hg.sum(hg.grad(loss, argnums=1)(x, e)), argnums=(0, 1))(x, e)
+    assert not np.any(twice)
+
+
+def test_no_derivative_in_the_exponent_of_a_negative_number() -> None:
+    slope = hg.grad(lambda e: hg.sum(np.array([-2.0, 2.0]) ** e))(np.array([2.0, 1.0]))
+    assert np.array_equal(slope, [np.nan, 2 * np.log(2)], equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,17 @@ from ..rules import Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
 from ..rules import reshape as _reshape
 from ..tape import Node, Tensor, apply, to_tensors
+from .arguments import array_of, integer, integers, shown
+
+SHAPE, AXIS = "it counts elements", "axes are numbered"
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
-    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
-
-
-def normalise_axis(name: str, axis: int, ndim: int) -> int:
-    """A non-negative axis; ArgumentError where `axis` does not exist."""
-    if not -ndim <= axis < ndim:
-        raise ArgumentError(f"{name}: axis has {axis}, expected {-ndim} to {ndim - 1} because the argument has {ndim} axes")
-    return axis % ndim
+def normalise_axis(name: str, axis: Any, ndim: int) -> int:
+    """A non-negative axis; ArgumentError where `axis` is no integer or does not exist."""
+    number = integer(name, "axis", axis, AXIS)
+    if not -ndim <= number < ndim:
+        raise ArgumentError(f"{name}: axis has {number}, expected {-ndim} to {ndim - 1} because the argument has {ndim} axes")
+    return number % ndim
 
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
@@ -36,7 +36,7 @@ def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     Raises: ShapeError if the sizes differ.
     """
     (x,) = to_tensors("reshape", [x])
-    shape = _shape(shape)
+    shape = integers("reshape", "shape", shape, SHAPE)
     if -1 in shape:
         rest = int(np.prod([n for n in shape if n != -1]))
         shape = tuple((x.size // rest if rest else 0) if n == -1 else n for n in shape)
@@ -52,7 +52,7 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
     Returns: Tensor (a read-only view).
     Raises: ShapeError if x does not broadcast.
     """
-    return _broadcast_to(x, shape=_shape(shape))
+    return _broadcast_to(x, shape=integers("broadcast_to", "shape", shape, SHAPE))
 
 
 _transpose: Op = linear("transpose", lambda b, x, *, lead, axes: x.transpose(*range(lead), *(a + lead for a in axes)),
@@ -69,7 +69,8 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     Raises: ArgumentError if `axes` is no permutation.
     """
     (x,) = to_tensors("transpose", [x])
-    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(normalise_axis("transpose", a, x.ndim) for a in axes)
+    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(
+        normalise_axis("transpose", a, x.ndim) for a in integers("transpose", "axes", axes, AXIS))
     if sorted(axes) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes has {axes}, expected a permutation of 0 to {x.ndim - 1} because every axis must stay")
     return _transpose(x, axes=axes)
@@ -153,11 +154,12 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
         indices: integer or integer array, 0 <= index < x.shape[axis] or negative from the end; repeats allowed.
         axis: the axis to index.
     Returns: Tensor, x's shape with `axis` replaced by the shape of `indices`.
-    Raises: ArgumentError out of range; a CuPy array's entries are not read by the host and wrap around.
+    Raises: ArgumentError out of range; DTypeError for indices that are no integers. A CuPy array's entries are not read by the
+        host and wrap around.
     """
     (x,) = to_tensors("take", [x])
     axis = normalise_axis("take", axis, x.ndim)
-    return _lookup("take", x, (slice(None),) * axis + (indices if _is_array(indices) else np.asarray(indices),))
+    return _lookup("take", x, (slice(None),) * axis + (array_of("take", "indices", indices, "iu", "integers", "they number slices"),))
 
 
 def _pick_value(b: Backend, x: Array, *, lead: int, index: Array) -> Array:
@@ -202,6 +204,13 @@ class _Concatenate(Registered):
         return cuts
 
 
+def _items(name: str, tensors: Any) -> list[Tensor]:
+    """The arrays to join, as Tensors."""
+    if isinstance(tensors, (str, bytes)) or not isinstance(tensors, Iterable) or hasattr(tensors, "ndim") and not tensors.ndim:
+        raise ArgumentError(f"{name}: tensors has {shown(tensors)}, expected a list of arrays because several are joined; pass a list")
+    return to_tensors(name, list(tensors))
+
+
 _concatenate = _Concatenate("concatenate", arity=-1)
 
 
@@ -214,7 +223,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
     """
-    items = to_tensors("concatenate", list(tensors))
+    items = _items("concatenate", tensors)
     if not items:
         raise ArgumentError("concatenate: tensors is empty, expected at least one array")
     axis = normalise_axis("concatenate", axis, items[0].ndim)
@@ -233,7 +242,7 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     Returns: Tensor.
     Raises: ShapeError if the shapes differ; ArgumentError for an empty list.
     """
-    items = to_tensors("stack", list(tensors))
+    items = _items("stack", tensors)
     if len({x.shape for x in items}) > 1:
         raise ShapeError(f"stack: tensors have shapes {[x.shape for x in items]}, expected one shape; broadcast them first")
     if not items:

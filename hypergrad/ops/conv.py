@@ -8,6 +8,7 @@ from ..backends import Array, Backend
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, bilinear, precision_now
 from ..tape import Tensor, to_tensors
+from .arguments import integer
 from .arrays import reshape
 
 Pair = tuple[int, int]
@@ -85,19 +86,22 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
     if w.ndim == 5 and (x.ndim < 5 or x.shape[-5] != w.shape[0]):
         raise ShapeError(f"conv2d: x has shape {x.shape}, expected {w.shape[0]} episodes on axis -5 because w has shape {w.shape}")
     rs, hw = w.shape[-4:-2], x.shape[-3:-1]
+    stride = integer("conv2d", "stride", stride, "windows start at whole pixels")
     if stride < 1:
-        raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1")
-    if padding == "same":
+        raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1 because windows must move; pass 1 or more")
+    words = isinstance(padding, str)
+    pixels = -1 if words else integer("conv2d", "padding", padding, "it is 'same', 'valid' or whole pixels")
+    if words and padding == "same":
         if rs[0] % 2 == 0 or rs[1] % 2 == 0:
             raise ArgumentError(f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or "
                                 "'valid'")
         pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
-    elif padding == "valid":
+    elif words and padding == "valid":
         pad = (0, 0)
-    elif isinstance(padding, int) and padding >= 0:
-        pad = (padding, padding)
+    elif pixels >= 0:
+        pad = (pixels, pixels)
     else:
-        raise ArgumentError(f"conv2d: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0")
+        raise ArgumentError(f"conv2d: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0 because zeros are added; pass one")
     if min(hw[0] + 2 * pad[0] - rs[0], hw[1] + 2 * pad[1] - rs[1]) < 0:
         raise ShapeError(f"conv2d: x has {hw} pixels, expected at least {rs} with padding {pad} because the filter must fit once")
     attrs: dict[str, Any] = {"stride": int(stride), "pad": pad, "hw": hw, "rs": rs, "precision": precision_now()}

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, bilinear
 from ..tape import Tensor, to_tensors
+from .arguments import shown
 from .arrays import reshape, swap_last, transpose
 from .elementwise import add, multiply
 from .reductions import sum
@@ -64,6 +65,9 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
     Raises: ArgumentError for a malformed string; ShapeError if sizes of one letter differ.
     Cost: that of the pairwise matrix products.
     """
+    if not isinstance(subscripts, str):
+        raise ArgumentError(f"einsum: subscripts has {shown(subscripts)}, expected a string because it names axes; write it first, "
+                            "such as 'nd,dk->nk'")
     terms, arrow, result = subscripts.replace(" ", "").partition("->")
     names = terms.split(",")
     letters = set("".join(names))

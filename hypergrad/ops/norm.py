@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..backends import Array, Backend
-from ..errors import ArgumentError, ShapeError
+from ..errors import ShapeError
 from ..rules import Fused
 from ..tape import Tensor, to_tensors
+from .arguments import number
 from .arrays import broadcast_to, reshape
 from .elementwise import add, divide, multiply, sqrt, subtract
 from .layout import like, optional, rows
@@ -89,7 +90,7 @@ def batch_norm(x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
         gamma, beta: (C,), or (E, C) for one set per episode.
         eps: added to the variance, > 0.
     Returns: Tensor like x.
-    Raises: ShapeError, DTypeError, ArgumentError for eps <= 0.
+    Raises: ShapeError, DTypeError, ArgumentError for an eps that is no finite number > 0.
     Rules: kernels for value, vjp, jvp and jvp of vjp; the composed formula for every other nesting and in `fusion(False)`.
     Cost: about 8 flop an element forward, 10 backward; keeps two numbers a channel and episode.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
@@ -97,9 +98,8 @@ def batch_norm(x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
     x, gamma, beta = to_tensors("batch_norm", [x, gamma, beta])
     if x.ndim < 4 or not x.size:
         raise ShapeError(f"batch_norm: x has shape {x.shape}, expected (..., N, H, W, C) with at least one element")
-    if not eps > 0:
-        raise ArgumentError(f"batch_norm: eps has {eps}, expected > 0 because a channel may be constant")
+    eps = number("batch_norm", "eps", eps, "> 0", "a channel may be constant", 0, excluded=True)
     episodes = int(np.prod(x.shape[:-4]))
     flat = reshape(x, (episodes, -1, x.shape[-1]))
     wide = [_per_episode(name, p, x, episodes) for name, p in (("gamma", gamma), ("beta", beta))]
-    return reshape(_batch_norm(flat, *wide, eps=float(eps)), x.shape)
+    return reshape(_batch_norm(flat, *wide, eps=eps), x.shape)

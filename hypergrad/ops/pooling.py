@@ -8,6 +8,7 @@ from ..backends import Array, Backend
 from ..errors import ShapeError
 from ..rules import Fused
 from ..tape import Tensor, to_tensors
+from .arguments import integer
 from .arrays import getitem, pick, reshape, transpose
 from .layout import optional, rows
 from .reductions import mean
@@ -17,12 +18,12 @@ Saved = dict[str, Any]
 LARGEST_CODED = 16  # a winner's place in a window of 16 x 16 fits in one byte
 
 
-def _checked(name: str, x: Any, size: int) -> Tensor:
-    (t,) = to_tensors(name, [x])
+def _checked(name: str, x: Any, size: Any) -> tuple[Tensor, int]:
+    (t,), size = to_tensors(name, [x]), integer(name, "size", size, "a window is whole pixels wide")
     if t.ndim < 3 or size < 1 or min(t.shape[-3:-1]) < size:
         raise ShapeError(f"{name}: x has shape {t.shape}, expected (..., H, W, C) with H and W at least "
                          f"size={size} because a window must fit")
-    return t
+    return t, size
 
 
 def _windows(x: Tensor, size: int) -> Tensor:
@@ -85,18 +86,18 @@ def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
         x: (..., H, W, C).
         size: window and stride in pixels, >= 1; rows and columns that do not fill a window are dropped.
     Returns: Tensor, (..., H//size, W//size, C). Among equal pixels the first (row by row) gets the derivative.
-    Raises: ShapeError if no window fits.
+    Raises: ShapeError if no window fits; ArgumentError for a size that is no integer.
     Rules: kernels for value, vjp and jvp, which is linear at the stored winners, for windows up to 16 x 16; the composed
         gather for larger ones, for every other nesting and in `fusion(False)`.
     Cost: one comparison an element; keeps one byte a window and channel.
     """
-    x = _checked("max_pool2d", x, size)
+    x, size = _checked("max_pool2d", x, size)
     if size > LARGEST_CODED:
-        return _reference(x, size=int(size))
-    y = _max_pool(reshape(x, (-1, *x.shape[-3:])), size=int(size))
+        return _reference(x, size=size)
+    y = _max_pool(reshape(x, (-1, *x.shape[-3:])), size=size)
     return reshape(y, (*x.shape[:-3], *y.shape[1:]))
 
 
 def avg_pool2d(x: Any, *, size: int = 2) -> Tensor:
     """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`."""
-    return mean(_windows(_checked("avg_pool2d", x, size), size), axis=-1)
+    return mean(_windows(*_checked("avg_pool2d", x, size)), axis=-1)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, as_array, backend_of, is_on_gpu
-from ..errors import ArgumentError, DTypeError, ShapeError
+from ..backends import Array, Backend, backend_of, is_on_gpu
+from ..errors import ArgumentError, ShapeError
 from ..rules import Op, linear
 from ..tape import Tensor, to_tensors
-from .arrays import broadcast_to, normalise_axis, pick, reshape, transpose
+from .arguments import array_of, integers, switch
+from .arrays import AXIS, broadcast_to, normalise_axis, pick, reshape, transpose
 from .elementwise import exp, scale, subtract, where
 
 Axis = int | Sequence[int] | None
@@ -21,9 +22,9 @@ Axis = int | Sequence[int] | None
 def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    axes = tuple(normalise_axis(name, a, ndim) for a in ([axis] if isinstance(axis, (int, np.integer)) else axis))
+    axes = tuple(normalise_axis(name, a, ndim) for a in integers(name, "axis", axis, AXIS))
     if len(set(axes)) < len(axes):
-        raise ArgumentError(f"{name}: axis has {axis}, expected each axis once")
+        raise ArgumentError(f"{name}: axis has {axis}, expected each axis once because it can be reduced only once; name it once")
     return tuple(sorted(axes))
 
 
@@ -63,7 +64,7 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ArgumentError for an axis that does not exist or is named twice.
     """
     (x,) = to_tensors("sum", [x])
-    axes = _axes("sum", axis, x.ndim)
+    axes, keepdims = _axes("sum", axis, x.ndim), switch("sum", "keepdims", keepdims)
     out = _sum(x, axes=axes) if axes else x
     return reshape(out, _kept(x.shape, axes)) if keepdims else out
 
@@ -74,7 +75,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ShapeError over no elements.
     """
     (x,) = to_tensors("mean", [x])
-    axes = _axes("mean", axis, x.ndim)
+    axes, keepdims = _axes("mean", axis, x.ndim), switch("mean", "keepdims", keepdims)
     if not math.prod(x.shape[a] for a in axes):
         raise ShapeError(f"mean: x has shape {x.shape}, expected at least one element along axis {axis} because 0/0 has no value")
     out = _mean(x, axes=axes) if axes else x
@@ -88,7 +89,7 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ShapeError over no elements.
     """
     (x,) = to_tensors("max", [x])
-    axes = _axes("max", axis, x.ndim)
+    axes, keepdims = _axes("max", axis, x.ndim), switch("max", "keepdims", keepdims)
     rest = tuple(i for i in range(x.ndim) if i not in axes)
     flat = reshape(transpose(x, rest + axes), (*(x.shape[i] for i in rest), int(np.prod([x.shape[a] for a in axes]))))
     if not flat.shape[-1]:
@@ -125,6 +126,7 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
         keepdims: keep it with length 1.
     Returns: Tensor.
     """
+    keepdims = switch("logsumexp", "keepdims", keepdims)
     moved, back = _last("logsumexp", x, axis)
     out = _logsumexp(moved)
     return transpose(out, back) if keepdims else reshape(out, moved.shape[:-1])
@@ -150,9 +152,7 @@ def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: 
 
     Raises: DTypeError for labels that are no integers; ShapeError for another shape; ArgumentError for a label out of range.
     """
-    index = as_array(labels.value if isinstance(labels, Tensor) else labels)
-    if index.dtype.kind not in "iu":
-        raise DTypeError(f"{name}: labels has dtype {index.dtype}, expected integers because they index classes; convert with astype")
+    index = array_of(name, "labels", labels, "iu", "integers", "they index classes")
     if index.shape != x.shape[:-1]:
         raise ShapeError(f"{name}: labels has shape {index.shape}, expected {x.shape[:-1]} because {shape_reason}")
     if is_on_gpu(index):

@@ -39,6 +39,11 @@ def two_sided(shape: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
     return [rng.uniform(0.1, 1.5, shape) * rng.choice([-1.0, 1.0], shape)]
 
 
+def away_from_zero(shape: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
+    """Elements between 0.5 and 1.5 in magnitude."""
+    return [rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)]
+
+
 def apart(shapes: tuple[tuple[int, ...], ...], rng: np.random.Generator) -> list[Array]:
     """Two arrays whose elements are never closer than 0.05: multiples of 0.2 against the same plus 0.1."""
     return [
@@ -138,6 +143,33 @@ for _shape in ((5,), (2, 1), ()):
             lambda x: x ** EXPONENTS.astype(x.dtype),
             (_shape,),
             make=partial(two_sided, _shape),
+        )
+    )
+_WHOLE = np.array([0, 1, 2, 3, -1, -2, 1])
+_EXPONENTS = {
+    "np.int64": np.int64(3),
+    "np.float32": np.float32(3),
+    "np.float64": np.float64(-2),
+    "0-d integers": np.array(3),
+    "integer array": _WHOLE,
+    "int8 array": _WHOLE.astype(np.int8),
+    "float array": _WHOLE,
+    "constant Tensor": _WHOLE,
+    "broadcast integers": _WHOLE[:, None],
+}
+for _name, _e in _EXPONENTS.items():
+
+    def _exponent(x: hg.Tensor, e=_e, name=_name):
+        floats = {"float array": np.asarray, "constant Tensor": hg.Tensor}
+        return floats[name](e.astype(x.dtype)) if name in floats else e
+
+    CASES.append(
+        Case(
+            f"power[+-x, {_name}]",
+            lambda x, e=_exponent: x ** e(x),
+            lambda x, e=_e: x ** np.asarray(e, x.dtype),
+            ((7,),),
+            make=partial(away_from_zero, (7,)),
         )
     )
 CASES.append(Case("power[2, x]", lambda x: 2.0**x, lambda x: np.exp2(x), ((7,),)))

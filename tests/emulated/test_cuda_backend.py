@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from test_backend import python
 
 import hypergrad.backends as backends
 from hypergrad.backends import as_array, backend_of
@@ -86,3 +87,17 @@ def test_scratch_is_said_before_the_call():
         scratch_bytes("patch_cov", [x, m, m], {})
     with pytest.raises(DTypeError, match="x is a ndarray, expected a CuPy array"):
         scratch_bytes("patch_cov", [np.ones(3), m, cov], {})
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_emulated_kernels_have_no_instruction_set_to_choose(level):
+    code = """
+import numpy as np
+from hypergrad.backends.emulated import EMULATED, MISSING
+x, y, codes = np.ones((1, 2, 2, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), np.uint8)
+if MISSING is None:
+    EMULATED.run("max_pool_value", [x], [y, codes], size=2)
+print(MISSING or float(y[0, 0, 0, 0]))
+"""
+    result = python(code, HYPERGRAD_SIMD=level)
+    assert result.stdout.strip() == "1.0" or "_emulated" in result.stdout, result.stderr
