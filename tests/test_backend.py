@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hypergrad as hg
 from hypergrad import _host
 from hypergrad.backends import as_array, backend_of
 from hypergrad.backends.host import HOST
 from hypergrad.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from hypergrad.tape import Tensor
 
 LEVELS = _host.build_info()["simd_supported"]
 
@@ -60,7 +62,7 @@ BAD_CALLS = {
     "negative padding": (lambda: broken(pad_h=-1), ArgumentError, "pad_h"),
     "huge padding": (lambda: broken(pad_h=2**62), ArgumentError, "pad_h"),
     "mixed dtypes": (lambda: broken(w=lambda a: a.astype(np.float64)), DTypeError, "w has dtype float64"),
-    "integers": (lambda: broken(x=lambda a: a.astype(np.int64)), DTypeError, "x has dtype int64"),
+    "integers": (lambda: broken(x=lambda a: a.astype(np.int64)), DTypeError, "has dtype int64"),
     "half precision": (lambda: broken(x=lambda a: a.astype(np.float16)), DTypeError, "float16"),
     "swapped bytes": (lambda: broken(x=lambda a: a.astype(">f4")), DTypeError, "byte order"),
     "a list": (lambda: broken(x=lambda a: [1.0]), DTypeError, "x is a list"),
@@ -208,6 +210,65 @@ def test_as_array_shares_memory():
 def test_as_array_rejects_what_is_no_number(x):
     with pytest.raises(ArgumentError, match="as_array: x is a"):
         as_array(x)
+
+
+LOOKS = {
+    "masked": (np.ma.masked_array([1.0, 2.0], [False, True]), ArgumentError, "its mask would be ignored silently; pass x.filled"),
+    "masked without a mask": (np.ma.masked_array([1.0, 2.0]), ArgumentError, "its mask would be ignored"),
+    "masked constant": (np.ma.masked, ArgumentError, "its mask would be ignored"),
+    "matrix": (np.ones((2, 2)).view(np.matrix), ArgumentError, "its \\* is another product"),
+    "objects": (np.array([1.0, None]), DTypeError, "has dtype object, expected numbers"),
+    "text": (np.array(["1.0"]), DTypeError, "has dtype <U3"),
+    "bytes": (np.array([b"1"]), DTypeError, "has dtype .S1"),
+    "dates": (np.array(["2020-01-01"], "datetime64[D]"), DTypeError, "has dtype datetime64"),
+    "durations": (np.array([1], "timedelta64[s]"), DTypeError, "has dtype timedelta64"),
+    "records": (np.zeros(2, [("a", float)]), DTypeError, "has dtype"),
+    "record array": (np.zeros(2, [("a", float)]).view(np.recarray), DTypeError, "has dtype"),
+}
+
+
+USES = {
+    "as_array": as_array,
+    "an op": hg.exp,
+    "an op of two": lambda x: hg.add(1.0, x),
+    "labels": lambda x: hg.softmax_cross_entropy(np.ones((2, 2)), x),
+    "condition": lambda x: hg.where(x, 1.0, 2.0),
+    "index": lambda x: Tensor(np.ones(3))[x] if x is not np.ma.masked else as_array(x),
+    "comparison": lambda x: Tensor(np.ones(2)) < x,
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_arrays_that_are_not_what_they_look_like_are_refused(name, use):
+    x, kind, message = LOOKS[name]
+    with pytest.raises(kind, match=f"as_array: x .*?{message}"):
+        use(x)
+
+
+@pytest.mark.parametrize("use", [hg.exp, lambda x: hg.where(True, x, 0.0), lambda x: hg.grad(lambda y: hg.sum(x * y))(np.ones(2))])
+def test_complex_numbers_are_refused(use):
+    with pytest.raises(DTypeError, match="complex128"):
+        use(np.ones(2, complex))
+
+
+def test_other_subclasses_become_plain_views(tmp_path):
+    class Mine(np.ndarray):
+        pass
+
+    for x in (np.ones(3).view(Mine), np.memmap(tmp_path / "x", float, "w+", shape=3)):
+        assert type(as_array(x)) is np.ndarray and np.shares_memory(as_array(x), x)
+        assert type(hg.add(x, 1.0).value) is np.ndarray
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+def test_any_byte_order_is_served(dtype):
+    x = np.array([1, 2, -3], dtype).astype(np.dtype(dtype).newbyteorder())
+    assert not x.dtype.isnative and as_array(x).dtype == np.dtype(dtype) and np.array_equal(as_array(x), [1, 2, -3])
+    y = x if dtype != "i2" else x[:2]
+    one = np.ones(len(y), np.float32 if dtype == "f4" else np.float64)
+    assert np.array_equal(hg.multiply(y, one).value, y) and hg.multiply(y, one).dtype == one.dtype
+    assert as_array(memoryview(x)).dtype.isnative
 
 
 class OnGpu:

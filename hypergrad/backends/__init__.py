@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..errors import ArgumentError, DeviceError
+from ..errors import ArgumentError, DeviceError, DTypeError
 from .cuda import CUDA
 from .cuda import MISSING as NO_CUDA
 from .host import HOST
@@ -133,17 +133,20 @@ def digest(x: Any) -> int | None:
 
 
 def as_array(x: Any) -> Array:
-    """x as an array, without a copy where it already is one in host memory.
+    """x as an array, without a copy where it already is one in host memory and in the processor's byte order.
 
     Args:
-        x: a NumPy array (returned as it is), a number or nested sequence of numbers, or an object with
-            `__dlpack__`, `__array_interface__`, `__array__` or the buffer protocol.
-    Returns: a NumPy array that shares x's memory where x has any.
-    Raises: DeviceError if x is on a GPU; ArgumentError if x cannot be exported or is not made of numbers.
+        x: a NumPy array (returned as it is; of a subclass such as `memmap` a plain view), a number or nested sequence of
+            numbers, or an object with `__dlpack__`, `__array_interface__`, `__array__` or the buffer protocol.
+    Returns: a plain NumPy array that shares x's memory where x has any; other byte orders are copied.
+    Raises: DeviceError if x is on a GPU; DTypeError for an array of anything but numbers; ArgumentError if x cannot be exported, is
+        not made of numbers, or is a masked array or a matrix, which mean something else than their elements.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
-    if isinstance(x, np.ndarray) or is_on_gpu(x):
+    if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative or is_on_gpu(x):
         return x
+    if isinstance(x, np.ndarray):
+        return _plain(x)
     if isinstance(x, (int, float, list, tuple, np.generic)):
         return _numbers(x)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
@@ -161,18 +164,36 @@ def as_array(x: Any) -> Array:
     return _numbers(x)
 
 
+_PLAIN = "?bhilqpBHILQPefdgFDG"  # NumPy's characters of bools, integers, floats and complex numbers
+_MEANINGS = {  # of subclasses of arrays that are more than their elements
+    np.ma.MaskedArray: ("its mask would be ignored silently", "pass x.filled(value), or x.data and the mask as an array of its own"),
+    np.matrix: ("its * is another product than that of arrays", "pass numpy.asarray(x)"),
+}
+
+
+def _plain(x: Any) -> Array:
+    """A NumPy array of any class and dtype as a plain one of numbers."""
+    for kind, (reason, remedy) in _MEANINGS.items():
+        if isinstance(x, kind):
+            raise ArgumentError(f"as_array: x is a {_type_name(x)}, expected a plain array because {reason}; {remedy}")
+    if x.dtype.char not in _PLAIN:
+        raise DTypeError(f"as_array: x has dtype {x.dtype}, expected numbers because ops compute with them; convert with astype")
+    x = x if type(x) is np.ndarray else x.view(np.ndarray)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
 def _numbers(x: Any) -> Array:
     try:
-        a = np.asarray(x)
+        a = np.asanyarray(x)
     except ValueError as error:  # ragged nesting
         raise ArgumentError(
             f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal rows"
         ) from error
-    if a.dtype.kind not in "biufc":
+    if a.dtype.char not in _PLAIN:
         raise ArgumentError(
             f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers"
         )
-    return a
+    return _plain(a)
 
 
 def _type_name(x: Any) -> str:

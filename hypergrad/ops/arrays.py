@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of, is_on_gpu
+from ..backends import Array, Backend, as_array, backend_of, is_on_gpu
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
@@ -131,7 +131,8 @@ def getitem(x: Any, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(p, Tensor) for p in parts):
         raise ArgumentError("getitem: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
-    return _lookup("getitem", x, tuple(np.asarray(p) if isinstance(p, list) else p for p in parts))
+    return _lookup("getitem", x, tuple(np.asarray(p) if isinstance(p, list) else as_array(p) if isinstance(p, np.ndarray) else p
+                                       for p in parts))
 
 
 def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
