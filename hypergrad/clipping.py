@@ -13,7 +13,7 @@ from .trees import PyTree, tree_leaves, tree_map, tree_node
 
 def _checked(where: str, limit: Any) -> Any:
     if isinstance(limit, (int, float)) and not limit > 0:
-        raise ArgumentError(f"{where}: limit has {limit}, expected > 0 because nothing would be left of the gradient; pass a positive limit")
+        raise ArgumentError(f"{where}: limit has {limit}, expected > 0 because nothing would be left of the gradient; pass a positive one")
     return limit
 
 

@@ -73,8 +73,8 @@ class Schedule:
         """Itself, where it has a value for each of n_steps steps."""
         for x in tree_leaves(self.values):
             if not x.shape or x.shape[0] != n_steps:
-                raise ShapeError(f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} steps; "
-                                 "give one value per step")
+                raise ShapeError(f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} "
+                                 "steps; give one value per step")
         return self
 
 
@@ -252,8 +252,8 @@ def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...])
     for old, new, root in zip(before, after, roots, strict=True):
         olds, news = tree_leaves(old), tree_leaves(new)
         if tree_structure(old) != tree_structure(new):
-            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)} after the step, expected {tree_structure(old)} as "
-                                "before because every step starts from what the last one returned; return the same tree")
+            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)} after the step, expected {tree_structure(old)} "
+                                "as before because every step starts from what the last one returned; return the same tree")
         for i, (a, b) in enumerate(zip(olds, news, strict=True)):
             if a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
                 leaf = tree_named(old, root)[i][0]

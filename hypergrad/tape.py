@@ -17,7 +17,7 @@ Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np

@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 def tree_node(cls: type[T]) -> type[T]:
     """Class decorator: a dataclass whose fields are subtrees."""
-    optree.register_pytree_node(
-        cls, lambda x: (tuple(getattr(x, f.name) for f in fields(cast(Any, x))), None), lambda _, children: cls(*children),
-        namespace=optree.registry.__GLOBAL_NAMESPACE)
+    made = cast(Any, cls)
+    optree.register_pytree_node(made, lambda x: (tuple(getattr(x, f.name) for f in fields(made)), None), lambda _, children: made(*children),
+                                namespace=optree.registry.__GLOBAL_NAMESPACE)
     return cls
 
 

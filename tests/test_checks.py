@@ -24,9 +24,9 @@ from checks import (
 import hypergrad as hg
 from hypergrad.backends import backend_of
 from hypergrad.backends.host import HostBackend
+from hypergrad.errors import DifferentiationError
 from hypergrad.ops import block
 from hypergrad.rules import REGISTRY, Fused, Op, bilinear, elementwise
-from hypergrad.errors import DifferentiationError
 from hypergrad.tape import Tensor, primal, untaped
 
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")

@@ -161,7 +161,8 @@ def test_adam_is_one_kernel_call() -> None:
 
 @pytest.mark.parametrize("optimizer", [
     hg.SGD(lr={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}), hg.SGD(lr={"a": 0.1, "b": [0.2, 0.3]}),
-    hg.Adam(lr=0.1, eps={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}), hg.SGD(lr={"a": np.full(1, 0.1), "b": [np.full(1, 0.1), 0.1]}),
+    hg.Adam(lr=0.1, eps={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}),
+    hg.SGD(lr={"a": np.full(1, 0.1), "b": [np.full(1, 0.1), 0.1]}),
 ], ids=["elementwise", "a number per leaf", "Adam, elementwise", "one axis"])
 def test_other_fields_are_composed(optimizer: Any) -> None:
     assert kernels_of_a_step(optimizer) == {}

@@ -54,8 +54,9 @@ def passes():
         for n_steps in (0, 1, 3):
             p = hg.Bilevel(lambda w, h, b: hg.sum((w["a"] - h["c"]) ** 2), lambda w, h: hg.sum(w["a"] * h["c"]) + h["lr"],
                            lambda h: {"a": h["w"], "fixed": CLOSED}, optimizer)
-            yield f"reverse, {name}, {n_steps} steps", lambda x, y, p=p, n=n_steps: record(hg.reverse(p, hyper(x, y), hg.full_batch(None, n)))
-            yield f"forward, {name}, {n_steps} steps", lambda x, y, p=p, n=n_steps: record(hg.forward(p, hyper(x, y), hg.full_batch(None, n)))
+            for run in (hg.reverse, hg.forward):
+                yield (f"{run.__name__}, {name}, {n_steps} steps",
+                       lambda x, y, p=p, n=n_steps, run=run: record(run(p, hyper(x, y), hg.full_batch(None, n))))
         yield f"step of {name}", lambda x, y, o=optimizer: o({"lr": 0.1}).step({"a": x, "b": x}, None, {"a": y, "b": y}, 0)
     for n_steps in (0, 1, 3):
         yield f"unroll, {n_steps} steps", lambda x, y, n=n_steps: values(hg.unroll(

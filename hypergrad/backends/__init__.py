@@ -123,12 +123,12 @@ def digest(x: Any) -> int | None:
     """
     if is_on_gpu(x):
         return None
-    flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    flat: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
     if flat.nbytes < 1 << 16:
         return zlib.crc32(flat)
     block = 8 * _WORDS
     whole = flat.nbytes // block * block
-    sums = np.add.reduce(flat[:whole].view(np.uint64).reshape(-1, _WORDS), axis=1)
+    sums: Any = np.add.reduce(flat[:whole].view(np.uint64).reshape(-1, _WORDS), axis=1)
     return zlib.crc32(flat[whole:], zlib.crc32(sums))
 
 

@@ -119,7 +119,8 @@ class Descent:
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient, H_ww beta and H_lambda,w beta."""
         leaves, spec = tree_flatten(w)
-        moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, Tensor(b.value[None])) for x, b in zip(leaves, beta, strict=True)])
+        moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, Tensor(b.value[None]))
+                                       for x, b in zip(leaves, beta, strict=True)])
         loss, _, (g, hparams_g) = tensor_value_and_grad(
             lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
 

@@ -82,7 +82,8 @@ def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, 
 
     def taped() -> tuple[list[Tensor], Step]:
         watched = [tape.watch(x) for x in leaves]
-        return watched, dynamics.step(*tree_unflatten(spec, watched), t)
+        own_state, own_args = tree_unflatten(spec, watched)
+        return watched, dynamics.step(own_state, own_args, t)
 
     watched, after = tape.run(taped)
     n_state = len(state_bar)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ..backends import Array, backend_of
@@ -70,7 +69,7 @@ def _block(problem: Bilevel, leaves: list[Tensor], spec: Any, start: int, stop: 
         seeded.append(Tensor(x.value, _seeds(x, start - offset, stop - offset)))
         offset += x.size
     out, run = objective(problem, tree_unflatten(spec, seeded), batches, stats, **more)
-    return primal(out), Unrolled(*tree_map(primal, tuple(run[:2])), None, run.losses), dots_of(out, stop - start).value
+    return primal(out), Unrolled(tree_map(primal, run.w), tree_map(primal, run.state), None, run.losses), dots_of(out, stop - start).value
 
 
 def _seeds(x: Tensor, start: int, stop: int) -> Tensor | None:

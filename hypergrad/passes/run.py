@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ..errors import DifferentiationError
 from ..ops.arrays import stack
 from ..rules import Surroundings
 from ..state import is_idle, set_aside
-from ..tape import Node, Tensor, levels_of, record, untaped
+from ..tape import Node, Rule, Tensor, levels_of, record, untaped
 from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from .dynamics import Bars, Dynamics
@@ -64,7 +64,7 @@ class Run:
             self.stats.release(self.n_steps)
         if is_idle():
             outs = [Tensor(x) for x in owned(outs, [t.value for t in self.inputs])]
-        node = Node(self, self.inputs, {}, None, levels)
+        node = Node(cast(Rule, self), self.inputs, {}, None, levels)  # its forward and push are the first run
         node.outputs = [(t.value, t.dot) for t in outs]
         record(node)
         state, outputs = tree_unflatten(spec, node.results())
@@ -100,14 +100,10 @@ class Run:
             outputs.append(step.output)
         rows = [tree_flatten(x) for x in outputs]
         if any(spec != rows[0][1] for _, spec in rows):
-            raise self._error(f"the outputs of its steps have the structures {sorted({str(spec) for _, spec in rows})}, expected one because "
-                              "they are stacked; return the same tree in every step")
+            raise self._error(f"the outputs of its steps have the structures {sorted({str(spec) for _, spec in rows})}, expected one "
+                              "because they are stacked; return the same tree in every step")
         stacked = [stack(column) for column in zip(*(row for row, _ in rows), strict=True)]
         return state, tree_unflatten(rows[0][1], stacked) if rows else None
-
-    def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """Never asked: a first run carries the tangents of its inputs itself."""
-        raise self._error(_FIRST_ORDER)
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
@@ -159,8 +155,8 @@ class Run:
               trace_again: tuple[int | None, ...]) -> None:
         """Raises: DifferentiationError unless step t was the same when it was run again. The host does not read a GPU's arrays."""
         if loss is not None and again is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != again.value.tobytes():
-            raise self._error(f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is run "
-                              f"again, expected the same bits because reverse mode runs every step again; {_REMEDY}")
+            raise self._error(f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is "
+                              f"run again, expected the same bits because reverse mode runs every step again; {_REMEDY}")
         if trace != trace_again:
             raise self._error(f"step {t} led to another state when it was run again (digests {trace} and {trace_again}), expected the same "
                               f"bits because reverse mode runs every step again; {_REMEDY}")

@@ -118,8 +118,8 @@ def _one_dtype(w_0: PyTree, args: PyTree) -> None:
     for root, tree in (("hparams", args["hparams"]), ("optimizer", args["fields"])):
         if any(x.dtype != dtype for x in tree_leaves(tree)):
             name, x = next((name, x) for name, x in tree_named(tree, root) if x.dtype != dtype)
-            raise DTypeError(f"unroll: {name} has dtype {x.dtype}, expected {dtype} because the weights have it and mixing would change the "
-                             "precision silently; convert one with astype")
+            raise DTypeError(f"unroll: {name} has dtype {x.dtype}, expected {dtype} because the weights have it and mixing would change "
+                             "the precision silently; convert one with astype")
 
 
 def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) -> None:
@@ -127,9 +127,9 @@ def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) 
     shapes = [x.shape for x in tree_leaves(w_0)]
     for name, field in fields.items():
         if isinstance(field, Tensor) and n_steps > 1 and field.shape == (n_steps,) and any(s != (n_steps,) for s in shapes):
-            raise ArgumentError(f"optimizer: {name} has shape ({n_steps},), one value for each of the {n_steps} steps, expected a number or one "
-                                "entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) for the "
-                                "steps, or a tree like the weights")
+            raise ArgumentError(f"optimizer: {name} has shape ({n_steps},), one value for each of the {n_steps} steps, expected a number "
+                                "or one entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) for "
+                                "the steps, or a tree like the weights")
 
 
 def _on_arrays(callback: Callback) -> Callable[[int, PyTree, Tensor | None], None]:

@@ -206,7 +206,8 @@ def test_the_state_of_the_optimiser_goes_in():
 # --- first order -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [momentum, lambda h: hg.SGD(lr=h["lr"]), lambda h: hg.SGD(lr=0.1)], ids=["momentum", "sgd", "no field"])
+@pytest.mark.parametrize("optimizer", [momentum, lambda h: hg.SGD(lr=h["lr"]), lambda h: hg.SGD(lr=0.1)],
+                         ids=["momentum", "sgd", "no field"])
 def test_first_order_takes_the_inner_gradients_for_constants(optimizer):
     h = hparams()
     r = everywhere(problem(optimizer), h, first_order=True)
@@ -299,8 +300,8 @@ def test_a_field_with_one_value_per_step_is_not_taken_for_one_per_column():
     with pytest.raises(ArgumentError, match=r"optimizer: lr has shape \(7,\), one value for each of the 7 steps.*hg.schedule"):
         hg.reverse(p, np.full(7, 0.1), hg.full_batch(None, 7))
     assert hg.reverse(p, np.full(7, 0.1), hg.full_batch(None, 6)).grad.shape == (7,)  # one per column: nothing to mistake
-    per_leaf = hg.Bilevel(p.inner_loss, p.outer_loss, lambda h: np.ones(7), p.optimizer)
-    assert hg.reverse(per_leaf, np.full(7, 0.1), hg.full_batch(None, 7)).grad.shape == (7,)  # the leaf's own shape
+    own_shape = hg.Bilevel(p.inner_loss, p.outer_loss, lambda h: np.ones(7), p.optimizer)
+    assert hg.reverse(own_shape, np.full(7, 0.1), hg.full_batch(None, 7)).grad.shape == (7,)  # the leaf's own shape
 
 
 def single(tree: Any) -> Any:

@@ -277,8 +277,8 @@ def test_a_state_of_several_leaves_of_which_one_stands_still():
 
 
 def test_what_is_refused():
-    def run(step, state=np.ones(2), batches=range(3)):
-        return hg.scan(step, state, np.array(0.5), batches)
+    def run(step, state=None, batches=range(3)):
+        return hg.scan(step, np.ones(2) if state is None else state, np.array(0.5), batches)
 
     with pytest.raises(ArgumentError, match="scan: step returned a Tensor, expected the pair"):
         run(lambda s, h, b: s * h)
