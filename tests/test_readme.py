@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
+from hypergrad.testing import check_gradients, check_hypergrad
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -28,10 +29,26 @@ def test_the_example_finds_the_noisy_labels_and_both_modes_agree(capsys):
 
 
 def test_the_numpy_example_gives_the_gradient():
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def loss" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def loss(w)" in block)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((50, 20)), rng.integers(0, 2, 50)
     names: dict = {"np": np, "hg": hg, "x": x, "y": y}
     exec(compile(code, "README.md", "exec"), names)
     sign = np.where(y == 0, 1.0, -1.0)
     assert np.allclose(names["gradient"], -(sign[:, None] * x).mean(0) / 2, rtol=1e-12)
+
+
+def test_the_own_optimisers_and_the_scan_are_right():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    rng = np.random.default_rng(0)
+    names: dict = {"np": np, "hg": hg}
+    exec(compile(next(b for b in blocks if "class Learned" in b), "README.md", "exec"), names)
+    lam = {"net": {"m": 0.3 * rng.standard_normal((4, 4)), "g": rng.standard_normal(4), "out": 0.1 * rng.standard_normal(4)},
+           "lr": np.array(0.3), "limit": np.array(0.4)}
+    for optimizer in (names["learned"], names["clipped"]):
+        problem = hg.Bilevel(lambda w, h, b: hg.sum((hg.tanh(w["x"]) - 0.5) ** 2) + w["y"] ** 2, lambda w, h: hg.sum(w["x"] ** 2) + w["y"],
+                             lambda h: {"x": np.linspace(-1.0, 1.0, 5), "y": np.array(1.0)}, optimizer)
+        check_hypergrad(problem, lam, hg.full_batch(None, 4), rtol=1e-8)
+    exec(compile(next(b for b in blocks if "def cell" in b), "README.md", "exec"), names)
+    lam = {"w": 0.5 * rng.standard_normal((3, 3)), "u": rng.standard_normal((3, 2))}
+    check_gradients(lambda lam: names["loss"](lam, np.arange(12.0).reshape(6, 2) / 9), lam, order=1)

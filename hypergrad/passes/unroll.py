@@ -128,8 +128,8 @@ def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) 
     for name, field in fields.items():
         if isinstance(field, Tensor) and n_steps > 1 and field.shape == (n_steps,) and any(s != (n_steps,) for s in shapes):
             raise ArgumentError(f"optimizer: {name} has shape ({n_steps},), one value for each of the {n_steps} steps, expected a number "
-                                "or one entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) for "
-                                "the steps, or a tree like the weights")
+                                "or one entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) "
+                                "for the steps, or a tree like the weights")
 
 
 def _on_arrays(callback: Callback) -> Callable[[int, PyTree, Tensor | None], None]:
