@@ -127,8 +127,8 @@ class Stats:
 
     def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
         """State t is being held from now on."""
+        self._held_bytes += n_bytes - self._held.get(t, 0)  # it is held already where a backward run was broken off
         self._held[t] = n_bytes
-        self._held_bytes += n_bytes
         if len(self._held) * count > self.states_held:
             self.states_held, self.state_bytes = len(self._held) * count, self._held_bytes
 

@@ -187,15 +187,15 @@ def levels_of(tensors: Sequence[Tensor | None]) -> int:
 def _recorded(state: State, mask: int) -> int:
     """Those of the tapes in `mask` that record now."""
     if mask & ~state.open or not own_thread(state):
-        raise _other_thread()
+        raise _other_thread("op")
     if mask & state.paused:
         raise DifferentiationError("unroll: the inner run uses a Tensor from outside that a gradient follows, expected the state, hparams "
                                    "and batch only because its derivative would be lost; pass the Tensor through hparams")
     return mask & state.active
 
 
-def _other_thread() -> DifferentiationError:
-    return DifferentiationError("op: an argument is followed by a gradient or jvp of another thread, expected one thread because a tape "
+def _other_thread(name: str) -> DifferentiationError:
+    return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a tape "
                                 "belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape on purpose")
 
 
@@ -224,7 +224,7 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
             if t._jvp is state.jvp:
                 moving = True
             elif t._jvp is not None and t._jvp.open:
-                raise _other_thread()
+                raise _other_thread(op.name)
     if levels:
         levels = _recorded(state, levels)
     results = [np.asarray(v) if isinstance(v, np.generic) else v for v in outs]  # 0-d results stay arrays

@@ -14,13 +14,13 @@ from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents, zero
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
 
 
-def tree_tensors(tree: PyTree, where: str, root: str = "argument") -> PyTree:
-    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of the tree's first array.
+def tree_tensors(tree: PyTree, where: str, root: str = "argument", like: Tensor | None = None) -> PyTree:
+    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of `like`, or of the tree's first array.
 
     Raises: DTypeError, ArgumentError or DeviceError for a leaf that is no array of floating numbers; `root` is the tree's name there.
     """
     leaves, spec = tree_flatten(tree)
-    model = [x for x in leaves if type(x) not in _NUMBERS][:1]
+    model = [x for x in leaves if type(x) not in _NUMBERS][:1] if like is None else [like]
 
     def convert(i: int, x: Any) -> Any:
         if isinstance(x, Tensor):

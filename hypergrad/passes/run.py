@@ -116,14 +116,13 @@ class Run:
             self.stats.steps_rerun += self.n_steps
             for t in range(self.n_steps):
                 self._same(t, losses[t] if losses else None, traces[t], self.losses[t] if losses else None, self.traces[t])
-        got = set_aside(self.surroundings.run, self._pull, inputs, [None if b is None else untaped(b) for b in bars])
-        self.store = None
+        store, self.store = self.store, None  # if this is broken off, the next pullback runs the steps again
+        got = set_aside(self.surroundings.run, self._pull, store, inputs, [None if b is None else untaped(b) for b in bars])
         self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
-    def _pull(self, inputs: list[Tensor], bars: Bars) -> Bars:
-        store, args = self.store, inputs[self.n_state:]
-        assert store is not None
+    def _pull(self, store: Store, inputs: list[Tensor], bars: Bars) -> Bars:
+        args = inputs[self.n_state:]
         bar, stacked = bars[:self.n_state], bars[self.n_state:]
         totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
         state: PyTree = None

@@ -9,7 +9,7 @@ from ..backends import is_on_gpu
 from ..bilevel import Batches, Stats, count_steps
 from ..errors import ArgumentError, DTypeError
 from ..optimizers import Optimizer, Schedule
-from ..tape import Tensor, to_tensors
+from ..tape import Tensor
 from ..transforms import tree_tensors
 from ..trees import PyTree, leaves_below, tree_leaves, tree_map, tree_named
 from . import schedule
@@ -46,7 +46,9 @@ def unrolled(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, h
                             "hg.Optimizer for your own")
     optimizer = optimizer.scheduled(n_steps)
     w_0 = tree_tensors(w_0, "unroll", "w")
-    args = {"hparams": tree_tensors(hparams, "unroll", "hparams"), "fields": _fields(optimizer, w_0)}
+    like = next(iter(tree_leaves(w_0)), None)  # numbers follow the weights' dtype
+    fields = {k: tree_tensors(f, "unroll", k, like) for k, f in optimizer.hyperparameters().items() if _holds_arrays(f)}
+    args = {"hparams": tree_tensors(hparams, "unroll", "hparams", like), "fields": fields}
     _one_dtype(w_0, args)
     _no_mistaken_schedule(args["fields"], w_0, n_steps)
     dynamics = Descent(inner_loss, batches, optimizer, running_loss, first_order)
@@ -93,20 +95,10 @@ def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hpa
     return (result.w, result.state) if return_state else result.w
 
 
-def _fields(optimizer: Optimizer, w_0: PyTree) -> dict[str, PyTree]:
-    """The optimiser's fields that may be differentiated, as Tensors; numbers inside a field's tree follow the weights' dtype."""
-    like = next(iter(tree_leaves(w_0)), None)
-
-    def tensor(x: Any) -> Tensor:
-        return to_tensors("unroll", [x, like] if type(x) in (int, float, bool) and like is not None else [x])[0]
-
-    return {k: tree_map(tensor, f) for k, f in optimizer.hyperparameters().items()
-            if not isinstance(f, (bool, int, float, str)) and not _is_static(f)}
-
-
-def _is_static(field: Any) -> bool:
-    """Whether a field holds no array at all: a function, say, or a name."""
-    return not any(isinstance(x, Tensor) or hasattr(x, "dtype") or type(x) in (int, float, bool) for x in tree_leaves(field))
+def _holds_arrays(field: Any) -> bool:
+    """Whether a field may be differentiated: a number alone, a function or a name is a constant."""
+    return not isinstance(field, (bool, int, float)) and any(
+        isinstance(x, Tensor) or hasattr(x, "dtype") or type(x) in (int, float, bool) for x in tree_leaves(field))
 
 
 def _one_dtype(w_0: PyTree, args: PyTree) -> None:

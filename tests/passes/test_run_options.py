@@ -317,6 +317,29 @@ def test_a_hyperparameter_of_another_dtype_is_named_by_its_path(name):
         hg.reverse(p, h, single(BATCHES))
 
 
+def test_numbers_among_the_hyperparameters_follow_the_weights_dtype():
+    w = hg.unroll(inner, single(init(hparams())), {"decay": 0.1}, single(BATCHES), optimizer=hg.SGD(lr={"w": 0.1, "b": 0.2}))
+    assert {x.dtype for x in optree.tree_leaves(w)} == {np.dtype(np.float32)}
+
+
+def test_a_pullback_that_was_broken_off_may_be_called_again():
+    calls = []
+
+    def fragile(w, h, batch):
+        calls.append(0)
+        if len(calls) == 10:  # in the third step of the backward run
+            raise KeyboardInterrupt
+        return inner(w, h, batch)
+
+    stats = hg.Stats("unroll")
+    f = lambda h, loss: outer(hg.unroll(loss, init(h), h, BATCHES, optimizer=momentum(h), stats=stats), h)  # noqa: E731
+    _, pullback = hg.vjp(lambda h: f(h, fragile), hparams())
+    with pytest.raises(KeyboardInterrupt):
+        pullback(np.array(1.0))
+    assert same_bits(pullback(np.array(1.0))[0], hg.grad(lambda h: f(h, inner))(hparams()))
+    assert stats.states_held == 7
+
+
 def test_what_is_refused_with_a_remedy():
     h = hparams()
     with pytest.raises(ArgumentError, match=r"outer_loss: the function's result is a tuple, expected one scalar Tensor"):
