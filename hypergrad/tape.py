@@ -195,8 +195,8 @@ def _recorded(state: State, mask: int) -> int:
 
 
 def _other_thread(name: str) -> DifferentiationError:
-    return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a tape "
-                                "belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape on purpose")
+    return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a "
+                                "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape on purpose")
 
 
 def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:

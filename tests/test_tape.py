@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -466,21 +465,3 @@ def test_a_tape_without_dependence_stays_empty() -> None:
     tape = Tape()
     tape.run(lambda: (tape.watch(Tensor(X)), hg.sum(hg.exp(V) * 2.0)))
     assert tape.nodes == []
-
-
-def test_threads_have_tapes_of_their_own() -> None:
-    f = lambda x: hg.sum(hg.grad(lambda y: hg.sum(cube(y)))(x))  # noqa: E731
-    wanted = hg.grad(f)(X)
-    found: list[Any] = []
-    barrier = threading.Barrier(4)
-
-    def work() -> None:
-        barrier.wait()
-        found.extend(hg.grad(f)(X) for _ in range(20))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert len(found) == 80 and all(np.array_equal(g, wanted) for g in found)
