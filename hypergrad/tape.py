@@ -196,7 +196,7 @@ def _recorded(state: State, mask: int) -> int:
 
 def _other_thread(name: str) -> DifferentiationError:
     return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a "
-                                "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape on purpose")
+                                "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape")
 
 
 def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
@@ -225,6 +225,8 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
                 moving = True
             elif t._jvp is not None and t._jvp.open:
                 raise _other_thread(op.name)
+    if moving and not own_thread(state):
+        raise _other_thread(op.name)
     if levels:
         levels = _recorded(state, levels)
     results = [np.asarray(v) if isinstance(v, np.generic) else v for v in outs]  # 0-d results stay arrays

@@ -44,6 +44,19 @@ def in_a_pool(work: Callable[[Callable[[], Any]], Any]) -> Callable[[Any], Any]:
     return lambda x: sum(work(lambda i=i: hg.sum(x * float(i))) for i in (1, 2, 3))
 
 
+def transforms_of(f: Callable[[Any], Any]) -> list[Callable[[], Any]]:
+    """Every way to follow the argument of f."""
+
+    def inner(w: Tensor, h: Any, batch: Any) -> Any:
+        return f(w) * w[0]
+
+    return [
+        lambda: hg.grad(f)(X), lambda: hg.value_and_grad(f)(X), lambda: hg.vjp(f, X), lambda: hg.hvp(f, (X,), (V,)),
+        lambda: hg.jvp(f, (X,), (V,)),
+        lambda: hg.grad(lambda x: hg.sum(hg.unroll(inner, x, (), [0], optimizer=hg.SGD(lr=0.1))))(X),
+    ]
+
+
 def test_an_op_on_a_followed_tensor_in_another_thread_is_refused() -> None:
     """The gradient would lose its terms: 0 in the place of 6."""
     with ThreadPoolExecutor(2) as pool:
@@ -54,9 +67,7 @@ def test_an_op_on_a_followed_tensor_in_another_thread_is_refused() -> None:
             "inside a jvp of its own": lambda f: pool.submit(lambda: hg.jvp(lambda z: hg.sum(z) * f(), (X,), (V,))).result(),
         }
         for name, work in ways.items():
-            f = in_a_pool(work)
-            for run in (lambda: hg.grad(f)(X), lambda: hg.value_and_grad(f)(X), lambda: hg.vjp(f, X), lambda: hg.hvp(f, (X,), (V,)),
-                        lambda: hg.grad(lambda x: hg.sum(hg.unroll(lambda w, h, b: f(w) * w[0], x, (), [0], optimizer=hg.SGD(lr=0.1))))(X)):
+            for run in transforms_of(in_a_pool(work)):
                 with pytest.raises(DifferentiationError, match="another thread"):
                     run()
                 assert engine.current() is engine.IDLE, name
