@@ -1,1 +1,1 @@
-"""The hypergradient passes: reverse, forward, and `unroll`, the op under both."""
+"""The hypergradient passes: reverse and forward mode, over `Run`, the op of T steps of any dynamics."""

@@ -27,7 +27,8 @@ def objective(problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats,
 
 def collect(value: Tensor, grad: PyTree, run: Unrolled, stats: Stats, given: list[Any]) -> HyperGradient:
     """What a pass hands back: arrays that nobody else holds."""
-    losses = backend_of(value.value).xp.stack([x.value for x in run.losses]) if run.losses else value.value[None][:0].copy()
+    rows = [x.value.reshape(1) for x in run.losses]
+    losses = backend_of(*rows).concatenate(rows, 0) if rows else value.value.reshape(1)[:0].copy()
     value, grad, w, state = owned((value, grad, run.w, run.state), given)
     return HyperGradient(value, grad, w, state, losses, stats)
 
