@@ -181,7 +181,9 @@ class Optimizer:
         found: dict[str, Any] = {}
         for name in self.numeric_fields:
             value = getattr(self, name)
-            if isinstance(value, Schedule):
+            if isinstance(value, np.generic):  # a number, of whatever dtype
+                found[name] = value.item()
+            elif isinstance(value, Schedule):
                 found[name] = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
             elif callable(value):
                 found[name] = _tabulated(name, value, n_steps)
@@ -189,10 +191,12 @@ class Optimizer:
 
     def at(self, t: int) -> Optimizer:
         """The same optimiser with the values that its schedules have in step t."""
-        found = {}
+        found: dict[str, Any] = {}
         for name in self.numeric_fields:
             value = getattr(self, name)
-            if isinstance(value, Schedule):
+            if isinstance(value, np.generic):
+                found[name] = value.item()
+            elif isinstance(value, Schedule):
                 found[name] = value.at(t)
             elif callable(value):
                 found[name] = value(t)
@@ -252,14 +256,14 @@ def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...])
     for old, new, root in zip(before, after, roots, strict=True):
         olds, news = tree_leaves(old), tree_leaves(new)
         if tree_structure(old) != tree_structure(new):
-            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)} after the step, expected {tree_structure(old)} "
-                                "as before because every step starts from what the last one returned; return the same tree")
+            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)}, expected {tree_structure(old)} because "
+                                "every step starts from what the last one returned; give the same tree")
         for i, (a, b) in enumerate(zip(olds, news, strict=True)):
             if a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
                 leaf = tree_named(old, root)[i][0]
                 error: type[Exception] = ShapeError if a.shape != b.shape else DTypeError
-                raise error(f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype} after the step, expected {a.shape} and {a.dtype} as "
-                            "before because a step keeps them; sum or reshape to the leaf's shape")
+                raise error(f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype}, expected {a.shape} and {a.dtype} because every step "
+                            "keeps them; sum, reshape or convert to the leaf's")
 
 
 def digests(tree: PyTree) -> tuple[int | None, ...]:

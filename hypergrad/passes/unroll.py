@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..backends import is_on_gpu
 from ..bilevel import Batches, Stats, count_steps
 from ..errors import ArgumentError, DTypeError
-from ..optimizers import Optimizer, Schedule
+from ..optimizers import Optimizer, Schedule, same_kind
 from ..tape import Tensor
 from ..transforms import tree_tensors
 from ..trees import PyTree, leaves_below, tree_leaves, tree_map, tree_named
@@ -52,7 +52,11 @@ def unrolled(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, h
     _one_dtype(w_0, args)
     _no_mistaken_schedule(args["fields"], w_0, n_steps)
     dynamics = Descent(inner_loss, batches, optimizer, running_loss, first_order)
-    start = dynamics.init(w_0, args) if state is None else (w_0, tree_tensors(state, "unroll", "state"))
+    start = dynamics.init(w_0, args)
+    if state is not None:
+        given = tree_tensors(state, "unroll", "state")
+        same_kind("unroll", start[1:], (given,), ("state",))
+        start = w_0, given
     per_step = [*leaves_below(args["fields"], Schedule), *(False for _ in tree_leaves(args["hparams"]))]
     run = Run(dynamics, start, args, n_steps, plan, stats, per_step=per_step, callback=callback and _on_arrays(callback))
     (w, state), outputs = run()

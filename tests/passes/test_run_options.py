@@ -203,6 +203,24 @@ def test_the_state_of_the_optimiser_goes_in():
     check_gradients(lambda v: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=momentum(h), state=v), h), v, order=1)
 
 
+def test_a_state_of_another_optimiser_is_refused():
+    v = {"w": np.zeros(3), "b": np.zeros(())}
+    for optimizer, state, message in ((lambda h: hg.SGD(lr=0.1), v, "unroll: state has the structure"),
+                                      (momentum, {"m": v, "s": v}, "unroll: state has the structure"),
+                                      (momentum, {**v, "w": np.zeros(2)}, r"unroll: state\['w'\] has shape \(2,\)"),
+                                      (momentum, single(v), r"unroll: state\['b'\] has shape \(\) and dtype float32, expected")):
+        with pytest.raises((ArgumentError, ShapeError, DTypeError), match=message):
+            hg.reverse(problem(optimizer), hparams(), BATCHES, state=state)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), np.float16(0.25), 0.25])
+def test_numpys_numbers_are_numbers(number):
+    a, b = (hg.reverse(problem(lambda h, lr=lr: hg.SGD(lr=lr, momentum=h["mu"])), hparams(), BATCHES) for lr in (number, 0.25))
+    assert same_bits((a.value, a.grad), (b.value, b.grad))
+    w = {"w": np.ones(3, np.float32), "b": np.ones((), np.float32)}
+    assert hg.SGD(lr=number).step(w, None, w, 0)[0]["w"].dtype == np.float32
+
+
 # --- first order -------------------------------------------------------------------------------------------------------------
 
 
