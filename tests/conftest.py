@@ -1,10 +1,57 @@
-"""Settings of the whole suite: helpers can be imported, hypothesis is deterministic and quick."""
+"""Settings of the whole suite: which hypergrad is tested, helpers can be imported, hypothesis is deterministic and quick.
 
+The checkout's own hypergrad/ has no compiled kernels unless they were built into it, yet `python -m pytest` finds it before the
+installed package. It is tested where it has them, else the installed package is.
+"""
+
+import importlib.util
+import os
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from hypothesis import settings
+import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=40, database=None)
-settings.load_profile("default")
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+def choose_package() -> None:
+    """Puts the checkout on the path of this process and of those that tests start, or takes it off."""
+    built = any((ROOT / "hypergrad" / f"_host{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+
+    def chosen(paths: list[str]) -> list[str]:
+        others = [p for p in paths if Path(p or ".").resolve() != ROOT]
+        return [str(ROOT), *others] if built else others
+
+    sys.path[:] = chosen(sys.path)
+    given = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(chosen(given.split(os.pathsep) if given else []))
+
+
+def missing() -> str | None:
+    """What the tests need and cannot import, if anything."""
+    for name in ("hypergrad", "hypergrad._host", "hypothesis"):
+        try:
+            found = importlib.util.find_spec(name)
+        except ImportError:
+            found = None
+        if found is None:
+            return name
+    return None
+
+
+choose_package()
+sys.path.insert(0, str(TESTS))
+MISSING = missing()
+if MISSING is None:
+    from hypothesis import settings
+
+    settings.register_profile("default", deadline=None, derandomize=True, max_examples=40, database=None)
+    settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """Ends with one line where nothing can be tested."""
+    if MISSING is not None:
+        raise pytest.UsageError(f"{MISSING} is not installed, expected it because the tests import it: pip install '.[test]'")

@@ -57,12 +57,15 @@ def rounding_of(op: Op, backend: Any, values: list[Array], attrs: dict[str, Any]
             terms = values[0].size / max(out.size, 1)
             count, squares = count * terms, squares / terms
         return U * np.sqrt(of_sum(count, out, squares) + (squares if op.name in PRODUCTS else 0.0))
-    if op.name == "logsumexp":  # largest + log(total), each term being exp(lower)
-        top = values[0].max(axis=-1, keepdims=True)
-        lower, total = values[0] - top, np.exp(out - top)
-        terms = np.exp(2 * lower)
-        in_total = of_sum(lower.shape[-1], total, terms.sum(-1, keepdims=True)) + (terms * (FUNCTION**2 + lower**2)).sum(-1, keepdims=True)
-        return U * np.sqrt(out**2 + (FUNCTION * (out - top)) ** 2 + in_total / total**2)
+    if op.name in ("logsumexp", "softmax"):  # total = sum of terms exp(lower), lower = x - largest
+        lower = values[0] - values[0].max(axis=-1, keepdims=True)
+        terms = np.exp(lower)
+        total, in_terms = terms.sum(-1, keepdims=True), FUNCTION**2 + lower**2
+        squares, errors = (terms**2).sum(-1, keepdims=True), (terms**2 * in_terms).sum(-1, keepdims=True)
+        in_total = (of_sum(lower.shape[-1], total, squares) + errors) / total**2
+        if op.name == "logsumexp":  # largest + log(total)
+            return U * np.sqrt(out**2 + (FUNCTION * np.log(total)) ** 2 + in_total)
+        return U * out * np.sqrt(1 + in_terms + in_total)
     return FUNCTION * U * np.abs(out)
 
 

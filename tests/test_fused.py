@@ -204,6 +204,23 @@ def test_head_of_a_nan_is_nan() -> None:
     assert np.isnan(losses[0]) and np.isclose(losses[1], np.log(3))
 
 
+def test_head_masks_the_classes_whose_bias_is_minus_infinity() -> None:
+    """Kernels equal the composed ops, and a masked class's bias gets no derivative of any order."""
+    rng = np.random.default_rng(9)
+    bias = np.array([[0.5, -np.inf, 0.25, -np.inf, 0.0], [0.0, 1.0, -np.inf, 2.0, 3.0]])
+    args = (rng.normal(size=(2, 3, 4)), rng.normal(size=(4, 5)), bias)
+    dots = tuple(rng.normal(size=(2, *a.shape)) for a in args)
+
+    def loss(*a: Any) -> hg.Tensor:
+        return hg.sum(hg.linear_cross_entropy(*a, np.array([[0, 2, 4], [0, 1, 3]])) ** 2)
+
+    against_composed(lambda: [g for part in hg.hvp(loss, args, dots)[1:] for g in part], "masked classes")
+    _, grads, products = hg.hvp(loss, args, dots)
+    none = np.isneginf(bias)
+    assert all(np.all(np.isfinite(g)) for g in (*grads, *products))
+    assert not np.any(grads[2][none]) and not np.any(products[2][:, none])
+
+
 def test_head_kernel_refuses_labels_out_of_range() -> None:
     x, w, bias = np.ones((1, 2, 3)), np.ones((1, 3, 4)), np.ones((1, 4))
     for wrong in (-1, 4):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
-from checks import Case, check_float32, check_float64, check_layouts, check_outputs_written
+from checks import Case, Weights, assert_same, check_float32, check_float64, check_layouts, check_outputs_written, check_routes, derivatives
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -164,6 +164,82 @@ def test_nothing_overflows_far_out(f: Any, x: list[float], value: Any, slope: li
         assert np.array_equal(f(at).value, np.array(value, dtype))
         _, gradient, product = hg.hvp(lambda x: hg.sum(f(x)), (at,), (np.ones(2, dtype),))
         assert np.array_equal(gradient[0], slope) and np.array_equal(product[0], [0.0, 0.0])
+
+
+# --- infinite elements ------------------------------------------------------------------------------
+
+INF = float("inf")
+ROWS = {  # row, logsumexp, softmax
+    "one masked": ([0.0, -INF, 0.0], np.log(2), [0.5, 0.0, 0.5]),
+    "all but one masked": ([-INF, 3.0, -INF], 3.0, [0.0, 1.0, 0.0]),
+    "all masked": ([-INF, -INF, -INF], -INF, [0.0, 0.0, 0.0]),
+    "+inf": ([0.0, INF, -INF], INF, [0.0, 1.0, 0.0]),
+    "+inf twice": ([INF, INF, 1e30], INF, [0.5, 0.5, 0.0]),
+    "the most negative number beside +inf": ([INF, -3.4e38, 0.0], INF, [1.0, 0.0, 0.0]),
+    "the largest number": ([3.4e38, -3.4e38, -INF], 3.4e38, [1.0, 0.0, 0.0]),
+    "NaN": ([0.0, np.nan, -INF], np.nan, [np.nan] * 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_logsumexp_and_softmax_of_infinite_elements(axis: int, dtype: type) -> None:
+    rows, totals, weights = (np.array([r[i] for r in ROWS.values()], dtype) for i in range(3))
+    if axis == 0:
+        rows, weights = rows.T.copy(), weights.T.copy()
+    for value, wanted in ((hg.logsumexp(rows, axis=axis).value, totals), (hg.softmax(rows, axis=axis).value, weights)):
+        assert np.allclose(value, wanted, 1e-6, 0, equal_nan=True)
+    f = lambda x: hg.logsumexp(x, axis=axis)  # noqa: E731
+    ones = np.ones(len(ROWS), dtype)
+    assert np.allclose(hg.vjp(f, rows)[1](ones)[0], weights, 1e-6, 0, equal_nan=True)
+    v = np.random.default_rng(0).normal(size=rows.shape).astype(dtype)
+    assert np.allclose(hg.jvp(f, (rows,), (v,))[1], np.sum(weights * v, axis=axis), 1e-5, 1e-7, equal_nan=True)
+    curvature = hg.jvp(lambda x: hg.vjp(f, x)[1](ones)[0], (rows,), (v,))[1]
+    wanted = weights * (v - np.sum(weights * v, axis=axis, keepdims=True))
+    assert np.allclose(curvature, wanted, 1e-5, 1e-6, equal_nan=True) and np.isfinite(curvature).sum() == 3 * (len(ROWS) - 1)
+
+
+def masked(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits some of whose classes are -inf, never the first, and the bools of the others."""
+    rng = np.random.default_rng(seed)
+    kept = rng.random(shape) < 0.6
+    kept[..., 0] = True
+    return np.where(kept, rng.normal(size=shape), -INF), kept
+
+
+MASKED = {
+    "logsumexp": lambda x: hg.logsumexp(x),
+    "softmax": lambda x: hg.softmax(x),
+    "softmax_cross_entropy": lambda x: hg.softmax_cross_entropy(x, np.zeros(5, int)),
+    "linear_cross_entropy": lambda x: hg.stack([
+        hg.linear_cross_entropy(np.full((1, 2), 0.5, x.dtype), np.full((2, 7), 0.25, x.dtype), x[i], np.zeros(1, int)) for i in range(5)]),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_classes_are_as_if_they_were_not_there(name: str, fused: bool) -> None:
+    """Everything up to second order, by every route: as with -1000 for -inf, whose weight is 0 to the last bit."""
+    x, kept = masked(1, (5, 7))
+    f = MASKED[name]
+    far = np.where(kept, x, -1000.0)
+    w = Weights.draw([x], f(far).shape, np.float64)
+    with hg.fusion(fused):
+        got, want = derivatives(f, [x], w), derivatives(f, [far], w)
+    check_routes(got, name, 1e-11)
+    for key in want:
+        for a, b in zip(got[key], want[key], strict=True):
+            assert_same(a, b, f"{name}: {key}")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_masked_label_is_infinitely_wrong_and_still_has_a_derivative(fused: bool) -> None:
+    bias = np.array([0.0, -INF, 0.0])
+    x, w = np.ones((1, 2)), np.zeros((2, 3))
+    with hg.fusion(fused):
+        loss, slope = hg.value_and_grad(lambda b: hg.sum(hg.linear_cross_entropy(x, w, b, np.array([1]))))(bias)
+    assert loss == INF and np.array_equal(slope, [0.5, -1.0, 0.5])
+    assert np.array_equal(hg.grad(lambda z: hg.softmax_cross_entropy(z, np.array(1)))(bias), [0.5, -1.0, 0.5])
 
 
 # --- shapes that nobody wrote down ----------------------------------------------------------------

@@ -76,9 +76,10 @@ def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
     Args:
         x: features, (N, D) or (E, N, D), float32 or float64.
         w: weights, (D, K), or (E, D, K) for one matrix per episode.
-        bias: (K,), or (E, K) for one per episode.
+        bias: (K,), or (E, K) for one per episode; -inf masks a class: it has no weight and gets no derivative.
         labels: integer array, (N,) or (E, N) as x, 0 <= label < K.
-    Returns: Tensor of the shape of `labels`.
+    Returns: Tensor of the shape of `labels`; +inf where the label's class is masked, by the kernels NaN where all
+        are or a logit is +inf.
     Raises: ShapeError if the shapes do not fit; DTypeError for mixed dtypes or labels that are no integers; ArgumentError
         for a label out of range. Labels in a CuPy array are not read by the host: one out of range makes its loss NaN.
     Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.

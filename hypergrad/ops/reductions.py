@@ -14,7 +14,7 @@ from ..rules import Op, linear
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, integers, switch
 from .arrays import AXIS, broadcast_to, normalise_axis, pick, reshape, transpose
-from .elementwise import exp, scale, subtract, where
+from .elementwise import scale, subtract, where
 
 Axis = int | Sequence[int] | None
 
@@ -98,15 +98,35 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return reshape(out, _kept(x.shape, axes)) if keepdims else out
 
 
+def _below_top(b: Backend, x: Array) -> tuple[Array, Array]:
+    """The largest element of each row, kept finite, and by how much each element is above it: 0 for the largest, whatever it is,
+    but for rows of -inf only, where it is -inf."""
+    limit = float(np.finfo(x.dtype).max)
+    top = b.xp.clip(b.xp.max(x, axis=-1, keepdims=True), -limit, limit)
+    return top, x - top
+
+
 def _logsumexp_value(b: Backend, x: Array) -> Array:
-    top = b.xp.max(x, axis=-1, keepdims=True)
-    return top + b.xp.log(b.xp.sum(b.xp.exp(x - top), axis=-1, keepdims=True))
+    with np.errstate(divide="ignore", over="ignore"):  # log(0) of a row of -inf only; the most negative number beside +inf
+        top, above = _below_top(b, x)
+        return top + b.xp.log(b.xp.sum(b.xp.exp(above), axis=-1, keepdims=True))
 
 
+def _softmax_value(b: Backend, x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        e = b.xp.exp(b.xp.minimum(_below_top(b, x)[1], 0))  # above 0 are the +inf of a row only
+    return e / b.xp.maximum(b.xp.sum(e, axis=-1, keepdims=True), 1)  # below 1 is the sum of a row of -inf only: 0
+
+
+# Derivatives are written in the weights, which are finite where x is not: exp(x - out) would be inf - inf.
+_softmax: Op = Op(
+    "softmax", _softmax_value,
+    vjp=(lambda bar, out, x: out * (bar - sum(bar * out, axis=-1, keepdims=True)),),
+    jvp=(lambda dot, out, x: out * (dot - sum(dot * out, axis=-1, keepdims=True)),))
 _logsumexp = Op(
     "logsumexp", _logsumexp_value,
-    vjp=(lambda bar, out, x: bar * exp(x - out),),
-    jvp=(lambda dot, out, x: sum(dot * exp(x - out), axis=-1, keepdims=True),))
+    vjp=(lambda bar, out, x: bar * _softmax(x),),
+    jvp=(lambda dot, out, x: sum(dot * _softmax(x), axis=-1, keepdims=True),))
 
 
 def _last(name: str, x: Any, axis: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -124,7 +144,8 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
         x: array or Tensor with at least one axis.
         axis: the axis to reduce.
         keepdims: keep it with length 1.
-    Returns: Tensor.
+    Returns: Tensor; -inf of -inf only, +inf where an element is.
+    Rules: the derivative is `softmax`; any order.
     """
     keepdims = switch("logsumexp", "keepdims", keepdims)
     moved, back = _last("logsumexp", x, axis)
@@ -138,10 +159,12 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
     Args:
         x: array or Tensor with at least one axis.
         axis: the axis that sums to one.
-    Returns: Tensor like x.
+    Returns: Tensor like x. Elements of -inf get 0, and so do all of them where there are no others; elements of +inf share the
+        whole weight equally.
+    Rules: softmax(x) * (x_dot - sum(softmax(x) * x_dot)), finite wherever softmax is; any order.
     """
     moved, back = _last("softmax", x, axis)
-    out = exp(subtract(moved, _logsumexp(moved)))
+    out = _softmax(moved)
     return out if back[-1] == moved.ndim - 1 else transpose(out, back)
 
 
@@ -168,9 +191,9 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     """Cross-entropy of softmax(logits) against integer labels, one loss per example, in nats.
 
     Args:
-        logits: array or Tensor, (..., K), float32 or float64.
+        logits: array or Tensor, (..., K), float32 or float64; -inf masks a class: it has no weight and gets no derivative.
         labels: integer array of shape (...), 0 <= label < K.
-    Returns: Tensor of shape (...).
+    Returns: Tensor of shape (...); +inf where the label's class is masked, NaN where all are or where the label's logit is +inf.
     Raises: DTypeError for labels that are no integers; ShapeError if the shapes differ; ArgumentError for a label
         out of range. Labels in a CuPy array are not read by the host: one out of range makes its loss NaN.
     Cost: about 10 flop a logit.

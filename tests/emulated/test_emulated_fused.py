@@ -85,6 +85,7 @@ def test_special_values(dtype):
     suite.test_pooling_breaks_ties_and_passes_nan_as_its_reference(3, dtype)
     suite.test_head_survives_large_logits()
     suite.test_head_of_a_nan_is_nan()
+    suite.test_head_masks_the_classes_whose_bias_is_minus_infinity()
     suite.test_constant_channels_are_shifted_only()
 
 
