@@ -1,0 +1,130 @@
+"""Whether batches and functions give the same twice, and whether what a pass reads again is safe from being written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..bilevel import Batches, HyperGradient
+from ..errors import DifferentiationError
+from ..tape import Tensor
+from ..transforms import constant, vjp
+from ..trees import PyTree, tree_leaves, tree_map, tree_named
+from .differences import fail, vector
+from .parts import Subject
+
+_SAMPLE = 50
+_BUFFER = "it looks like one buffer that is handed out again and again: hand out a new array for each step"
+_RESHUFFLED = ("it looks like randomness or state in batches, such as a new shuffle for every epoch: derive the batch from t alone, such "
+               "as by default_rng((seed, t))")
+
+
+def check_batches(batches: Batches) -> None:
+    """The batches of some steps, read in order and then once more from the end.
+
+    Raises: AssertionError that names the step and the leaf.
+    """
+    steps = sorted({int(t) for t in np.linspace(0, len(batches) - 1, min(len(batches), _SAMPLE))})
+    handed, before = {}, {}
+    for t in steps:
+        handed[t] = tree_leaves(batches[t])
+        before[t] = [_frozen(x) for x in handed[t]]
+    for t in steps:
+        for i, (x, old) in enumerate(zip(handed[t], before[t], strict=True)):
+            if _frozen(x) != old:
+                again = tree_leaves(batches[t])
+                new = len(again) == len(before[t]) and _frozen(again[i]) != old
+                fail(f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}): reading later batches wrote to it, expected "
+                     f"an array that stays as it is because a step may read it again; {_RESHUFFLED + '; ' if new else ''}{_BUFFER}")
+    for t in reversed(steps):
+        after = [_frozen(x) for x in tree_leaves(batches[t])]
+        for i, (old, now) in enumerate(zip(before[t], after, strict=False)):
+            if old != now:
+                fail(f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the same because a step that is run "
+                     f"again must see its batch again; {_RESHUFFLED}")
+        if len(before[t]) != len(after):
+            fail(f"check_hypergrad: batches[{t}] had {len(before[t])} leaves and has {len(after)}, expected the same twice; {_RESHUFFLED}")
+
+
+def _frozen(x: Any) -> Any:
+    """Something to compare a leaf of a batch by, that does not change when the leaf does."""
+    value = x.value if isinstance(x, Tensor) else x
+    return (str(value.dtype), value.shape, value.tobytes()) if hasattr(value, "tobytes") else value
+
+
+class Watched:
+    """The arrays that `init` returns and the caller's own, with copies by which it is seen who writes to them."""
+
+    def __init__(self, subject: Subject, own: PyTree, root: str) -> None:
+        self.arrays = [(name, x, x.copy()) for name, x in tree_named(own, root)]
+        self.init = subject.problem.init
+        self.subject = replace(subject, problem=replace(subject.problem, init=self._call))
+        self.start: list[tuple[str, Any]] = []
+
+    def _call(self, hparams: PyTree) -> PyTree:
+        w = self.init(hparams)
+        self.start = [(f"{name} that init returned", x.value if isinstance(x, Tensor) else x) for name, x in tree_named(w, "w")
+                      if not isinstance(x, Tensor) or constant(x)]
+        self.arrays += [(name, x, x.copy()) for name, x in self.start if hasattr(x, "flags")]
+        return w
+
+    def check(self) -> None:
+        """Raises: AssertionError that names the array if one was written to."""
+        for name, x, before in self.arrays:
+            if x.tobytes() != before.tobytes():
+                fail(f"check_hypergrad: {name} was written to during the run, expected it unchanged because reverse mode reads it again; "
+                     "it looks like a shared array that is overwritten: return a copy of it")
+
+
+def check_same_bits(r: HyperGradient, other: HyperGradient, policy: Any, cause: Callable[[], str]) -> None:
+    """Value, gradient and weights of two reverse runs, bit for bit.
+
+    Raises: AssertionError that names the leaf.
+    """
+    for root, a, b in (("value", r.value, other.value), ("params", r.params, other.params), ("hparams", r.grad, other.grad)):
+        _same(a, b, root, f"reverse with checkpoints={policy!r}", "in the first run with 'all'", cause)
+
+
+def _same(a: PyTree, b: PyTree, root: str, now: str, then: str, cause: Callable[[], str]) -> None:
+    for (name, x), (_, y) in zip(tree_named(a, root), tree_named(b, root), strict=True):
+        if x.tobytes() != y.tobytes():
+            xs, ys = vector(x), vector(y)
+            i = int(np.argmax(xs != ys))
+            fail(f"check_hypergrad: {now}: {name}, element {i}, is {ys[i]:.17g}, {then} it was {xs[i]:.17g}, expected the same bits "
+                 f"because steps are pure; {cause()}")
+
+
+def check_pullback(subject: Subject, hparams: PyTree, state: PyTree, r: HyperGradient, cause: Callable[[], str]) -> PyTree:
+    """A pullback of the objective that is called after its inputs were written to, then twice with them as they were.
+
+    The arrays that `init` returns are written to for that, and get their old values back. Arrays on a GPU are left alone, since the host
+    does not read them to see whether they changed.
+
+    Returns: the gradient in the optimiser's first state, like `state`.
+    Raises: AssertionError that names the array that was written to, for another number than that of reverse mode.
+    """
+    own = tree_map(lambda x: x.copy(), (hparams, state))
+    watched = Watched(subject, own[0], "hparams")
+    out, pullback = vjp(watched.subject.value, *own)
+    one = np.ones_like(out) if isinstance(out, np.ndarray) else out * 0 + 1
+    targets = [*tree_named(own[0], "hparams"), *tree_named(own[1], "state"), *watched.start]
+    for name, x in targets:
+        if not isinstance(x, np.ndarray) or not x.flags.writeable or not x.size:
+            continue
+        before = x.copy()
+        try:
+            x[...] = 0.5 * x + 0.25
+            got = pullback(one)
+        except DifferentiationError:
+            continue
+        finally:
+            x[...] = before
+        _same(r.grad, got[0], "hparams", f"a pullback after {name} was written to", "in reverse mode",
+              lambda: "it looks like an array that is read again without being looked at; the derivative must be the same or refused")
+    first, again = pullback(one), pullback(one)
+    _same(r.grad, first[0], "hparams", "a pullback", "in reverse mode", cause)
+    _same(first, again, "bars", "a pullback that is called again", "the first time", cause)
+    return first[1]
