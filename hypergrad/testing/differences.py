@@ -56,7 +56,7 @@ def direction(tree: PyTree, rng: np.random.Generator) -> PyTree:
     def one(x: Array) -> Array:
         xp = backend_of(x).xp
         size = float(xp.sqrt(xp.mean(x * x))) if x.size else 1.0
-        return xp.asarray(rng.standard_normal(x.shape)) * (size or 1.0)
+        return xp.asarray(rng.standard_normal(x.shape) * (size or 1.0))  # an array, also without axes
 
     return tree_map(one, tree)
 
