@@ -8,7 +8,7 @@ import hypergrad as hg
 from hypergrad.meter import Meter
 from hypergrad.passes import schedule
 
-ROOM = 5000  # elements of a state: 40 kB, against which the Python objects of a step are small
+ROOM = 20_000  # elements of a state: 160 kB, against which the Python objects of a step are small
 
 
 def wide(n_steps, momentum=False, n_hparams=1):
