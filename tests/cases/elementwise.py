@@ -8,6 +8,7 @@ import numpy as np
 from checks import Array, Case
 
 import hypergrad as hg
+from hypergrad.backends import backend_of
 
 SHAPES = ((), (0,), (1,), (31,), (33,), (257,), (1025,), (3, 1, 4), (2, 0, 3))
 PAIRS = (
@@ -160,8 +161,10 @@ _EXPONENTS = {
 for _name, _e in _EXPONENTS.items():
 
     def _exponent(x: hg.Tensor, e=_e, name=_name):
-        floats = {"float array": np.asarray, "constant Tensor": hg.Tensor}
-        return floats[name](e.astype(x.dtype)) if name in floats else e
+        if not np.ndim(e):
+            return e
+        placed = backend_of(x.value).xp.asarray(e if name.endswith(("integers", "integer array", "int8 array")) else e.astype(x.dtype))
+        return hg.Tensor(placed) if name == "constant Tensor" else placed
 
     CASES.append(
         Case(
