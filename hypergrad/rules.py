@@ -210,6 +210,8 @@ def fusion(enabled: bool) -> Iterator[None]:
     Args:
         enabled: whether kernels of fused ops may run. `conv2d` and the like are no fused ops and stay.
     """
+    if not isinstance(enabled, bool):
+        raise ArgumentError(f"fusion: enabled has {enabled!r}, expected True or False because it switches kernels on or off; pass a bool")
     token = _fusion.set(enabled)
     try:
         yield

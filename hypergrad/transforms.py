@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def tree_tensors(tree: PyTree, where: str, root: str = "argument", like: Tensor 
     def convert(i: int, x: Any) -> Any:
         if isinstance(x, Tensor):
             return x
-        if type(x) is np.ndarray and x.dtype.char in "fd":  # the common case, and the fast one
+        if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:  # the common case, and the fast one
             return Tensor(x)
         try:
             return to_tensors(where, [x, *model] if type(x) in _NUMBERS else [x])[0]
@@ -137,7 +138,13 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *,
         ArgumentError for an argnum out of range.
     Cost: 2 to 4 evaluations of f; memory of every intermediate value.
     """
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    given: Any = argnums
+    single = not isinstance(given, (tuple, list))
+    try:
+        numbers = tuple(operator.index(i) for i in ((given,) if single else given))
+    except TypeError:
+        raise ArgumentError(f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of them because arguments are "
+                            "numbered; pass 0 for the first one") from None
 
     def wrapped(*args: Any) -> Any:
         if any(not 0 <= i < len(args) for i in numbers):
@@ -151,7 +158,7 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *,
             return f(*full)
 
         value, aux, grads = tensor_value_and_grad(of, tuple(args[i] for i in numbers), has_aux=has_aux)
-        value, grads = result((value, grads[0] if isinstance(argnums, int) else grads), arrays_of(args))
+        value, grads = result((value, grads[0] if single else grads), arrays_of(args))
         return (value, result(aux, copy=True)) if has_aux else value, grads
 
     return wrapped
@@ -206,7 +213,9 @@ class _Held:
     """The arrays that a tape will read in its sweep and that somebody else may write to until then."""
 
     def __init__(self, tape: Tape) -> None:
-        made = {id(value) for node in tape.nodes for value, _ in node.outputs}
+        made: set[int] = set()
+        for node in tape.nodes:  # a node may hand on the very array that it was given
+            made |= {id(value) for value, _ in node.outputs} - {id(t.value) for t in node.inputs}
         inputs = {id(t.value): t.value for node in tape.nodes for t in node.inputs}
         for node in tape.nodes:  # images, labels, indices, conditions
             inputs |= {id(x): x for x in tree_leaves(node.attrs) if type(x) is np.ndarray}

@@ -73,6 +73,13 @@ def test_argnums() -> None:
     assert hg.grad(f, argnums=(1,))(*args)[0].shape == (3,)
     with pytest.raises(ArgumentError, match="argnums has 3, expected 0 to 2"):
         hg.grad(f, argnums=3)(*args)
+    assert np.array_equal(hg.grad(f, argnums=np.int64(1))(*args), 4 * X * V)
+    for wrong in (None, 1.0, "x", (0, None)):
+        with pytest.raises(ArgumentError, match="argnums has .* expected an integer"):
+            hg.grad(f, argnums=wrong)
+    for wrong in (None, 0, "yes"):
+        with pytest.raises(ArgumentError, match="fusion: enabled has"), hg.fusion(wrong):
+            pass
     with pytest.raises(ArgumentError, match="argnums has -1"):
         hg.grad(f, argnums=-1)(*args)
 

@@ -16,10 +16,11 @@ import weakref
 from typing import Any
 
 from ..backends import Array, Backend, backend_of, digest
-from ..errors import ArgumentError, ShapeError
+from ..errors import ShapeError
 from ..rules import PRECISIONS, Fused, kept_in_run, precision_now
 from ..rules import precision as in_precision
 from ..tape import Tensor, to_tensors
+from .arguments import number
 from .arrays import reshape
 from .conv import conv2d
 from .elementwise import relu
@@ -202,8 +203,7 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
         raise ShapeError(f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
                          "(3, 3, C, K) or (E, 3, 3, C, K)")
-    if not eps > 0:
-        raise ArgumentError(f"conv_bn_relu_pool: eps has {eps}, expected > 0 because a channel may be constant")
+    eps = number("conv_bn_relu_pool", "eps", eps, "> 0", "a channel may be constant", 0, excluded=True)
     episodes, k = (x.shape[0] if x.ndim == 5 else 1), w.shape[-1]
     if x.shape[-1] != w.shape[-2] or (w.ndim == 5 and w.shape[0] != episodes):
         raise ShapeError(f"conv_bn_relu_pool: x has {x.shape[-1]} channels and {episodes} episodes, expected those of w, "
