@@ -4,8 +4,6 @@ Every element is written and none beyond; the bits are the same for any number o
 sets agree closely; every wrong call is an exception.
 """
 
-import threading
-
 import kernels_reference as ref
 import numpy as np
 import pytest
@@ -492,21 +490,3 @@ def test_batch_axes_may_have_any_stride():
         setattr(p, a, np.ascontiguousarray(getattr(p, a)))
     for a, b in zip(strided, p.everything(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_threads_may_call_at_once():
-    expected = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
-    failures = []
-
-    def work():
-        for _ in range(5):
-            outs = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
-            if not all(np.array_equal(a, b) for a, b in zip(outs, expected, strict=True)):
-                failures.append("bits differ")
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures

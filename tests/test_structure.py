@@ -159,7 +159,7 @@ def lines_of(path: Path) -> int:
 
 @pytest.mark.parametrize("path", SOURCES + TESTS + NATIVE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short(path: Path) -> None:
-    assert lines_of(path) <= 600
+    assert lines_of(path) <= 500
 
 
 def test_the_tape_reads_in_one_sitting() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checks import assert_same
+from test_kernels import Problem
 
 import hypergrad as hg
 from hypergrad import state as engine
@@ -100,3 +101,21 @@ def test_more_tapes_than_bits_are_refused() -> None:
     with pytest.raises(DifferentiationError, match="grad: called inside 64 others"):
         nested(engine.MOST_TAPES + 1, X)
     assert engine.current() is engine.IDLE
+
+
+def test_threads_may_call_kernels_at_once() -> None:
+    expected = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
+    failures: list[str] = []
+
+    def work() -> None:
+        for _ in range(5):
+            outs = Problem((2, 8, 9, 8, 3, 20), np.float32).everything()
+            if not all(np.array_equal(a, b) for a, b in zip(outs, expected, strict=True)):
+                failures.append("bits differ")
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
