@@ -35,13 +35,16 @@ def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
 
     Raises: ArgumentError for another structure than the weights'; ShapeError for an array that would enlarge a leaf.
     """
+    if type(tree) in _NUMBERS or type(tree) is Tensor and not tree.value.ndim:
+        return tree
     own, own_spec = tree_flatten(tree)
     one = is_leaf(own_spec)
     if not one and own_spec != spec:
         raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
                             f"every leaf or has one entry per leaf; match the weights' structure in {name}")
     for i, w in enumerate(leaves):
-        shape = np.shape(own[0 if one else i]) if not isinstance(own[0 if one else i], Tensor) else own[0 if one else i].shape
+        value = own[0 if one else i]
+        shape = value.shape if isinstance(value, Tensor) else np.shape(value)
         if shape and (len(shape) > w.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(w.shape), strict=False))):
             leaf = tree_named(tree_unflatten(spec, leaves), "w")[i][0]
             raise ShapeError(f"optimizer: {name} has shape {shape}, expected one that broadcasts to {w.shape} because {leaf} keeps its "

@@ -259,9 +259,18 @@ def record(node: Node) -> None:
 
 def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
     """Arguments of the op `name` as Tensors of one floating dtype; scalars, bools and integers follow it."""
-    kinds = {a.value.dtype if type(a) is Tensor else None for a in args}
-    if len(kinds) == 1 and None not in kinds:  # the common case, and the fast one
-        return list(args)
+    first: Any = None
+    for a in args:
+        if type(a) is not Tensor:
+            break
+        kind = a.value.dtype
+        if kind is not first:
+            if first is not None and kind != first:
+                break
+            first = kind
+    else:
+        if first is not None:  # the common case, and the fast one
+            return list(args)
     dtype = None
     raw: list[Any] = []
     for a in args:

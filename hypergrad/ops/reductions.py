@@ -14,7 +14,7 @@ from ..rules import Op, linear
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, integers, switch
 from .arrays import AXIS, broadcast_to, normalise_axis, pick, reshape, transpose
-from .elementwise import scale, subtract, where
+from .elementwise import exp, scale, subtract, where
 
 Axis = int | Sequence[int] | None
 
@@ -98,6 +98,11 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return reshape(out, _kept(x.shape, axes)) if keepdims else out
 
 
+def _ordinary(x: Array) -> bool:
+    """Whether all elements are known to be finite and far from overflow; arrays on a GPU are not read by the host."""
+    return not is_on_gpu(x) and bool((np.abs(x) < 1e30).all())
+
+
 def _below_top(b: Backend, x: Array) -> tuple[Array, Array]:
     """The largest element of each row, kept finite, and by how much each element is above it: 0 for the largest, whatever it is,
     but for rows of -inf only, where it is -inf."""
@@ -107,26 +112,37 @@ def _below_top(b: Backend, x: Array) -> tuple[Array, Array]:
 
 
 def _logsumexp_value(b: Backend, x: Array) -> Array:
+    top = b.xp.max(x, axis=-1, keepdims=True)
+    if _ordinary(top):  # the common case, and the fast one
+        return top + b.xp.log(b.xp.sum(b.xp.exp(x - top), axis=-1, keepdims=True))
     with np.errstate(divide="ignore", over="ignore"):  # log(0) of a row of -inf only; the most negative number beside +inf
         top, above = _below_top(b, x)
         return top + b.xp.log(b.xp.sum(b.xp.exp(above), axis=-1, keepdims=True))
 
 
 def _softmax_value(b: Backend, x: Array) -> Array:
+    top = b.xp.max(x, axis=-1, keepdims=True)
+    if _ordinary(top):
+        e = b.xp.exp(x - top)
+        return e / b.xp.sum(e, axis=-1, keepdims=True)
     with np.errstate(over="ignore"):
         e = b.xp.exp(b.xp.minimum(_below_top(b, x)[1], 0))  # above 0 are the +inf of a row only
     return e / b.xp.maximum(b.xp.sum(e, axis=-1, keepdims=True), 1)  # below 1 is the sum of a row of -inf only: 0
 
 
-# Derivatives are written in the weights, which are finite where x is not: exp(x - out) would be inf - inf.
+def _weights(out: Tensor, x: Tensor) -> Tensor:
+    """softmax(x), out being logsumexp(x). It is finite where x is not: there exp(x - out) would be inf - inf."""
+    return exp(x - out) if _ordinary(out.value) else _softmax(x)
+
+
 _softmax: Op = Op(
     "softmax", _softmax_value,
     vjp=(lambda bar, out, x: out * (bar - sum(bar * out, axis=-1, keepdims=True)),),
     jvp=(lambda dot, out, x: out * (dot - sum(dot * out, axis=-1, keepdims=True)),))
 _logsumexp = Op(
     "logsumexp", _logsumexp_value,
-    vjp=(lambda bar, out, x: bar * _softmax(x),),
-    jvp=(lambda dot, out, x: sum(dot * _softmax(x), axis=-1, keepdims=True),))
+    vjp=(lambda bar, out, x: bar * _weights(out, x),),
+    jvp=(lambda dot, out, x: sum(dot * _weights(out, x), axis=-1, keepdims=True),))
 
 
 def _last(name: str, x: Any, axis: int) -> tuple[Tensor, tuple[int, ...]]:
