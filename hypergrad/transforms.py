@@ -206,7 +206,9 @@ class _Held:
     """The arrays that a tape will read in its sweep and that somebody else may write to until then."""
 
     def __init__(self, tape: Tape) -> None:
-        made = {id(value) for node in tape.nodes for value, _ in node.outputs}
+        made: set[int] = set()
+        for node in tape.nodes:  # a node may hand on the very array that it was given
+            made |= {id(value) for value, _ in node.outputs} - {id(t.value) for t in node.inputs}
         inputs = {id(t.value): t.value for node in tape.nodes for t in node.inputs}
         for node in tape.nodes:  # images, labels, indices, conditions
             inputs |= {id(x): x for x in tree_leaves(node.attrs) if type(x) is np.ndarray}

@@ -114,15 +114,17 @@ class Run:
         if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
             raise self._error(_FIRST_ORDER)
         inputs = [Tensor(t.value) for t in node.inputs]
-        if self.store is None:  # the pullback is called again: the states were dropped as it used them
-            losses, traces = self.losses, self.traces
-            self._first(inputs, keep=True)
-            self.stats.steps_rerun += self.n_steps
-            for t in range(self.n_steps):
-                self._same(t, losses[t] if losses else None, traces[t], self.losses[t] if losses else None, self.traces[t])
-        got = set_aside(self.surroundings.run, self._pull, inputs, [None if b is None else untaped(b) for b in bars])
-        self.store = None
-        self.surroundings.kept.clear()
+        losses, traces = self.losses, self.traces
+        try:
+            if self.store is None:  # the pullback is called again: the states were dropped as it used them
+                self._first(inputs, keep=True)
+                self.stats.steps_rerun += self.n_steps
+                for t in range(self.n_steps):
+                    self._same(t, losses[t] if losses else None, traces[t], self.losses[t] if losses else None, self.traces[t])
+            got = set_aside(self.surroundings.run, self._pull, inputs, [None if b is None else untaped(b) for b in bars])
+        finally:  # after an error, too: the next pullback is compared with the first run, and not with one that was refused
+            self.losses, self.traces, self.store = losses, traces, None
+            self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
     def _pull(self, inputs: list[Tensor], bars: Bars) -> Bars:
