@@ -201,8 +201,8 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
                            lambda s, d=d: np.atleast_1d(weights @ d.at(s)))  # type: ignore[misc]
         want = float(along.values[0])
         size = max(abs(want), abs(backward), abs(forward))
-        slack = 1e-5 * size + along.rounding + rounding_of(both, part.args, rng).largest().allowed(along.size())
-        if max(abs(backward - want), abs(forward - want)) <= slack:
+        error, slack = max(abs(backward - want), abs(forward - want)), 1e-5 * size + along.rounding
+        if error <= slack or error <= slack + rounding_of(both, part.args, rng).largest().allowed(along.size()):
             continue
         if along.kink():
             return f"a kink within the step of {part.name} in {leaf}; move the hyperparameters off it"
@@ -215,8 +215,9 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
     return None
 
 
-def likely_cause(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree, seed: int) -> str:
-    """Which fault of which function a wrong hypergradient looks like, by trying them one by one."""
+def likely_cause(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree, seed: int, *,
+                 whole: Callable[[], str | None] = lambda: None) -> str:
+    """Which fault of which function a wrong hypergradient looks like, by trying them one by one, and then what `whole` finds."""
     rng = np.random.default_rng(seed)
     for part in parts(subject, hparams, points, w_last):
         try:
@@ -225,7 +226,8 @@ def likely_cause(subject: Subject, hparams: PyTree, points: list[Point], w_last:
             found = f"something wrong in {part.name}, which raises: {error}"
         if found is not None:
             return f"it looks like {found}"
-    return _UNKNOWN
+    found = whole()
+    return _UNKNOWN if found is None else f"it looks like {found}"
 
 
 # --- what the optimiser promises ---------------------------------------------------------------------------

@@ -138,8 +138,8 @@ class _Check:
         except DifferentiationError as error:
             fail(f"check_hypergrad: reverse with checkpoints={policy!r}: {error}; {self._cause()}")
 
-    def _cause(self) -> str:
-        return likely_cause(self.subject, self.hparams, self.points, self.w_last, self.seed)
+    def _cause(self, whole: Callable[[], str | None] = lambda: None) -> str:
+        return likely_cause(self.subject, self.hparams, self.points, self.w_last, self.seed, whole=whole)
 
     # --- one step -----------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class _Check:
 
             def cause(d: Any = d, name: str = name) -> str:
                 kink = f"a kink within the step of the objective in {name}; move the hyperparameters off it"
-                return f"it looks like {kink}" if d.kink() else self._cause()
+                return self._cause(lambda: kink if d.kink() else None)
 
             errors[name] = max(errors[name], compare(
                 f"check_hypergrad: reverse: the derivative along a random direction of {name}", terms.sum(), d, d.values, self.rtol,
