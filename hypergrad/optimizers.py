@@ -149,8 +149,8 @@ class Optimizer:
         return self.clip is None and bool(_definer(type(self)).__dict__.get("linear_in_gradient", False))
 
     def is_known(self) -> bool:
-        """Whether the class that defines `update` states whether it is linear; an update that states nothing is watched more closely."""
-        return self.clip is None and "linear_in_gradient" in _definer(type(self)).__dict__
+        """Whether `update` is this package's own, which its tests prove; every other one is watched more closely."""
+        return self.clip is None and _definer(type(self)).__module__.startswith(f"{__package__}.")
 
     def begin(self, w: PyTree) -> PyTree:
         """The state before the first step, as Tensors."""

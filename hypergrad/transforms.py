@@ -233,7 +233,9 @@ class _Held:
 def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
     """Primals carrying `dots` (leading axis P, added where missing), P, and whether that axis was the caller's."""
     leaves, spec = tree_flatten(tree_tensors(primals, where))
-    given = tree_leaves(dots, none_is_leaf=True)
+    given, places = tree_leaves(dots, none_is_leaf=True), tree_leaves(primals, none_is_leaf=True)
+    if len(given) == len(places):  # where a primal is None, there is nothing to move
+        given = [d for d, x in zip(given, places, strict=True) if x is not None]
     if len(given) != len(leaves):
         raise ShapeError(f"{where}: tangents have {len(given)} leaves, expected {len(leaves)} because each primal has one; "
                          "write None for a zero tangent")

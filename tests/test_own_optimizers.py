@@ -130,6 +130,14 @@ def test_an_update_returns_what_it_got(update, error, message):
         run(lambda h: make(update)(lr=h["lr"]))
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_an_own_update_is_checked_whatever_it_declares(linear):
+    enlarging = make(lambda self, w, s, g, t: (optree.tree_map(lambda x, y: x - self.lr * y * np.ones((2, 1)), w, g), s))
+    enlarging.linear_in_gradient = linear
+    with pytest.raises(ShapeError, match=r"Mine.update: w\['x'\] has shape \(2, 3\)"):
+        run(lambda h: enlarging(lr=h["lr"]))
+
+
 def test_init_and_update_may_return_numpy_arrays():
     counting = make(lambda self, w, s, g, t: (optree.tree_map(lambda x, y: x - self.lr * y, w, g), {"n": np.full(2, t + 1.0)}),
                     init=lambda self, w: {"n": np.zeros(2)})

@@ -80,6 +80,11 @@ def test_argnums() -> None:
     for wrong in (None, 0, "yes"):
         with pytest.raises(ArgumentError, match="fusion: enabled has"), hg.fusion(wrong):
             pass
+    tree = {"a": X, "b": None, "c": [None, V]}
+    for dots in (tree, {"a": X, "b": None, "c": [None, None]}, {"a": X, "c": [V]}):
+        _, slope = hg.jvp(lambda t: hg.sum(t["a"] * t["a"]) * hg.sum(t["c"][1]), (tree,), (dots,))
+        moved = 0 if dots["c"][-1] is None else V.sum() * (X * X).sum()
+        assert np.allclose(slope, 2 * (X * X).sum() * V.sum() + moved, rtol=1e-14)
     with pytest.raises(ArgumentError, match="argnums has -1"):
         hg.grad(f, argnums=-1)(*args)
 

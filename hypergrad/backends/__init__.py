@@ -118,8 +118,8 @@ _WORDS = 512  # of 8 bytes each, in a block of `digest`
 def digest(x: Any) -> int | None:
     """A number that tells whether an array was written to; None for an array on a GPU, which the host does not read.
 
-    Small arrays by CRC-32. Of large ones the CRC-32 of the sums of blocks of 4 KiB, which is as fast as memory: it misses
-    only what leaves every block's sum as it is.
+    Small arrays by CRC-32. Large ones by that of the sums of the rows and of the columns of a table with 4 KiB in a row, which is
+    almost as fast as memory: it misses only what leaves every row's and every column's sum as it is.
     """
     if is_on_gpu(x):
         return None
@@ -128,8 +128,10 @@ def digest(x: Any) -> int | None:
         return zlib.crc32(flat)
     block = 8 * _WORDS
     whole = flat.nbytes // block * block
-    sums: Any = np.add.reduce(flat[:whole].view(np.uint64).reshape(-1, _WORDS), axis=1)
-    return zlib.crc32(flat[whole:], zlib.crc32(sums))
+    table = flat[:whole].view(np.uint64).reshape(-1, _WORDS)
+    rows: Any = np.add.reduce(table, axis=1)
+    columns: Any = np.add.reduce(table, axis=0)
+    return zlib.crc32(flat[whole:], zlib.crc32(columns, zlib.crc32(rows)))
 
 
 def as_array(x: Any) -> Array:

@@ -80,11 +80,13 @@ class Descent:
         if not proven:
             return transposed_by_tape(self, state, args, t, state_bar, output_bar)
         w, hparams, fields = state[0], args["hparams"], args["fields"]
-        linear, has_fields = self._optimizer(args).is_linear(), bool(tree_leaves(fields))
+        optimizer = self._optimizer(args)
+        # The last transposition of the update wants the gradient itself: fields depend on it, and so does the trace of an own update.
+        linear, wants_g = optimizer.is_linear(), bool(tree_leaves(fields)) or not optimizer.is_known()
         loss, g, products, hparams_bar = None, w, None, None  # the derivative of a linear update in g needs no g: any array like it will do
-        if not linear or self.first_order and has_fields:
+        if not linear or self.first_order and wants_g:
             loss, g, _ = self._gradient(w, hparams, t)
-        if linear and has_fields and not self.first_order:
+        if linear and wants_g and not self.first_order:
             beta = self._update_transposed(state, g, fields, t, state_bar, wanted=("g",))[0]["g"]
             loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta)
             bars, trace = self._update_transposed(state, g, fields, t, state_bar)

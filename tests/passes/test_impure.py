@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optree
@@ -168,7 +168,18 @@ def test_a_random_update_is_named(checkpoints):
         def update(self, w, state, g, t):
             return w - self.lr * g * (1.0 + 0.1 * next(count)), state
 
-    for optimizer in (lambda h: Noisy(lr=h["lr"]), lambda h: Counting(lr=h["lr"])):
+    @dataclass(frozen=True)
+    class SaysLinear(hg.Optimizer):
+        """Linear in the gradient as it says, and random."""
+
+        lr: Any
+        linear_in_gradient: ClassVar[bool] = True
+
+        def update(self, w, state, g, t):
+            return w - self.lr * g * rng.uniform(0.5, 1.5), state
+
+    for optimizer in (lambda h: Noisy(lr=h["lr"]), lambda h: Counting(lr=h["lr"]), lambda h: SaysLinear(lr=h["lr"]),
+                      lambda h: SaysLinear(lr=0.1)):
         count = iter(range(1000))
         with pytest.raises(DifferentiationError, match=r"step \d led to another state when it was run again|the inner loss of step"):
             hg.reverse(problem(loss, optimizer), H, still(), checkpoints=checkpoints)
@@ -252,3 +263,25 @@ def test_images_written_to_between_steps_get_their_own_statistics():
     for checkpoints in POLICIES:
         a, b = (hg.reverse(p, h, x, checkpoints=checkpoints) for x in (Buffered(), list(images)))
         assert a.grad.tobytes() == b.grad.tobytes() and a.value == b.value
+
+
+@pytest.mark.parametrize("size", [10, 8192, 100_003])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_write_is_noticed(size, dtype):
+    """Another value, two elements exchanged, a part turned round, a part shifted: near and far, in small and large arrays."""
+    x = np.arange(size, dtype=dtype)
+    changes = {
+        "one bit": lambda a: a.view(np.uint8).__setitem__(size // 2, a.view(np.uint8)[size // 2] ^ 1),
+        "neighbours exchanged": lambda a: a.__setitem__(slice(2, 4), a[2:4][::-1].copy()),
+        "a block turned round": lambda a: a.__setitem__(slice(0, 512), a[:512][::-1].copy()),
+        "far ones exchanged": lambda a: a.__setitem__([0, size - 1], a[[size - 1, 0]]),
+        "shifted": lambda a: a.__setitem__(slice(None), np.roll(a, 1)),
+        "all turned round": lambda a: a.__setitem__(slice(None), a[::-1].copy()),
+    }
+    for name, change in changes.items():
+        w = x.copy()
+        _, pullback = hg.vjp(lambda w: hg.sum(w * w), w)
+        change(w)
+        with pytest.raises(DifferentiationError, match="was written to since"):
+            pullback(dtype(1.0))
+        assert not np.array_equal(w, x), name

@@ -194,6 +194,10 @@ def test_a_callback_is_called_once_for_each_step_in_order():
     seen = []
     hg.unroll(inner, init(h), h, BATCHES, optimizer=hg.SGD(lr=0.1), callback=lambda *a: seen.append(a[0]))
     assert seen == list(range(7))
+    seen = []
+    _, pullback = hg.vjp(lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=momentum(h),
+                                                   callback=lambda *a: seen.append(a[0])), h), h)
+    assert same_bits(pullback(np.array(1.0)), pullback(np.array(1.0))) and seen == list(range(7))
 
 
 def test_the_state_of_the_optimiser_goes_in():
