@@ -52,7 +52,7 @@ def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
     return tree if one else own
 
 
-def _leaves(spec: Any, n: int, tree: PyTree) -> list[Any]:
+def _leaves(spec: Any, tree: PyTree) -> list[Any]:
     """One entry for each of the n leaves of a gradient or state."""
     own, own_spec = tree_flatten(tree)
     if own_spec != spec:
@@ -306,9 +306,9 @@ class SGD(Optimizer):
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
-        v = None if self._plain() else _leaves(spec, len(leaves), state)
+        v = None if self._plain() else _leaves(spec, state)
         lr, momentum, decay = (_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields)
-        w_next, v_next = sgd_step(leaves, v, _leaves(spec, len(leaves), g), lr, momentum, decay, nesterov=self.nesterov)
+        w_next, v_next = sgd_step(leaves, v, _leaves(spec, g), lr, momentum, decay, nesterov=self.nesterov)
         return tree_unflatten(spec, w_next), () if v_next is None else tree_unflatten(spec, v_next)
 
 
@@ -341,7 +341,7 @@ class Adam(Optimizer):
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
-        states = [_leaves(spec, len(leaves), x) for x in (state["m"], state["s"], g)]
+        states = [_leaves(spec, x) for x in (state["m"], state["s"], g)]
         fields = [_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields]
         w_next, m_next, s_next = (tree_unflatten(spec, x) for x in adam_step(leaves, *states, *fields, t=t))
         return w_next, {"m": m_next, "s": s_next}
