@@ -56,10 +56,9 @@ __global__ void __launch_bounds__(kThreads) tf32_products(float* out, int rounds
     for (int repeat = 0; repeat < 4; ++repeat)
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
-        asm volatile(
-            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[t][0]), "r"(b[t][1]));
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[t][0]), "r"(b[t][1]));
 #endif
   float sum = 0;
   for (int t = 0; t < kTiles; ++t) sum += d[t][0] + d[t][1] + d[t][2] + d[t][3];
@@ -99,16 +98,14 @@ int main() {
 
   std::size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-  const long long quads =
-      static_cast<long long>(std::min<std::size_t>(std::size_t(4) << 30, free / 4) / sizeof(float4));
+  const long long quads = static_cast<long long>(std::min<std::size_t>(std::size_t(4) << 30, free / 4) / sizeof(float4));
   float4 *from = nullptr, *to = nullptr;
   check(cudaMalloc(&from, static_cast<std::size_t>(quads) * sizeof(float4)), "cudaMalloc");
   check(cudaMalloc(&to, static_cast<std::size_t>(quads) * sizeof(float4)), "cudaMalloc");
   check(cudaMemset(from, 0x3f, static_cast<std::size_t>(quads) * sizeof(float4)), "cudaMemset");
   const double by_kernel = fastest([&] { copy<<<blocks * 4, kThreads>>>(from, to, quads); });
   const double by_runtime = fastest([&] {
-    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(quads) * sizeof(float4), cudaMemcpyDeviceToDevice),
-          "cudaMemcpyAsync");
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(quads) * sizeof(float4), cudaMemcpyDeviceToDevice), "cudaMemcpyAsync");
   });
   const double bytes = 2.0 * static_cast<double>(quads) * sizeof(float4);
 

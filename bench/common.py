@@ -24,13 +24,15 @@ HERE = Path(__file__).resolve().parent
 def _device() -> str:
     """Name of the processor."""
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str:
     """The commit of this checkout, with "+" behind it if files differ from it; "unknown" outside a repository."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -50,8 +52,13 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"hypergrad": hg.__version__, "python": platform.python_version(), "numpy": np.__version__,
-                     "optree": optree.__version__, "matplotlib": matplotlib.__version__},
+        "versions": {
+            "hypergrad": hg.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "optree": optree.__version__,
+            "matplotlib": matplotlib.__version__,
+        },
     }
 
 
@@ -87,6 +94,7 @@ def mnist(root: Path, n: int) -> tuple[Any, Any]:
     Returns: as `synthetic_digits`.
     Raises: SystemExit that says which file is missing or damaged.
     """
+
     def read(name: str, magic: int, head: int) -> Any:
         for path, opener in ((root / f"{name}.gz", gzip.open), (root / name, open)):
             if path.exists():
@@ -100,4 +108,4 @@ def mnist(root: Path, n: int) -> tuple[Any, Any]:
     x, y = read("train-images-idx3-ubyte", 2051, 16), read("train-labels-idx1-ubyte", 2049, 8)
     if len(x) != len(y) * 784 or len(y) < n:
         raise SystemExit(f"mnist: {root} holds {len(x) // 784} images and {len(y)} labels, expected equal numbers, at least {n}")
-    return x[:n * 784].reshape(n, 784).astype(np.float32) / 255, y[:n].astype(np.int64)
+    return x[: n * 784].reshape(n, 784).astype(np.float32) / 255, y[:n].astype(np.int64)

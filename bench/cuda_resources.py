@@ -37,11 +37,23 @@ REGISTER_SLACK = 8  # registers are allocated by eights
 SHARE_SLACK = 0.03  # of the inner loop's instructions
 # What an inner loop must be made of, whatever the table says: (start of the kernel's name, least share, unit of the multiply-adds).
 # A product of tensor cores takes as long as 4 to 8 other instructions. sm_75 has none in tf32: there those kernels are never launched.
-INNER_LOOPS = (("conv3x3<float", 0.85, "FFMA"), ("conv3x3<double", 0.75, "DFMA"), ("wgrad3x3<float", 0.6, "FFMA"),
-               ("wgrad3x3<double", 0.55, "DFMA"), ("mma3x3<", 0.3, "HMMA"), ("mma_wgrad3x3<", 0.3, "HMMA"))
+INNER_LOOPS = (
+    ("conv3x3<float", 0.85, "FFMA"),
+    ("conv3x3<double", 0.75, "DFMA"),
+    ("wgrad3x3<float", 0.6, "FFMA"),
+    ("wgrad3x3<double", 0.55, "DFMA"),
+    ("mma3x3<", 0.3, "HMMA"),
+    ("mma_wgrad3x3<", 0.3, "HMMA"),
+)
 WITHOUT_TF32 = ("sm_75",)
-NEVER_MORE = {"spill_stores": "bytes of spill stores", "spill_loads": "bytes of spill loads", "stack": "bytes of stack",
-              "shared": "bytes of static shared memory", "constant": "bytes of constant memory", "local": "accesses to local memory"}
+NEVER_MORE = {
+    "spill_stores": "bytes of spill stores",
+    "spill_loads": "bytes of spill loads",
+    "stack": "bytes of stack",
+    "shared": "bytes of static shared memory",
+    "constant": "bytes of constant memory",
+    "local": "accesses to local memory",
+}
 Figures = dict[str, Any]
 Kernels = dict[str, Figures]
 
@@ -65,8 +77,11 @@ def parse_ptxas(text: str) -> Kernels:
             found[name].update(zip(("stack", "spill_stores", "spill_loads"), map(int, frame.groups()), strict=True))
         elif used := re.search(r"Used (\d+) registers", line):
             constants = re.findall(r"(\d+) bytes cmem\[\d+\]", line)
-            found[name].update(registers=int(used[1]), constant=sum(map(int, constants)) if constants else None,
-                               shared=sum(map(int, re.findall(r"(\d+)(?:\+\d+)? bytes smem", line))))
+            found[name].update(
+                registers=int(used[1]),
+                constant=sum(map(int, constants)) if constants else None,
+                shared=sum(map(int, re.findall(r"(\d+)(?:\+\d+)? bytes smem", line))),
+            )
     if incomplete := [name for name, figures in found.items() if not {"stack", "registers"} <= figures.keys()]:
         raise ValueError(f"parse_ptxas: no figures for {', '.join(incomplete)}, expected them because ptxas was asked with -v")
     return found
@@ -96,8 +111,17 @@ def measure(source: Path, arch: str, cuobjdump: str | None) -> Kernels:
     """The figures of every kernel of one source, by readable name; SystemExit with nvcc's message if it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.fatbin"
-        command = ["nvcc", *FLAGS, f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]", "-Xptxas", "-v", "-fatbin",
-                   str(source), "-o", str(binary)]
+        command = [
+            "nvcc",
+            *FLAGS,
+            f"-gencode=arch=compute_{arch},code=[sm_{arch},compute_{arch}]",
+            "-Xptxas",
+            "-v",
+            "-fatbin",
+            str(source),
+            "-o",
+            str(binary),
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise SystemExit(f"{source.name} does not compile for sm_{arch}:\n{result.stderr}")
@@ -132,8 +156,10 @@ def compare(measured: Mapping[str, Figures], known: Mapping[str, Figures], why: 
         arch: the architecture.
     """
     worse = [f"{name}: new, not in the table; look at its figures and run with --update" for name in sorted(measured.keys() - known.keys())]
-    worse += [f"{name}: in the table, but not compiled; run with --update if it is gone for good"
-              for name in sorted(known.keys() - measured.keys())]
+    worse += [
+        f"{name}: in the table, but not compiled; run with --update if it is gone for good"
+        for name in sorted(known.keys() - measured.keys())
+    ]
     for name in sorted(measured.keys() & known.keys()):
         new, old = measured[name], known[name]
         if new["registers"] > old["registers"] + REGISTER_SLACK:
@@ -153,7 +179,7 @@ def unexplained(measured: Mapping[str, Figures], why: Mapping[str, str], arch: s
     out = []
     for name, figures in measured.items():
         if figures["spill_stores"] + figures["spill_loads"] + figures.get("local", 0) > 0 and name not in why:
-            out.append(f"{name}: spills, and the table's \"why\" gives no reason; remove the spill, or state why it does no harm")
+            out.append(f'{name}: spills, and the table\'s "why" gives no reason; remove the spill, or state why it does no harm')
         for start, least, unit in INNER_LOOPS:
             if "share" in figures and name.partition(": ")[2].startswith(start) and not (unit == "HMMA" and arch in WITHOUT_TF32):
                 if not figures["unit"].startswith(unit):
@@ -180,13 +206,21 @@ def show(arch: str, kernels: Mapping[str, Figures], console: Console) -> None:
             table.add_row(f"[bold]{stem}.cu[/]")
         spills = f["spill_stores"] + f["spill_loads"]
         code = [f"{f['share']:.0%} {f['unit']}" if f["unit"] else "-", str(f["wide_loads"]), str(f["local"])] if "share" in f else ["-"] * 3
-        table.add_row(kernel, str(f["registers"]), str(f["stack"]), f"[red]{f['spill_stores']}/{f['spill_loads']}[/]" if spills else "0",
-                      str(f["shared"]), "-" if f["constant"] is None else str(f["constant"]), *code)
+        table.add_row(
+            kernel,
+            str(f["registers"]),
+            str(f["stack"]),
+            f"[red]{f['spill_stores']}/{f['spill_loads']}[/]" if spills else "0",
+            str(f["shared"]),
+            "-" if f["constant"] is None else str(f["constant"]),
+            *code,
+        )
     console.print(table)
 
 
 def text_of(table: Mapping[str, Any]) -> str:
     """The table as JSON, a line for each kernel."""
+
     def lines(entries: Mapping[str, Any], indent: str) -> str:
         return ",\n".join(f"{indent}{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
 
@@ -210,8 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console(width=150, stderr=False)
     if missing := [tool for tool in ("nvcc", "c++filt") if shutil.which(tool) is None]:
-        console.print(f"cuda_resources: {' and '.join(missing)} not found, expected on the PATH because kernels are compiled; install the "
-                      "CUDA toolkit and binutils")
+        console.print(
+            f"cuda_resources: {' and '.join(missing)} not found, expected on the PATH because kernels are compiled; install the "
+            "CUDA toolkit and binutils"
+        )
         return 2
     cuobjdump = sass.find_cuobjdump()
     measured = kernels_of(options.arch, cuobjdump, console)
@@ -236,8 +272,11 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"[yellow]not compared: the table is of nvcc {table['nvcc']}, this is {release}, whose code differs[/]")
         worse = []
     else:
-        worse = [f"{arch}: {line}" for arch, found in measured.items()
-                 for line in compare(found, table["kernels"].get(arch, {}), table["why"], arch)]
+        worse = [
+            f"{arch}: {line}"
+            for arch, found in measured.items()
+            for line in compare(found, table["kernels"].get(arch, {}), table["why"], arch)
+        ]
     for line in worse:
         console.print(f"[red]WORSE[/] {line}", soft_wrap=True, highlight=False)
     console.print(f"{len(worse)} regressions" if worse else "no regressions")

@@ -52,8 +52,15 @@ class PartFailed(RuntimeError):
 def sources() -> str:
     """A number for the files that results depend on."""
     digest = hashlib.sha256()
-    files = [*ROOT.glob("csrc/**/*"), *ROOT.glob("hypergrad/**/*.py"), *ROOT.glob("bench/*.py"), *ROOT.glob("bench/*.cu"),
-             *ROOT.glob("tests/**/*.py"), ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
+    files = [
+        *ROOT.glob("csrc/**/*"),
+        *ROOT.glob("hypergrad/**/*.py"),
+        *ROOT.glob("bench/*.py"),
+        *ROOT.glob("bench/*.cu"),
+        *ROOT.glob("tests/**/*.py"),
+        ROOT / "CMakeLists.txt",
+        ROOT / "pyproject.toml",
+    ]
     for path in sorted(path for path in files if path.is_file()):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -69,10 +76,15 @@ def output(command: list[str], default: str) -> str:
 
 def machine(device: str) -> Row:
     """Device, driver, compiler, packages and commit."""
-    out: Row = {"kind": "environment", "device": platform.processor() or platform.machine(), "platform": platform.platform(),
-                "python": platform.python_version(), "cores": len(os.sched_getaffinity(0)),
-                "commit": output(["git", "-C", str(ROOT), "rev-parse", "HEAD"], "unknown")
-                + ("+" if output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"], "") else "")}
+    out: Row = {
+        "kind": "environment",
+        "device": platform.processor() or platform.machine(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": output(["git", "-C", str(ROOT), "rev-parse", "HEAD"], "unknown")
+        + ("+" if output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"], "") else ""),
+    }
     if device == "cuda":
         keys = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "clocks.max.mem")
         found = output(["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader", "--id=0"], "")
@@ -108,8 +120,9 @@ class Run:
     def call(self, name: str, command: list[str], *, limit: float | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Runs a command outside the checkout, whose folder would stand in for the built package; its output is kept in NAME.log."""
         try:
-            result = subprocess.run(command, input=stdin, capture_output=True, text=True, env=self.environment, cwd=self.folder,
-                                    timeout=limit)
+            result = subprocess.run(
+                command, input=stdin, capture_output=True, text=True, env=self.environment, cwd=self.folder, timeout=limit
+            )
         except subprocess.TimeoutExpired:
             raise PartFailed(f"{command[0]} took more than {limit:.0f} s") from None
         except FileNotFoundError:
@@ -122,8 +135,19 @@ class Run:
         if missing := [name for name in (*NEEDED, "cupy") if importlib.util.find_spec(name) is None]:
             raise PartFailed(f"missing Python packages: {', '.join(missing)}; pip install them first")
         arch = self.machine["gpu"]["compute_cap"].replace(".", "")
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(self.folder / "site"), str(ROOT),
-                   f"--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES={arch}", "--config-settings=cmake.define.HYPERGRAD_CUDA=ON"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--upgrade",
+            "--target",
+            str(self.folder / "site"),
+            str(ROOT),
+            f"--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES={arch}",
+            "--config-settings=cmake.define.HYPERGRAD_CUDA=ON",
+        ]
         if all(importlib.util.find_spec(name) for name in ("scikit_build_core", "pybind11")):
             command.append("--no-build-isolation")  # works without a network
         start = time.perf_counter()
@@ -156,14 +180,33 @@ class Run:
         rows = []
         for problem in PROBLEMS:
             for tool in ("memcheck", "racecheck"):
-                command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", sys.executable,
-                           str(BENCH / "meta_worker.py"), "hypergrad", problem]
+                command = [
+                    "compute-sanitizer",
+                    "--tool",
+                    tool,
+                    "--error-exitcode",
+                    "9",
+                    "--target-processes",
+                    "all",
+                    sys.executable,
+                    str(BENCH / "meta_worker.py"),
+                    "hypergrad",
+                    problem,
+                ]
                 start = time.perf_counter()
                 result = self.call(f"{tool}-{problem}", command, limit=300, stdin='{"do": "once"}\n')
                 answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
                 summary = " ".join(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", result.stdout + result.stderr))
-                rows.append({"tool": tool, "problem": problem, "status": result.returncode, "summary": summary or "none printed",
-                             "answer": answers[-1] if answers else {}, "seconds": time.perf_counter() - start})
+                rows.append(
+                    {
+                        "tool": tool,
+                        "problem": problem,
+                        "status": result.returncode,
+                        "summary": summary or "none printed",
+                        "answer": answers[-1] if answers else {},
+                        "seconds": time.perf_counter() - start,
+                    }
+                )
         if any(row["status"] != 0 or not row["answer"].get("finite") for row in rows):
             raise PartFailed(f"a sanitizer complains, or the step fails under it; see {self.folder}/memcheck-*.log, racecheck-*.log", rows)
         return rows
@@ -205,8 +248,16 @@ class Run:
         if self.options.variants:
             variants = [name for name in variants if name in self.options.variants]
         with self.console.status(problem) as status:
-            compared = Comparison(problem, self.sizes, self.options.device, precision == "tf32", self.folder / "workers", self.environment,
-                                  self.options.limit, status.update)
+            compared = Comparison(
+                problem,
+                self.sizes,
+                self.options.device,
+                precision == "tf32",
+                self.folder / "workers",
+                self.environment,
+                self.options.limit,
+                status.update,
+            )
             try:
                 rows = compared.measure(variants, ROUNDS, self.options.block)
             except WorkerFailed as error:
@@ -221,8 +272,18 @@ class Run:
         for graphs in ("graphs", "no-graphs") if self.cuda else ("graphs",):
             run = self.folder / f"run-{graphs}"
             shutil.rmtree(run, ignore_errors=True)
-            command = [sys.executable, "-m", "hypergrad.cli", "train", "--device", "cuda" if self.cuda else "cpu", f"--{graphs}",
-                       "--run-dir", str(run), *(["--quick"] if self.options.sizes == "tiny" else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "hypergrad.cli",
+                "train",
+                "--device",
+                "cuda" if self.cuda else "cpu",
+                f"--{graphs}",
+                "--run-dir",
+                str(run),
+                *(["--quick"] if self.options.sizes == "tiny" else []),
+            ]
             if self.call(f"training-{graphs}", command, limit=600).returncode != 0:
                 raise PartFailed(f"training failed; see {self.folder / f'training-{graphs}.log'}", rows)
             result = json.loads((run / "result.json").read_text())
@@ -233,8 +294,13 @@ class Run:
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """All parts of this run, in order."""
         out: dict[str, Callable[[], list[Row]]] = {"build": self.build} if self.cuda else {}
-        out |= {"ceilings": self.ceilings, "tests": self.tests, "sanitizers": self.sanitizers, "kernels": self.kernels,
-                "training": self.training}
+        out |= {
+            "ceilings": self.ceilings,
+            "tests": self.tests,
+            "sanitizers": self.sanitizers,
+            "kernels": self.kernels,
+            "training": self.training,
+        }
         for precision in self.options.precision:
             for problem in PROBLEMS:
                 out[f"{problem}-{precision}"] = lambda problem=problem, precision=precision: self.meta(problem, precision)  # type: ignore[misc]

@@ -53,10 +53,18 @@ def kernels(rows: list[Row]) -> Table:
     for heading in ("kernel", "precision", "size", "µs", "floor µs", "bound by", "of floor", "TFLOP/s", "of FFMA", "TB/s"):
         table.add_column(heading, justify="left" if heading in ("kernel", "precision") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(row["kernel"], row["precision"], size(row["dims"]), number(row["seconds"], 1e6, ".1f"),
-                      number(row.get("floor"), 1e6, ".1f"), row.get("bound", "-"), number(row.get("of_floor"), 1, ".0%"),
-                      number(row["flop_per_second"], 1e-12, ".2f"), number(row.get("of_ffma"), 1, ".0%"),
-                      number(row["bytes_per_second"], 1e-12, ".2f"))
+        table.add_row(
+            row["kernel"],
+            row["precision"],
+            size(row["dims"]),
+            number(row["seconds"], 1e6, ".1f"),
+            number(row.get("floor"), 1e6, ".1f"),
+            row.get("bound", "-"),
+            number(row.get("of_floor"), 1, ".0%"),
+            number(row["flop_per_second"], 1e-12, ".2f"),
+            number(row.get("of_ffma"), 1, ".0%"),
+            number(row["bytes_per_second"], 1e-12, ".2f"),
+        )
     return table
 
 
@@ -67,14 +75,27 @@ def meta_steps(title: str, rows: list[Row]) -> Table:
         table.add_column(heading, justify="left" if heading in ("variant", "") else "right", overflow="fold")
     timed = sorted((row for row in rows if row["status"] == "timed"), key=lambda row: float(row["seconds"]))
     for row in timed:
-        table.add_row(row["variant"], number(row["seconds"], 1e3, ".3f"), number(row["seconds"] / timed[0]["seconds"], 1, ".2f"),
-                      number(row["peak_bytes"], 1e-6, ".1f"), number(row["difference"], 1, ".1e"),
-                      number(row["first_seconds"], 1, ".1f"), "")
+        table.add_row(
+            row["variant"],
+            number(row["seconds"], 1e3, ".3f"),
+            number(row["seconds"] / timed[0]["seconds"], 1, ".2f"),
+            number(row["peak_bytes"], 1e-6, ".1f"),
+            number(row["difference"], 1, ".1e"),
+            number(row["first_seconds"], 1, ".1f"),
+            "",
+        )
     for row in rows:
         if row["status"] != "timed":
             off = number(row.get("difference", row.get("float64_difference")), 1, ".1e")
-            table.add_row(row["variant"], "-", "-", "-", off, number(row.get("first_seconds"), 1, ".1f"),
-                          escape(f"{row['status']}: {row['reason'][:160]}"))
+            table.add_row(
+                row["variant"],
+                "-",
+                "-",
+                "-",
+                off,
+                number(row.get("first_seconds"), 1, ".1f"),
+                escape(f"{row['status']}: {row['reason'][:160]}"),
+            )
     return table
 
 
@@ -85,8 +106,10 @@ def verdicts(rows: list[Row]) -> list[str]:
     if not ours or not peers:
         return ["no comparison: hypergrad or every peer is missing"]
     best, rival = (min(group, key=lambda row: float(row["seconds"])) for group in (ours, peers))
-    lines = [f"{best['variant']} takes {best['seconds'] * 1e3:.3g} ms and is {rival['seconds'] / best['seconds']:.2f} times as fast as the "
-             f"fastest peer, {rival['variant']}"]
+    lines = [
+        f"{best['variant']} takes {best['seconds'] * 1e3:.3g} ms and is {rival['seconds'] / best['seconds']:.2f} times as fast as the "
+        f"fastest peer, {rival['variant']}"
+    ]
     lines += [f"{row['seconds'] / best['seconds']:.2f} times as fast as eager torch" for row in peers if row["variant"] == "torch"]
     counted = [row for row in peers if row["peak_bytes"]]
     if counted and best["peak_bytes"]:

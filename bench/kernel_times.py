@@ -35,8 +35,14 @@ Row = dict[str, Any]
 def signatures() -> dict[str, dict[str, str]]:
     """Axes of every argument of every kernel, such as {"x": "ENHWC", "w": "*~"} with * for a list, read off csrc/signatures.h."""
     found = re.findall(r'constexpr Signature \w+\{\s*"(\w+)",\s*((?:"[^"]*"\s*)+),', SIGNATURES.read_text())
-    return {name: {word.partition("=")[0].partition(":")[0].rstrip("?*"): "*" * ("*" in word) + word.partition("=")[2].replace("|", "")
-                   for word in "".join(re.findall(r'"([^"]*)"', text)).split() if word != "->"} for name, text in found}
+    return {
+        name: {
+            word.partition("=")[0].partition(":")[0].rstrip("?*"): "*" * ("*" in word) + word.partition("=")[2].replace("|", "")
+            for word in "".join(re.findall(r'"([^"]*)"', text)).split()
+            if word != "->"
+        }
+        for name, text in found
+    }
 
 
 def family_of(kernel: str) -> str:
@@ -173,8 +179,9 @@ def shapes_of(axes: str, dims: Dims) -> list[tuple[int, ...] | None]:
     return [(*own, *leaf) if axes.endswith("~") else None for leaf in dims["~"]]
 
 
-def _row(timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any],
-         ceilings: dict[str, float] | None) -> Row:
+def _row(
+    timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None
+) -> Row:
     inputs, outputs, attributes = timer.backend.kernels()[kernel]
     given: list[list[Any]] = [[], []]
     for part, names in zip(given, (inputs, outputs), strict=True):
@@ -183,17 +190,43 @@ def _row(timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: 
                 if shape is not None and (name, i, shape) not in arrays:
                     arrays[name, i, shape] = timer.array(name, shape, dims.get("K", 0))
                 part.append(None if shape is None else arrays[name, i, shape])
-    values = {"eps": EPS, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": precision, "size": 2, "lr": 0.1, "momentum": 0.9,
-              "weight_decay": 1e-3, "nesterov": 0, "beta1": 0.9, "beta2": 0.999, "t": 1}
+    values = {
+        "eps": EPS,
+        "stride": 1,
+        "pad_h": 1,
+        "pad_w": 1,
+        "precision": precision,
+        "size": 2,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-3,
+        "nesterov": 0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "t": 1,
+    }
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
     flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part if a is not None))
     seconds = statistics.median(all_seconds)
-    row: Row = {"kernel": kernel, "precision": PRECISIONS[precision], "dims": dims, "seconds": seconds, "all_seconds": all_seconds,
-                "flop": flop, "bytes": n_bytes, "flop_per_second": flop / seconds, "bytes_per_second": n_bytes / seconds}
+    row: Row = {
+        "kernel": kernel,
+        "precision": PRECISIONS[precision],
+        "dims": dims,
+        "seconds": seconds,
+        "all_seconds": all_seconds,
+        "flop": flop,
+        "bytes": n_bytes,
+        "flop_per_second": flop / seconds,
+        "bytes_per_second": n_bytes / seconds,
+    }
     if ceilings is not None:
         by_flop, by_bytes = flop / ceilings["ffma_flop_per_second"], n_bytes / ceilings["copy_bytes_per_second"]
-        row |= {"floor": max(by_flop, by_bytes), "bound": "arithmetic" if by_flop > by_bytes else "memory",
-                "of_floor": max(by_flop, by_bytes) / seconds, "of_ffma": by_flop / seconds}
+        row |= {
+            "floor": max(by_flop, by_bytes),
+            "bound": "arithmetic" if by_flop > by_bytes else "memory",
+            "of_floor": max(by_flop, by_bytes) / seconds,
+            "of_ffma": by_flop / seconds,
+        }
     return row
 
 

@@ -47,8 +47,9 @@ class Setting:
     repeats: int
 
 
-FULL = Setting(steps=(8, 16, 32, 64, 128, 256), hparams=(3, 4, 8, 16, 32, 64), steps_fixed=32, hparams_fixed=8, hidden=64,
-               batch=100, repeats=3)
+FULL = Setting(
+    steps=(8, 16, 32, 64, 128, 256), hparams=(3, 4, 8, 16, 32, 64), steps_fixed=32, hparams_fixed=8, hidden=64, batch=100, repeats=3
+)
 QUICK = Setting(steps=(4, 12, 36), hparams=(3, 6, 12), steps_fixed=12, hparams_fixed=6, hidden=16, batch=50, repeats=1)
 
 
@@ -71,9 +72,12 @@ def make_problem(data: tuple[Any, Any], setting: Setting, n_steps: int, n_hparam
     x, y = data
     n_train, groups = 4 * len(y) // 5, n_hparams - 2
     rng = np.random.default_rng(1)
-    start = {"w1": (rng.standard_normal((784, setting.hidden)) / 28).astype(np.float32), "b1": np.zeros(setting.hidden, np.float32),
-             "w2": (rng.standard_normal((setting.hidden, 10)) / math.sqrt(setting.hidden)).astype(np.float32),
-             "b2": np.zeros(10, np.float32)}
+    start = {
+        "w1": (rng.standard_normal((784, setting.hidden)) / 28).astype(np.float32),
+        "b1": np.zeros(setting.hidden, np.float32),
+        "w2": (rng.standard_normal((setting.hidden, 10)) / math.sqrt(setting.hidden)).astype(np.float32),
+        "b2": np.zeros(10, np.float32),
+    }
 
     def losses(w: Any, x: Any, y: Any) -> hg.Tensor:
         return hg.softmax_cross_entropy(hg.linear(hg.tanh(hg.linear(x, w["w1"], w["b1"])), w["w2"], w["b2"]), y)
@@ -86,7 +90,8 @@ def make_problem(data: tuple[Any, Any], setting: Setting, n_steps: int, n_hparam
         inner_loss,
         outer_loss=lambda w, hparams: hg.mean(losses(w, x[n_train:], y[n_train:])),
         init=lambda hparams: start,
-        optimizer=lambda hparams: hg.SGD(lr=hparams["lr"], momentum=hparams["momentum"]))
+        optimizer=lambda hparams: hg.SGD(lr=hparams["lr"], momentum=hparams["momentum"]),
+    )
     hparams = {"lr": np.float32(0.1), "momentum": np.float32(0.8), "group": np.zeros(groups, np.float32)}
     return problem, hparams, Minibatches(x[:n_train], y[:n_train], setting.batch, n_steps)
 
@@ -125,10 +130,20 @@ def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list
     for cell in cells:
         sweep, n_steps, n_hparams, mode = cell
         stats = traced[cell].stats.as_dict()
-        rows.append({
-            "kind": "row", "sweep": sweep, "mode": mode, "n_steps": n_steps, "n_hparams": n_hparams,
-            "seconds": statistics.median(seconds[cell]), "all_seconds": seconds[cell], "peak_bytes": stats["peak_bytes"],
-            "difference": difference(traced[cell], traced[(*cell[:3], "all")]), "stats": stats})
+        rows.append(
+            {
+                "kind": "row",
+                "sweep": sweep,
+                "mode": mode,
+                "n_steps": n_steps,
+                "n_hparams": n_hparams,
+                "seconds": statistics.median(seconds[cell]),
+                "all_seconds": seconds[cell],
+                "peak_bytes": stats["peak_bytes"],
+                "difference": difference(traced[cell], traced[(*cell[:3], "all")]),
+                "stats": stats,
+            }
+        )
     return rows
 
 
@@ -161,9 +176,11 @@ def verdict(rows: list[Row], setting: Setting) -> list[str]:
             for other in MODES[1:]:
                 sizes, mine = curve(rows, letter, "forward", what)
                 _, theirs = curve(rows, letter, other, what)
-                lines.append(f"{fixed}, {letter} = {sizes[0]} to {sizes[-1]}: forward {less} {LABELS[other]} "
-                             f"{less_where(letter, sizes, mine, theirs)}; at {letter} = {sizes[-1]} the ratio is "
-                             f"{mine[-1] / theirs[-1]:.2g}")
+                lines.append(
+                    f"{fixed}, {letter} = {sizes[0]} to {sizes[-1]}: forward {less} {LABELS[other]} "
+                    f"{less_where(letter, sizes, mine, theirs)}; at {letter} = {sizes[-1]} the ratio is "
+                    f"{mine[-1] / theirs[-1]:.2g}"
+                )
     return lines
 
 
@@ -174,9 +191,17 @@ def table(rows: list[Row], sweep: str, fixed: str) -> Table:
         out.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for r in (r for r in rows if r["sweep"] == sweep):
         stats = r["stats"]
-        out.add_row(str(r["n_steps" if sweep == "T" else "n_hparams"]), LABELS[r["mode"]], f"{r['seconds']:.3f}",
-                    f"{r['peak_bytes'] / 1e6:.1f}", str(stats["states_held"]), f"{stats['state_bytes'] / 1e6:.1f}",
-                    str(stats["steps_rerun"]), f"{r['difference']:.0e}", end_section=r["mode"] == MODES[-1])
+        out.add_row(
+            str(r["n_steps" if sweep == "T" else "n_hparams"]),
+            LABELS[r["mode"]],
+            f"{r['seconds']:.3f}",
+            f"{r['peak_bytes'] / 1e6:.1f}",
+            str(stats["states_held"]),
+            f"{stats['state_bytes'] / 1e6:.1f}",
+            str(stats["steps_rerun"]),
+            f"{r['difference']:.0e}",
+            end_section=r["mode"] == MODES[-1],
+        )
     return out
 
 
@@ -185,14 +210,22 @@ def plot(rows: list[Row], setting: Setting, path: Path) -> None:
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    for column, (sweep, title) in enumerate((("T", f"inner steps T (N = {setting.hparams_fixed})"),
-                                             ("N", f"hyperparameters N (T = {setting.steps_fixed})"))):
+    for column, (sweep, title) in enumerate(
+        (("T", f"inner steps T (N = {setting.hparams_fixed})"), ("N", f"hyperparameters N (T = {setting.steps_fixed})"))
+    ):
         for line, (what, label, scale) in enumerate((("seconds", "seconds", 1.0), ("peak_bytes", "peak memory, MB", 1e-6))):
             axis = axes[line, column]
             for mode, marker in zip(MODES, "os^Dv", strict=True):
                 sizes, values = curve(rows, sweep, mode, what)
-                axis.loglog(sizes, [v * scale for v in values], marker=marker, markersize=5, label=LABELS[mode],
-                            linewidth=2.2 if mode == "forward" else 1.3, color="black" if mode == "forward" else None)
+                axis.loglog(
+                    sizes,
+                    [v * scale for v in values],
+                    marker=marker,
+                    markersize=5,
+                    label=LABELS[mode],
+                    linewidth=2.2 if mode == "forward" else 1.3,
+                    color="black" if mode == "forward" else None,
+                )
             axis.set_xticks(sizes, [str(s) for s in sizes])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -224,8 +257,14 @@ def main(arguments: list[str] | None = None) -> None:
     said = verdict(rows, setting)
     console.print("\n".join(said), soft_wrap=True)
     weights = 784 * setting.hidden + setting.hidden + 10 * setting.hidden + 10
-    head = {**environment(), "data": "mnist" if options.mnist else "synthetic", "weights": weights, "dtype": "float32",
-            "batch": setting.batch, "repeats": setting.repeats}
+    head = {
+        **environment(),
+        "data": "mnist" if options.mnist else "synthetic",
+        "weights": weights,
+        "dtype": "float32",
+        "batch": setting.batch,
+        "repeats": setting.repeats,
+    }
     path = options.out / "memory_time-cpu.jsonl"
     write_lines(path, [head, *rows, *({"kind": "verdict", "text": line} for line in said)])
     plot(rows, setting, path.with_suffix(".png"))

@@ -50,6 +50,7 @@ def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any],
 
 def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss after every episode's own T steps."""
+
     def episode_losses(w: Any, part: str) -> Any:
         return _loss(_network(w, data[part], sizes), w["head"], w["bias"], data[f"{part}_labels"])
 
@@ -121,6 +122,7 @@ def _host(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, 
 
 def _gpu(captured: bool, own: str | None = None) -> Variant:
     """On the GPU; `own` is a precision of ours for comparisons in float32."""
+
     def make(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
         if device != "cuda":
             raise Unsupported("runs on a GPU only")
@@ -140,5 +142,9 @@ def _gpu(captured: bool, own: str | None = None) -> Variant:
     return make
 
 
-VARIANTS: dict[str, Variant] = {"hypergrad host": _host, "hypergrad": _gpu(False), "hypergrad captured": _gpu(True),
-                                "hypergrad captured 3xtf32": _gpu(True, "3xtf32")}
+VARIANTS: dict[str, Variant] = {
+    "hypergrad host": _host,
+    "hypergrad": _gpu(False),
+    "hypergrad captured": _gpu(True),
+    "hypergrad captured 3xtf32": _gpu(True, "3xtf32"),
+}

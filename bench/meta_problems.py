@@ -55,8 +55,12 @@ def make_data(sizes: Sizes, dtype: Any, seed: int = 0) -> Arrays:
     def labels(n: int) -> Any:
         return np.tile(np.repeat(np.arange(sizes.ways), n), (sizes.episodes, 1))
 
-    return {"support": images(sizes.shots), "query": images(sizes.queries), "support_labels": labels(sizes.shots),
-            "query_labels": labels(sizes.queries)}
+    return {
+        "support": images(sizes.shots),
+        "query": images(sizes.queries),
+        "support_labels": labels(sizes.shots),
+        "query_labels": labels(sizes.queries),
+    }
 
 
 def make_params(problem: str, sizes: Sizes, dtype: Any, seed: int = 1) -> Arrays:

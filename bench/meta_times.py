@@ -38,8 +38,15 @@ class Process:
     def __init__(self, variant: str, problem: str, device: str, log: Path, environment: dict[str, str]) -> None:
         self.log = log.open("w")
         worker = Path(__file__).resolve().with_name("meta_worker.py")
-        self.process = subprocess.Popen([sys.executable, str(worker), variant, problem, "--device", device], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment, cwd=log.parent)
+        self.process = subprocess.Popen(
+            [sys.executable, str(worker), variant, problem, "--device", device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+            cwd=log.parent,
+        )
         self.lines: queue.Queue[str] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -93,8 +100,17 @@ def differences(grads: dict[str, Any], reference: dict[str, Any]) -> tuple[float
 class Comparison:
     """All variants of one problem at one precision."""
 
-    def __init__(self, problem: str, sizes: Sizes, device: str, tf32: bool, folder: Path, environment: dict[str, str], limit: float,
-                 say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        problem: str,
+        sizes: Sizes,
+        device: str,
+        tf32: bool,
+        folder: Path,
+        environment: dict[str, str],
+        limit: float,
+        say: Callable[[str], None],
+    ) -> None:
         self.problem, self.sizes, self.device, self.tf32 = problem, sizes, device, tf32
         self.folder, self.environment, self.limit, self.say = folder, environment, limit, say
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +145,12 @@ class Comparison:
         if not (row["float64_difference"] <= IN_FLOAT64 and row["float64_loss_difference"] <= IN_FLOAT64):
             return {**row, "status": "wrong", "reason": f"float64 gradient differs by {row['float64_difference']:.1e}"}
         said, grads = self._result(process, "float32", self.tf32)
-        row |= {"first_seconds": said["first_seconds"], "loss": said["loss"], "loss_difference": abs(said["loss"] / exact - 1),
-                "difference": differences(grads, reference[1])[1]}
+        row |= {
+            "first_seconds": said["first_seconds"],
+            "loss": said["loss"],
+            "loss_difference": abs(said["loss"] / exact - 1),
+            "difference": differences(grads, reference[1])[1],
+        }
         most = IN_TF32 if self.tf32 else IN_FLOAT32
         if not (row["difference"] <= most and row["loss_difference"] <= most):
             return {**row, "status": "wrong", "reason": f"gradient differs by {row['difference']:.1e} from float64's"}
@@ -157,8 +177,10 @@ class Comparison:
         finally:
             for process in processes.values():
                 process.close()
-        return [{"problem": self.problem, "precision": "tf32" if self.tf32 else "float32", "variant": name, "module": MODULE[name], **row}
-                for name, row in rows.items()]
+        return [
+            {"problem": self.problem, "precision": "tf32" if self.tf32 else "float32", "variant": name, "module": MODULE[name], **row}
+            for name, row in rows.items()
+        ]
 
     def _take_turns(self, processes: dict[str, Process], rows: dict[str, Row], rounds: int, block: float) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in processes}
@@ -170,8 +192,12 @@ class Comparison:
                     if turn > 0:
                         seconds[name].append(answer["seconds"])
                     if turn == rounds:
-                        rows[name] |= {"status": "timed", "seconds": statistics.median(seconds[name]), "all_seconds": seconds[name],
-                                       **processes[name].ask(self.limit, "peak")}
+                        rows[name] |= {
+                            "status": "timed",
+                            "seconds": statistics.median(seconds[name]),
+                            "all_seconds": seconds[name],
+                            **processes[name].ask(self.limit, "peak"),
+                        }
                 except WorkerFailed as error:
                     rows[name] |= {"status": "failed", "reason": str(error)}
                     processes.pop(name).close()

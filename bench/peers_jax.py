@@ -65,8 +65,9 @@ def _meta_loss(problem: str, sizes: Sizes, pool: Callable[[Any], Any]) -> Callab
 
 
 class _JaxStep:
-    def __init__(self, problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: Any, tf32: bool,
-                 pool: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: Any, tf32: bool, pool: Callable[[Any], Any]
+    ) -> None:
         self.x64 = dtype == "float64"
         self.device = device
         self.precision = "tensorfloat32" if tf32 else "highest"

@@ -106,8 +106,9 @@ class _Episodes:
 class _TorchStep:
     """A meta-step; `compute` maps the parameters to (loss, gradients)."""
 
-    def __init__(self, compute: Callable[[Tensors], tuple[Tensor, Tensors]], params: Tensors, sizes: Sizes, *, cuda: bool,
-                 captured: bool) -> None:
+    def __init__(
+        self, compute: Callable[[Tensors], tuple[Tensor, Tensors]], params: Tensors, sizes: Sizes, *, cuda: bool, captured: bool
+    ) -> None:
         self.compute, self.params, self.sizes, self.cuda, self.captured = compute, params, sizes, cuda, captured
 
     def run(self) -> Any:

@@ -81,8 +81,13 @@ def _figures(instructions: list[tuple[int, str, str]]) -> Code:
         if rank > most:
             most, math, size, unit = rank, len(found), len(inside), max(set(found), key=found.count)
     names = [name for _, name, _ in instructions]
-    return Code(math, size, unit, sum(1 for n in names if n.startswith(("LDG.", "LD.E")) and ".128" in n),
-                sum(1 for n in names if n.startswith(("LDL", "STL"))))
+    return Code(
+        math,
+        size,
+        unit,
+        sum(1 for n in names if n.startswith(("LDG.", "LD.E")) and ".128" in n),
+        sum(1 for n in names if n.startswith(("LDL", "STL"))),
+    )
 
 
 def _innermost(instructions: list[tuple[int, str, str]]) -> list[tuple[int, int]]:

@@ -61,8 +61,7 @@ hg::DType dtype_of(const Where& where, char kind, py::ssize_t size, const Name& 
 
 void check_axes(const Where& where, py::ssize_t ndim) {
   if (ndim > hg::kMaxDims)
-    throw hg::ShapeMismatch(
-        where + (" has " + std::to_string(ndim) + " axes, expected at most " + std::to_string(hg::kMaxDims)));
+    throw hg::ShapeMismatch(where + (" has " + std::to_string(ndim) + " axes, expected at most " + std::to_string(hg::kMaxDims)));
 }
 
 #if defined(HG_CUDA_MODULE)
@@ -79,8 +78,8 @@ hg::View view_of(const Where& where, py::handle object) {
                                      ", expected a CuPy array or another with __cuda_array_interface__"));
   const auto interface = py::reinterpret_borrow<py::dict>(given);
   const std::string type = py::str(interface["typestr"]);
-  view.dtype = dtype_of(where, type.size() < 3 || type[0] == '>' ? '?' : type[1],
-                        type.size() < 3 ? 0 : std::stoi(type.substr(2)), [&] { return type; });
+  view.dtype = dtype_of(where, type.size() < 3 || type[0] == '>' ? '?' : type[1], type.size() < 3 ? 0 : std::stoi(type.substr(2)),
+                        [&] { return type; });
   const auto shape = py::reinterpret_borrow<py::tuple>(interface["shape"]);
   check_axes(where, static_cast<py::ssize_t>(shape.size()));
   view.ndim = static_cast<int>(shape.size());
@@ -93,16 +92,14 @@ hg::View view_of(const Where& where, py::handle object) {
     stride *= view.shape[i];
   }
   const auto data = py::reinterpret_borrow<py::tuple>(interface["data"]);
-  if (where.argument.output && data[1].cast<bool>())
-    throw hg::BadArgument(where + " is read-only, expected a writeable output");
+  if (where.argument.output && data[1].cast<bool>()) throw hg::BadArgument(where + " is read-only, expected a writeable output");
   view.data = reinterpret_cast<void*>(data[0].cast<std::uintptr_t>());
   return view;
 }
 #else
 hg::View view_of(const Where& where, py::handle object) {
   if (!py::isinstance<py::array>(object))
-    throw hg::DTypeMismatch(
-        where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", expected a NumPy array"));
+    throw hg::DTypeMismatch(where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", expected a NumPy array"));
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   hg::View view{};
@@ -110,11 +107,9 @@ hg::View view_of(const Where& where, py::handle object) {
   view.dtype = dtype_of(where, dtype.kind(), dtype.itemsize(), name);
   const char order = dtype.byteorder();  // '=' and '|' are this machine's
   if (order != '=' && order != '|' && !dtype.attr("isnative").cast<bool>())
-    throw hg::DTypeMismatch(where +
-                            (" has dtype " + name() + ", expected this machine's byte order; convert it with astype"));
+    throw hg::DTypeMismatch(where + (" has dtype " + name() + ", expected this machine's byte order; convert it with astype"));
   check_axes(where, array.ndim());
-  if (where.argument.output && !array.writeable())
-    throw hg::BadArgument(where + " is read-only, expected a writeable output");
+  if (where.argument.output && !array.writeable()) throw hg::BadArgument(where + " is read-only, expected a writeable output");
   view.ndim = static_cast<int>(array.ndim());
   for (int i = 0; i < view.ndim; ++i) {
     view.shape[i] = array.shape(i);
@@ -163,12 +158,11 @@ void prepare(const std::string& name, const py::sequence& arrays, const py::dict
     const py::str key(attribute.name);
     if (!attributes.contains(key)) throw hg::BadArgument(name + ": attribute " + attribute.name + " is missing");
     const py::object value = attributes[key];
-    double number =
-        attribute.integer ? static_cast<double>(PyLong_AsLongLong(value.ptr())) : PyFloat_AsDouble(value.ptr());
+    double number = attribute.integer ? static_cast<double>(PyLong_AsLongLong(value.ptr())) : PyFloat_AsDouble(value.ptr());
     if (PyErr_Occurred() != nullptr) {
       PyErr_Clear();
-      throw hg::BadArgument(name + ": attribute " + attribute.name + " is " + std::string(py::repr(value)) +
-                            ", expected " + (attribute.integer ? "an integer" : "a number"));
+      throw hg::BadArgument(name + ": attribute " + attribute.name + " is " + std::string(py::repr(value)) + ", expected " +
+                            (attribute.integer ? "an integer" : "a number"));
     }
     call.attributes[i] = number;
     ++used;
@@ -176,8 +170,7 @@ void prepare(const std::string& name, const py::sequence& arrays, const py::dict
   if (attributes.size() != used)
     for (const auto& item : attributes) {
       bool known = false;
-      for (const hg::Attribute& attribute : kernel.attributes)
-        known = known || attribute.name == std::string(py::str(item.first));
+      for (const hg::Attribute& attribute : kernel.attributes) known = known || attribute.name == std::string(py::str(item.first));
       if (!known) throw hg::BadArgument(name + ": attribute " + std::string(py::str(item.first)) + " is not known");
     }
   hg::check_arrays(call);
@@ -238,8 +231,7 @@ py::dict kernels() {
   py::dict table;
   for (const auto& entry : hg::kernels()) {
     py::list inputs, outputs, attributes;
-    for (const hg::Argument& argument : entry.second.arguments)
-      (argument.output ? outputs : inputs).append(argument.name);
+    for (const hg::Argument& argument : entry.second.arguments) (argument.output ? outputs : inputs).append(argument.name);
     for (const hg::Attribute& attribute : entry.second.attributes) attributes.append(attribute.name);
     table[py::str(entry.first)] = py::make_tuple(py::tuple(inputs), py::tuple(outputs), py::tuple(attributes));
   }
@@ -304,8 +296,7 @@ PYBIND11_MODULE(HG_MODULE, m) {
   m.def("device_count", &hg::cuda::device_count, "CUDA devices this module can use; 0 without a driver.");
 #elif defined(HG_EMULATED_MODULE)
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
-  m.def("set_order", &hg::emulator::set_order, py::arg("order"),
-        "Sets the order of threads and blocks: forward, reverse or shuffle:SEED.");
+  m.def("set_order", &hg::emulator::set_order, py::arg("order"), "Sets the order of threads and blocks: forward, reverse or shuffle:SEED.");
 #else
   try {  // a wrong environment variable is reported at import, not in the middle of a run
     const char* const level = std::getenv("HYPERGRAD_SIMD");  // of host kernels: others have one level only
@@ -319,8 +310,7 @@ PYBIND11_MODULE(HG_MODULE, m) {
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("threads", &hg::thread_count, "Threads that kernels use.");
   m.def("set_threads", &hg::set_thread_count, py::arg("n"), "Sets the number of threads; results keep their bits.");
-  m.def("set_simd", &hg::choose_level, py::arg("level"),
-        "Chooses an instruction set of build_info()['simd_supported'].");
+  m.def("set_simd", &hg::choose_level, py::arg("level"), "Chooses an instruction set of build_info()['simd_supported'].");
 #endif
   m.def(
       "set_error_types",

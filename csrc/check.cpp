@@ -113,13 +113,13 @@ void check_layout(const Call& call, const Entry& entry) {
   }
   if (empty) return;
   if (!aligned)
-    fail_shape(call, "%s has elements that are not aligned, expected multiples of %d bytes; copy it first",
-               entry.name().c_str(), static_cast<int>(item));
+    fail_shape(call, "%s has elements that are not aligned, expected multiples of %d bytes; copy it first", entry.name().c_str(),
+               static_cast<int>(item));
   std::int64_t expected = item;
   for (int i = view.ndim - 1; i >= (argument.output ? 0 : argument.lead); --i) {
     if (view.shape[i] > 1 && view.stride[i] != expected)
-      fail_shape(call, "%s has a stride of %lld bytes on axis %d, expected %lld because %s; copy it first",
-                 entry.name().c_str(), static_cast<long long>(view.stride[i]), i, static_cast<long long>(expected),
+      fail_shape(call, "%s has a stride of %lld bytes on axis %d, expected %lld because %s; copy it first", entry.name().c_str(),
+                 static_cast<long long>(view.stride[i]), i, static_cast<long long>(expected),
                  argument.output ? "outputs are C-contiguous" : "inner axes are C-contiguous");
     expected *= view.shape[i];
   }
@@ -129,8 +129,8 @@ void check_dtype(Call& call, const Entry& entry, bool& typed) {
   const Argument& argument = *entry.argument;
   const DType dtype = entry.view->dtype;
   const auto fail = [&](const std::string& expected) {
-    throw DTypeMismatch(std::string(call.signature->name) + ": " + entry.name() + " has dtype " + dtype_name(dtype) +
-                        ", expected " + expected);
+    throw DTypeMismatch(std::string(call.signature->name) + ": " + entry.name() + " has dtype " + dtype_name(dtype) + ", expected " +
+                        expected);
   };
   if (!argument.is_float) {
     if (dtype != argument.dtype) fail(dtype_name(argument.dtype));
@@ -198,8 +198,8 @@ std::int64_t integer_attribute(const Call& call, int index, std::int64_t lowest,
   const double value = call.attributes[index];
   if (!(value >= static_cast<double>(lowest) && value <= static_cast<double>(highest)) || value != std::floor(value))
     fail_argument(call, "attribute %s is %.17g, expected an integer from %lld to %lld",
-                  kernel_of(call.signature).attributes[static_cast<std::size_t>(index)].name.c_str(), value,
-                  static_cast<long long>(lowest), static_cast<long long>(highest));
+                  kernel_of(call.signature).attributes[static_cast<std::size_t>(index)].name.c_str(), value, static_cast<long long>(lowest),
+                  static_cast<long long>(highest));
   return static_cast<std::int64_t>(value);
 }
 
@@ -223,8 +223,7 @@ void check_arrays(Call& call) {
                  argument.leaf ? "at least " : "", entry.own_axes(), argument.axes.c_str());
     for (int d = 0; d < entry.own_axes(); ++d) {
       const char axis = argument.axes[static_cast<std::size_t>(d)];
-      if (axis >= 'A' && axis <= 'Z' && call.dims[static_cast<int>(axis)] < 0)
-        call.dims[static_cast<int>(axis)] = view.shape[d];
+      if (axis >= 'A' && axis <= 'Z' && call.dims[static_cast<int>(axis)] < 0) call.dims[static_cast<int>(axis)] = view.shape[d];
     }
     if (argument.leaf) {
       const Entry*& leaf = leaves[static_cast<std::size_t>(entry.element)];

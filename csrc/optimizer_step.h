@@ -64,8 +64,7 @@ struct Sgd {
 
   // `given` has a bit for every field that is an array, `extra` is the last attribute.
   static HG_STEP Sgd of(const double (&field)[kFields], unsigned given, double extra) {
-    return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]),
-            (given & 4u) != 0 || field[2] != 0, extra != 0};
+    return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]), (given & 4u) != 0 || field[2] != 0, extra != 0};
   }
   HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
     return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])};

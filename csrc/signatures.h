@@ -16,15 +16,13 @@ constexpr Signature conv2d_dgrad{"conv2d_dgrad", "y_bar=AB|NPQK w=AB|RSCK -> x_b
 constexpr Signature conv2d_wgrad{"conv2d_wgrad", "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_ATTRIBUTES};
 
 // The fused block: 3x3 same convolution, batch normalization over (N, H, W), ReLU, 2x2 maximum.
-constexpr Signature conv_bn_relu_pool_value{
-    "conv_bn_relu_pool_value",
-    "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK",
-    "eps:float precision:int"};
-constexpr Signature conv_bn_relu_pool_vjp{
-    "conv_bn_relu_pool_vjp",
-    "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
-    " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
-    "precision:int"};
+constexpr Signature conv_bn_relu_pool_value{"conv_bn_relu_pool_value",
+                                            "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK",
+                                            "eps:float precision:int"};
+constexpr Signature conv_bn_relu_pool_vjp{"conv_bn_relu_pool_vjp",
+                                          "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
+                                          " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+                                          "precision:int"};
 constexpr Signature conv_bn_relu_pool_jvp{"conv_bn_relu_pool_jvp",
                                           "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
                                           " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K"
@@ -48,11 +46,10 @@ constexpr Signature conv_bn_relu_pool_first_vjp{
     "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg x=E|NHWC w=E|33CK gamma=E|K"
     " -> w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
     ""};
-constexpr Signature conv_bn_relu_pool_first_jvp{
-    "conv_bn_relu_pool_first_jvp",
-    "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
-    " w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|NhwK",
-    ""};
+constexpr Signature conv_bn_relu_pool_first_jvp{"conv_bn_relu_pool_first_jvp",
+                                                "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
+                                                " w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|NhwK",
+                                                ""};
 constexpr Signature conv_bn_relu_pool_first_vjp_jvp{
     "conv_bn_relu_pool_first_vjp_jvp",
     "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
@@ -61,19 +58,17 @@ constexpr Signature conv_bn_relu_pool_first_vjp_jvp{
     ""};
 
 // Batch normalization over M pixels, per episode and channel.
-constexpr Signature batch_norm_value{"batch_norm_value", "x=E|MK gamma=E|K beta=E|K -> y=E|MK mean=E|K rstd=E|K",
-                                     "eps:float"};
-constexpr Signature batch_norm_vjp{
-    "batch_norm_vjp", "y_bar=E|MK mean=E|K rstd=E|K x=E|MK gamma=E|K -> x_bar?=E|MK gamma_bar=E|K beta_bar=E|K", ""};
+constexpr Signature batch_norm_value{"batch_norm_value", "x=E|MK gamma=E|K beta=E|K -> y=E|MK mean=E|K rstd=E|K", "eps:float"};
+constexpr Signature batch_norm_vjp{"batch_norm_vjp",
+                                   "y_bar=E|MK mean=E|K rstd=E|K x=E|MK gamma=E|K -> x_bar?=E|MK gamma_bar=E|K beta_bar=E|K", ""};
 constexpr Signature batch_norm_jvp{"batch_norm_jvp",
                                    "x=E|MK gamma=E|K mean=E|K rstd=E|K x_dot?=PE|MK gamma_dot?=PE|K beta_dot?=PE|K"
                                    " -> y_dot=PE|MK x_dot_mean=PE|K c=PE|K",
                                    ""};
-constexpr Signature batch_norm_vjp_jvp{
-    "batch_norm_vjp_jvp",
-    "y_bar=E|MK y_bar_dot?=PE|MK mean=E|K rstd=E|K x=E|MK gamma=E|K x_dot?=PE|MK gamma_dot?=PE|K"
-    " x_dot_mean=PE|K c=PE|K -> x_bar_dot?=PE|MK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
-    ""};
+constexpr Signature batch_norm_vjp_jvp{"batch_norm_vjp_jvp",
+                                       "y_bar=E|MK y_bar_dot?=PE|MK mean=E|K rstd=E|K x=E|MK gamma=E|K x_dot?=PE|MK gamma_dot?=PE|K"
+                                       " x_dot_mean=PE|K c=PE|K -> x_bar_dot?=PE|MK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+                                       ""};
 
 // Maximum over size x size windows; Q = H/size by R = W/size of them. A code is the winner's place in its window, row
 // by row. Given the codes the operation is linear: the tangent gathers, the cotangent scatters.
@@ -83,13 +78,12 @@ constexpr Signature max_pool_vjp{"max_pool_vjp", "y_bar=PE|QRK code:u8=E|QRK -> 
 
 // Cross-entropy of softmax(x w + bias) against labels, N examples of D features, K classes; residual = softmax minus
 // one at the label.
-constexpr Signature linear_cross_entropy_value{"linear_cross_entropy_value",
-                                               "x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK", ""};
-constexpr Signature linear_cross_entropy_vjp{
-    "linear_cross_entropy_vjp", "y_bar=EN| residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K", ""};
+constexpr Signature linear_cross_entropy_value{"linear_cross_entropy_value", "x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK",
+                                               ""};
+constexpr Signature linear_cross_entropy_vjp{"linear_cross_entropy_vjp",
+                                             "y_bar=EN| residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K", ""};
 constexpr Signature linear_cross_entropy_jvp{
-    "linear_cross_entropy_jvp",
-    "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K -> y_dot=PE|N z_dot=PE|NK", ""};
+    "linear_cross_entropy_jvp", "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K -> y_dot=PE|N z_dot=PE|NK", ""};
 constexpr Signature linear_cross_entropy_vjp_jvp{
     "linear_cross_entropy_vjp_jvp",
     "y_bar=EN| y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
@@ -103,8 +97,8 @@ constexpr Signature gather_images{"gather_images", "images:u8=M|HWC index:i64=E|
 // Steps of the optimisers on all leaves of a pytree at once: w weights, v, m and s the optimiser's state, g gradient. A
 // field is one number for all leaves, the attribute, or an array without axes per leaf, which then counts.
 #define HG_SGD_ATTRIBUTES "lr:float momentum:float weight_decay:float nesterov:int"
-constexpr Signature sgd_step_value{
-    "sgd_step_value", "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*= -> w_next*=~ v_next?*=~", HG_SGD_ATTRIBUTES};
+constexpr Signature sgd_step_value{"sgd_step_value", "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*= -> w_next*=~ v_next?*=~",
+                                   HG_SGD_ATTRIBUTES};
 constexpr Signature sgd_step_jvp{"sgd_step_jvp",
                                  "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*="
                                  " w_dot?*=P~ v_dot?*=P~ g_dot?*=P~ lr_dot?*=P momentum_dot?*=P weight_decay_dot?*=P"
@@ -118,8 +112,7 @@ constexpr Signature sgd_step_vjp{"sgd_step_vjp",
 
 #define HG_ADAM_ATTRIBUTES "lr:float beta1:float beta2:float eps:float t:int"
 constexpr Signature adam_step_value{
-    "adam_step_value", "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= -> w_next*=~ m_next*=~ s_next*=~",
-    HG_ADAM_ATTRIBUTES};
+    "adam_step_value", "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= -> w_next*=~ m_next*=~ s_next*=~", HG_ADAM_ATTRIBUTES};
 constexpr Signature adam_step_jvp{"adam_step_jvp",
                                   "m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*="
                                   " w_dot?*=P~ m_dot?*=P~ s_dot?*=P~ g_dot?*=P~ lr_dot?*=P beta1_dot?*=P beta2_dot?*=P"

@@ -71,8 +71,8 @@ bool cpu_runs(Level level) {
   __builtin_cpu_init();
   if (level == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (level == kAvx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 #endif
   return level == kBaseline;
 }
@@ -122,14 +122,12 @@ Layout layout_of(const Kernel& kernel, std::size_t n_arrays) {
       return listed == 0 ? std::string() : " and " + std::to_string(listed) + " for each element of the lists";
     };
     const std::size_t single_outputs = outputs - listed_outputs, single_inputs = singles - single_outputs;
-    throw BadArgument(std::string(kernel.signature->name) + ": arrays has " + std::to_string(n_arrays) +
-                      " entries, expected " + std::to_string(single_inputs) + " inputs" +
-                      per_element(lists - listed_outputs) + ", then " + std::to_string(single_outputs) + " outputs" +
-                      per_element(listed_outputs));
+    throw BadArgument(std::string(kernel.signature->name) + ": arrays has " + std::to_string(n_arrays) + " entries, expected " +
+                      std::to_string(single_inputs) + " inputs" + per_element(lists - listed_outputs) + ", then " +
+                      std::to_string(single_outputs) + " outputs" + per_element(listed_outputs));
   }
   Layout layout{lists == 0 ? 0 : static_cast<int>((n_arrays - singles) / lists), {0}};
-  for (const Argument& argument : kernel.arguments)
-    layout.first.push_back(layout.first.back() + (argument.list ? layout.length : 1));
+  for (const Argument& argument : kernel.arguments) layout.first.push_back(layout.first.back() + (argument.list ? layout.length : 1));
   return layout;
 }
 

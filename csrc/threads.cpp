@@ -119,8 +119,7 @@ int default_threads() {
     char* end = nullptr;
     const long n = std::strtol(wanted, &end, 10);
     if (*end != '\0' || n < 1 || n > 4096)
-      throw BadArgument(std::string("HYPERGRAD_NUM_THREADS: value is '") + wanted +
-                        "', expected an integer from 1 to 4096");
+      throw BadArgument(std::string("HYPERGRAD_NUM_THREADS: value is '") + wanted + "', expected an integer from 1 to 4096");
     return static_cast<int>(n);
   }
 #if defined(__linux__)

@@ -36,8 +36,10 @@ def count_steps(where: str, batches: Any) -> int:
     """
     kind = type(batches).__name__
     if isinstance(batches, (Mapping, str, bytes)) or not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
-        raise ArgumentError(f"{where}: batches is a {kind}, expected something with len(batches) and batches[t] because a step that is run "
-                            "again asks for its batch again; collect it first with list(batches), or use hg.full_batch(data, n_steps)")
+        raise ArgumentError(
+            f"{where}: batches is a {kind}, expected something with len(batches) and batches[t] because a step that is run "
+            "again asks for its batch again; collect it first with list(batches), or use hg.full_batch(data, n_steps)"
+        )
     return len(batches)
 
 

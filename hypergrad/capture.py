@@ -42,8 +42,10 @@ def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     def captured(*args: PyTree) -> PyTree:
         leaves, spec = tree_flatten(args)
         if not is_idle() or any(isinstance(x, Tensor) for x in leaves):
-            raise DifferentiationError("capture: called inside a transform, expected arrays because a recorded graph has no derivative; "
-                                       "capture the function that takes the gradient")
+            raise DifferentiationError(
+                "capture: called inside a transform, expected arrays because a recorded graph has no derivative; "
+                "capture the function that takes the gradient"
+            )
         if not any(is_on_gpu(x) for x in leaves):
             return fn(*args)
         key = (spec, settings(), *(_kind(x) for x in leaves))
@@ -59,11 +61,15 @@ def _kind(x: Any) -> Any:
     if is_on_gpu(x):
         return (x.device.id, x.shape, str(x.dtype))
     if isinstance(x, np.ndarray):
-        raise DeviceError(f"capture: an argument is a NumPy array of shape {x.shape} beside CuPy arrays, expected one side because its "
-                          "elements would be fixed at the recording; copy it to the GPU first")
+        raise DeviceError(
+            f"capture: an argument is a NumPy array of shape {x.shape} beside CuPy arrays, expected one side because its "
+            "elements would be fixed at the recording; copy it to the GPU first"
+        )
     if type(x) not in _CONSTANTS:
-        raise ArgumentError(f"capture: an argument is a {type(x).__qualname__}, expected arrays, numbers or text because anything else "
-                            "would be fixed at the recording; pass its arrays")
+        raise ArgumentError(
+            f"capture: an argument is a {type(x).__qualname__}, expected arrays, numbers or text because anything else "
+            "would be fixed at the recording; pass its arrays"
+        )
     return (type(x), x)
 
 
@@ -87,8 +93,10 @@ class _Recording:
                 with suppress(RuntimeError):  # the recording is void, and says so again
                     self.stream.end_capture()
                 if isinstance(error, RuntimeError):
-                    raise DeviceError(f"capture: the function cannot be recorded ({error}), expected kernels only because the host must "
-                                      "not wait for the GPU inside; take float(...), printing and copies to NumPy out of it") from error
+                    raise DeviceError(
+                        f"capture: the function cannot be recorded ({error}), expected kernels only because the host must "
+                        "not wait for the GPU inside; take float(...), printing and copies to NumPy out of it"
+                    ) from error
                 raise
             self.graph = self.stream.end_capture()
         self.outputs, self.spec = tree_flatten(tree_values(out))

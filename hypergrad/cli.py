@@ -60,41 +60,27 @@ def train_command(
     data: Annotated[str | None, typer.Option(help=f"Data set: {', '.join(DATA)}. [default: glyphs]")] = None,
     root: Annotated[str | None, typer.Option(help="Folder with the files of the data set.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images. [default: the data's]")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help=f"Settings: {', '.join(PRESETS)}. [default: default]")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help=f"Settings: {', '.join(PRESETS)}. [default: default]")] = None,
     n_way: Annotated[int | None, typer.Option(help="Classes of an episode.")] = None,
     k_shot: Annotated[int | None, typer.Option(help="Support images per class.")] = None,
     n_query: Annotated[int | None, typer.Option(help="Query images per class.")] = None,
     filters: Annotated[int | None, typer.Option(help="Filters of every block.")] = None,
     steps: Annotated[int | None, typer.Option(help="Inner steps T in meta-training.")] = None,
     step_size: Annotated[float | None, typer.Option(help="Initial inner step size; it is learned.")] = None,
-    centred: Annotated[
-        bool | None, typer.Option(help="Subtract the mean feature of the support set.")
-    ] = None,
+    centred: Annotated[bool | None, typer.Option(help="Subtract the mean feature of the support set.")] = None,
     meta_batch: Annotated[int | None, typer.Option(help="Episodes per outer iteration.")] = None,
     outer_lr: Annotated[float | None, typer.Option(help="Step size of the outer Adam.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Outer iterations at most.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Iterations between two validations.")] = None,
     eval_episodes: Annotated[int | None, typer.Option(help="Episodes of one validation.")] = None,
     test_episodes: Annotated[int | None, typer.Option(help="Episodes of the final evaluation.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Validations without progress before stopping.")
-    ] = None,
+    patience: Annotated[int | None, typer.Option(help="Validations without progress before stopping.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the network and the episodes.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: cpu]")
-    ] = None,
-    graphs: Annotated[
-        bool | None, typer.Option(help="On a GPU, replay each meta-step as a CUDA graph. [default: graphs]")
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="New directory of the run. [default: runs/...]")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: cpu]")] = None,
+    graphs: Annotated[bool | None, typer.Option(help="On a GPU, replay each meta-step as a CUDA graph. [default: graphs]")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="New directory of the run. [default: runs/...]")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this interrupted run.")] = None,
-    shorten: Annotated[
-        bool, typer.Option("--quick", help="30 iterations, 20 episodes: to try it out.")
-    ] = False,
+    shorten: Annotated[bool, typer.Option("--quick", help="30 iterations, 20 episodes: to try it out.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -154,9 +140,7 @@ def evaluate_command(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")],
     episodes: Annotated[int, typer.Option(help="Episodes of meta-validation and of meta-test.")] = 600,
     root: Annotated[str | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: the run's]")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}. [default: the run's]")] = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate a run's best model: accuracy with its interval, sweep of inner steps, figures."""
@@ -164,9 +148,7 @@ def evaluate_command(
         config = Config.from_json(run.read_json(CONFIG), str(run.path / CONFIG))
         config = replace(config, device=device or config.device)
         if episodes < 1:
-            raise ArgumentError(
-                f"evaluate: --episodes is {episodes}, expected at least 1; pass for instance 600"
-            )
+            raise ArgumentError(f"evaluate: --episodes is {episodes}, expected at least 1; pass for instance 600")
         dataset = _open(config, root)
         hparams, metadata = load_model(run, config, dataset)
         result = evaluate_run(run, config, dataset, hparams, episodes, _reporter())
@@ -307,13 +289,7 @@ def _training_view(config: Config) -> Iterator[Any]:
     if not console.is_terminal:
         yield _say_validation
         return
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task: TaskID = bar.add_task("training", total=config.iterations, status="")
 

@@ -40,15 +40,19 @@ def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
     own, own_spec = tree_flatten(tree)
     one = is_leaf(own_spec)
     if not one and own_spec != spec:
-        raise ArgumentError(f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
-                            f"every leaf or has one entry per leaf; match the weights' structure in {name}")
+        raise ArgumentError(
+            f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
+            f"every leaf or has one entry per leaf; match the weights' structure in {name}"
+        )
     for i, w in enumerate(leaves):
         value = own[0 if one else i]
         shape = value.shape if isinstance(value, Tensor) else np.shape(value)
         if shape and (len(shape) > w.ndim or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(w.shape), strict=False))):
             leaf = tree_named(tree_unflatten(spec, leaves), "w")[i][0]
-            raise ShapeError(f"optimizer: {name} has shape {shape}, expected one that broadcasts to {w.shape} because {leaf} keeps its "
-                             "shape in a step; give a number, a tree with one entry per leaf, or hg.schedule(...) for one per step")
+            raise ShapeError(
+                f"optimizer: {name} has shape {shape}, expected one that broadcasts to {w.shape} because {leaf} keeps its "
+                "shape in a step; give a number, a tree with one entry per leaf, or hg.schedule(...) for one per step"
+            )
     return tree if one else own
 
 
@@ -56,8 +60,10 @@ def _leaves(spec: Any, tree: PyTree) -> list[Any]:
     """One entry for each of the n leaves of a gradient or state."""
     own, own_spec = tree_flatten(tree)
     if own_spec != spec:
-        raise ArgumentError(f"optimizer: the gradient or state has the structure {own_spec}, expected {spec} because it has one entry "
-                            "per leaf of the weights")
+        raise ArgumentError(
+            f"optimizer: the gradient or state has the structure {own_spec}, expected {spec} because it has one entry "
+            "per leaf of the weights"
+        )
     return own
 
 
@@ -76,8 +82,10 @@ class Schedule:
         """Itself, where it has a value for each of n_steps steps."""
         for x in tree_leaves(self.values):
             if not x.shape or x.shape[0] != n_steps:
-                raise ShapeError(f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} "
-                                 "steps; give one value per step")
+                raise ShapeError(
+                    f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} "
+                    "steps; give one value per step"
+                )
         return self
 
 
@@ -115,8 +123,10 @@ class Optimizer:
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if "__init__" in cls.__dict__ and "__dataclass_fields__" not in cls.__dict__:
-            raise ArgumentError(f"optimizer: {cls.__name__} defines __init__, expected fields because its hyperparameters would be lost; "
-                                "write @dataclass(frozen=True) above the class and declare them as lr: Any = 0.1")
+            raise ArgumentError(
+                f"optimizer: {cls.__name__} defines __init__, expected fields because its hyperparameters would be lost; "
+                "write @dataclass(frozen=True) above the class and declare them as lr: Any = 0.1"
+            )
         for name in (k for k, x in cls.__dict__.items() if inspect.isfunction(x) and not k.startswith("_") and k not in _PUBLIC):
             for meant in difflib.get_close_matches(name, ("init", "update"), n=1, cutoff=0.8):
                 raise ArgumentError(f"optimizer: {cls.__name__} defines {name}, expected {meant} because nothing calls {name}; rename it")
@@ -141,8 +151,9 @@ class Optimizer:
             t: number of steps done so far, 0 at the first.
         Returns: (w, state) after the step.
         """
-        raise ArgumentError(f"optimizer: {type(self).__name__} has no update, expected one because a step calls it; define "
-                            "update(self, w, state, g, t)")
+        raise ArgumentError(
+            f"optimizer: {type(self).__name__} has no update, expected one because a step calls it; define update(self, w, state, g, t)"
+        )
 
     def is_linear(self) -> bool:
         """Whether a step is linear in the gradient: the class that defines `update` says so, and nothing is clipped."""
@@ -165,8 +176,10 @@ class Optimizer:
             return self.update(w, state, g, t)
         after = self.update(w, state, g if self.clip is None else self.clip(g), t)
         if not (isinstance(after, tuple) and len(after) == 2):
-            raise ArgumentError(f"optimizer: {type(self).__name__}.update returned a {type(after).__name__}, expected the pair (w, state); "
-                                "return w, () where there is no state")
+            raise ArgumentError(
+                f"optimizer: {type(self).__name__}.update returned a {type(after).__name__}, expected the pair (w, state); "
+                "return w, () where there is no state"
+            )
         after = tree_tensors(after, "optimizer")
         same_kind(f"optimizer: {type(self).__name__}.update", (w, state), after, ("w", "state"))
         return after[0], after[1]
@@ -239,11 +252,14 @@ def _check_class(cls: type) -> None:
         if "__dataclass_fields__" not in c.__dict__:
             own = [k for k, kind in inspect.get_annotations(c).items() if "ClassVar" not in str(kind)]
             if own:
-                raise ArgumentError(f"optimizer: {c.__name__} declares {', '.join(own)} but is no dataclass, expected one because its "
-                                    "fields are its hyperparameters; write @dataclass(frozen=True) above the class")
+                raise ArgumentError(
+                    f"optimizer: {c.__name__} declares {', '.join(own)} but is no dataclass, expected one because its "
+                    "fields are its hyperparameters; write @dataclass(frozen=True) above the class"
+                )
     if _definer(cls) is Optimizer and cls is not Optimizer:
-        raise ArgumentError(f"optimizer: {cls.__name__} has no update, expected one because a step calls it; define "
-                            "update(self, w, state, g, t)")
+        raise ArgumentError(
+            f"optimizer: {cls.__name__} has no update, expected one because a step calls it; define update(self, w, state, g, t)"
+        )
 
 
 def _tabulated(name: str, f: Callable[[int], Any], n_steps: int) -> Any:
@@ -259,14 +275,18 @@ def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...])
     for old, new, root in zip(before, after, roots, strict=True):
         olds, news = tree_leaves(old), tree_leaves(new)
         if tree_structure(old) != tree_structure(new):
-            raise ArgumentError(f"{where}: {root} has the structure {tree_structure(new)}, expected {tree_structure(old)} because "
-                                "every step starts from what the last one returned; give the same tree")
+            raise ArgumentError(
+                f"{where}: {root} has the structure {tree_structure(new)}, expected {tree_structure(old)} because "
+                "every step starts from what the last one returned; give the same tree"
+            )
         for i, (a, b) in enumerate(zip(olds, news, strict=True)):
             if a.value.shape != b.value.shape or a.value.dtype != b.value.dtype:
                 leaf = tree_named(old, root)[i][0]
                 error: type[Exception] = ShapeError if a.shape != b.shape else DTypeError
-                raise error(f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype}, expected {a.shape} and {a.dtype} because every step "
-                            "keeps them; sum, reshape or convert to the leaf's")
+                raise error(
+                    f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype}, expected {a.shape} and {a.dtype} because every step "
+                    "keeps them; sum, reshape or convert to the leaf's"
+                )
 
 
 def digests(tree: PyTree) -> tuple[int | None, ...]:

@@ -72,11 +72,12 @@ class Op(Registered):
     Raises: ArgumentError if the two tables differ in length or in which entries are None, or the name is taken.
     """
 
-    def __init__(self, name: str, value: Callable[..., Array], *, vjp: Sequence[RuleFn | None],
-                 jvp: Sequence[RuleFn | None]) -> None:
+    def __init__(self, name: str, value: Callable[..., Array], *, vjp: Sequence[RuleFn | None], jvp: Sequence[RuleFn | None]) -> None:
         if len(vjp) != len(jvp) or [f is None for f in vjp] != [f is None for f in jvp]:
-            raise ArgumentError(f"{name}: declared with {len(vjp)} vjp and {len(jvp)} jvp rules, expected one of each for every "
-                                "argument because a missing one is a silent zero; state both or None in both")
+            raise ArgumentError(
+                f"{name}: declared with {len(vjp)} vjp and {len(jvp)} jvp rules, expected one of each for every "
+                "argument because a missing one is a silent zero; state both or None in both"
+            )
         super().__init__(name, len(vjp))
         self.value, self.vjp, self.jvp = value, tuple(vjp), tuple(jvp)
 
@@ -99,8 +100,10 @@ class Op(Registered):
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """Each wanted argument's cotangent by its own rule."""
         out = node.output()
-        return [rule(bars[0], out, *node.inputs, **node.attrs) if wanted and rule is not None else None
-                for rule, wanted in zip(self.vjp, want, strict=True)]
+        return [
+            rule(bars[0], out, *node.inputs, **node.attrs) if wanted and rule is not None else None
+            for rule, wanted in zip(self.vjp, want, strict=True)
+        ]
 
 
 def align(dot: Tensor, ndim: int, own: int) -> Tensor:
@@ -124,8 +127,9 @@ def elementwise(name: str, value: Callable[..., Array], *partials: Callable[...,
     def jvp_of(i: int, partial: Callable[..., Any]) -> RuleFn:
         return lambda dot, out, *ins, **attrs: align(dot, out.ndim, ins[i].ndim) * partial(out, *ins, **attrs)
 
-    return Op(name, value, vjp=[p and vjp_of(i, p) for i, p in enumerate(partials)],
-              jvp=[p and jvp_of(i, p) for i, p in enumerate(partials)])
+    return Op(
+        name, value, vjp=[p and vjp_of(i, p) for i, p in enumerate(partials)], jvp=[p and jvp_of(i, p) for i, p in enumerate(partials)]
+    )
 
 
 class Linear(Op):
@@ -133,9 +137,11 @@ class Linear(Op):
 
     def __init__(self, name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> None:
         super().__init__(
-            name, value,
+            name,
+            value,
             vjp=(lambda bar, out, x, lead=0, **attrs: transpose(bar, x, lead=lead, **attrs),),
-            jvp=(lambda dot, out, x, lead=0, **attrs: self(dot, lead=lead + 1, **attrs),))
+            jvp=(lambda dot, out, x, lead=0, **attrs: self(dot, lead=lead + 1, **attrs),),
+        )
 
 
 def linear(name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> Op:
@@ -164,6 +170,7 @@ def bilinear(name: str, value: Callable[..., Array], transposes: tuple[RuleFn, R
         def rule(dot: Tensor, out: Tensor, x: Tensor, y: Tensor, **attrs: Any) -> Tensor:
             dot = align(dot, out.ndim - core[2], (x, y)[i].ndim - core[i])
             return op(dot, y, **attrs) if i == 0 else op(x, dot, **attrs)
+
         return rule
 
     op = Op(name, value, vjp=(vjp_of(0), vjp_of(1)), jvp=(jvp_of(0), jvp_of(1)))
@@ -178,7 +185,8 @@ def _sum_to(b: Backend, x: Array, *, lead: int, shape: tuple[int, ...]) -> Array
         return x
     extra = x.ndim - lead - len(shape)
     axes = tuple(range(lead, lead + extra)) + tuple(
-        lead + extra + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + extra + i] != 1)
+        lead + extra + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + extra + i] != 1
+    )
     return b.xp.sum(x, axis=axes).reshape(x.shape[:lead] + tuple(shape))
 
 
@@ -189,8 +197,11 @@ def _broadcast_to(b: Backend, x: Array, *, lead: int, shape: tuple[int, ...]) ->
 
 _sum_to_op: Op = linear("sum_to", _sum_to, lambda bar, x, *, lead, shape: broadcast_to(bar, shape=x.shape[lead:], lead=lead))
 broadcast_to: Op = linear("broadcast_to", _broadcast_to, lambda bar, x, *, lead, shape: _sum_to_op(bar, shape=x.shape[lead:], lead=lead))
-reshape: Op = linear("reshape", lambda b, x, *, lead, shape: x.reshape(x.shape[:lead] + tuple(shape)),
-                 lambda bar, x, *, lead, shape: reshape(bar, shape=x.shape[lead:], lead=lead))
+reshape: Op = linear(
+    "reshape",
+    lambda b, x, *, lead, shape: x.reshape(x.shape[:lead] + tuple(shape)),
+    lambda bar, x, *, lead, shape: reshape(bar, shape=x.shape[lead:], lead=lead),
+)
 
 
 def sum_to(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
@@ -238,8 +249,10 @@ def precision(name: str) -> Iterator[None]:
     Source: Markidis et al. 2018, arXiv:1803.04014 (products of split factors).
     """
     if name not in PRECISIONS:
-        raise ArgumentError(f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))} because kernels have no "
-                            "other; pass one of them")
+        raise ArgumentError(
+            f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))} because kernels have no "
+            "other; pass one of them"
+        )
     token = _precision.set(PRECISIONS.index(name))
     try:
         yield
@@ -313,9 +326,17 @@ class FusedMany(Registered):
             runs for this nesting, too.
     """
 
-    def __init__(self, name: str, arity: int | None, reference: Callable[..., list[Tensor]], *,
-                 value: Callable[..., tuple[list[Array], Any]], jvp: Callable[..., list[Array | None]],
-                 vjp: Callable[..., list[Array | None]], vjp_jvp: Callable[..., list[Array | None]] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        arity: int | None,
+        reference: Callable[..., list[Tensor]],
+        *,
+        value: Callable[..., tuple[list[Array], Any]],
+        jvp: Callable[..., list[Array | None]],
+        vjp: Callable[..., list[Array | None]],
+        vjp_jvp: Callable[..., list[Array | None]] | None,
+    ) -> None:
         super().__init__(name, arity)
         self.reference, self.value, self.jvp, self.vjp, self.vjp_jvp = reference, value, jvp, vjp, vjp_jvp
 
@@ -359,8 +380,10 @@ class FusedMany(Registered):
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
         elif count := next((len(d) for d in raw_dots if d is not None), 0):
             # linear in the cotangents: the same rung serves every direction
-            each = [self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
-                    for k in range(count)]
+            each = [
+                self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
+                for k in range(count)
+            ]
             second = [None if row[0] is None else backend.concatenate([y[None] for y in row], 0) for row in zip(*each, strict=True)]
         else:
             second = [None] * len(first)
@@ -379,16 +402,27 @@ class Fused(FusedMany):
             called only where an input carries a tangent, so after `jvp`.
     """
 
-    def __init__(self, name: str, arity: int, reference: Callable[..., Tensor], *, value: Callable[..., Any],
-                 jvp: Callable[..., Array], vjp: Callable[..., list[Array | None]],
-                 vjp_jvp: Callable[..., list[Array | None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arity: int,
+        reference: Callable[..., Tensor],
+        *,
+        value: Callable[..., Any],
+        jvp: Callable[..., Array],
+        vjp: Callable[..., list[Array | None]],
+        vjp_jvp: Callable[..., list[Array | None]],
+    ) -> None:
 
         def one(result: tuple[Array, Any]) -> tuple[list[Array], Any]:
             return [result[0]], result[1]
 
         super().__init__(
-            name, arity, lambda *args, **attrs: [reference(*args, **attrs)],
+            name,
+            arity,
+            lambda *args, **attrs: [reference(*args, **attrs)],
             value=lambda *a: one(value(*a)),
             jvp=lambda *a: [jvp(*a)],
             vjp=lambda b, values, bars, *rest: vjp(b, values, bars[0], *rest),
-            vjp_jvp=lambda b, values, dots, bars, bar_dots, *rest: vjp_jvp(b, values, dots, bars[0], bar_dots[0], *rest))
+            vjp_jvp=lambda b, values, dots, bars, bar_dots, *rest: vjp_jvp(b, values, dots, bars[0], bar_dots[0], *rest),
+        )

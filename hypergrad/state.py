@@ -59,8 +59,10 @@ class State(NamedTuple):
         """The state inside a tape, which gets its bit."""
         share = _thread.share
         if len(self.tapes) == MOST_TAPES:
-            raise DifferentiationError(f"grad: called inside {MOST_TAPES} others, expected fewer because each needs a bit of its own; "
-                                       "take the gradients one after the other")
+            raise DifferentiationError(
+                f"grad: called inside {MOST_TAPES} others, expected fewer because each needs a bit of its own; "
+                "take the gradients one after the other"
+            )
         tape.bit = 1 << (share.number * MOST_TAPES + len(self.tapes))
         return State((*self.tapes, tape), self.open | tape.bit, self.active | tape.bit, self.paused, self.jvp, share)
 
@@ -75,8 +77,10 @@ class State(NamedTuple):
     def with_tangents(self) -> State:
         """The state inside a jvp."""
         if self.jvp is not None:
-            raise DifferentiationError("jvp: called inside another jvp, expected none because a Tensor carries one level of tangents; "
-                                       "use hg.grad for one of the two levels, or hg.hvp")
+            raise DifferentiationError(
+                "jvp: called inside another jvp, expected none because a Tensor carries one level of tangents; "
+                "use hg.grad for one of the two levels, or hg.hvp"
+            )
         return self._replace(jvp=Jvp(self.active), thread=_thread.share)
 
 

@@ -77,8 +77,10 @@ class Tensor:
         return Tensor(self.value)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise DTypeError("Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
-                         "would be lost silently; use hg.<op>, or .value to leave the tape on purpose")
+        raise DTypeError(
+            "Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
+            "would be lost silently; use hg.<op>, or .value to leave the tape on purpose"
+        )
 
     def __len__(self) -> int:
         return len(self.value)
@@ -118,8 +120,10 @@ def refuse_if_followed(t: Tensor, how: str) -> None:
     In a run that a gradient has set aside nothing is followed, although its Tensors stand for some that are.
     """
     if t.node is not None and t.node.levels or t._dot is not None and t._jvp is not None and t._jvp.open or current().paused:
-        raise DTypeError(f"Tensor: {how} asked for its number, expected an op of hypergrad because the derivative would be lost; "
-                         "use hg.<op>, or .item() to leave the tape on purpose")
+        raise DTypeError(
+            f"Tensor: {how} asked for its number, expected an op of hypergrad because the derivative would be lost; "
+            "use hg.<op>, or .item() to leave the tape on purpose"
+        )
 
 
 class Rule(Protocol):
@@ -189,14 +193,18 @@ def _recorded(state: State, mask: int) -> int:
     if mask & ~state.open or not own_thread(state):
         raise _other_thread("op")
     if mask & state.paused:
-        raise DifferentiationError("unroll: the inner run uses a Tensor from outside that a gradient follows, expected the state, hparams "
-                                   "and batch only because its derivative would be lost; pass the Tensor through hparams")
+        raise DifferentiationError(
+            "unroll: the inner run uses a Tensor from outside that a gradient follows, expected the state, hparams "
+            "and batch only because its derivative would be lost; pass the Tensor through hparams"
+        )
     return mask & state.active
 
 
 def _other_thread(name: str) -> DifferentiationError:
-    return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a "
-                                "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape")
+    return DifferentiationError(
+        f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a "
+        "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape"
+    )
 
 
 def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
@@ -214,8 +222,10 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
             raise
         shapes = ", ".join(str(v.shape) for v in values)
         given = {k: v for k, v in attrs.items() if not hasattr(v, "shape")}
-        raise ShapeError(f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
-                         f"because: {error}; reshape or broadcast them first") from error
+        raise ShapeError(
+            f"{op.name}: arguments have shapes {shapes} and attributes {given}, expected shapes that fit "
+            f"because: {error}; reshape or broadcast them first"
+        ) from error
     state, levels, moving = current(), 0, False
     for t in inputs:
         if t.node is not None:
@@ -284,13 +294,17 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
         if dtype is None:
             dtype = a.dtype
         elif a.dtype != dtype:
-            raise DTypeError(f"{name}: arguments have dtypes {dtype} and {a.dtype}, expected one dtype because mixing "
-                             "would change the precision silently; convert one with astype")
+            raise DTypeError(
+                f"{name}: arguments have dtypes {dtype} and {a.dtype}, expected one dtype because mixing "
+                "would change the precision silently; convert one with astype"
+            )
     if dtype is None:
         if all(isinstance(a, (int, float)) for a in raw):
             return [Tensor(np.asarray(a, np.float64)) for a in raw]
-        raise DTypeError(f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
-                         "expected float32 or float64 because derivatives need it; convert with astype")
+        raise DTypeError(
+            f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
+            "expected float32 or float64 because derivatives need it; convert with astype"
+        )
     backend = backend_of(*(a.value if isinstance(a, Tensor) else a for a in raw))
 
     def convert(a: Any) -> Tensor:
@@ -351,8 +365,9 @@ class Tape:
         self.leaves.append(node)
         return node.output()
 
-    def gradients(self, outputs: list[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *,
-                  keep: bool = False) -> list[Tensor | None]:
+    def gradients(
+        self, outputs: list[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *, keep: bool = False
+    ) -> list[Tensor | None]:
         """Cotangents of the watched `leaves`, from those of `outputs`; None where there is no dependence.
 
         Args:

@@ -85,17 +85,22 @@ def constant(x: Tensor) -> bool:
 def scalar(where: str, out: Any) -> Tensor:
     """`out` if it is a scalar Tensor; the error otherwise."""
     if out is None or isinstance(out, (tuple, list, dict)):
-        raise ArgumentError(f"{where}: the function's result is a {type(out).__name__}, expected one scalar Tensor because a gradient is "
-                            "of a scalar; return the loss alone, or use value_and_grad(..., has_aux=True)")
+        raise ArgumentError(
+            f"{where}: the function's result is a {type(out).__name__}, expected one scalar Tensor because a gradient is "
+            "of a scalar; return the loss alone, or use value_and_grad(..., has_aux=True)"
+        )
     (value,) = to_tensors(where, [out])
     if value.ndim:
-        raise ShapeError(f"{where}: the function's result has shape {value.shape}, expected () because a gradient is of a "
-                         "scalar; take hg.sum or hg.mean, or use hg.vjp")
+        raise ShapeError(
+            f"{where}: the function's result has shape {value.shape}, expected () because a gradient is of a "
+            "scalar; take hg.sum or hg.mean, or use hg.vjp"
+        )
     return value
 
 
-def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad", has_aux: bool = False,
-                          tape: Tape | None = None) -> tuple[Tensor, Any, PyTree]:
+def tensor_value_and_grad(
+    f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad", has_aux: bool = False, tape: Tape | None = None
+) -> tuple[Tensor, Any, PyTree]:
     """(value, aux, gradient) of ``f(tree)``, all Tensors; tangents ride along. What the passes call.
 
     A caller that wants to know what was recorded gives a new `tape`.
@@ -108,8 +113,10 @@ def tensor_value_and_grad(f: Callable[..., Any], tree: PyTree, *, where: str = "
         out, aux = f(tree_unflatten(spec, watched)), None
         if has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
-                raise ArgumentError(f"{where}: the function's result is a {type(out).__name__}, expected the pair (value, aux) because "
-                                    "has_aux is True; return both")
+                raise ArgumentError(
+                    f"{where}: the function's result is a {type(out).__name__}, expected the pair (value, aux) because "
+                    "has_aux is True; return both"
+                )
             out, aux = out
         return watched, scalar(where, out), aux
 
@@ -143,13 +150,17 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *,
     try:
         numbers = tuple(operator.index(i) for i in ((given,) if single else given))
     except TypeError:
-        raise ArgumentError(f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of them because arguments are "
-                            "numbered; pass 0 for the first one") from None
+        raise ArgumentError(
+            f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of them because arguments are "
+            "numbered; pass 0 for the first one"
+        ) from None
 
     def wrapped(*args: Any) -> Any:
         if any(not 0 <= i < len(args) for i in numbers):
-            raise ArgumentError(f"value_and_grad: argnums has {argnums}, expected 0 to {len(args) - 1} because f got "
-                                f"{len(args)} arguments; name positional arguments only")
+            raise ArgumentError(
+                f"value_and_grad: argnums has {argnums}, expected 0 to {len(args) - 1} because f got "
+                f"{len(args)} arguments; name positional arguments only"
+            )
 
         def of(chosen: tuple[Any, ...]) -> Any:
             full = list(args)
@@ -198,8 +209,10 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
             raise ShapeError(f"vjp: out_bar has structure {bar_spec}, expected {out_spec} because a cotangent is like its output")
         bars = [to_tensors("vjp", [o, b])[1] for o, b in zip(outs, given, strict=True)]
         if any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
-            raise ShapeError(f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]} because a "
-                             "cotangent is shaped like its output")
+            raise ShapeError(
+                f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]} because a "
+                "cotangent is shaped like its output"
+            )
         if held is not None:
             held.check()
         got = tape.gradients(outs, bars, watched, keep=True)
@@ -226,8 +239,10 @@ class _Held:
         """Raises: DifferentiationError if one of them was written to."""
         for x, before in zip(self.arrays, self.digests, strict=True):
             if digest(x) != before:
-                raise DifferentiationError(f"vjp: an array of shape {tuple(x.shape)} that the function used was written to since, expected "
-                                           "it unchanged because the pullback reads it again; pass a copy, or call vjp again")
+                raise DifferentiationError(
+                    f"vjp: an array of shape {tuple(x.shape)} that the function used was written to since, expected "
+                    "it unchanged because the pullback reads it again; pass a copy, or call vjp again"
+                )
 
 
 def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
@@ -237,8 +252,9 @@ def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
     if len(given) == len(places):  # where a primal is None, there is nothing to move
         given = [d for d, x in zip(given, places, strict=True) if x is not None]
     if len(given) != len(leaves):
-        raise ShapeError(f"{where}: tangents have {len(given)} leaves, expected {len(leaves)} because each primal has one; "
-                         "write None for a zero tangent")
+        raise ShapeError(
+            f"{where}: tangents have {len(given)} leaves, expected {len(leaves)} because each primal has one; write None for a zero tangent"
+        )
     seeded, batched, counts = [], set(), set()
     for x, d in zip(leaves, given, strict=True):
         if d is None:
@@ -247,8 +263,9 @@ def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
         t = to_tensors(where, [x, d])[1]
         t = t if t is d else Tensor(t.value)
         if t.shape != x.shape and t.shape[1:] != x.shape:
-            raise ShapeError(f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}) because a tangent "
-                             "is shaped like its primal")
+            raise ShapeError(
+                f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}) because a tangent is shaped like its primal"
+            )
         batched.add(t.ndim > x.ndim)
         t = t if t.ndim > x.ndim else t.reshape((1, *t.shape))
         counts.add(t.shape[0])

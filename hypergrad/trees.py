@@ -15,8 +15,12 @@ T = TypeVar("T")
 def tree_node(cls: type[T]) -> type[T]:
     """Class decorator: a dataclass whose fields are subtrees."""
     made = cast(Any, cls)
-    optree.register_pytree_node(made, lambda x: (tuple(getattr(x, f.name) for f in fields(made)), None), lambda _, xs: made(*xs),
-                                namespace=optree.registry.__GLOBAL_NAMESPACE)
+    optree.register_pytree_node(
+        made,
+        lambda x: (tuple(getattr(x, f.name) for f in fields(made)), None),
+        lambda _, xs: made(*xs),
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
+    )
     return cls
 
 

@@ -24,10 +24,7 @@ import hypergrad as hg
 from hypergrad.backends.host import HostBackend
 
 Array = Any
-EPS = {
-    np.dtype(np.float32): float(np.finfo(np.float32).eps),
-    np.dtype(np.float64): float(np.finfo(np.float64).eps),
-}
+EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
 
 # Two ways to one number in float64 differ by rounding alone: a few hundred operations of 1.1e-16 each,
 # amplified by the cases' conditioning (at most about 50). A wrong formula is off by far more than 1e-11 of
@@ -217,10 +214,7 @@ def check_float64(case: Case) -> None:
     for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
         y_dot = found["dots|P=3"][0][i]
         assert_same(
-            y_dot,
-            five_point(lambda a: case.reference(*a), args, direction, step),
-            f"{case}: jvp, direction {i}, against differences",
-            near,
+            y_dot, five_point(lambda a: case.reference(*a), args, direction, step), f"{case}: jvp, direction {i}, against differences", near
         )
         terms = [w.y_bar * y_dot, *(-b * d for b, d in zip(found["bars|vjp"], direction, strict=True))]
         assert_same(
@@ -265,12 +259,7 @@ def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dic
     third = hg.hvp(curvature, tuple(args), tuple(two))[2]
     by_difference = five_point(lambda a: _joined(hg.hvp(loss, tuple(a), tuple(one))[2]), args, two, step)
     # d/dt of H(x + t v2) v1 is T[v1, v2], which forward over reverse over reverse gives as H(curvature) v2.
-    assert_same(
-        _joined(third),
-        by_difference,
-        f"{case}: third derivative against differences of the Hessian product",
-        near,
-    )
+    assert_same(_joined(third), by_difference, f"{case}: third derivative against differences of the Hessian product", near)
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
@@ -289,8 +278,9 @@ def check_float32(case: Case) -> None:
     within_rounding(case.f, args, w, want, got, str(case))
 
 
-def within_rounding(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights, want: dict[str, list[Array]],
-                    got: dict[str, list[Array]], name: str) -> None:
+def within_rounding(
+    f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights, want: dict[str, list[Array]], got: dict[str, list[Array]], name: str
+) -> None:
     """`got`, in float32, is as near to `want`, in float64, as the error model of rounding.py allows."""
     bounds = rounding.allowed(lambda: longest_routes(f, args, w), longest_routes(f, args, w))
     for key in want:
@@ -375,13 +365,7 @@ def essentials(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -
     y, pullback = hg.vjp(f, *args)
     _, y_dots = hg.jvp(f, tuple(args), tuple(w.dots))
     _, grads, products = hg.hvp(w.loss(f), tuple(args), tuple(w.dots))
-    return {
-        "value": [y],
-        "vjp": list(pullback(w.y_bar)),
-        "jvp": [y_dots],
-        "grad": list(grads),
-        "hvp": list(products),
-    }
+    return {"value": [y], "vjp": list(pullback(w.y_bar)), "jvp": [y_dots], "grad": list(grads), "hvp": list(products)}
 
 
 @contextmanager

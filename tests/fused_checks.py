@@ -86,8 +86,9 @@ def check_tangents_of_some(case: Case, curved: bool) -> None:
         many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
         single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
         against_composed(lambda m=many, s=single: [hg.jvp(case.f, args, m)[1], hg.jvp(case.f, args, s)[1]], f"jvp in {chosen}")
-        against_composed(lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part],
-                         f"hvp in {chosen}")
+        against_composed(
+            lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part], f"hvp in {chosen}"
+        )
 
 
 def check_cotangents_of_some(case: Case) -> None:

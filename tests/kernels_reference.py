@@ -95,9 +95,7 @@ def tangent(f, primals, tangents):
 def patch_statistics(x):
     n, h, w, c = x.shape
     xp = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    patches = np.stack([xp[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3).reshape(
-        -1, 9 * c
-    )
+    patches = np.stack([xp[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3).reshape(-1, 9 * c)
     mean = patches.mean(0)
     return mean, (patches - mean).T @ (patches - mean) / len(patches)
 

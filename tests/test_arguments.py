@@ -49,13 +49,28 @@ ATTRIBUTES: dict[tuple[str, str], tuple[Callable[[Any], Any], Any, set[str]]] = 
     ("max_pool2d", "size"): (lambda v: hg.max_pool2d(X, size=v), 1, set()),
     ("avg_pool2d", "size"): (lambda v: hg.avg_pool2d(X, size=v), 1, set()),
     ("batch_norm", "eps"): (lambda v: hg.batch_norm(X, K, K, eps=v), 1.0, {"half"}),
-    ("conv_bn_relu_pool", "eps"): (lambda v: hg.conv_bn_relu_pool(X, np.ones((3, 3, X.shape[-1], 2)), np.ones(2), np.ones(2), eps=v), 1.0,
-                                   {"half"}),
+    ("conv_bn_relu_pool", "eps"): (
+        lambda v: hg.conv_bn_relu_pool(X, np.ones((3, 3, X.shape[-1], 2)), np.ones(2), np.ones(2), eps=v),
+        1.0,
+        {"half"},
+    ),
     ("softmax_cross_entropy", "labels"): (lambda v: hg.softmax_cross_entropy(ROW[0], v), 1, set()),
     ("linear_cross_entropy", "labels"): (lambda v: hg.linear_cross_entropy(ROW, np.ones((4, 4)), np.ones(4), v), LABELS, set()),
 }
-WRONG = {"None": None, "str": "three", "nan": float("nan"), "inf": float("inf"), "half": 0.5, "bool": True, "list": [0],
-         "list of None": [None], "list of floats": [0.5], "dict": {}, "Tensor": Tensor(np.ones(2)), "complex": 1j}
+WRONG = {
+    "None": None,
+    "str": "three",
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "half": 0.5,
+    "bool": True,
+    "list": [0],
+    "list of None": [None],
+    "list of floats": [0.5],
+    "dict": {},
+    "Tensor": Tensor(np.ones(2)),
+    "complex": 1j,
+}
 # A whole number, in every type that means one.
 WHOLE = {t.__name__: t for t in (np.int8, np.int64, np.uint8, np.uint64, np.intp)} | {"0-d array": np.array}
 
@@ -94,8 +109,7 @@ def test_numbers_of_every_type_mean_the_same(op: str, argument: str, kind: Any) 
     assert np.array_equal(call(kind(right)).value, call(right).value)
 
 
-@pytest.mark.parametrize(("op", "argument", "wrong"),
-                         [(*k, wrong) for k, v in ATTRIBUTES.items() for wrong in WRONG if wrong not in v[2]])
+@pytest.mark.parametrize(("op", "argument", "wrong"), [(*k, wrong) for k, v in ATTRIBUTES.items() for wrong in WRONG if wrong not in v[2]])
 def test_wrong_values_give_an_error_that_names_op_and_argument(op: str, argument: str, wrong: str) -> None:
     with pytest.raises(HypergradError) as caught:
         ATTRIBUTES[op, argument][0](WRONG[wrong])

@@ -19,7 +19,6 @@ from hypergrad.tape import Tensor
 LEVELS = _host.build_info()["simd_supported"]
 
 
-
 def good_call():
     x, w = np.ones((1, 1, 2, 5, 5, 3), np.float32), np.ones((1, 1, 3, 3, 3, 4), np.float32)
     return {
@@ -50,11 +49,7 @@ BAD_CALLS = {
     "unknown kernel": (lambda: broken(name="conv3d"), ArgumentError, "conv3d"),
     "too few arrays": (lambda: broken(arrays=lambda a: a[:2]), ArgumentError, "2 entries"),
     "too many arrays": (lambda: broken(arrays=lambda a: [*a, a[0]]), ArgumentError, "4 entries"),
-    "missing attribute": (
-        lambda: broken(attributes=lambda a: {"stride": 1, "pad_h": 1}),
-        ArgumentError,
-        "pad_w",
-    ),
+    "missing attribute": (lambda: broken(attributes=lambda a: {"stride": 1, "pad_h": 1}), ArgumentError, "pad_w"),
     "unknown attribute": (lambda: broken(dilation=2), ArgumentError, "dilation"),
     "attribute is text": (lambda: broken(stride="1"), ArgumentError, "stride"),
     "attribute is a fraction": (lambda: broken(stride=1.5), ArgumentError, "stride"),
@@ -66,30 +61,14 @@ BAD_CALLS = {
     "half precision": (lambda: broken(x=lambda a: a.astype(np.float16)), DTypeError, "float16"),
     "swapped bytes": (lambda: broken(x=lambda a: a.astype(">f4")), DTypeError, "byte order"),
     "a list": (lambda: broken(x=lambda a: [1.0]), DTypeError, "x is a list"),
-    "channels differ": (
-        lambda: broken(w=lambda a: np.ones((1, 1, 3, 3, 2, 4), "f")),
-        ShapeError,
-        "w has shape",
-    ),
+    "channels differ": (lambda: broken(w=lambda a: np.ones((1, 1, 3, 3, 2, 4), "f")), ShapeError, "w has shape"),
     "an axis is missing": (lambda: broken(x=lambda a: a[0]), ShapeError, "6 axes"),
     "seven axes": (lambda: broken(x=lambda a: a[None]), ShapeError, "7 axes"),
     "output too small": (lambda: broken(y=lambda a: a[..., :4, :].copy()), ShapeError, "output images"),
-    "filter too large": (
-        lambda: broken(pad_h=0, pad_w=0, w=lambda a: np.ones((1, 1, 9, 3, 3, 4), "f")),
-        ShapeError,
-        "filter",
-    ),
-    "inner axes strided": (
-        lambda: broken(x=lambda a: np.ones((1, 1, 2, 5, 5, 6), "f")[..., ::2]),
-        ShapeError,
-        "stride",
-    ),
+    "filter too large": (lambda: broken(pad_h=0, pad_w=0, w=lambda a: np.ones((1, 1, 9, 3, 3, 4), "f")), ShapeError, "filter"),
+    "inner axes strided": (lambda: broken(x=lambda a: np.ones((1, 1, 2, 5, 5, 6), "f")[..., ::2]), ShapeError, "stride"),
     "inner axes reversed": (lambda: broken(x=lambda a: a[:, :, :, ::-1]), ShapeError, "stride"),
-    "output strided": (
-        lambda: broken(y=lambda a: np.ones((1, 1, 2, 5, 5, 8), "f")[..., ::2]),
-        ShapeError,
-        "y has a stride",
-    ),
+    "output strided": (lambda: broken(y=lambda a: np.ones((1, 1, 2, 5, 5, 8), "f")[..., ::2]), ShapeError, "y has a stride"),
     "output read-only": (lambda: broken(y=read_only), ArgumentError, "read-only"),
     "not aligned": (
         lambda: broken(x=lambda a: np.ones(a.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(a.shape)),
@@ -116,10 +95,7 @@ def test_bad_calls_raise(case):
 def test_output_that_overlaps_an_input_raises():
     c = good_call()
     memory = np.zeros(200, np.float32)
-    c["arrays"][0], c["arrays"][2] = (
-        memory[:150].reshape(1, 1, 2, 5, 5, 3),
-        memory[:200].reshape(1, 1, 2, 5, 5, 4),
-    )
+    c["arrays"][0], c["arrays"][2] = (memory[:150].reshape(1, 1, 2, 5, 5, 3), memory[:200].reshape(1, 1, 2, 5, 5, 4))
     with pytest.raises(ArgumentError, match="shares memory"):
         _host.run(**c)
 

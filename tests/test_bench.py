@@ -35,8 +35,7 @@ def test_a_run_writes_lines_a_plot_and_a_table(bench, tmp_path, capsys):
         stats = row["stats"]
         assert row["seconds"] > 0 and len(row["all_seconds"]) == 2 and row["difference"] < 1e-3
         assert stats["steps_run"] == row["n_steps"] and row["peak_bytes"] >= stats["state_bytes"] > 0
-        assert stats["states_held"] == {"forward": 1 + row["n_hparams"], "all": row["n_steps"]}.get(
-            row["mode"], stats["states_held"])
+        assert stats["states_held"] == {"forward": 1 + row["n_hparams"], "all": row["n_steps"]}.get(row["mode"], stats["states_held"])
         assert (row["mode"] in ("forward", "all")) <= (stats["steps_rerun"] == 0)
         if row["mode"] != "forward":
             assert row["difference"] == 0.0  # bit for bit

@@ -54,26 +54,12 @@ def sample(
     def margin(*a: Array) -> float:
         return block_margin(*a, eps)
 
-    general = Case(
-        name,
-        block,
-        lambda *a: np.zeros(block_shape(x, w)),
-        (x, w, k, k),
-        make=make,
-        margin=margin,
-        clear=clear,
-    )
+    general = Case(name, block, lambda *a: np.zeros(block_shape(x, w)), (x, w, k, k), make=make, margin=margin, clear=clear)
     if not first:
         return general
     images = general.arguments(np.float32)[0]
     drawn = general.arguments(np.float64)[1:]
-    return Case(
-        name,
-        lambda *a: block(images.astype(a[0].dtype), *a),
-        general.reference,
-        (w, k, k),
-        make=lambda rng: drawn,
-    )
+    return Case(name, lambda *a: block(images.astype(a[0].dtype), *a), general.reference, (w, k, k), make=lambda rng: drawn)
 
 
 def block_shape(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
@@ -176,8 +162,7 @@ def test_higher_nestings_use_the_reference(case: Case, kernel: str) -> None:
         "grad of jvp": lambda: hg.grad(lambda *a: hg.jvp(loss, a, tuple(one))[1], argnums=numbers)(*args),
         "grad of grad of grad": lambda: hg.grad(twice, argnums=numbers)(*args),
         "grad of hvp": lambda: hg.grad(
-            lambda *a: sum(hg.sum(g * d) for g, d in zip(hg.hvp(loss, a, tuple(one))[2], two, strict=True)),
-            argnums=numbers,
+            lambda *a: sum(hg.sum(g * d) for g, d in zip(hg.hvp(loss, a, tuple(one))[2], two, strict=True)), argnums=numbers
         )(*args),
         "jvp of grad of grad": lambda: hg.jvp(hg.grad(once, argnums=numbers), args, tuple(two))[1],
     }

@@ -37,11 +37,7 @@ def test_types_are_published():
 def test_every_host_kernel_is_declared_once():
     """signatures.h declares exactly the kernels that the sources register."""
     declared = re.findall(r"constexpr Signature (\w+)\{", (ROOT / "csrc/signatures.h").read_text())
-    registered = [
-        name
-        for p in (ROOT / "csrc/host").glob("*.cpp")
-        for name in re.findall(r"^HG_KERNEL\((\w+),", p.read_text(), re.M)
-    ]
+    registered = [name for p in (ROOT / "csrc/host").glob("*.cpp") for name in re.findall(r"^HG_KERNEL\((\w+),", p.read_text(), re.M)]
     assert sorted(declared) == sorted(registered) == sorted(_host.kernels())
 
 
@@ -52,15 +48,7 @@ def test_demanding_cuda_fails_with_the_remedy(tmp_path):
     elsewhere = [d for d in os.environ["PATH"].split(os.pathsep) if not (Path(d) / "nvcc").exists()]
     without = {k: v for k, v in os.environ.items() if not k.startswith("CUDA")}
     result = subprocess.run(
-        [
-            "cmake",
-            "-S",
-            ROOT,
-            "-B",
-            tmp_path,
-            "-DHYPERGRAD_CUDA=ON",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        ],
+        ["cmake", "-S", ROOT, "-B", tmp_path, "-DHYPERGRAD_CUDA=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -10,16 +10,7 @@ import pytest
 import rounding
 from cases import CASES
 from cases.conv import block_margin, block_reference
-from checks import (
-    Array,
-    Case,
-    assert_same,
-    check_float32,
-    check_float64,
-    check_layouts,
-    check_outputs_written,
-    guarded_outputs,
-)
+from checks import Array, Case, assert_same, check_float32, check_float64, check_layouts, check_outputs_written, guarded_outputs
 
 import hypergrad as hg
 from hypergrad.backends import backend_of
@@ -68,44 +59,23 @@ def test_wrong_value_in_one_of_1025_elements() -> None:
 
 def test_not_a_number() -> None:
     with pytest.raises(AssertionError, match="value against NumPy"):
-        check_float64(
-            exp_case(
-                elementwise(
-                    "planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out
-                )
-            )
-        )
+        check_float64(exp_case(elementwise("planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out)))
 
 
 def test_wrong_vjp() -> None:
-    op = Op(
-        "planted",
-        value,
-        vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),),
-        jvp=(lambda dot, out, x: dot * out,),
-    )
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),), jvp=(lambda dot, out, x: dot * out,))
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
 
 def test_wrong_vjp_where_the_jvp_agrees_to_first_order_only() -> None:
-    op = Op(
-        "planted",
-        value,
-        vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,),
-        jvp=(lambda dot, out, x: dot * out,),
-    )
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,), jvp=(lambda dot, out, x: dot * out,))
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
 
 def test_wrong_jvp() -> None:
-    op = Op(
-        "planted",
-        value,
-        vjp=(lambda bar, out, x: bar * out,),
-        jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),),
-    )
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),))
     with pytest.raises(AssertionError, match="planted"):
         check_float64(exp_case(op))
 
@@ -117,10 +87,7 @@ def test_wrong_derivative_on_which_vjp_and_jvp_agree() -> None:
 
 def test_jvp_that_ignores_all_directions_but_the_first() -> None:
     op = Op(
-        "planted",
-        value,
-        vjp=(lambda bar, out, x: bar * out,),
-        jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,),
+        "planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,)
     )
     with pytest.raises(AssertionError, match="dots|P=1"):
         check_float64(exp_case(op))
@@ -134,28 +101,16 @@ def test_second_order_wrong_in_every_nesting_where_first_order_is_right() -> Non
 
 @pytest.mark.parametrize("rules", ["vjp", "jvp"])
 def test_second_order_wrong_in_one_rule(rules: str) -> None:
-    constant = {
-        name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out)
-        for name in ("vjp", "jvp")
-    }
-    op = Op(
-        "planted",
-        value,
-        vjp=(lambda bar, out, x: bar * constant["vjp"](out),),
-        jvp=(lambda dot, out, x: dot * constant["jvp"](out),),
-    )
+    constant = {name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out) for name in ("vjp", "jvp")}
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * constant["vjp"](out),), jvp=(lambda dot, out, x: dot * constant["jvp"](out),))
     with pytest.raises(AssertionError, match="planted: hvp"):
         check_float64(exp_case(op))
 
 
-@pytest.mark.parametrize(
-    ("lost", "route"), [(untaped, "reverse over reverse"), (primal, "reverse over reverse")]
-)
+@pytest.mark.parametrize(("lost", "route"), [(untaped, "reverse over reverse"), (primal, "reverse over reverse")])
 def test_second_order_wrong_in_one_nesting_only(lost: Callable[[Tensor], Tensor], route: str) -> None:
     # One keeps the tangent and loses the tape, the other keeps the tape and loses the tangent.
-    op = Op(
-        "planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,)
-    )
+    op = Op("planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,))
     with pytest.raises(AssertionError, match=f"planted: hvp.{route}"):
         check_float64(exp_case(op))
 
@@ -169,10 +124,7 @@ def test_third_order_wrong_where_second_order_is_right() -> None:
 
 def test_bilinear_op_with_transposes_swapped() -> None:
     op = bilinear(
-        "planted",
-        lambda b, x, y: x * y,
-        (lambda bar, x, y: hg.multiply(bar, x), lambda bar, x, y: hg.multiply(bar, y)),
-        core=(0, 0, 0),
+        "planted", lambda b, x, y: x * y, (lambda bar, x, y: hg.multiply(bar, x), lambda bar, x, y: hg.multiply(bar, y)), core=(0, 0, 0)
     )
     with pytest.raises(AssertionError, match="planted"):
         check_float64(Case("planted", lambda x, y: op(x, y), np.multiply, ((3,), (3,)), exact=True))
@@ -196,9 +148,7 @@ def test_float32_with_one_imprecise_element_among_1025() -> None:
     def imprecise(b: Any, x: Array) -> Array:
         y = np.exp(x)
         if x.dtype == np.float32:
-            y[np.argmax(y)] *= np.float32(
-                1 + 2e-6
-            )  # 17 units in the last place; averaged over the array, 0.02
+            y[np.argmax(y)] *= np.float32(1 + 2e-6)  # 17 units in the last place; averaged over the array, 0.02
         return y
 
     op = elementwise("planted", imprecise, lambda out, x: hg.exp(x))
@@ -264,9 +214,15 @@ def test_float32_kernel_that_loses_its_last_bits(kernel: str, bits: int, case: s
 
 @pytest.mark.parametrize(
     ("op", "case"),
-    [("matmul", "matmul[31, 33][33, 5]"), ("sum", "sum[[2, 3, 4], axis=None, keepdims=False]"),
-     ("sum", "sum[[1025], axis=None, keepdims=False]"), ("multiply", "multiply[1025][]"), ("add", "add[1][257]"),
-     ("exp", "exp[1025]"), ("logsumexp", "logsumexp[[257], axis=0, keepdims=False]")],
+    [
+        ("matmul", "matmul[31, 33][33, 5]"),
+        ("sum", "sum[[2, 3, 4], axis=None, keepdims=False]"),
+        ("sum", "sum[[1025], axis=None, keepdims=False]"),
+        ("multiply", "multiply[1025][]"),
+        ("add", "add[1][257]"),
+        ("exp", "exp[1025]"),
+        ("logsumexp", "logsumexp[[257], axis=0, keepdims=False]"),
+    ],
 )
 def test_float32_op_that_computes_in_half_precision(op: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = REGISTRY[op].value
@@ -315,17 +271,11 @@ def test_bound_of_a_sum_grows_with_its_terms_and_its_partial_sums() -> None:
 
 def test_result_in_another_dtype() -> None:
     with pytest.raises(AssertionError, match="dtype float64"):
-        check_float32(
-            exp_case(
-                elementwise("planted", lambda b, x: np.exp(x.astype(np.float64)), lambda out, x: hg.exp(x))
-            )
-        )
+        check_float32(exp_case(elementwise("planted", lambda b, x: np.exp(x.astype(np.float64)), lambda out, x: hg.exp(x))))
 
 
 def test_stride_taken_for_that_of_a_contiguous_array() -> None:
-    op = elementwise(
-        "planted", lambda b, x: np.exp(x.ravel(order="K").reshape(x.shape)), lambda out, x: hg.exp(x)
-    )
+    op = elementwise("planted", lambda b, x: np.exp(x.ravel(order="K").reshape(x.shape)), lambda out, x: hg.exp(x))
     check_float64(exp_case(op))
     with pytest.raises(AssertionError, match="value of transposed arguments"):
         check_layouts(exp_case(op), np.float64)
@@ -414,13 +364,7 @@ def test_fused_rung_with_one_wrong_element(rung: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel",
-    [
-        "conv_bn_relu_pool_value",
-        "conv_bn_relu_pool_jvp",
-        "conv_bn_relu_pool_vjp",
-        "conv_bn_relu_pool_vjp_jvp",
-    ],
+    "kernel", ["conv_bn_relu_pool_value", "conv_bn_relu_pool_jvp", "conv_bn_relu_pool_vjp", "conv_bn_relu_pool_vjp_jvp"]
 )
 def test_output_element_left_unwritten(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = HostBackend.run

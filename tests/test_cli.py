@@ -19,9 +19,7 @@ from hypergrad.fewshot import events
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json"]
 FIGURES = ["curve.png", "pairs.png", "steps.png"]
-SMALL = (
-    "--n-way 3 --n-query 3 --filters 4 --steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
-)
+SMALL = "--n-way 3 --n-query 3 --filters 4 --steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
 
 
 def invoke(*args):
@@ -69,12 +67,8 @@ def test_train_writes_every_file_and_ends_with_result_and_baseline(trained):
     share = r" +(\d+\.\d+) ± (\d+\.\d+) %"
     found = re.search(f"hyper-representation{share}\n +pixel nearest neighbour{share}", output)
     keys = ("test_accuracy", "test_interval", "baseline_accuracy", "baseline_interval")
-    assert found and [float(x) for x in found.groups()] == pytest.approx(
-        [100 * result[key] for key in keys], abs=0.01
-    )
-    assert (
-        "validation loss" in output and "\x1b" not in output
-    )  # lines, no control codes, when it is no terminal
+    assert found and [float(x) for x in found.groups()] == pytest.approx([100 * result[key] for key in keys], abs=0.01)
+    assert "validation loss" in output and "\x1b" not in output  # lines, no control codes, when it is no terminal
 
 
 def test_figures_are_whole_pictures(trained):
@@ -100,9 +94,7 @@ def test_evaluate_gives_the_same_accuracy_again(trained):
     assert result.exit_code == 0, result.output
     again = json.loads((path / "evaluation.json").read_text())
     first = json.loads((path / "result.json").read_text())
-    assert {name: again[name] for name in again if name != "iteration"} == {
-        name: first[name] for name in again if name != "iteration"
-    }
+    assert {name: again[name] for name in again if name != "iteration"} == {name: first[name] for name in again if name != "iteration"}
     assert "evaluation.json" in result.output
 
 

@@ -61,8 +61,19 @@ def gate(monkeypatch):
 
 
 def figures(**changes):
-    return {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 64, "constant": 400, "shared": 0, "unit": "FFMA",
-            "share": 0.9, "wide_loads": 2, "local": 0, **changes}
+    return {
+        "stack": 0,
+        "spill_stores": 0,
+        "spill_loads": 0,
+        "registers": 64,
+        "constant": 400,
+        "shared": 0,
+        "unit": "FFMA",
+        "share": 0.9,
+        "wide_loads": 2,
+        "local": 0,
+        **changes,
+    }
 
 
 def test_figures_of_every_kernel(gate):
@@ -209,7 +220,16 @@ def test_a_source_that_does_not_compile_is_named(gate, tmp_path):
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
 def test_the_ceilings_compile_without_a_warning(tmp_path):
     for arch in ("75", "90"):
-        command = ["nvcc", "-std=c++17", f"-arch=sm_{arch}", "-Werror", "all-warnings", "-cubin", str(ROOT / "bench" / "ceilings.cu"), "-o",
-                   str(tmp_path / "ceilings.cubin")]
+        command = [
+            "nvcc",
+            "-std=c++17",
+            f"-arch=sm_{arch}",
+            "-Werror",
+            "all-warnings",
+            "-cubin",
+            str(ROOT / "bench" / "ceilings.cu"),
+            "-o",
+            str(tmp_path / "ceilings.cubin"),
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr

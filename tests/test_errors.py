@@ -18,13 +18,7 @@ def test_wrong_arguments(name: str) -> None:
     assert message in str(caught.value)
     assert type(caught.value) is kind
     where, colon, rest = str(caught.value).partition(": ")
-    assert (
-        colon
-        and where
-        and "\n" not in rest
-        and any(verb in rest for verb in ("has ", "have ", "is ", "got "))
-        and "expected " in rest
-    )
+    assert colon and where and "\n" not in rest and any(verb in rest for verb in ("has ", "have ", "is ", "got ")) and "expected " in rest
 
 
 @pytest.mark.parametrize("name", [n for n in BAD if n.startswith("block")])
@@ -63,9 +57,7 @@ def test_errors_are_also_the_builtin_ones(kind: type, builtin: type) -> None:
 
 
 def test_every_error_class_is_covered_above() -> None:
-    kinds = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, HypergradError)} - {
-        HypergradError
-    }
+    kinds = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, HypergradError)} - {HypergradError}
     assert {k.__name__ for k in kinds} == {
         "ShapeError",
         "DTypeError",
@@ -82,7 +74,6 @@ def test_a_missing_extension_raises_where_a_kernel_is_called(monkeypatch: pytest
     monkeypatch.setattr("hypergrad.backends.host.MISSING", "no such file")
     assert hg.exp(0.0).value == 1.0
     with pytest.raises(
-        errors.ExtensionError,
-        match="conv2d_fprop: the compiled extension .* is missing, expected .*no such file.*; install",
+        errors.ExtensionError, match="conv2d_fprop: the compiled extension .* is missing, expected .*no such file.*; install"
     ):
         hg.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2))

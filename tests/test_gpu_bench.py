@@ -122,8 +122,10 @@ def test_differences(bench):
     assert np.isnan(differences({"a": exact["a"][:1], "b": exact["b"]}, exact)[0])
 
 
-@pytest.mark.parametrize(("exact", "timed", "status"), [(1.0, 1.0, "right"), (1 + 1e-5, 1.0, "wrong"), (1.0, 1.5, "wrong"),
-                                                        (float("nan"), 1.0, "wrong"), (1.0, float("nan"), "wrong")])
+@pytest.mark.parametrize(
+    ("exact", "timed", "status"),
+    [(1.0, 1.0, "right"), (1 + 1e-5, 1.0, "wrong"), (1.0, 1.5, "wrong"), (float("nan"), 1.0, "wrong"), (1.0, float("nan"), "wrong")],
+)
 def test_a_peer_that_computes_something_else_is_not_timed(bench, tmp_path, monkeypatch, exact, timed, status):
     """A factor on the gradient in float64, and on that in float32."""
     meta_times = bench[1]

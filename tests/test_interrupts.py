@@ -20,9 +20,12 @@ def inner(w, h, batch):
     return hg.mean(hg.linear_cross_entropy(hg.tanh(X @ w["a"]), w["b"], w["c"], LABELS)) + h["decay"] * hg.sum(w["a"] ** 2)
 
 
-PROBLEM = hg.Bilevel(inner, lambda w, h: hg.sum(hg.tanh(w["a"]) ** 2) + hg.sum(w["b"] ** 2),
-                     lambda h: {"a": 0.1 * np.ones((4, 5)), "b": np.linspace(-1, 1, 15).reshape(5, 3), "c": np.zeros(3)},
-                     lambda h: hg.SGD(lr=h["lr"], momentum=0.5))
+PROBLEM = hg.Bilevel(
+    inner,
+    lambda w, h: hg.sum(hg.tanh(w["a"]) ** 2) + hg.sum(w["b"] ** 2),
+    lambda h: {"a": 0.1 * np.ones((4, 5)), "b": np.linspace(-1, 1, 15).reshape(5, 3), "c": np.zeros(3)},
+    lambda h: hg.SGD(lr=h["lr"], momentum=0.5),
+)
 H = {"decay": np.array(0.1), "lr": np.array(0.2)}
 
 

@@ -42,15 +42,11 @@ def ringed(shape, dtype):
 
 def call(name, inputs, shapes, dtype, **attrs):
     """Runs a kernel on ringed outputs; a shape of None is an absent output, ("u8", shape) a byte one."""
-    rings = [
-        None if s is None else ringed(s[1], np.uint8) if s[:1] == ("u8",) else ringed(s, dtype) for s in shapes
-    ]
+    rings = [None if s is None else ringed(s[1], np.uint8) if s[:1] == ("u8",) else ringed(s, dtype) for s in shapes]
     HOST.run(name, inputs, [None if r is None else r[1] for r in rings], **attrs)
     for ring in rings:
         if ring is not None:
-            assert (ring[0][:RING] == 7).all() and (ring[0][-RING:] == 7).all(), (
-                f"{name} wrote beyond an output"
-            )
+            assert (ring[0][:RING] == 7).all() and (ring[0][-RING:] == 7).all(), f"{name} wrote beyond an output"
             assert not (ring[1] == 255).any() if ring[1].dtype == np.uint8 else not np.isnan(ring[1]).any()
     outs = [None if r is None else r[1] for r in rings]
     return outs[0] if len(outs) == 1 else outs
@@ -70,11 +66,7 @@ def per_episode(f, episodes, *arrays):
     """f on every episode's float64 arrays, the results stacked."""
     arrays = [None if a is None else a if a.dtype == np.uint8 else a.astype(np.float64) for a in arrays]
     results = [f(*(None if a is None else a[e] for a in arrays)) for e in range(episodes)]
-    return (
-        [np.stack(r) for r in zip(*results, strict=True)]
-        if isinstance(results[0], tuple)
-        else np.stack(results)
-    )
+    return [np.stack(r) for r in zip(*results, strict=True)] if isinstance(results[0], tuple) else np.stack(results)
 
 
 class Problem:
@@ -90,9 +82,7 @@ class Problem:
         self.w, self.gamma, self.beta = draw(lead, 3, 3, c, k), draw(lead, k), draw(lead, k)
         self.gamma[:, 0] = 0 if k > 1 else 1  # a channel that BN switches off; others are of both signs
         if shared:
-            self.w, self.gamma, self.beta = (
-                np.broadcast_to(a, (e, *a.shape[1:])) for a in (self.w, self.gamma, self.beta)
-            )
+            self.w, self.gamma, self.beta = (np.broadcast_to(a, (e, *a.shape[1:])) for a in (self.w, self.gamma, self.beta))
         self.pooled = (e, n, h // 2, w // 2, k)
         self.y_bar, self.y_bar_dot = draw(*self.pooled), draw(directions, *self.pooled)
         self.x_dot, self.w_dot = draw(directions, *self.x.shape), draw(directions, *self.w.shape)
@@ -136,13 +126,9 @@ class Problem:
         e, _, _, _, _, k = self.sizes
         inputs = [self.x, self.w, self.gamma, *self.saved]
         if self.first:
-            return call(
-                "conv_bn_relu_pool_first_jvp", [*inputs, *dots[1:]], [(self.p, *self.pooled)], self.dtype
-            )
+            return call("conv_bn_relu_pool_first_jvp", [*inputs, *dots[1:]], [(self.p, *self.pooled)], self.dtype)
         shapes = [(self.p, *self.pooled), (self.p, *self.z.shape), (self.p, e, k), (self.p, e, k)]
-        y_dot, *self.dot = call(
-            "conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype, precision=self.precision
-        )
+        y_dot, *self.dot = call("conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype, precision=self.precision)
         return y_dot
 
     def vjp_jvp(self, dots, y_bar_dot, want_x=True):
@@ -180,22 +166,12 @@ def check_value(p):
     if p.dtype == np.float64:
         np.testing.assert_array_equal(p.code[..., 1:], code[..., 1:])  # channel 0 is constant up to rounding
     assert ((p.code > 3) == (p.y > 0)).all() and (p.code < 8).all()
-    chosen = per_episode(
-        lambda a, c: np.take_along_axis(ref.windows(a), (c & 3)[None].astype(int), 0)[0], e, u, p.code
-    )
+    chosen = per_episode(lambda a, c: np.take_along_axis(ref.windows(a), (c & 3)[None].astype(int), 0)[0], e, u, p.code)
     close(np.maximum(chosen, 0), np.maximum(best, 0), p.dtype, 6)
 
 
 def reference_vjp(p):
-    return per_episode(
-        lambda x, w, g, b, c: ref.block_vjp(x, w, g, b, c, EPS),
-        p.sizes[0],
-        p.x,
-        p.w,
-        p.gamma,
-        p.y_bar,
-        p.code,
-    )
+    return per_episode(lambda x, w, g, b, c: ref.block_vjp(x, w, g, b, c, EPS), p.sizes[0], p.x, p.w, p.gamma, p.y_bar, p.code)
 
 
 def reference_jvp(p, dots, direction):
@@ -270,12 +246,7 @@ def test_absent_tangents(mask, first):
     y_bar_dot = p.y_bar_dot if mask & 8 else None
     outs = p.vjp_jvp([*dots, None], y_bar_dot)
     for i in range(p.p):
-        close(
-            y_dot[i],
-            reference_jvp(p, [*dots, None], i) if any(d is not None for d in dots) else 0 * p.y,
-            p.dtype,
-            20,
-        )
+        close(y_dot[i], reference_jvp(p, [*dots, None], i) if any(d is not None for d in dots) else 0 * p.y, p.dtype, 20)
         if any(d is not None for d in (*dots, y_bar_dot)):
             expected = reference_vjp_jvp(p, dots, y_bar_dot, i)
         else:
@@ -311,21 +282,14 @@ def test_nan_is_not_swallowed(first):
     p = Problem((2, 2, 4, 4, 1, 5), np.float32)
     p.x[1, 0, 1, 1] = np.nan
     e, _, _, _, c, k = p.sizes
-    outs = [
-        np.zeros(p.pooled, np.float32),
-        np.zeros(p.pooled, np.uint8),
-        np.zeros((e, k), np.float32),
-        np.zeros((e, k), np.float32),
-    ]
+    outs = [np.zeros(p.pooled, np.float32), np.zeros(p.pooled, np.uint8), np.zeros((e, k), np.float32), np.zeros((e, k), np.float32)]
     if first:
         m, cov = np.zeros((e, 9 * c), np.float32), np.zeros((e, 9 * c, 9 * c), np.float32)
         HOST.run("patch_cov", [p.x], [m, cov])
         HOST.run("conv_bn_relu_pool_first_value", [p.x, p.w, p.gamma, p.beta, m, cov], outs, eps=EPS)
     else:
         z = np.zeros((*p.x.shape[:-1], k), np.float32)
-        HOST.run(
-            "conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS, precision=0
-        )
+        HOST.run("conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS, precision=0)
     assert np.isnan(outs[0][1]).all() and not np.isnan(outs[0][0]).any()
 
 
@@ -445,11 +409,7 @@ def test_sizes_of_zero(axis):
         p.x_dot, p.w_dot = np.ones((directions, *p.x.shape), "f"), np.ones((directions, *p.w.shape), "f")
         p.gamma_dot = p.beta_dot = np.ones((directions, e, k), "f")
         p.everything()
-    x, f, y = (
-        np.ones((1, e, n, h, w, c), "f"),
-        np.ones((1, e, 3, 3, c, k), "f"),
-        np.ones((1, e, n, h, w, k), "f"),
-    )
+    x, f, y = (np.ones((1, e, n, h, w, c), "f"), np.ones((1, e, 3, 3, c, k), "f"), np.ones((1, e, n, h, w, k), "f"))
     attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
     if h and w:
         out = call("conv2d_fprop", [x, f], [y.shape], np.float32, **attrs)
@@ -465,15 +425,7 @@ def test_sizes_of_zero(axis):
 
 def test_empty_sums_are_zero():
     w_bar = np.full((1, 1, 3, 3, 2, 4), np.nan)
-    HOST.run(
-        "conv2d_wgrad",
-        [np.ones((1, 1, 0, 5, 5, 2)), np.ones((1, 1, 0, 5, 5, 4))],
-        [w_bar],
-        stride=1,
-        pad_h=1,
-        pad_w=1,
-        precision=0,
-    )
+    HOST.run("conv2d_wgrad", [np.ones((1, 1, 0, 5, 5, 2)), np.ones((1, 1, 0, 5, 5, 4))], [w_bar], stride=1, pad_h=1, pad_w=1, precision=0)
     assert (w_bar == 0).all()
 
 

@@ -211,8 +211,9 @@ MASKED = {
     "logsumexp": lambda x: hg.logsumexp(x),
     "softmax": lambda x: hg.softmax(x),
     "softmax_cross_entropy": lambda x: hg.softmax_cross_entropy(x, np.zeros(5, int)),
-    "linear_cross_entropy": lambda x: hg.stack([
-        hg.linear_cross_entropy(np.full((1, 2), 0.5, x.dtype), np.full((2, 7), 0.25, x.dtype), x[i], np.zeros(1, int)) for i in range(5)]),
+    "linear_cross_entropy": lambda x: hg.stack(
+        [hg.linear_cross_entropy(np.full((1, 2), 0.5, x.dtype), np.full((2, 7), 0.25, x.dtype), x[i], np.zeros(1, int)) for i in range(5)]
+    ),
 }
 
 
@@ -253,10 +254,7 @@ BINARY = {
 }
 
 
-@given(
-    st.sampled_from(sorted(BINARY)),
-    hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3, max_dims=4),
-)
+@given(st.sampled_from(sorted(BINARY)), hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3, max_dims=4))
 def test_any_broadcasting(name: str, shapes: hnp.BroadcastableShapes) -> None:
     f, reference = BINARY[name]
     check_float64(Case(f"{name}{shapes.input_shapes}", f, reference, shapes.input_shapes, 0.5, 2.0))
@@ -294,10 +292,7 @@ def test_any_index_of_arrays_and_slices(data: st.DataObject, shape: tuple[int, .
     index = tuple(
         data.draw(
             st.one_of(
-                st.just(slice(None)),
-                st.slices(n),
-                st.integers(-n, n - 1),
-                hnp.arrays(np.int64, size, elements=st.integers(-n, n - 1)),
+                st.just(slice(None)), st.slices(n), st.integers(-n, n - 1), hnp.arrays(np.int64, size, elements=st.integers(-n, n - 1))
             )
         )
         for n in shape

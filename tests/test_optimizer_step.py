@@ -139,10 +139,17 @@ def kernels_of_a_step(optimizer: Any, w: Any = W, g: Any = G) -> dict[str, int]:
     return dict(runs)
 
 
-@pytest.mark.parametrize("optimizer", [
-    hg.SGD(lr=0.1), hg.SGD(lr=np.asarray(0.1), momentum=0.9), hg.SGD(lr=np.float64(0.1)), hg.SGD(lr=0.1, weight_decay=1, nesterov=True),
-    hg.SGD(lr={"a": np.asarray(0.1), "b": [np.asarray(0.2), np.asarray(0.3)]}, momentum=np.asarray(0.0)),
-], ids=str)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        hg.SGD(lr=0.1),
+        hg.SGD(lr=np.asarray(0.1), momentum=0.9),
+        hg.SGD(lr=np.float64(0.1)),
+        hg.SGD(lr=0.1, weight_decay=1, nesterov=True),
+        hg.SGD(lr={"a": np.asarray(0.1), "b": [np.asarray(0.2), np.asarray(0.3)]}, momentum=np.asarray(0.0)),
+    ],
+    ids=str,
+)
 def test_one_kernel_call_serves_all_leaves(optimizer: Any) -> None:
     assert kernels_of_a_step(optimizer) == {"sgd_step_value": 1}
     got = optimizer.step(W, None, G, 0)
@@ -159,11 +166,16 @@ def test_adam_is_one_kernel_call() -> None:
     assert kernels_of_a_step(hg.Adam(lr=0.1), np.ones(3), np.ones(3)) == {"adam_step_value": 1}  # a tree of one leaf
 
 
-@pytest.mark.parametrize("optimizer", [
-    hg.SGD(lr={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}), hg.SGD(lr={"a": 0.1, "b": [0.2, 0.3]}),
-    hg.Adam(lr=0.1, eps={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}),
-    hg.SGD(lr={"a": np.full(1, 0.1), "b": [np.full(1, 0.1), 0.1]}),
-], ids=["elementwise", "a number per leaf", "Adam, elementwise", "one axis"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        hg.SGD(lr={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}),
+        hg.SGD(lr={"a": 0.1, "b": [0.2, 0.3]}),
+        hg.Adam(lr=0.1, eps={"a": np.full((3, 2), 0.1), "b": [np.full(4, 0.1), np.asarray(0.1)]}),
+        hg.SGD(lr={"a": np.full(1, 0.1), "b": [np.full(1, 0.1), 0.1]}),
+    ],
+    ids=["elementwise", "a number per leaf", "Adam, elementwise", "one axis"],
+)
 def test_other_fields_are_composed(optimizer: Any) -> None:
     assert kernels_of_a_step(optimizer) == {}
 
@@ -196,14 +208,22 @@ def quadratic(optimizer: Callable[[Any], Any]) -> hg.Bilevel:
     def inner(w: Any, hparams: Any, batch: Any) -> hg.Tensor:
         return hg.sum((w["a"] - batch) ** 2) * 0.5 + hg.sum(w["b"] * w["b"] * w["b"]) * hparams["c"]
 
-    return hg.Bilevel(inner_loss=inner, outer_loss=lambda w, h: hg.sum(w["a"] * w["a"]) + hg.sum(w["b"]),
-                      init=lambda h: {"a": h["start"], "b": np.full(3, 0.5)}, optimizer=optimizer)
+    return hg.Bilevel(
+        inner_loss=inner,
+        outer_loss=lambda w, h: hg.sum(w["a"] * w["a"]) + hg.sum(w["b"]),
+        init=lambda h: {"a": h["start"], "b": np.full(3, 0.5)},
+        optimizer=optimizer,
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "name"), [
-    (lambda h: hg.SGD(lr=h["lr"], momentum=h["beta"], weight_decay=0.01), "sgd"),
-    (lambda h: hg.Adam(lr=h["lr"], beta1=h["beta"], eps=1e-3), "adam"),
-], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (lambda h: hg.SGD(lr=h["lr"], momentum=h["beta"], weight_decay=0.01), "sgd"),
+        (lambda h: hg.Adam(lr=h["lr"], beta1=h["beta"], eps=1e-3), "adam"),
+    ],
+    ids=["sgd", "adam"],
+)
 def test_the_passes_run_the_kernels_and_agree(optimizer: Any, name: str) -> None:
     hparams = {"lr": np.asarray(0.1), "beta": np.asarray(0.6), "c": np.asarray(0.3), "start": np.array([1.0, -2.0])}
     problem, batches = quadratic(optimizer), hg.full_batch(np.array([0.5, 0.25]), 4)

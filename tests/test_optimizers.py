@@ -74,8 +74,16 @@ def test_a_momentum_that_is_an_array_keeps_a_velocity_even_at_zero():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("field", [0.1, np.float64(0.1), np.full((), 0.1), {"a": 0.1, "b": [np.full(4, 0.1), 0.1]},
-                                   {"a": np.full((3, 2), 0.1), "b": [0.1, np.array(0.1)]}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        0.1,
+        np.float64(0.1),
+        np.full((), 0.1),
+        {"a": 0.1, "b": [np.full(4, 0.1), 0.1]},
+        {"a": np.full((3, 2), 0.1), "b": [0.1, np.array(0.1)]},
+    ],
+)
 def test_a_field_is_a_number_an_array_or_a_tree(field):
     expected = optree.tree_leaves(run(hg.SGD(lr=0.1, momentum=0.5), 3)[0])
     got = optree.tree_leaves(run(hg.SGD(lr=field, momentum=0.5), 3)[0])
@@ -131,7 +139,8 @@ def test_linear_in_gradient_means_what_it_says(name):
     both = optree.tree_map(lambda a, b: a + 2 * b, g1, g2)
     elsewhere = optree.tree_map(lambda x: x + 1, W)
     linear = np.allclose(change(W, both), change(W, g1) + 2 * change(W, g2), rtol=1e-10, atol=1e-12) and np.allclose(
-        change(W, g1), change(elsewhere, g1), rtol=1e-10, atol=1e-12)
+        change(W, g1), change(elsewhere, g1), rtol=1e-10, atol=1e-12
+    )
     assert linear == kind.linear_in_gradient
 
 

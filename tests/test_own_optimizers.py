@@ -15,8 +15,12 @@ H = {"lr": np.array(0.1), "a": np.array(0.7)}
 
 
 def problem(optimizer):
-    return hg.Bilevel(lambda w, h, b: hg.sum(hg.exp(0.3 * w["x"])) + hg.sum(w["y"] ** 2), lambda w, h: hg.sum(w["x"] ** 2) + hg.sum(w["y"]),
-                      lambda h: {"x": h["a"] * np.arange(3.0), "y": np.ones((2, 2))}, optimizer)
+    return hg.Bilevel(
+        lambda w, h, b: hg.sum(hg.exp(0.3 * w["x"])) + hg.sum(w["y"] ** 2),
+        lambda w, h: hg.sum(w["x"] ** 2) + hg.sum(w["y"]),
+        lambda h: {"x": h["a"] * np.arange(3.0), "y": np.ones((2, 2))},
+        optimizer,
+    )
 
 
 def run(optimizer):
@@ -32,6 +36,7 @@ def descend(self, w, state, g, t):
 
 def test_an_own_init_is_refused_where_the_class_is_made():
     with pytest.raises(ArgumentError, match=r"optimizer: Mine defines __init__.*@dataclass\(frozen=True\)"):
+
         class Mine(hg.Optimizer):
             def __init__(self, lr=0.1):
                 object.__setattr__(self, "lr", lr)
@@ -39,6 +44,7 @@ def test_an_own_init_is_refused_where_the_class_is_made():
             update = descend
 
     with pytest.raises(ArgumentError, match="defines __init__"):
+
         class Louder(hg.SGD):
             def __init__(self, lr):
                 super().__init__(lr=2 * lr)
@@ -111,20 +117,24 @@ def test_what_a_dataclass_allows_is_allowed():
 
 
 def make(update, init=None):
-    return dataclass(frozen=True)(type("Mine", (hg.Optimizer,), {
-        "__annotations__": {"lr": Any}, "update": update, **({} if init is None else {"init": init})}))
+    return dataclass(frozen=True)(
+        type("Mine", (hg.Optimizer,), {"__annotations__": {"lr": Any}, "update": update, **({} if init is None else {"init": init})})
+    )
 
 
-@pytest.mark.parametrize(("update", "error", "message"), [
-    (lambda self, w, s, g, t: None, ArgumentError, "Mine.update returned a NoneType, expected the pair"),
-    (lambda self, w, s, g, t: w, ArgumentError, "Mine.update returned a dict, expected the pair"),
-    (lambda self, w, s, g, t: (w, w), ArgumentError, "Mine.update: state has the structure"),
-    (lambda self, w, s, g, t: (w["x"], s), ArgumentError, "Mine.update: w has the structure"),
-    (lambda self, w, s, g, t: ({**w, "x": w["x"] * np.ones((2, 3))}, s), ShapeError, r"Mine.update: w\['x'\] has shape \(2, 3\)"),
-    (lambda self, w, s, g, t: ({**w, "y": hg.sum(w["y"])}, s), ShapeError, r"Mine.update: w\['y'\] has shape \(\)"),
-    (lambda self, w, s, g, t: ({**w, "x": np.ones(3, np.float32)}, s), DTypeError, r"Mine.update: w\['x'\] has .* dtype float32"),
-    (lambda self, w, s, g, t: ({**w, "x": w["x"].value.astype(int)}, s), DTypeError, "cannot be followed.*int64"),
-])
+@pytest.mark.parametrize(
+    ("update", "error", "message"),
+    [
+        (lambda self, w, s, g, t: None, ArgumentError, "Mine.update returned a NoneType, expected the pair"),
+        (lambda self, w, s, g, t: w, ArgumentError, "Mine.update returned a dict, expected the pair"),
+        (lambda self, w, s, g, t: (w, w), ArgumentError, "Mine.update: state has the structure"),
+        (lambda self, w, s, g, t: (w["x"], s), ArgumentError, "Mine.update: w has the structure"),
+        (lambda self, w, s, g, t: ({**w, "x": w["x"] * np.ones((2, 3))}, s), ShapeError, r"Mine.update: w\['x'\] has shape \(2, 3\)"),
+        (lambda self, w, s, g, t: ({**w, "y": hg.sum(w["y"])}, s), ShapeError, r"Mine.update: w\['y'\] has shape \(\)"),
+        (lambda self, w, s, g, t: ({**w, "x": np.ones(3, np.float32)}, s), DTypeError, r"Mine.update: w\['x'\] has .* dtype float32"),
+        (lambda self, w, s, g, t: ({**w, "x": w["x"].value.astype(int)}, s), DTypeError, "cannot be followed.*int64"),
+    ],
+)
 def test_an_update_returns_what_it_got(update, error, message):
     with pytest.raises(error, match=message):
         run(lambda h: make(update)(lr=h["lr"]))
@@ -139,8 +149,10 @@ def test_an_own_update_is_checked_whatever_it_declares(linear):
 
 
 def test_init_and_update_may_return_numpy_arrays():
-    counting = make(lambda self, w, s, g, t: (optree.tree_map(lambda x, y: x - self.lr * y, w, g), {"n": np.full(2, t + 1.0)}),
-                    init=lambda self, w: {"n": np.zeros(2)})
+    counting = make(
+        lambda self, w, s, g, t: (optree.tree_map(lambda x, y: x - self.lr * y, w, g), {"n": np.full(2, t + 1.0)}),
+        init=lambda self, w: {"n": np.zeros(2)},
+    )
     r = run(lambda h: counting(lr=h["lr"]))
     assert np.array_equal(r.state["n"], [3.0, 3.0]) and r.grad["lr"] == run(lambda h: hg.SGD(lr=h["lr"])).grad["lr"]
 

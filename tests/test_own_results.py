@@ -41,9 +41,12 @@ def passes():
         yield f"grad of {name}", lambda x, y, f=f: hg.grad(f, argnums=(0, 1))(x, y)
         yield f"grad of {name}, one argument twice", lambda x, y, f=f: hg.grad(lambda z: f(z, z))(x)
         yield f"value_and_grad of {name}", lambda x, y, f=f: hg.value_and_grad(f, argnums=(0, 1))(x, y)
-        yield (f"value_and_grad of {name}, has_aux",
-               lambda x, y, f=f: hg.value_and_grad(lambda x, y: (f(x, y), {"x": x, "y": hg.reshape(y, -1), "c": hg.stop_gradient(CLOSED)}),
-                                                   argnums=(0, 1), has_aux=True)(x, y))
+        yield (
+            f"value_and_grad of {name}, has_aux",
+            lambda x, y, f=f: hg.value_and_grad(
+                lambda x, y: (f(x, y), {"x": x, "y": hg.reshape(y, -1), "c": hg.stop_gradient(CLOSED)}), argnums=(0, 1), has_aux=True
+            )(x, y),
+        )
         yield f"hvp of {name}", lambda x, y, f=f: hg.hvp(f, (x, y), (y, x))
         yield f"hvp of {name}, one direction", lambda x, y, f=f: hg.hvp(f, (x, y), (y, None))
     for name, f in MAPS.items():
@@ -52,18 +55,36 @@ def passes():
         yield f"vjp of {name}", lambda x, y, f=f: pulled(f, x, y)
     for name, optimizer in OPTIMIZERS.items():
         for n_steps in (0, 1, 3):
-            p = hg.Bilevel(lambda w, h, b: hg.sum((w["a"] - h["c"]) ** 2), lambda w, h: hg.sum(w["a"] * h["c"]) + h["lr"],
-                           lambda h: {"a": h["w"], "fixed": CLOSED}, optimizer)
+            p = hg.Bilevel(
+                lambda w, h, b: hg.sum((w["a"] - h["c"]) ** 2),
+                lambda w, h: hg.sum(w["a"] * h["c"]) + h["lr"],
+                lambda h: {"a": h["w"], "fixed": CLOSED},
+                optimizer,
+            )
             for run in (hg.reverse, hg.forward):
-                yield (f"{run.__name__}, {name}, {n_steps} steps",
-                       lambda x, y, p=p, n=n_steps, run=run: record(run(p, hyper(x, y), hg.full_batch(None, n))))
+                yield (
+                    f"{run.__name__}, {name}, {n_steps} steps",
+                    lambda x, y, p=p, n=n_steps, run=run: record(run(p, hyper(x, y), hg.full_batch(None, n))),
+                )
         yield f"step of {name}", lambda x, y, o=optimizer: o({"lr": 0.1}).step({"a": x, "b": x}, None, {"a": y, "b": y}, 0)
     for n_steps in (0, 1, 3):
-        yield f"unroll, {n_steps} steps", lambda x, y, n=n_steps: values(hg.unroll(
-            lambda w, h, b: hg.sum((w["a"] - h) ** 2), {"a": x, "b": x}, y, hg.full_batch(None, n), optimizer=hg.SGD(lr=0.1, momentum=0.5),
-            return_state=True))
-        yield f"scan, {n_steps} steps", lambda x, y, n=n_steps: values(hg.scan(
-            lambda s, h, b: ((s[0], s[0] + h), s[0]), (x, x), y, hg.full_batch(None, n)))
+        yield (
+            f"unroll, {n_steps} steps",
+            lambda x, y, n=n_steps: values(
+                hg.unroll(
+                    lambda w, h, b: hg.sum((w["a"] - h) ** 2),
+                    {"a": x, "b": x},
+                    y,
+                    hg.full_batch(None, n),
+                    optimizer=hg.SGD(lr=0.1, momentum=0.5),
+                    return_state=True,
+                )
+            ),
+        )
+        yield (
+            f"scan, {n_steps} steps",
+            lambda x, y, n=n_steps: values(hg.scan(lambda s, h, b: ((s[0], s[0] + h), s[0]), (x, x), y, hg.full_batch(None, n))),
+        )
     yield "capture", lambda x, y: hg.capture(hg.value_and_grad(FUNCTIONS["square of a sum"], argnums=(0, 1)))(x, y)
 
 
@@ -122,8 +143,24 @@ def test_results_are_writable_and_share_memory_with_nothing(name):
 
 def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
-    other = {"Bilevel", "HyperGradient", "HypergradError", "Optimizer", "Stats", "Tensor", "clip_by_norm", "clip_by_value", "errors",
-             "full_batch", "fusion", "precision", "schedule", "stop_gradient", "SGD", "Adam"}
+    other = {
+        "Bilevel",
+        "HyperGradient",
+        "HypergradError",
+        "Optimizer",
+        "Stats",
+        "Tensor",
+        "clip_by_norm",
+        "clip_by_value",
+        "errors",
+        "full_batch",
+        "fusion",
+        "precision",
+        "schedule",
+        "stop_gradient",
+        "SGD",
+        "Adam",
+    }
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - other
     assert public == named - {"step"}, public ^ named

@@ -43,11 +43,18 @@ def test_the_own_optimisers_and_the_scan_are_right():
     rng = np.random.default_rng(0)
     names: dict = {"np": np, "hg": hg}
     exec(compile(next(b for b in blocks if "class Learned" in b), "README.md", "exec"), names)
-    lam = {"net": {"m": 0.3 * rng.standard_normal((4, 4)), "g": rng.standard_normal(4), "out": 0.1 * rng.standard_normal(4)},
-           "lr": np.array(0.3), "limit": np.array(0.4)}
+    lam = {
+        "net": {"m": 0.3 * rng.standard_normal((4, 4)), "g": rng.standard_normal(4), "out": 0.1 * rng.standard_normal(4)},
+        "lr": np.array(0.3),
+        "limit": np.array(0.4),
+    }
     for optimizer in (names["learned"], names["clipped"]):
-        problem = hg.Bilevel(lambda w, h, b: hg.sum((hg.tanh(w["x"]) - 0.5) ** 2) + w["y"] ** 2, lambda w, h: hg.sum(w["x"] ** 2) + w["y"],
-                             lambda h: {"x": np.linspace(-1.0, 1.0, 5), "y": np.array(1.0)}, optimizer)
+        problem = hg.Bilevel(
+            lambda w, h, b: hg.sum((hg.tanh(w["x"]) - 0.5) ** 2) + w["y"] ** 2,
+            lambda w, h: hg.sum(w["x"] ** 2) + w["y"],
+            lambda h: {"x": np.linspace(-1.0, 1.0, 5), "y": np.array(1.0)},
+            optimizer,
+        )
         check_hypergrad(problem, lam, hg.full_batch(None, 4), rtol=1e-8)
     exec(compile(next(b for b in blocks if "def cell" in b), "README.md", "exec"), names)
     lam = {"w": 0.5 * rng.standard_normal((3, 3)), "u": rng.standard_normal((3, 2))}

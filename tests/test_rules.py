@@ -43,19 +43,10 @@ def rule(bar: Tensor, out: Tensor, *inputs: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("vjp", "jvp"),
-    [
-        ((rule,), ()),
-        ((), (rule,)),
-        ((rule, rule), (rule,)),
-        ((rule, None), (rule, rule)),
-        ((None,), (rule,)),
-        ((rule, None), (None, rule)),
-    ],
+    [((rule,), ()), ((), (rule,)), ((rule, rule), (rule,)), ((rule, None), (rule, rule)), ((None,), (rule,)), ((rule, None), (None, rule))],
 )
 def test_tables_that_differ_are_refused(vjp: Any, jvp: Any) -> None:
-    with pytest.raises(
-        ArgumentError, match=r"^new: declared with \d vjp and \d jvp rules, expected one of each"
-    ):
+    with pytest.raises(ArgumentError, match=r"^new: declared with \d vjp and \d jvp rules, expected one of each"):
         Op("new", lambda b, *xs: xs[0], vjp=vjp, jvp=jvp)
     assert "new" not in REGISTRY
 
@@ -80,9 +71,7 @@ def test_a_name_can_be_taken_once(declare: Any) -> None:
     assert REGISTRY["new"] is op and REGISTRY["exp"] is hg.exp
 
 
-@pytest.mark.parametrize(
-    "call", [lambda: hg.exp(), lambda: hg.exp(1.0, 2.0), lambda: hg.multiply(np.ones(2))]
-)
+@pytest.mark.parametrize("call", [lambda: hg.exp(), lambda: hg.exp(1.0, 2.0), lambda: hg.multiply(np.ones(2))])
 def test_number_of_arguments(call: Any) -> None:
     with pytest.raises(ArgumentError, match=r"^(exp|multiply): got \d arguments, expected \d"):
         call()
@@ -110,35 +99,20 @@ def test_a_linear_op_is_its_own_jvp_and_its_transpose_is_the_vjp() -> None:
     reverse_cumsum = linear("reverse_cumsum", backwards, lambda bar, x, lead: cumsum(bar, lead=lead))
     for shape in ((5,), (0,), (4, 3)):
         check(Case("cumsum", lambda x: cumsum(x), lambda x: np.cumsum(x, axis=0), (shape,), exact=True))
-        check(
-            Case(
-                "reverse_cumsum",
-                lambda x: reverse_cumsum(x),
-                lambda x: np.cumsum(x[::-1], axis=0)[::-1],
-                (shape,),
-                exact=True,
-            )
-        )
+        check(Case("reverse_cumsum", lambda x: reverse_cumsum(x), lambda x: np.cumsum(x[::-1], axis=0)[::-1], (shape,), exact=True))
 
 
-@pytest.mark.parametrize(
-    "shapes", [((3,), (3,)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 1, 3), (4, 3)), ((1, 3), (5, 3))], ids=str
-)
+@pytest.mark.parametrize("shapes", [((3,), (3,)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 1, 3), (4, 3)), ((1, 3), (5, 3))], ids=str)
 def test_a_bilinear_op_needs_its_transposes_only(shapes: tuple[tuple[int, ...], ...]) -> None:
     """The cross product: its value broadcasts over the axes in front of the last."""
     cross = bilinear(
-        "cross",
-        lambda b, x, y: b.xp.cross(x, y),
-        (lambda bar, x, y: cross(y, bar), lambda bar, x, y: cross(bar, x)),
-        core=(1, 1, 1),
+        "cross", lambda b, x, y: b.xp.cross(x, y), (lambda bar, x, y: cross(y, bar), lambda bar, x, y: cross(bar, x)), core=(1, 1, 1)
     )
     check(Case("cross", lambda x, y: cross(x, y), np.cross, shapes, exact=True))
 
 
 def test_an_elementwise_op_with_a_constant_argument() -> None:
-    steps = elementwise(
-        "steps", lambda b, x, n: x * b.xp.round(n), lambda out, x, n: Tensor(np.round(n.value)), None
-    )
+    steps = elementwise("steps", lambda b, x, n: x * b.xp.round(n), lambda out, x, n: Tensor(np.round(n.value)), None)
     n = np.array([[1.0], [2.0]])
     gradient = hg.grad(lambda x, n: hg.sum(steps(x, n)), argnums=(0, 1))(np.arange(3.0), n)
     assert np.array_equal(gradient[0], [3.0, 3.0, 3.0])
@@ -173,19 +147,10 @@ def test_a_fused_op_without_a_kernel_of_its_own_is_its_reference() -> None:
         y = np.tanh(values[0] * attrs["scale"])
         return y, {"y": y}
 
-    def jvp(
-        b: Any, values: list[Array], dots: list[Any], attrs: dict[str, Any], saved: dict[str, Array]
-    ) -> Array:
+    def jvp(b: Any, values: list[Array], dots: list[Any], attrs: dict[str, Any], saved: dict[str, Array]) -> Array:
         return dots[0] * attrs["scale"] * (1 - saved["y"] ** 2)
 
-    def vjp(
-        b: Any,
-        values: list[Array],
-        bar: Array,
-        want: list[bool],
-        attrs: dict[str, Any],
-        saved: dict[str, Array],
-    ) -> list[Array]:
+    def vjp(b: Any, values: list[Array], bar: Array, want: list[bool], attrs: dict[str, Any], saved: dict[str, Array]) -> list[Array]:
         return [bar * attrs["scale"] * (1 - saved["y"] ** 2)]
 
     def vjp_jvp(
@@ -202,12 +167,8 @@ def test_a_fused_op_without_a_kernel_of_its_own_is_its_reference() -> None:
         straight = 0 if bar_dot is None else bar_dot * s * slope
         return [straight - bar * s * 2 * saved["y"] * slope * s * dots[0]]
 
-    op = Fused(
-        "scaled_tanh", 1, lambda x, scale: hg.tanh(x * scale), value=value, jvp=jvp, vjp=vjp, vjp_jvp=vjp_jvp
-    )
-    case = Case(
-        "scaled_tanh", lambda x: op(x, scale=0.5), lambda x: np.tanh(x * x.dtype.type(0.5)), ((4, 3),)
-    )
+    op = Fused("scaled_tanh", 1, lambda x, scale: hg.tanh(x * scale), value=value, jvp=jvp, vjp=vjp, vjp_jvp=vjp_jvp)
+    case = Case("scaled_tanh", lambda x: op(x, scale=0.5), lambda x: np.tanh(x * x.dtype.type(0.5)), ((4, 3),))
     check(case)
     args = case.arguments(np.float64)
     w = DrawnWeights.draw(args, (4, 3), np.float64)

@@ -311,15 +311,9 @@ def descended(gradient: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
 PLACES: dict[str, tuple[Callable[[Door], Any], Callable[[Door], float]]] = {
     "plain": (loss_of, lambda door: 2 * float(AT) + slope(door, float(AT))),
     "unroll, hparams": (of_hparams, lambda door: slope(door, float(AT)) * (1 - (1 - RATE) ** STEPS)),
-    "unroll, weights": (
-        of_weights,
-        lambda door: slope(descended(lambda w, lam: w - lam + 0.1 * slope(door, w, 1e-2)), float(AT), 1e-2),
-    ),
+    "unroll, weights": (of_weights, lambda door: slope(descended(lambda w, lam: w - lam + 0.1 * slope(door, w, 1e-2)), float(AT), 1e-2)),
 }
-MODES: dict[str, Callable[[Any], Any]] = {
-    "reverse": lambda f: hg.grad(f)(AT),
-    "forward": lambda f: hg.jvp(f, (AT,), (np.ones(()),))[1],
-}
+MODES: dict[str, Callable[[Any], Any]] = {"reverse": lambda f: hg.grad(f)(AT), "forward": lambda f: hg.jvp(f, (AT,), (np.ones(()),))[1]}
 
 
 def outcome(door: Door, place: str, mode: str) -> str:

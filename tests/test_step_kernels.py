@@ -38,8 +38,9 @@ class Step:
         if kind == "adam":
             self.x["s"] = [np.asarray(np.abs(a) + dtype(0.5)) for a in self.x["s"]]
         self.numbers = {**NUMBERS, **({} if velocity else {"momentum": 0.0})}
-        self.field = {k: [np.asarray(self.numbers[k] + 0.02 * (i % 7), dtype) if k in arrays else None for i in range(self.n)]
-                      for k in self.fields}
+        self.field = {
+            k: [np.asarray(self.numbers[k] + 0.02 * (i % 7), dtype) if k in arrays else None for i in range(self.n)] for k in self.fields
+        }
         self.x_dot = {k: [None if k in self.absent else draw(directions, *s) for s in leaves] for k in self.states}
         self.field_dot = {k: [draw(directions) if k in arrays else None for _ in range(self.n)] for k in self.fields}
         self.bar = {k: [None if k in self.absent else draw(*s) for s in leaves] for k in self.next}
@@ -90,8 +91,10 @@ class Step:
             for k, expected in zip(self.next, f(*primals), strict=True):
                 self.close(value[k][i], expected)
             for p in range(self.p):
-                dots = [None if d is None else d[p].astype(np.float64) for d in (*(self.x_dot[k][i] for k in self.states),
-                                                                                 *(self.field_dot[k][i] for k in self.fields))]
+                dots = [
+                    None if d is None else d[p].astype(np.float64)
+                    for d in (*(self.x_dot[k][i] for k in self.states), *(self.field_dot[k][i] for k in self.fields))
+                ]
                 for k, expected in zip(self.next, ref.tangent(f, primals, dots), strict=True):
                     self.close(None if tangent[k][i] is None else tangent[k][i][p], expected)
             y_bars = [np.zeros(()) if self.bar[k][i] is None else self.bar[k][i].astype(np.float64) for k in self.next]
@@ -260,8 +263,11 @@ def nested():
 
 
 BAD = {
-    "another shape": (lambda: replaced("g", 2, np.ones(5)), ShapeError,
-                      r"g\[2\] has shape \(5,\), expected the axes of w\[2\], which has shape \(4,\)"),
+    "another shape": (
+        lambda: replaced("g", 2, np.ones(5)),
+        ShapeError,
+        r"g\[2\] has shape \(5,\), expected the axes of w\[2\], which has shape \(4,\)",
+    ),
     "transposed": (lambda: replaced("v", 0, np.ones((3, 2))), ShapeError, r"v\[0\] has shape \(3, 2\)"),
     "an empty array": (lambda: replaced("g", 2, np.ones(0)), ShapeError, r"g\[2\] has shape \(0,\)"),
     "an empty output": (lambda: replaced("w_next", 1, np.ones(0)), ShapeError, r"w_next\[1\] has shape \(0,\)"),
@@ -286,8 +292,10 @@ def test_bad_lists_raise(case):
 
 def test_the_number_of_arrays_must_fit():
     a = np.ones(2)
-    wrong = ("sgd_step_value: arrays has 9 entries, expected 0 inputs and 6 for each element of the lists, then 0 outputs and 2 for each "
-             "element of the lists")
+    wrong = (
+        "sgd_step_value: arrays has 9 entries, expected 0 inputs and 6 for each element of the lists, then 0 outputs and 2 for each "
+        "element of the lists"
+    )
     attrs = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "nesterov": 0}
     with pytest.raises(ArgumentError, match=wrong):
         suite.HOST.run("sgd_step_value", [a] * 9, [], **attrs)

@@ -184,12 +184,7 @@ def test_third_derivative() -> None:
     g = lambda x: hg.sum(hg.grad(f)(x))  # noqa: E731
     h = lambda x: hg.sum(hg.grad(g)(x))  # noqa: E731
     assert_same(hg.grad(h)(X), (8 * X**3 + 12 * X) * np.exp(X * X), "third derivative", 1e-13)
-    assert_same(
-        hg.grad(lambda x: hg.sum(hg.grad(h)(x)))(X),
-        (16 * X**4 + 48 * X**2 + 12) * np.exp(X * X),
-        "fourth derivative",
-        1e-13,
-    )
+    assert_same(hg.grad(lambda x: hg.sum(hg.grad(h)(x)))(X), (16 * X**4 + 48 * X**2 + 12) * np.exp(X * X), "fourth derivative", 1e-13)
 
 
 def test_gradient_inside_a_gradient_sees_captured_variables() -> None:
@@ -260,12 +255,7 @@ def test_all_nestings_give_one_hessian_product() -> None:
 def test_many_directions_at_once_equal_one_at_a_time() -> None:
     f = lambda x: hg.sum(hg.tanh(x) * hg.sum(x))  # noqa: E731
     many = np.random.default_rng(0).normal(size=(5, 3))
-    assert_same(
-        hg.hvp(f, (X,), (many,))[2][0],
-        np.stack([hg.hvp(f, (X,), (v,))[2][0] for v in many]),
-        "directions",
-        1e-14,
-    )
+    assert_same(hg.hvp(f, (X,), (many,))[2][0], np.stack([hg.hvp(f, (X,), (v,))[2][0] for v in many]), "directions", 1e-14)
 
 
 def test_hvp_inside_grad() -> None:
@@ -283,11 +273,7 @@ def test_hvp_inside_grad() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "outer",
-    [
-        lambda f: hg.jvp(f, (np.array(2.0),), (np.array(1.0),)),
-        lambda f: hg.hvp(f, (np.array(2.0),), (np.array(1.0),)),
-    ],
+    "outer", [lambda f: hg.jvp(f, (np.array(2.0),), (np.array(1.0),)), lambda f: hg.hvp(f, (np.array(2.0),), (np.array(1.0),))]
 )
 def test_jvp_inside_jvp_is_refused(outer: Any, inner: Any) -> None:
     with pytest.raises(DifferentiationError, match="^jvp: called inside another jvp, expected none because .*; use hg.grad"):

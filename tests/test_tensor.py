@@ -35,15 +35,7 @@ def test_numpy_arrays_leave_operators_to_tensors() -> None:
 @pytest.mark.parametrize("number", [2, 2.5, True, np.int64(2), np.array(2), np.array([1, 2, 3])], ids=repr)
 def test_numbers_and_integers_take_the_tensors_dtype(dtype: type, number: Any) -> None:
     t = Tensor(X.astype(dtype))
-    for out in (
-        t * number,
-        number * t,
-        t + number,
-        number - t,
-        t / number,
-        hg.maximum(t, number),
-        hg.where(t > 0, t, number),
-    ):
+    for out in (t * number, number * t, t + number, number - t, t / number, hg.maximum(t, number), hg.where(t > 0, t, number)):
         assert out.dtype == dtype
     assert hg.exp(number).dtype == np.float64 if isinstance(number, (int, float)) else True
 
@@ -77,14 +69,7 @@ def test_numpy_functions_serve_tensors_and_conversions_refuse_them() -> None:
 
 def test_comparisons_are_plain_arrays() -> None:
     t = Tensor(X)
-    for found, wanted in (
-        (t > 0, X > 0),
-        (t >= V, X >= V),
-        (t < Tensor(V), X < V),
-        (0 <= t, X >= 0),
-        (t == X, X == X),
-        (t != 2.0, X != 2),
-    ):
+    for found, wanted in ((t > 0, X > 0), (t >= V, X >= V), (t < Tensor(V), X < V), (0 <= t, X >= 0), (t == X, X == X), (t != 2.0, X != 2)):
         assert type(found) is np.ndarray and found.dtype == bool and np.array_equal(found, wanted)
     assert len({t, Tensor(X)}) == 2  # hashed by identity, since == compares elements
 
@@ -127,9 +112,7 @@ class ExportsDLPack:
 
 
 @pytest.mark.parametrize(
-    "wrap",
-    [lambda a: Exports(a, "interface"), ExportsDLPack, memoryview, lambda a: a],
-    ids=["interface", "dlpack", "buffer", "numpy"],
+    "wrap", [lambda a: Exports(a, "interface"), ExportsDLPack, memoryview, lambda a: a], ids=["interface", "dlpack", "buffer", "numpy"]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arrays_of_other_libraries_are_not_copied(wrap: Any, dtype: type) -> None:

@@ -119,8 +119,10 @@ def test_batches_that_write_into_one_buffer():
 
 def test_a_random_inner_loss():
     rng = np.random.default_rng(0)
-    message = fails("the inner loss of step 5 was .* and is .* expected the same bits",
-                    inner=lambda w, h, b: inner(w, h, b) + 1e-9 * rng.standard_normal() * hg.sum(w))
+    message = fails(
+        "the inner loss of step 5 was .* and is .* expected the same bits",
+        inner=lambda w, h, b: inner(w, h, b) + 1e-9 * rng.standard_normal() * hg.sum(w),
+    )
     assert "draw what is random in batches" in message
 
 
@@ -144,16 +146,26 @@ def test_a_detached_hyperparameter(name):
         """Neither tape nor tangent: what .value in a loss does."""
         return {**h, name: h[name].value if isinstance(h[name], hg.Tensor) else h[name]}
 
-    message = fails(rf"hparams\['{name}'\]", inner=lambda w, h, b: inner(w, detached(h), b), init=lambda h: detached(h)["w0"],
-                    optimizer=lambda h: hg.SGD(lr=detached(h)["lr"]))
+    message = fails(
+        rf"hparams\['{name}'\]",
+        inner=lambda w, h, b: inner(w, detached(h), b),
+        init=lambda h: detached(h)["w0"],
+        optimizer=lambda h: hg.SGD(lr=detached(h)["lr"]),
+    )
     assert "a finite difference gives" in message
-    fails(rf"hparams\['{name}'\]", inner=lambda w, h, b: inner(w, cut(h), b), init=lambda h: cut(h)["w0"],
-          optimizer=lambda h: hg.SGD(lr=cut(h)["lr"]))
+    fails(
+        rf"hparams\['{name}'\]",
+        inner=lambda w, h, b: inner(w, cut(h), b),
+        init=lambda h: cut(h)["w0"],
+        optimizer=lambda h: hg.SGD(lr=cut(h)["lr"]),
+    )
 
 
 def test_a_detached_weight_in_the_inner_loss():
-    fails("inner_loss at step 0: reverse: the gradient along a random direction of w",
-          inner=lambda w, h, b: inner(w, h, b) + hg.sum(w * w.value))
+    fails(
+        "inner_loss at step 0: reverse: the gradient along a random direction of w",
+        inner=lambda w, h, b: inner(w, h, b) + hg.sum(w * w.value),
+    )
 
 
 def test_a_detached_weight_in_the_outer_loss():
@@ -182,8 +194,9 @@ def planted():
 
 def cube(partial_vjp, partial_jvp):
     """x^3 with its own derivative in each mode."""
-    return rules.Op("planted_cube", lambda b, x: x**3, vjp=(lambda bar, out, x: bar * partial_vjp(x),),
-                    jvp=(lambda dot, out, x: dot * partial_jvp(x),))
+    return rules.Op(
+        "planted_cube", lambda b, x: x**3, vjp=(lambda bar, out, x: bar * partial_vjp(x),), jvp=(lambda dot, out, x: dot * partial_jvp(x),)
+    )
 
 
 def right(x):
@@ -215,12 +228,15 @@ def test_a_wrong_rule_in_a_function(planted, fault):
         check_gradients(lambda x: {"y": hg.sum(op(x["p"])) * x["q"]}, {"p": np.array([0.5, -0.7]), "q": np.float64(2.0)})
 
 
-@pytest.mark.parametrize(("partials", "where"), [
-    ((wrong, wrong), "inner_loss at step 0: reverse: the gradient"),
-    ((wrong, right), "inner_loss at step 0: reverse: the gradient"),
-    ((right, wrong), "inner_loss at step 0: H_ww v"),
-    ((cut, right), "inner_loss at step 0: H_ww v"),
-])
+@pytest.mark.parametrize(
+    ("partials", "where"),
+    [
+        ((wrong, wrong), "inner_loss at step 0: reverse: the gradient"),
+        ((wrong, right), "inner_loss at step 0: reverse: the gradient"),
+        ((right, wrong), "inner_loss at step 0: H_ww v"),
+        ((cut, right), "inner_loss at step 0: H_ww v"),
+    ],
+)
 def test_a_wrong_rule_in_an_inner_loss(planted, partials, where):
     op = cube(*partials)
     fails(where, inner=lambda w, h, b: inner(w, h, b) + 0.1 * hg.sum(op(w)) ** 2)
@@ -235,7 +251,10 @@ def test_sound_rules_pass(planted):
     op = cube(right, right)
     report = check_gradients(lambda x: op(x), np.array([0.5, -0.7]))
     assert report.first_order < 1e-8 and set(report.second_order) == {
-        "forward over reverse", "reverse over forward", "reverse over reverse"}
+        "forward over reverse",
+        "reverse over forward",
+        "reverse over reverse",
+    }
     check_hypergrad(problem(inner=lambda w, h, b: inner(w, h, b) + 0.1 * hg.sum(op(w))), H, Minibatches(), directions=1)
 
 

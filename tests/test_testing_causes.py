@@ -64,11 +64,7 @@ def test_the_sound_problem_passes():
 
 # --- detached values ----------------------------------------------------------------------------------------
 
-CUTS = {
-    "stop_gradient": hg.stop_gradient,
-    "value": lambda x: x.value,
-    "detach": lambda x: x.detach(),
-}
+CUTS = {"stop_gradient": hg.stop_gradient, "value": lambda x: x.value, "detach": lambda x: x.detach()}
 PLACES = {
     "inner_loss at step 0": ("decay", lambda cut: replace(SOUND, inner_loss=lambda w, h, b: inner(w, {**h, "decay": cut(h["decay"])}, b))),
     "outer_loss": ("out", lambda cut: replace(SOUND, outer_loss=lambda w, h: outer(w, {**h, "out": cut(h["out"])}))),
@@ -86,13 +82,17 @@ def test_a_detached_hyperparameter(place, cut):
     def safe(x):
         return CUTS[cut](x) if isinstance(x, hg.Tensor) else x
 
-    fails(rf"hparams\['{name}'\].* is .*it looks like a value detached \(stop_gradient, detach\(\) or .value\).* in {place}: along "
-          rf"hparams\['{name}'\]", faulty(safe))
+    fails(
+        rf"hparams\['{name}'\].* is .*it looks like a value detached \(stop_gradient, detach\(\) or .value\).* in {place}: along "
+        rf"hparams\['{name}'\]",
+        faulty(safe),
+    )
 
 
 def test_a_weight_detached_in_the_outer_loss():
-    fails(r"a value detached .* somewhere in outer_loss: along w ",
-          replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(w * w.value)))
+    fails(
+        r"a value detached .* somewhere in outer_loss: along w ", replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(w * w.value))
+    )
 
 
 def test_a_weight_detached_in_an_update():
@@ -114,8 +114,10 @@ def test_a_value_that_takes_a_side_door():
         kept["out"] = h["out"].value
         return h["w0"]
 
-    fails(r"hparams\['out'\].*every function alone has the derivative of its value.*through a closure",
-          replace(SOUND, init=init, outer_loss=lambda w, h: outer(w, {**h, "out": kept["out"]})))
+    fails(
+        r"hparams\['out'\].*every function alone has the derivative of its value.*through a closure",
+        replace(SOUND, init=init, outer_loss=lambda w, h: outer(w, {**h, "out": kept["out"]})),
+    )
 
 
 # --- the same twice -----------------------------------------------------------------------------------------
@@ -123,8 +125,10 @@ def test_a_value_that_takes_a_side_door():
 
 def test_a_random_mask():
     rng = np.random.default_rng(0)
-    fails("the inner loss of step .* it looks like randomness or state in inner_loss at step 0: it gave .* draw what is random in batches",
-          replace(SOUND, inner_loss=lambda w, h, b: inner(w * rng.integers(0, 2, 3).astype(float), h, b)))
+    fails(
+        "the inner loss of step .* it looks like randomness or state in inner_loss at step 0: it gave .* draw what is random in batches",
+        replace(SOUND, inner_loss=lambda w, h, b: inner(w * rng.integers(0, 2, 3).astype(float), h, b)),
+    )
 
 
 @pytest.mark.parametrize("place", ["init", "optimizer at step 0", "outer_loss"])
@@ -134,9 +138,11 @@ def test_randomness_elsewhere(place):
     def noise():
         return 1.0 + 1e-6 * rng.standard_normal()
 
-    faulty = {"init": replace(SOUND, init=lambda h: h["w0"] * noise()),
-              "outer_loss": replace(SOUND, outer_loss=lambda w, h: outer(w, h) * noise()),
-              "optimizer at step 0": replace(SOUND, optimizer=lambda h: hg.SGD(lr=h["lr"] * noise()))}
+    faulty = {
+        "init": replace(SOUND, init=lambda h: h["w0"] * noise()),
+        "outer_loss": replace(SOUND, outer_loss=lambda w, h: outer(w, h) * noise()),
+        "optimizer at step 0": replace(SOUND, optimizer=lambda h: hg.SGD(lr=h["lr"] * noise())),
+    }
     fails(rf"(value|params|hparams).* is .*expected the same bits.*it looks like randomness or state in {place}", faulty[place])
 
 
@@ -159,8 +165,10 @@ def test_batches_that_are_reshuffled_for_every_epoch():
                 self.order = self.rng.permutation(12)
             return self.order[:4] + 0 * t if t == 0 else np.roll(self.order, t)[:4]
 
-    fails(r"batches\[0\] changed between two readings \(leaf 0\).*it looks like randomness or state in batches, such as a new shuffle",
-          batches=Reshuffled())
+    fails(
+        r"batches\[0\] changed between two readings \(leaf 0\).*it looks like randomness or state in batches, such as a new shuffle",
+        batches=Reshuffled(),
+    )
 
 
 def test_batches_that_reuse_a_buffer():
@@ -171,8 +179,9 @@ def test_batches_that_reuse_a_buffer():
             self.buffer[...] = X[self.rows(t)]
             return self.buffer, Y[self.rows(t)]
 
-    assert "shuffle" not in fails(r"batches\[0\] changed .* \(leaf 0\): reading later batches wrote to it.*it looks like one buffer",
-                                  batches=Reused())
+    assert "shuffle" not in fails(
+        r"batches\[0\] changed .* \(leaf 0\): reading later batches wrote to it.*it looks like one buffer", batches=Reused()
+    )
 
 
 @pytest.mark.parametrize("place", ["outer_loss", "inner_loss"])
@@ -192,8 +201,10 @@ def test_init_returns_a_shared_array_that_is_overwritten(place):
             warm(w)
         return inner(w["w"], h, b)
 
-    fails(r"w\['w'\] that init returned was written to during the run.*it looks like a shared array that is overwritten",
-          replace(SOUND, init=lambda h: start, inner_loss=inner_of, outer_loss=outer_of))
+    fails(
+        r"w\['w'\] that init returned was written to during the run.*it looks like a shared array that is overwritten",
+        replace(SOUND, init=lambda h: start, inner_loss=inner_of, outer_loss=outer_of),
+    )
 
 
 def test_a_hyperparameter_that_is_overwritten():
@@ -212,11 +223,19 @@ def test_a_pullback_that_reads_what_was_written_to(monkeypatch, written):
     """Without the engine's own look at what it reads again, and with a loss that is the same whatever was written."""
     monkeypatch.setattr(transforms._Held, "check", lambda self: None)
     start = {"w": np.ones(3)}
-    problem = hg.Bilevel(lambda w, h, b: 0.0 * hg.sum(w["w"]), lambda w, h: hg.sum(w["w"]), lambda h: start,
-                         lambda h: hg.SGD(lr=h["lr"], weight_decay=h["decay"] if "decay" in written else 0.5))
+    problem = hg.Bilevel(
+        lambda w, h, b: 0.0 * hg.sum(w["w"]),
+        lambda w, h: hg.sum(w["w"]),
+        lambda h: start,
+        lambda h: hg.SGD(lr=h["lr"], weight_decay=h["decay"] if "decay" in written else 0.5),
+    )
     hparams = {"decay": np.float64(0.5), "lr": np.float64(0.1)}
-    message = fails(rf"a pullback after {written} was written to: hparams\['lr'\].*expected the same bits", problem,
-                    batches=hg.full_batch(None, 1), hparams=hparams)
+    message = fails(
+        rf"a pullback after {written} was written to: hparams\['lr'\].*expected the same bits",
+        problem,
+        batches=hg.full_batch(None, 1),
+        hparams=hparams,
+    )
     assert "an array that is read again without being looked at" in message
     np.testing.assert_array_equal(start["w"], np.ones(3))
 
@@ -256,8 +275,14 @@ class DeclaredGrows(Grows):
 
 
 @pytest.mark.parametrize("optimizer", [Grows, DeclaredGrows])
-@pytest.mark.parametrize(("kind", "leaf"), [("w", r"step 0: .*w has shape \(2, 3\)"), ("state", r"step 2: .*state\['v'\] has shape \(4,\)"),
-                                            ("dtype", r"step 0: .*state\['v'\] has .*float32")])
+@pytest.mark.parametrize(
+    ("kind", "leaf"),
+    [
+        ("w", r"step 0: .*w has shape \(2, 3\)"),
+        ("state", r"step 2: .*state\['v'\] has shape \(4,\)"),
+        ("dtype", r"step 0: .*state\['v'\] has .*float32"),
+    ],
+)
 def test_an_update_that_does_not_keep_its_leaves(optimizer, kind, leaf):
     fails(leaf + ".*it looks like an update that does not keep its leaves", replace(SOUND, optimizer=lambda h: optimizer(kind=kind)))
 
@@ -287,8 +312,11 @@ class Limited(hg.Optimizer):
 @pytest.mark.parametrize("optimizer", [Cubic, Limited])
 @pytest.mark.parametrize("field", [True, False])
 def test_an_update_that_is_wrongly_declared_as_linear(optimizer, field):
-    fails(rf"optimizer at step 0: the slope of {optimizer.__name__}.update in gradient, element \d, is .* linear_in_gradient = True; it "
-          "looks like a declaration that is wrong", replace(SOUND, optimizer=lambda h: optimizer(lr=h["lr"] if field else 0.1)))
+    fails(
+        rf"optimizer at step 0: the slope of {optimizer.__name__}.update in gradient, element \d, is .* linear_in_gradient = True; it "
+        "looks like a declaration that is wrong",
+        replace(SOUND, optimizer=lambda h: optimizer(lr=h["lr"] if field else 0.1)),
+    )
 
 
 def test_a_declaration_that_is_right_passes():
@@ -308,8 +336,9 @@ def test_a_declaration_that_is_right_passes():
 
 def cube(vjp=3.0, jvp=3.0):
     """x^3 with a factor of its own in the derivative of each mode."""
-    return rules.Op("planted_cube", lambda b, x: x**3, vjp=(lambda bar, out, x: bar * vjp * x * x,),
-                    jvp=(lambda dot, out, x: dot * jvp * x * x,))
+    return rules.Op(
+        "planted_cube", lambda b, x: x**3, vjp=(lambda bar, out, x: bar * vjp * x * x,), jvp=(lambda dot, out, x: dot * jvp * x * x,)
+    )
 
 
 RULES = {"the transpose": (3.1, 3.0), "the tangent": (3.0, 3.1), "both": (3.1, 3.1)}
@@ -318,8 +347,10 @@ RULES = {"the transpose": (3.1, 3.0), "the tangent": (3.0, 3.1), "both": (3.1, 3
 @pytest.mark.parametrize("fault", RULES)
 def test_a_wrong_rule_in_the_inner_loss(planted, fault):
     op = cube(*RULES[fault])
-    fails("it looks like a wrong rule of the custom op planted_cube in (the gradient of )?inner_loss at step 0",
-          replace(SOUND, inner_loss=lambda w, h, b: inner(w, h, b) + 0.1 * hg.sum(op(w))))
+    fails(
+        "it looks like a wrong rule of the custom op planted_cube in (the gradient of )?inner_loss at step 0",
+        replace(SOUND, inner_loss=lambda w, h, b: inner(w, h, b) + 0.1 * hg.sum(op(w))),
+    )
 
 
 @pytest.mark.parametrize("fault", RULES)
@@ -332,36 +363,52 @@ def test_a_wrong_rule_in_the_update(planted, fault, argument):
         lr: Any = 0.1
 
         def update(self, w, state, g, t):
-            return {"w": w - self.lr * (g + op(w)), "gradient": w - self.lr * (g + 0.1 * op(g)),
-                    "hparams['lr']": w - op(self.lr + 0.2) * g}[argument], state
+            return {
+                "w": w - self.lr * (g + op(w)),
+                "gradient": w - self.lr * (g + 0.1 * op(g)),
+                "hparams['lr']": w - op(self.lr + 0.2) * g,
+            }[argument], state
 
-    message = fails("it looks like a wrong rule of the custom op planted_cube in optimizer at step 0",
-                    replace(SOUND, optimizer=lambda h: Custom(lr=h["lr"])))
+    message = fails(
+        "it looks like a wrong rule of the custom op planted_cube in optimizer at step 0",
+        replace(SOUND, optimizer=lambda h: Custom(lr=h["lr"])),
+    )
     assert f"of {argument} is" in message or f"along {argument} its derivative" in message
 
 
 @pytest.mark.parametrize("fault", RULES)
 def test_a_wrong_rule_in_the_outer_loss(planted, fault):
     op = cube(*RULES[fault])
-    fails("it looks like a wrong rule of the custom op planted_cube in outer_loss: along w ",
-          replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(op(w))))
+    fails(
+        "it looks like a wrong rule of the custom op planted_cube in outer_loss: along w ",
+        replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(op(w))),
+    )
 
 
 def test_right_rules_pass(planted):
     op = cube()
-    check_hypergrad(replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(op(w)),
-                            inner_loss=lambda w, h, b: inner(w, h, b) + 0.01 * hg.sum(op(w))), H, Minibatches(), directions=1)
+    check_hypergrad(
+        replace(
+            SOUND, outer_loss=lambda w, h: outer(w, h) + hg.sum(op(w)), inner_loss=lambda w, h, b: inner(w, h, b) + 0.01 * hg.sum(op(w))
+        ),
+        H,
+        Minibatches(),
+        directions=1,
+    )
 
 
 # --- kinks, and hyperparameters without influence -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("place", "problem"), [
-    ("outer_loss", replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.relu(h["out"] - 0.5))),
-    ("init", replace(SOUND, init=lambda h: h["w0"] + 0.1 * hg.relu(h["out"] - 0.5))),
-    ("optimizer at step 0", replace(SOUND, optimizer=lambda h: hg.SGD(lr=h["lr"] + 0.1 * hg.relu(h["out"] - 0.5)))),
-    ("outer_loss", replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.relu(h["out"] - (0.5 + 1e-9)))),
-])
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("outer_loss", replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.relu(h["out"] - 0.5))),
+        ("init", replace(SOUND, init=lambda h: h["w0"] + 0.1 * hg.relu(h["out"] - 0.5))),
+        ("optimizer at step 0", replace(SOUND, optimizer=lambda h: hg.SGD(lr=h["lr"] + 0.1 * hg.relu(h["out"] - 0.5)))),
+        ("outer_loss", replace(SOUND, outer_loss=lambda w, h: outer(w, h) + hg.relu(h["out"] - (0.5 + 1e-9)))),
+    ],
+)
 def test_a_kink_within_the_step(place, problem):
     fails(rf"it looks like a kink within the step of {place} in hparams\['out'\]", problem)
 
@@ -406,8 +453,14 @@ def test_many_hyperparameters_beside_a_state():
     def weighted(w, h, b):
         return inner(w, h, b) * hg.mean(hg.sigmoid(h["many"]))
 
-    check_hypergrad(replace(FULL, inner_loss=weighted), {**H, "many": RNG.standard_normal(70)}, Minibatches(), directions=1,
-                    outer_batch={"factor": 1.5}, state=STATE)
+    check_hypergrad(
+        replace(FULL, inner_loss=weighted),
+        {**H, "many": RNG.standard_normal(70)},
+        Minibatches(),
+        directions=1,
+        outer_batch={"factor": 1.5},
+        state=STATE,
+    )
 
 
 def test_a_state_that_is_cut():
@@ -416,10 +469,23 @@ def test_a_state_that_is_cut():
         def update(self, w, state, g, t):
             return super().update(w, state if t else hg.stop_gradient(state), g, t)
 
-    fails("reverse: the derivative along a random direction of state .*a value detached .* in optimizer at step 0: along state",
-          replace(FULL, optimizer=lambda h: Cut(lr=h["lr"], momentum=0.5)), outer_batch={"factor": 1.5}, state=STATE)
+    fails(
+        "reverse: the derivative along a random direction of state .*a value detached .* in optimizer at step 0: along state",
+        replace(FULL, optimizer=lambda h: Cut(lr=h["lr"], momentum=0.5)),
+        outer_batch={"factor": 1.5},
+        state=STATE,
+    )
 
 
 def test_trees_with_nothing_in_them():
-    check_hypergrad(replace(SOUND, init=lambda h: {"w": h["w0"], "none": None}, inner_loss=lambda w, h, b: inner(w["w"], h, b),
-                            outer_loss=lambda w, h: outer(w["w"], h)), {**H, "none": None}, Minibatches(), directions=1)
+    check_hypergrad(
+        replace(
+            SOUND,
+            init=lambda h: {"w": h["w0"], "none": None},
+            inner_loss=lambda w, h, b: inner(w["w"], h, b),
+            outer_loss=lambda w, h: outer(w["w"], h),
+        ),
+        {**H, "none": None},
+        Minibatches(),
+        directions=1,
+    )

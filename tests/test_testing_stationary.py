@@ -47,22 +47,28 @@ def converged():
 
 def invariant_to_a_shift():
     """A number that is added to all logits changes no probability."""
+
     def inner(w, h, b):
         return hg.mean(hg.softmax_cross_entropy(XV @ w + h["shift"], LABELS))
 
-    problem = hg.Bilevel(inner, lambda w, h: inner(0.5 * w, h, None) + 0.1 * hg.sum(w * w), lambda h: np.zeros((3, 3)),
-                         lambda h: hg.SGD(lr=h["lr"]))
+    problem = hg.Bilevel(
+        inner, lambda w, h: inner(0.5 * w, h, None) + 0.1 * hg.sum(w * w), lambda h: np.zeros((3, 3)), lambda h: hg.SGD(lr=h["lr"])
+    )
     return problem, {"shift": np.float64(1.3), "lr": np.float64(0.3)}, hg.full_batch(None, 6)
 
 
 def invariant_to_a_gain():
     """A factor in front of a normalisation changes nothing."""
+
     def inner(w, h, b):
         scores = h["gain"] * (X @ w)
         return hg.mean((scores / hg.sqrt(hg.sum(scores * scores)) - 0.1) ** 2)
 
-    return hg.Bilevel(inner, validation, lambda h: W0, lambda h: hg.SGD(lr=h["lr"])), {"gain": np.float64(2.0), "lr": np.float64(0.3)}, \
-        hg.full_batch(None, 6)
+    return (
+        hg.Bilevel(inner, validation, lambda h: W0, lambda h: hg.SGD(lr=h["lr"])),
+        {"gain": np.float64(2.0), "lr": np.float64(0.3)},
+        hg.full_batch(None, 6),
+    )
 
 
 def with_a_direct_term_that_cancels(off=0.0, cut=lambda x: x):
@@ -87,17 +93,35 @@ def with_value_zero():
 
 def at_the_origin():
     """Inner and outer objective are even in w, and w_0 is zero: nothing has an effect."""
+
     def inner(w, h, b):
         return 0.1 * hg.mean(hg.exp(X @ w) + hg.exp(-(X @ w))) + h["decay"] * hg.sum(w * w)
 
-    return hg.Bilevel(inner, lambda w, h: hg.sum(hg.exp(w * w)) + hg.mean((hg.exp(XV @ w) - hg.exp(-(XV @ w))) ** 2), lambda h: h["w0"],
-                      lambda h: hg.SGD(lr=h["lr"])), {"decay": np.float64(0.1), "lr": np.float64(0.1), "w0": np.zeros(3)}, \
-        hg.full_batch(None, 6)
+    return (
+        hg.Bilevel(
+            inner,
+            lambda w, h: hg.sum(hg.exp(w * w)) + hg.mean((hg.exp(XV @ w) - hg.exp(-(XV @ w))) ** 2),
+            lambda h: h["w0"],
+            lambda h: hg.SGD(lr=h["lr"]),
+        ),
+        {"decay": np.float64(0.1), "lr": np.float64(0.1), "w0": np.zeros(3)},
+        hg.full_batch(None, 6),
+    )
 
 
-STATIONARY = {f.__name__: f for f in (
-    at_the_outer_optimum, at_the_inner_minimum, converged, invariant_to_a_shift, invariant_to_a_gain, with_a_direct_term_that_cancels,
-    with_value_zero, at_the_origin)}
+STATIONARY = {
+    f.__name__: f
+    for f in (
+        at_the_outer_optimum,
+        at_the_inner_minimum,
+        converged,
+        invariant_to_a_shift,
+        invariant_to_a_gain,
+        with_a_direct_term_that_cancels,
+        with_value_zero,
+        at_the_origin,
+    )
+}
 STATIONARY["at the outer optimum, small"] = lambda: at_the_outer_optimum(1e-12)
 STATIONARY["at the outer optimum, large"] = lambda: at_the_outer_optimum(1e12)
 
@@ -118,12 +142,15 @@ def test_they_are_stationary():
     assert abs(hg.reverse(*with_value_zero()).value) <= 1e-15
 
 
-@pytest.mark.parametrize("f", [
-    lambda x: hg.mean(hg.softmax_cross_entropy(XV @ np.eye(3) + x["a"], LABELS)),
-    lambda x: hg.sum((x["a"] - 1.3) ** 2),
-    lambda x: hg.sum((X * x["a"]) / hg.sqrt(hg.sum((X * x["a"]) ** 2))),
-    lambda x: hg.exp(x["a"]) - float(np.exp(1.3)) * x["a"],
-])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: hg.mean(hg.softmax_cross_entropy(XV @ np.eye(3) + x["a"], LABELS)),
+        lambda x: hg.sum((x["a"] - 1.3) ** 2),
+        lambda x: hg.sum((X * x["a"]) / hg.sqrt(hg.sum((X * x["a"]) ** 2))),
+        lambda x: hg.exp(x["a"]) - float(np.exp(1.3)) * x["a"],
+    ],
+)
 def test_a_function_at_a_stationary_point_is_no_false_alarm(f):
     check_gradients(f, {"a": np.float64(1.3)})
 

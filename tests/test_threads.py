@@ -52,7 +52,10 @@ def transforms_of(f: Callable[[Any], Any]) -> list[Callable[[], Any]]:
         return f(w) * w[0]
 
     return [
-        lambda: hg.grad(f)(X), lambda: hg.value_and_grad(f)(X), lambda: hg.vjp(f, X), lambda: hg.hvp(f, (X,), (V,)),
+        lambda: hg.grad(f)(X),
+        lambda: hg.value_and_grad(f)(X),
+        lambda: hg.vjp(f, X),
+        lambda: hg.hvp(f, (X,), (V,)),
         lambda: hg.jvp(f, (X,), (V,)),
         lambda: hg.grad(lambda x: hg.sum(hg.unroll(inner, x, (), [0], optimizer=hg.SGD(lr=0.1))))(X),
     ]
@@ -77,6 +80,7 @@ def test_an_op_on_a_followed_tensor_in_another_thread_is_refused() -> None:
 
 def test_threads_that_follow_nothing_may_compute_inside_a_gradient() -> None:
     with ThreadPoolExecutor(2) as pool:
+
         def f(x: Tensor) -> Tensor:
             data = pool.submit(lambda: hg.exp(V).value).result()
             slope = pool.submit(lambda: hg.grad(lambda y: hg.sum(y * y * y))(V)).result()

@@ -183,8 +183,7 @@ HG_DEVICE double part_count(const Norm& n, int64_t part) {
 HG_DEVICE double part_sum(const Norm& n, const Channel& c, const double* parts, int row, int rows, double* sums) {
   double total = 0;
   if (c.any)
-    for (int64_t part = c.slice; part < n.parts; part += kSlices)
-      total += parts[((c.entry * n.parts + part) * rows + row) * n.K + c.k];
+    for (int64_t part = c.slice; part < n.parts; part += kSlices) total += parts[((c.entry * n.parts + part) * rows + row) * n.K + c.k];
   return slice_sum(total, sums);
 }
 // Mean over all pixels from the means of the parts, row 0 of 3.
@@ -209,15 +208,12 @@ struct Constants {
     to[0] = static_cast<T>(by);
     to[K] = mean;
   }
-  HG_DEVICE void shift(const Channel& c, double value) const {
-    of(c.entry)[2 * terms * K + c.k] = static_cast<T>(value);
-  }
+  HG_DEVICE void shift(const Channel& c, double value) const { of(c.entry)[2 * terms * K + c.k] = static_cast<T>(value); }
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    norm_statistics(const Norm n, const double* parts, Batch<const T> gamma, Batch<const T> beta, double eps,
-                    Batch<T> mean, Batch<T> rstd, Constants<T> constants) {
+__global__ void __launch_bounds__(kThreads) norm_statistics(const Norm n, const double* parts, Batch<const T> gamma, Batch<const T> beta,
+                                                            double eps, Batch<T> mean, Batch<T> rstd, Constants<T> constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Channel c = channel_of(n);
@@ -246,8 +242,7 @@ HG_DEVICE double at_or_zero(const Batch<const T>& a, const Channel& c) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     norm_jvp_scalars(const Norm n, const double* parts, Batch<const T> gamma, Batch<const T> mean, Batch<const T> rstd,
-                     Batch<const T> gamma_dot, Batch<const T> beta_dot, Batch<T> x_dot_mean, Batch<T> c_out,
-                     Constants<T> constants) {
+                     Batch<const T> gamma_dot, Batch<const T> beta_dot, Batch<T> x_dot_mean, Batch<T> c_out, Constants<T> constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Channel c = channel_of(n);
@@ -273,8 +268,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    norm_vjp_scalars(const Norm n, const double* parts, Batch<const T> gamma, Batch<const T> mean, Batch<const T> rstd,
-                     Batch<T> gamma_bar, Batch<T> beta_bar, Constants<T> constants) {
+    norm_vjp_scalars(const Norm n, const double* parts, Batch<const T> gamma, Batch<const T> mean, Batch<const T> rstd, Batch<T> gamma_bar,
+                     Batch<T> beta_bar, Constants<T> constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Channel c = channel_of(n);
@@ -292,10 +287,9 @@ __global__ void __launch_bounds__(kThreads)
 // Rows of the parts: of y_bar with x, of y_bar_dot with x, of y_bar with x_dot; the last two only where they are.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    norm_vjp_jvp_scalars(const Norm n, const double* parts, const double* parts_bar, bool has_bar_dot, bool has_x_dot,
-                         Batch<const T> gamma, Batch<const T> mean, Batch<const T> rstd, Batch<const T> gamma_dot,
-                         Batch<const T> x_dot_mean, Batch<const T> c_in, Batch<T> gamma_bar_dot, Batch<T> beta_bar_dot,
-                         Constants<T> constants) {
+    norm_vjp_jvp_scalars(const Norm n, const double* parts, const double* parts_bar, bool has_bar_dot, bool has_x_dot, Batch<const T> gamma,
+                         Batch<const T> mean, Batch<const T> rstd, Batch<const T> gamma_dot, Batch<const T> x_dot_mean, Batch<const T> c_in,
+                         Batch<T> gamma_bar_dot, Batch<T> beta_bar_dot, Constants<T> constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Channel c = channel_of(n);
@@ -329,8 +323,7 @@ struct Terms {
   Batch<const T> x[N];
 };
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    norm_combine(const Norm n, Terms<T, N> terms, Constants<T> constants, Batch<T> out) {
+__global__ void __launch_bounds__(kThreads) norm_combine(const Norm n, Terms<T, N> terms, Constants<T> constants, Batch<T> out) {
   const Span s = span_of(n);
   if (s.k >= n.K) return;
   const int64_t p = s.entry / n.E, e = s.entry % n.E;
@@ -375,8 +368,7 @@ void value(const Call& call) {
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 1);
   const Batch<const T> none{nullptr, 0, 0, false};
   launch("norm_moments", norm_moments<T>, n.blocks(), kThreads, kRowSums, n, x, none, none, parts);
-  launch("norm_statistics", norm_statistics<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, beta, eps, mean,
-         rstd, constants);
+  launch("norm_statistics", norm_statistics<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, beta, eps, mean, rstd, constants);
   launch("norm_combine", norm_combine<T, 1>, n.blocks(), kThreads, 0, n, Terms<T, 1>{{x}}, constants, y);
 }
 
@@ -384,18 +376,17 @@ template <class T>
 void jvp(const Call& call) {
   const Norm n = norm_of(call);
   const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2),
-             gamma_dot = batch<const T>(call, 5, 2), beta_dot = batch<const T>(call, 6, 2);
+             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2), gamma_dot = batch<const T>(call, 5, 2),
+             beta_dot = batch<const T>(call, 6, 2);
   const auto y_dot = batch<T>(call, 7, 2), x_dot_mean = batch<T>(call, 8, 2), c = batch<T>(call, 9, 2);
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.P * n.E * n.parts * 3 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.P * n.E, 2);
   if (x_dot) launch("norm_moments", norm_moments<T>, n.P * n.blocks(), kThreads, kRowSums, n, x_dot, x, mean, parts);
   const double* const given = x_dot ? parts : nullptr;
-  launch("norm_jvp_scalars", norm_jvp_scalars<T>, n.P * n.E * n.tiles, kThreads, kSliceSums, n, given, gamma, mean,
-         rstd, gamma_dot, beta_dot, x_dot_mean, c, constants);
-  launch("norm_combine", norm_combine<T, 2>, n.P * n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, x_dot}}, constants,
-         y_dot);
+  launch("norm_jvp_scalars", norm_jvp_scalars<T>, n.P * n.E * n.tiles, kThreads, kSliceSums, n, given, gamma, mean, rstd, gamma_dot,
+         beta_dot, x_dot_mean, c, constants);
+  launch("norm_combine", norm_combine<T, 2>, n.P * n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, x_dot}}, constants, y_dot);
 }
 
 template <class T>
@@ -408,37 +399,32 @@ void vjp(const Call& call) {
   double* const parts = launch.scratch<double>(n.E * n.parts * 2 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 2);
   launch("norm_sums", norm_sums<T>, n.blocks(), kThreads, kRowSums, n, y_bar, x, mean, 0, 2, parts);
-  launch("norm_vjp_scalars", norm_vjp_scalars<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, mean, rstd,
-         gamma_bar, beta_bar, constants);
-  if (x_bar)
-    launch("norm_combine", norm_combine<T, 2>, n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, y_bar}}, constants, x_bar);
+  launch("norm_vjp_scalars", norm_vjp_scalars<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, mean, rstd, gamma_bar, beta_bar,
+         constants);
+  if (x_bar) launch("norm_combine", norm_combine<T, 2>, n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, y_bar}}, constants, x_bar);
 }
 
 template <class T>
 void vjp_jvp(const Call& call) {
   const Norm n = norm_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
-             mean = batch<const T>(call, 2, 1), rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1),
-             gamma = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
-             gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
+  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), mean = batch<const T>(call, 2, 1),
+             rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1), gamma = batch<const T>(call, 5, 1),
+             x_dot = batch<const T>(call, 6, 2), gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
              c = batch<const T>(call, 9, 2);
-  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2),
-             beta_bar_dot = batch<T>(call, 12, 2);
+  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2), beta_bar_dot = batch<T>(call, 12, 2);
   Launch launch(call);
   double* const parts_bar = launch.scratch<double>(n.E * n.parts * 2 * n.K);
   double* const parts = launch.scratch<double>(n.P * n.E * n.parts * 4 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.P * n.E, 4);
   launch("norm_sums", norm_sums<T>, n.P == 0 ? 0 : n.blocks(), kThreads, kRowSums, n, y_bar, x, mean, 0, 2, parts_bar);
-  if (y_bar_dot)
-    launch("norm_sums", norm_sums<T>, n.P * n.blocks(), kThreads, kRowSums, n, y_bar_dot, x, mean, 0, 4, parts);
-  if (x_dot)
-    launch("norm_sums", norm_sums<T>, n.P * n.blocks(), kThreads, kRowSums, n, y_bar, x_dot, x_dot_mean, 2, 4, parts);
-  launch("norm_vjp_jvp_scalars", norm_vjp_jvp_scalars<T>, n.P * n.E * n.tiles, kThreads, kSliceSums, n, parts,
-         parts_bar, static_cast<bool>(y_bar_dot), static_cast<bool>(x_dot), gamma, mean, rstd, gamma_dot, x_dot_mean, c,
-         gamma_bar_dot, beta_bar_dot, constants);
+  if (y_bar_dot) launch("norm_sums", norm_sums<T>, n.P * n.blocks(), kThreads, kRowSums, n, y_bar_dot, x, mean, 0, 4, parts);
+  if (x_dot) launch("norm_sums", norm_sums<T>, n.P * n.blocks(), kThreads, kRowSums, n, y_bar, x_dot, x_dot_mean, 2, 4, parts);
+  launch("norm_vjp_jvp_scalars", norm_vjp_jvp_scalars<T>, n.P * n.E * n.tiles, kThreads, kSliceSums, n, parts, parts_bar,
+         static_cast<bool>(y_bar_dot), static_cast<bool>(x_dot), gamma, mean, rstd, gamma_dot, x_dot_mean, c, gamma_bar_dot, beta_bar_dot,
+         constants);
   if (x_bar_dot)
-    launch("norm_combine", norm_combine<T, 4>, n.P * n.blocks(), kThreads, 0, n,
-           Terms<T, 4>{{x, y_bar, y_bar_dot, x_dot}}, constants, x_bar_dot);
+    launch("norm_combine", norm_combine<T, 4>, n.P * n.blocks(), kThreads, 0, n, Terms<T, 4>{{x, y_bar, y_bar_dot, x_dot}}, constants,
+           x_bar_dot);
 }
 
 HG_CUDA_KERNEL(batch_norm_value, value);

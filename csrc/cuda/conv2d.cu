@@ -15,8 +15,8 @@ struct Geometry {
 
 Geometry geometry(const Call& call) {
   constexpr int64_t kMost = int64_t(1) << 20;
-  const int64_t N = dim(call, 'N'), H = dim(call, 'H'), W = dim(call, 'W'), C = dim(call, 'C'), R = dim(call, 'R'),
-                S = dim(call, 'S'), K = dim(call, 'K'), P = dim(call, 'P'), Q = dim(call, 'Q');
+  const int64_t N = dim(call, 'N'), H = dim(call, 'H'), W = dim(call, 'W'), C = dim(call, 'C'), R = dim(call, 'R'), S = dim(call, 'S'),
+                K = dim(call, 'K'), P = dim(call, 'P'), Q = dim(call, 'Q');
   const int64_t stride = integer_attribute(call, 0, 1, kMost), pad_h = integer_attribute(call, 1, 0, kMost),
                 pad_w = integer_attribute(call, 2, 0, kMost);
   const int64_t room_h = H + 2 * pad_h - R, room_w = W + 2 * pad_w - S;
@@ -25,16 +25,14 @@ Geometry geometry(const Call& call) {
                static_cast<long long>(R), static_cast<long long>(S), static_cast<long long>(H + 2 * pad_h),
                static_cast<long long>(W + 2 * pad_w), static_cast<long long>(H), static_cast<long long>(W));
   if (P != room_h / stride + 1 || Q != room_w / stride + 1)
-    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld",
-               static_cast<long long>(P), static_cast<long long>(Q), static_cast<long long>(room_h / stride + 1),
-               static_cast<long long>(room_w / stride + 1));
+    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld", static_cast<long long>(P),
+               static_cast<long long>(Q), static_cast<long long>(room_h / stride + 1), static_cast<long long>(room_w / stride + 1));
   const double most = INT32_MAX, images = static_cast<double>(higher<int64_t>(1, N));
   if (images * static_cast<double>(H * W) > most || images * static_cast<double>(P * Q) > most ||
       static_cast<double>(R * S) * static_cast<double>(C) > most || static_cast<double>(higher(C, K)) > most)
     fail_shape(call, "images or filters hold more pixels than kernels count in 32 bits; split the call");
   const auto i = [](int64_t v) { return static_cast<int>(v); };
-  return {dim(call, 'A'), dim(call, 'B'), i(N), i(H), i(W),      i(C),     i(R),
-          i(S),           i(K),           i(P), i(Q), i(stride), i(pad_h), i(pad_w)};
+  return {dim(call, 'A'), dim(call, 'B'), i(N), i(H), i(W), i(C), i(R), i(S), i(K), i(P), i(Q), i(stride), i(pad_h), i(pad_w)};
 }
 
 // Which element of which entry a thread of a plain kernel owns: entries * size elements, kThreads a block.
@@ -48,8 +46,7 @@ HG_DEVICE Owner owner_of(int64_t size) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    plain_fprop(const Geometry g, Batch<const T> x, Batch<const T> w, Batch<T> y) {
+__global__ void __launch_bounds__(kThreads) plain_fprop(const Geometry g, Batch<const T> x, Batch<const T> w, Batch<T> y) {
   const Owner own = owner_of(static_cast<int64_t>(g.N) * g.P * g.Q * g.K);
   if (!own.any) return;
   const int64_t a = own.entry / g.B, b = own.entry % g.B;
@@ -73,8 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    plain_dgrad(const Geometry g, Batch<const T> y_bar, Batch<const T> w, Batch<T> x_bar) {
+__global__ void __launch_bounds__(kThreads) plain_dgrad(const Geometry g, Batch<const T> y_bar, Batch<const T> w, Batch<T> x_bar) {
   const Owner own = owner_of(static_cast<int64_t>(g.N) * g.H * g.W * g.C);
   if (!own.any) return;
   const int64_t a = own.entry / g.B, b = own.entry % g.B;
@@ -114,8 +110,7 @@ __global__ void __launch_bounds__(kThreads)
     const int q = i % g.Q, p = i / g.Q % g.P, n = i / g.Q / g.P;
     const int h = p * g.stride + r - g.pad_h, v = q * g.stride + s - g.pad_w;
     if (h < 0 || h >= g.H || v < 0 || v >= g.W) continue;
-    sum = fused(images[((static_cast<int64_t>(n) * g.H + h) * g.W + v) * g.C + c],
-                bars[static_cast<int64_t>(i) * g.K + k], sum);
+    sum = fused(images[((static_cast<int64_t>(n) * g.H + h) * g.W + v) * g.C + c], bars[static_cast<int64_t>(i) * g.K + k], sum);
   }
   parts[own.entry * size + own.index] = sum;
 }
@@ -164,8 +159,8 @@ void wgrad_of(const Call& call) {
     const int64_t size = static_cast<int64_t>(g.R) * g.S * g.C * g.K;
     const int64_t n_parts = ceil_div(static_cast<int64_t>(g.N) * g.P * g.Q, kPart);
     T* const parts = launch.scratch<T>(entries * n_parts * size);
-    launch("plain_wgrad", plain_wgrad<T>, entries * n_parts * ceil_div(size, kThreads), kThreads, 0, g, x, y_bar,
-           static_cast<int>(n_parts), kPart, parts);
+    launch("plain_wgrad", plain_wgrad<T>, entries * n_parts * ceil_div(size, kThreads), kThreads, 0, g, x, y_bar, static_cast<int>(n_parts),
+           kPart, parts);
     launch_sum_parts(launch, parts, n_parts, size, entries, g.B, w_bar);
     return;
   }

@@ -10,9 +10,8 @@ namespace {
 // mean, rstd, and constants[e][3][K]: offset, scale, shift of u = (conv(x - shift, w) - offset)*scale + shift.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta,
-                     Batch<const T> patch_mean, const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd,
-                     T* constants) {
+    first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta, Batch<const T> patch_mean,
+                     const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd, T* constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
@@ -21,8 +20,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
   const double var = tap_sum(b, v, weight, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
   const double all = tap_sum(b, v, weight, [&](int j) { return m[j]; }, sums);
-  const double offset = tap_sum(
-      b, v, weight, [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); }, sums);
+  const double offset =
+      tap_sum(b, v, weight, [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); }, sums);
   if (v.slice != 0 || !v.any) return;
   T* const to = constants + v.e * 3 * b.K + v.k;
   to[0] = static_cast<T>(offset);
@@ -42,21 +41,19 @@ struct Pool {
   int h, w, K;
 
   template <class Shape>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1],
-                        const T (&accumulators)[1][4][Shape::kGroup], T*) const {
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1], const T (&accumulators)[1][4][Shape::kGroup],
+                        T*) const {
     const Window& window = windows[0];
     const auto& z = accumulators[0];
     if (!window.whole(at)) return;
     const T* const s = constants + static_cast<int64_t>(spot.e) * 3 * K;
-    const int64_t row =
-        ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
+    const int64_t row = ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
     const bool wide = y.wide && code.wide;
     HG_UNROLL
     for (int i = 0; i < Shape::kGroup; i += 4) {
       const int k = spot.k + i;
       if (k >= K) break;
-      const Quad<T> offset = load_quad(s, k, K, false), scale = load_quad(s + K, k, K, false),
-                    shift = load_quad(s + 2 * K, k, K, false);
+      const Quad<T> offset = load_quad(s, k, K, false), scale = load_quad(s + K, k, K, false), shift = load_quad(s + 2 * K, k, K, false);
       Quad<T> out;
       Codes codes;
       HG_UNROLL
@@ -74,8 +71,7 @@ template <class T>
 void value(const Call& call) {
   const Block b = block_of(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1),
-             patch_cov = batch<const T>(call, 5, 1);
+             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
   const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
   const auto code = batch<unsigned char>(call, 7, 1);
   const double eps = call.attributes[0];
@@ -85,8 +81,8 @@ void value(const Call& call) {
   double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
   T* const constants = launch.scratch<T>(b.E * 3 * b.K);
   launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
-  launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads,
-         shared_size(kThreads * sizeof(double)), b, w, gamma, beta, patch_mean, cov_w, eps, mean, rstd, constants);
+  launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, w, gamma,
+         beta, patch_mean, cov_w, eps, mean, rstd, constants);
   auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add(shifted_images(b, x, patch_mean), {w, b.C, b.K, false});
   launch_convolution(launch, "conv_pool", conv, b.windows() == 0 ? 0 : b.E, Pool<T>{y, code, constants, b.h, b.w, b.K});
@@ -96,9 +92,8 @@ void value(const Call& call) {
 //   y_dot = conv(x - shift, filters) + shift
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd,
-                    Batch<const T> patch_mean, Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot,
-                    const double* cov_w, T* filters, T* shifts) {
+    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd, Batch<const T> patch_mean,
+                    Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot, const double* cov_w, T* filters, T* shifts) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
@@ -106,9 +101,7 @@ __global__ void __launch_bounds__(kThreads)
   const T* const weights_dot = w_dot ? w_dot.at(v.p, v.e) + v.inside : nullptr;
   const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
   const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
-  const auto weight_dot = [&](int j) {
-    return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K];
-  };
+  const auto weight_dot = [&](int j) { return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K]; };
   const auto border = [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); };
   const double product = tap_sum(b, v, weight_dot, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
   const double offset = tap_sum(b, v, weight, border, sums), offset_dot = tap_sum(b, v, weight_dot, border, sums);
@@ -135,14 +128,13 @@ struct PoolDot {
   int h, w, K;
 
   template <class Shape>
-  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1],
-                        const T (&accumulators)[1][4][Shape::kGroup], T*) const {
+  HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[1], const T (&accumulators)[1][4][Shape::kGroup],
+                        T*) const {
     const Window& window = windows[0];
     const auto& u = accumulators[0];
     if (!window.whole(at)) return;
     const T* const shift = shifts + (spot.p * E + spot.e) * K;
-    const int64_t row =
-        ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
+    const int64_t row = ((static_cast<int64_t>(at.image + window.image) * h + (at.y + window.y) / 2) * w + (at.x + window.x) / 2) * K;
     const bool wide = code.wide && y_dot.wide;
     HG_UNROLL
     for (int i = 0; i < Shape::kGroup; i += 4) {
@@ -166,11 +158,9 @@ template <class T>
 void jvp(const Call& call) {
   const Block b = block_of(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1),
-             patch_cov = batch<const T>(call, 7, 1);
+             rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1), patch_cov = batch<const T>(call, 7, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
-             beta_dot = batch<const T>(call, 10, 2);
+  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
   const auto y_dot = batch<T>(call, 11, 2);
 
   Launch launch(call);
@@ -179,13 +169,11 @@ void jvp(const Call& call) {
   T* const filters = launch.scratch<T>(entries * size);
   T* const shifts = launch.scratch<T>(entries * b.K);
   if (b.P > 0) launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
-  launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads,
-         shared_size(kThreads * sizeof(double)), b, w, gamma, rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w,
-         filters, shifts);
+  launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, w, gamma,
+         rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w, filters, shifts);
   auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add(shifted_images(b, x, patch_mean), {{filters, b.E * size, size, false}, b.C, b.K, false});
-  launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries,
-                     PoolDot<T>{code, y_dot, shifts, b.E, b.h, b.w, b.K});
+  launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries, PoolDot<T>{code, y_dot, shifts, b.E, b.h, b.w, b.K});
 }
 
 HG_CUDA_KERNEL(conv_bn_relu_pool_first_value, value);

@@ -16,13 +16,12 @@ constexpr int kGatherWindows = 256;  // 64 per warp are added in T
 // of the patch at its winner. Pixels are less the mean of their channel; the rest of m follows in double.
 template <class T, int CC>
 __global__ void __launch_bounds__(kGatherThreads)
-    gather_winners(const Block b, const Tiling t, Batch<const T> y_bar, Batch<const unsigned char> code,
-                   Batch<const T> x, Batch<const T> patch_mean, T* parts) {
+    gather_winners(const Block b, const Tiling t, Batch<const T> y_bar, Batch<const unsigned char> code, Batch<const T> x,
+                   Batch<const T> patch_mean, T* parts) {
   SharedMemory shared;
   T* const pixels = shared.take<T>(t.plane * CC);
   T* const sums = shared.take<T>(kGatherWarps * (9 * CC + 1) * 32);
-  const int tiles = t.across * t.down * t.groups, chunks = higher(1, b.C / CC),
-            filter_tiles = (b.K + kFilters - 1) / kFilters;
+  const int tiles = t.across * t.down * t.groups, chunks = higher(1, b.C / CC), filter_tiles = (b.K + kFilters - 1) / kFilters;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int block = static_cast<int>(blockIdx.x);
   const int part = block % tiles;
@@ -37,25 +36,21 @@ __global__ void __launch_bounds__(kGatherThreads)
     const bool inside = row >= 0 && row < b.H && col >= 0 && col < b.W;
     const T* const from = x.at(0, e) + ((static_cast<int64_t>(at.image + rest) * b.H + row) * b.W + col) * b.C + c0;
     HG_UNROLL
-    for (int c = 0; c < CC && c0 + c < b.C; ++c)
-      pixels[i * CC + c] = (inside ? from[c] : T(0)) - patch_mean.at(0, e)[4 * b.C + c0 + c];
+    for (int c = 0; c < CC && c0 + c < b.C; ++c) pixels[i * CC + c] = (inside ? from[c] : T(0)) - patch_mean.at(0, e)[4 * b.C + c0 + c];
   }
   __syncthreads();
   T total[9 * CC + 1] = {};
   const int cols = at.cols / 2, rows = at.rows / 2;  // whole windows of this tile
   for (int i = warp; i < at.images * rows * cols && k < b.K; i += kGatherWarps) {
     const int col = i % cols, row = i / cols % rows, image = i / cols / rows;
-    const int64_t window =
-        ((static_cast<int64_t>(at.image + image) * b.h + at.y / 2 + row) * b.w + at.x / 2 + col) * b.K + k;
+    const int64_t window = ((static_cast<int64_t>(at.image + image) * b.h + at.y / 2 + row) * b.w + at.x / 2 + col) * b.K + k;
     const int winner = code.at(0, e)[window];
     if ((winner & 4) == 0) continue;
     const T bar = y_bar.at(p, e)[window];
-    const T* const patch =
-        pixels + ((image * t.height + 2 * row + (winner >> 1 & 1)) * t.width + 2 * col + (winner & 1)) * CC;
+    const T* const patch = pixels + ((image * t.height + 2 * row + (winner >> 1 & 1)) * t.width + 2 * col + (winner & 1)) * CC;
     HG_UNROLL
     for (int r = 0; r < 3; ++r) HG_UNROLL
-    for (int j = 0; j < 3 * CC; ++j)
-      total[r * 3 * CC + j] = fused(bar, patch[r * t.width * CC + j], total[r * 3 * CC + j]);
+    for (int j = 0; j < 3 * CC; ++j) total[r * 3 * CC + j] = fused(bar, patch[r * t.width * CC + j], total[r * 3 * CC + j]);
     total[9 * CC] += bar;
   }
   HG_UNROLL
@@ -94,8 +89,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // U and B of `entries` cotangents, of which entry i belongs to episode i % E.
 template <class T>
-double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar,
-               const Batch<const unsigned char>& code, const Batch<const T>& x, const Batch<const T>& patch_mean) {
+double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
+               const Batch<const T>& x, const Batch<const T>& patch_mean) {
   const int chunk = b.C > 0 && b.C % 3 == 0 ? 3 : 1;
   const std::size_t sums_bytes = shared_size(static_cast<std::size_t>(kGatherWarps * (9 * chunk + 1) * 32) * sizeof(T));
   const int most = static_cast<int>((kSharedLimit - sums_bytes) / (static_cast<std::size_t>(chunk) * sizeof(T)));
@@ -104,11 +99,10 @@ double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& 
   T* const parts = launch.scratch<T>(entries * t.tiles() * size);
   double* const sums = launch.scratch<double>(entries * size);
   const std::size_t shared = shared_size(static_cast<std::size_t>(t.plane * chunk) * sizeof(T)) + sums_bytes;
-  launch("gather_winners", chunk == 3 ? gather_winners<T, 3> : gather_winners<T, 1>,
-         entries * b.filter_tiles() * chunks * t.tiles(), kGatherThreads, shared, b, t, y_bar, code, x, patch_mean,
-         parts);
-  launch("finish_gather", finish_gather<T>, entries * ceil_div(size, kThreads), kThreads, 0, b,
-         static_cast<int>(t.tiles()), parts, patch_mean, sums);
+  launch("gather_winners", chunk == 3 ? gather_winners<T, 3> : gather_winners<T, 1>, entries * b.filter_tiles() * chunks * t.tiles(),
+         kGatherThreads, shared, b, t, y_bar, code, x, patch_mean, parts);
+  launch("finish_gather", finish_gather<T>, entries * ceil_div(size, kThreads), kThreads, 0, b, static_cast<int>(t.tiles()), parts,
+         patch_mean, sums);
   return sums;
 }
 
@@ -132,9 +126,7 @@ __global__ void __launch_bounds__(kThreads) close_first(const Block b, const Fir
   const double* const cov_w_dot = a.cov_w_dot == nullptr ? nullptr : a.cov_w_dot + v.entry * g * K + v.inside;
   const T* const w = a.w.at(0, v.e) + v.inside;
   const T* const w_dot = a.w_dot ? a.w_dot.at(v.p, v.e) + v.inside : nullptr;
-  const auto row = [&](auto pointer) {
-    return [=](int j) { return pointer == nullptr ? 0.0 : static_cast<double>(pointer[j * K]); };
-  };
+  const auto row = [&](auto pointer) { return [=](int j) { return pointer == nullptr ? 0.0 : static_cast<double>(pointer[j * K]); }; };
   const double w_u = tap_sum(b, v, row(w), row(U), memory);
   double w_u_dot = 0, w_dot_u = 0, product = 0;
   if (tangent) {
@@ -165,15 +157,14 @@ __global__ void __launch_bounds__(kThreads) close_first(const Block b, const Fir
 
 template <class T>
 void launch_close(const Launch& launch, const Block& b, int64_t P, const First<T>& a, bool tangent) {
-  launch("close_first", close_first<T>, P * b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b,
-         a, tangent);
+  launch("close_first", close_first<T>, P * b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, a, tangent);
 }
 
 template <class T>
 void vjp(const Call& call) {
   const Block b = block_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), patch_mean = batch<const T>(call, 4, 1),
-             patch_cov = batch<const T>(call, 5, 1), x = batch<const T>(call, 6, 1);
+  const auto y_bar = batch<const T>(call, 0, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1),
+             x = batch<const T>(call, 6, 1);
   const auto code = batch<const unsigned char>(call, 1, 1);
   First<T> a{};
   a.rstd = batch<const T>(call, 3, 1);
@@ -193,9 +184,8 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Block b = block_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
-             patch_mean = batch<const T>(call, 5, 1), patch_cov = batch<const T>(call, 6, 1),
-             x = batch<const T>(call, 7, 1);
+  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), patch_mean = batch<const T>(call, 5, 1),
+             patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1);
   const auto code = batch<const unsigned char>(call, 2, 1);
   First<T> a{};
   a.rstd = batch<const T>(call, 4, 1);

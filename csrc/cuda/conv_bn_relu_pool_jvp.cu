@@ -23,8 +23,7 @@ struct StoreMoments {
   HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
                         const T (&dot)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
     HG_UNROLL
-    for (int i = 0; i < Shape::kOwn; ++i)
-      store_window(z_dot.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, z_dot.wide, dot[i]);
+    for (int i = 0; i < Shape::kOwn; ++i) store_window(z_dot.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, z_dot.wide, dot[i]);
     HG_NO_UNROLL
     for (int i = 0; i < Shape::kGroup; i += kAtOnce) moments<Shape>(spot, spot.k + i, at, windows, sums);
   }
@@ -32,8 +31,7 @@ struct StoreMoments {
   // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z
   // and the sums.
   template <class Shape>
-  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn],
-                         T* sums) const {
+  HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn], T* sums) const {
     const T count = static_cast<T>(pixels_of(at));
     Quad<T> value[4], dot[4];
     const auto read = [&](const Window& window) {
@@ -90,8 +88,8 @@ struct StoreMoments {
 // Factors of (z - mean) and (z_dot - mean(z_dot)) in y_dot: factors[entry][2][K].
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    finish_moments(const double* parts, const Tiling t, int64_t pixels, int64_t E, int K, Batch<const T> rstd,
-                   Batch<const T> gamma, Batch<const T> gamma_dot, Batch<T> z_dot_mean, Batch<T> c_out, T* factors) {
+    finish_moments(const double* parts, const Tiling t, int64_t pixels, int64_t E, int K, Batch<const T> rstd, Batch<const T> gamma,
+                   Batch<const T> gamma_dot, Batch<T> z_dot_mean, Batch<T> c_out, T* factors) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
@@ -100,8 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
   const double* const part = parts + entry * tiles * 3 * K + column;
   double total = 0, product = 0;
-  for (int i = slice; i < tiles; i += kSlices)
-    total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
+  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
   const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
   for (int i = slice; i < tiles; i += kSlices) {
     const double* const row = part + static_cast<int64_t>(i) * 3 * K;
@@ -119,9 +116,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    pool_dot(Batch<const unsigned char> code, Batch<const T> z, Batch<const T> z_dot, Batch<const T> mean,
-             Batch<const T> z_dot_mean, Batch<const T> beta_dot, const T* factors, int64_t E, Batch<T> y_dot,
-             Pooling pooling) {
+    pool_dot(Batch<const unsigned char> code, Batch<const T> z, Batch<const T> z_dot, Batch<const T> mean, Batch<const T> z_dot_mean,
+             Batch<const T> beta_dot, const T* factors, int64_t E, Batch<T> y_dot, Pooling pooling) {
   const Pooled at = pooling.at(blockIdx.x, threadIdx.x);
   if (!at.any) return;
   const int K = pooling.K;
@@ -148,10 +144,9 @@ void jvp(const Call& call) {
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2),
-             gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
-  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
-             c = batch<T>(call, 14, 2);
+  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
+             beta_dot = batch<const T>(call, 10, 2);
+  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2), c = batch<T>(call, 14, 2);
 
   Launch launch(call);
   const int64_t entries = b.P * b.E;
@@ -161,12 +156,11 @@ void jvp(const Call& call) {
   double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
   T* const factors = launch.scratch<T>(entries * 2 * b.K);
   launch_precise(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
-  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads,
-         shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot,
-         z_dot_mean, c, factors);
+  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), parts,
+         conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot, z_dot_mean, c, factors);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
-  launch("pool_dot", pool_dot<T>, entries * pooling.blocks, kThreads, 0, code, z, as_input(z_dot), mean,
-         as_input(z_dot_mean), beta_dot, factors, b.E, y_dot, pooling);
+  launch("pool_dot", pool_dot<T>, entries * pooling.blocks, kThreads, 0, code, z, as_input(z_dot), mean, as_input(z_dot_mean), beta_dot,
+         factors, b.E, y_dot, pooling);
 }
 
 HG_CUDA_KERNEL(conv_bn_relu_pool_jvp, jvp);

@@ -71,8 +71,8 @@ struct StoreStatistics {
 // Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
 // the whole mean (Chan, Golub & LeVeque 1979).
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_statistics(const double* parts, const Tiling t, int64_t pixels,
-                                                              int K, double eps, Batch<T> mean, Batch<T> rstd) {
+__global__ void __launch_bounds__(kThreads)
+    finish_statistics(const double* parts, const Tiling t, int64_t pixels, int K, double eps, Batch<T> mean, Batch<T> rstd) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
@@ -81,10 +81,8 @@ __global__ void __launch_bounds__(kThreads) finish_statistics(const double* part
   const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
   const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
   double total = 0;
-  for (int i = slice; i < tiles; i += kSlices)
-    total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
-  const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)),
-               m = slice_sum(total, sums) * per_pixel;
+  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
+  const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) * per_pixel;
   double squares = 0;
   for (int i = slice; i < tiles; i += kSlices) {
     const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
@@ -98,22 +96,18 @@ __global__ void __launch_bounds__(kThreads) finish_statistics(const double* part
 
 // y and code of one window and four filters per thread.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    bn_relu_pool(Batch<const T> z, Batch<const T> mean, Batch<const T> rstd, Batch<const T> gamma, Batch<const T> beta,
-                 Batch<T> y, Batch<unsigned char> code, Pooling pooling) {
+__global__ void __launch_bounds__(kThreads) bn_relu_pool(Batch<const T> z, Batch<const T> mean, Batch<const T> rstd, Batch<const T> gamma,
+                                                         Batch<const T> beta, Batch<T> y, Batch<unsigned char> code, Pooling pooling) {
   const Pooled at = pooling.at(blockIdx.x, threadIdx.x);
   if (!at.any) return;
   const int K = pooling.K;
   const bool wide = z.wide && y.wide && code.wide;
-  const Quad<T> m = load_quad(mean.at(0, at.entry), at.k, K, false),
-                r = load_quad(rstd.at(0, at.entry), at.k, K, false),
-                g = load_quad(gamma.at(0, at.entry), at.k, K, false),
-                b = load_quad(beta.at(0, at.entry), at.k, K, false);
+  const Quad<T> m = load_quad(mean.at(0, at.entry), at.k, K, false), r = load_quad(rstd.at(0, at.entry), at.k, K, false),
+                g = load_quad(gamma.at(0, at.entry), at.k, K, false), b = load_quad(beta.at(0, at.entry), at.k, K, false);
   const T* const first = z.at(0, at.entry) + winner_offset(0, at.image, at.y, at.x, pooling.H, pooling.W, K);
   Quad<T> v[4];
   HG_UNROLL
-  for (int q = 0; q < 4; ++q)
-    v[q] = load_quad(first + (static_cast<int64_t>(q >> 1) * pooling.W + (q & 1)) * K, at.k, K, wide);
+  for (int q = 0; q < 4; ++q) v[q] = load_quad(first + (static_cast<int64_t>(q >> 1) * pooling.W + (q & 1)) * K, at.k, K, wide);
   Quad<T> out;
   Codes codes;
   HG_UNROLL
@@ -130,8 +124,7 @@ void value(const Call& call) {
   const Block b = block_of(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              beta = batch<const T>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1),
-             z = batch<T>(call, 8, 1);
+  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
   const auto code = batch<unsigned char>(call, 5, 1);
   const double eps = call.attributes[0];
   if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
@@ -141,11 +134,11 @@ void value(const Call& call) {
   conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
   launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
-  launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads,
-         shared_size(kThreads * sizeof(double)), parts, conv.tiling, b.pixels(), b.K, eps, mean, rstd);
+  launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), parts,
+         conv.tiling, b.pixels(), b.K, eps, mean, rstd);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
-  launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean),
-         as_input(rstd), gamma, beta, y, code, pooling);
+  launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean), as_input(rstd), gamma, beta, y,
+         code, pooling);
 }
 
 HG_CUDA_KERNEL(conv_bn_relu_pool_value, value);

@@ -30,8 +30,8 @@ constexpr int kRows = 2, kRowsDot = 5;
 
 // parts[entry][part][rows][K]
 template <class T>
-__global__ void __launch_bounds__(kThreads) reduce_winners(const Gradient<T> a, const Block b, int rows, int n_parts,
-                                                           const Divisor by_w, const Divisor by_h, double* parts) {
+__global__ void __launch_bounds__(kThreads)
+    reduce_winners(const Gradient<T> a, const Block b, int rows, int n_parts, const Divisor by_w, const Divisor by_h, double* parts) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const int filter_tiles = (b.K + kFilters - 1) / kFilters;
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads) reduce_winners(const Gradient<T> a, 
     const bool dot = rows == kRowsDot;
     const T m = a.mean.at(0, e)[k], m_dot = dot ? a.z_dot_mean.at(p, e)[k] : T(0);
     const unsigned char* const codes = a.code.at(0, e);
-    const T *const bars = a.y_bar.at(0, e), *const bars_dot = a.y_bar_dot ? a.y_bar_dot.at(p, e) : nullptr,
-                   *const z = a.z.at(0, e), *const z_dot = dot ? a.z_dot.at(p, e) : nullptr;
+    const T *const bars = a.y_bar.at(0, e), *const bars_dot = a.y_bar_dot ? a.y_bar_dot.at(p, e) : nullptr, *const z = a.z.at(0, e),
+                   *const z_dot = dot ? a.z_dot.at(p, e) : nullptr;
     for (int i = first + slice; i < last; i += kSlices) {
       const int64_t at = static_cast<int64_t>(i) * b.K + k;
       const int code = codes[at];
@@ -88,8 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   HG_UNROLL
   for (int row = 0; row < kRowsDot; ++row) {
     double sum = 0;
-    for (int i = slice; i < n_parts && row < rows && k < b.K; i += kSlices)
-      sum += parts[((entry * n_parts + i) * rows + row) * b.K + k];
+    for (int i = slice; i < n_parts && row < rows && k < b.K; i += kSlices) sum += parts[((entry * n_parts + i) * rows + row) * b.K + k];
     total[row] = slice_sum(sum, sums);
   }
   if (slice != 0 || k >= b.K) return;
@@ -123,8 +122,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Writes all outputs. P is 1 for the plain vjp.
 template <class T>
-void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precision, const Gradient<T>& a,
-                     bool tangent) {
+void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precision, const Gradient<T>& a, bool tangent) {
   const int64_t entries = P * b.E;
   const int rows = tangent ? kRowsDot : kRows;
   const int64_t n_parts = ceil_div(b.windows(), kReduceWindows);
@@ -132,10 +130,10 @@ void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precis
   T* const bar = launch.scratch<T>(entries * kCotangentRows * b.K);
   T* const bar_dot = tangent ? launch.scratch<T>(entries * kCotangentRows * b.K) : nullptr;
   const std::size_t sums = shared_size(kThreads * sizeof(double));
-  launch("reduce_winners", reduce_winners<T>, entries * b.filter_tiles() * n_parts, kThreads, sums, a, b, rows,
-         static_cast<int>(n_parts), Divisor::of(higher(1, b.w)), Divisor::of(higher(1, b.h)), parts);
-  launch("finish_reduce", finish_reduce<T>, entries * b.filter_tiles(), kThreads, sums, a, b, rows,
-         static_cast<int>(n_parts), parts, bar, bar_dot);
+  launch("reduce_winners", reduce_winners<T>, entries * b.filter_tiles() * n_parts, kThreads, sums, a, b, rows, static_cast<int>(n_parts),
+         Divisor::of(higher(1, b.w)), Divisor::of(higher(1, b.h)), parts);
+  launch("finish_reduce", finish_reduce<T>, entries * b.filter_tiles(), kThreads, sums, a, b, rows, static_cast<int>(n_parts), parts, bar,
+         bar_dot);
 
   const Cotangent<T> z_bar{a.z, {}, a.y_bar, {}, a.code, bar, b.E, b.H, b.W, b.K};
   const Cotangent<T> z_bar_dot{a.z, a.z_dot, a.y_bar, a.y_bar_dot, a.code, bar_dot, b.E, b.H, b.W, b.K};

@@ -46,8 +46,7 @@ HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
 }
 
 template <class T, class Source, class Epilogue>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
-    conv3x3(const Convolution<T, Source> a, const Epilogue epilogue) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1) conv3x3(const Convolution<T, Source> a, const Epilogue epilogue) {
   using Shape = TileShape<T>;
   SharedMemory shared;
   T* const pixels = shared.take<T>(a.planes * a.tiling.plane);
@@ -73,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
 // The most pixels of one channel that leave room for `planes` of them beside the weights and sums.
 template <class T>
 int most_pixels(int planes) {
-  const std::size_t rest = kSharedLimit - shared_size(TileShape<T>::kWeights * sizeof(T)) -
-                           shared_size(TileShape<T>::kSums * sizeof(T)) - 16;
+  const std::size_t rest =
+      kSharedLimit - shared_size(TileShape<T>::kWeights * sizeof(T)) - shared_size(TileShape<T>::kSums * sizeof(T)) - 16;
   return static_cast<int>(rest / (static_cast<std::size_t>(planes) * sizeof(T)));
 }
 
@@ -91,12 +90,10 @@ Convolution<T, Source> convolution(int64_t E, int64_t N, int64_t H, int64_t W, i
 template <class T, class Source, class Epilogue>
 void launch_convolution(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries,
                         const Epilogue& epilogue) {
-  const std::size_t shared =
-      shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
-      shared_size(TileShape<T>::kWeights * sizeof(T)) +
-      (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
-  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a,
-         epilogue);
+  const std::size_t shared = shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
+                             shared_size(TileShape<T>::kWeights * sizeof(T)) +
+                             (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
+  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
 }
 
 // Writes the outputs of a window, filters k .. k + n - 1.
@@ -133,8 +130,7 @@ struct Store {
   HG_DEVICE void finish(const Spot& spot, const Place& at, const Window (&windows)[Shape::kOwn],
                         const T (&accumulators)[Shape::kOwn][4][Shape::kGroup], T*) const {
     HG_UNROLL
-    for (int i = 0; i < Shape::kOwn; ++i)
-      store_window(out.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, out.wide, accumulators[i]);
+    for (int i = 0; i < Shape::kOwn; ++i) store_window(out.at(spot.p, spot.e), at, windows[i], H, W, K, spot.k, out.wide, accumulators[i]);
   }
 };
 

@@ -72,8 +72,7 @@ std::string versions() {
   for (int i = 0; i < n; ++i) {
     cudaDeviceProp properties{};
     if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
-    text += std::string(", ") + properties.name + " (sm_" + std::to_string(properties.major) +
-            std::to_string(properties.minor) + ")";
+    text += std::string(", ") + properties.name + " (sm_" + std::to_string(properties.major) + std::to_string(properties.minor) + ")";
   }
   return text + (n == 0 ? ", no device" : "");
 }

@@ -19,8 +19,7 @@ Images<T> shifted_images(const Block& b, const Batch<const T>& x, const Batch<co
 
 // out[entry][9C][K] = Cov w, in double. Thread i owns element i. Entries are directions times episodes.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    cov_times(const Block b, Batch<const T> cov, Batch<const T> w, double* out) {
+__global__ void __launch_bounds__(kThreads) cov_times(const Block b, Batch<const T> cov, Batch<const T> w, double* out) {
   const int64_t g = 9 * static_cast<int64_t>(b.C), size = g * b.K, blocks = (size + kThreads - 1) / kThreads;
   const int64_t entry = blockIdx.x / blocks, i = blockIdx.x % blocks * kThreads + threadIdx.x;
   if (i >= size) return;
@@ -33,10 +32,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void launch_cov_times(const Launch& launch, const Block& b, int64_t P, const Batch<const T>& cov,
-                      const Batch<const T>& w, double* out) {
-  launch("cov_times", cov_times<T>, P * b.E * ceil_div(9 * static_cast<int64_t>(b.C) * b.K, kThreads), kThreads, 0, b,
-         cov, w, out);
+void launch_cov_times(const Launch& launch, const Block& b, int64_t P, const Batch<const T>& cov, const Batch<const T>& w, double* out) {
+  launch("cov_times", cov_times<T>, P * b.E * ceil_div(9 * static_cast<int64_t>(b.C) * b.K, kThreads), kThreads, 0, b, cov, w, out);
 }
 
 // What a thread of a finishing block has: 32 filters, 8 slices of the taps.
@@ -62,8 +59,7 @@ HG_DEVICE Column column_of(const Block& b) {
 template <class Left, class Right>
 HG_DEVICE double tap_sum(const Block& b, const Column& column, const Left& left, const Right& right, double* sums) {
   double total = 0;
-  for (int j = column.slice; j < 9 * b.C; j += kSlices)
-    total += static_cast<double>(left(j)) * static_cast<double>(right(j));
+  for (int j = column.slice; j < 9 * b.C; j += kSlices) total += static_cast<double>(left(j)) * static_cast<double>(right(j));
   return slice_sum(total, sums);
 }
 

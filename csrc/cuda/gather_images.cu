@@ -47,8 +47,7 @@ void run(const Call& call) {
   const int64_t parts = ceil_div(g.size, 4 * kThreads);
   if (count == 0 || parts == 0) return;
   if (parts > INT32_MAX || count > INT32_MAX / parts)
-    fail_shape(call,
-               "there are %lld images of %lld bytes, expected fewer than 2**31 blocks of %d bytes; split the call",
+    fail_shape(call, "there are %lld images of %lld bytes, expected fewer than 2**31 blocks of %d bytes; split the call",
                static_cast<long long>(count), static_cast<long long>(g.size), 4 * kThreads);
   g.by_parts = Divisor::of(parts);
   g.by_images = Divisor::of(N);

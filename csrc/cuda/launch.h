@@ -59,9 +59,8 @@ class Launch {
       return nullptr;
     }
     if (used_ > call_.scratch_bytes)
-      throw std::logic_error(std::string(call_.signature->name) + ": scratch is " +
-                             std::to_string(call_.scratch_bytes) + " bytes, expected at least " +
-                             std::to_string(used_));
+      throw std::logic_error(std::string(call_.signature->name) + ": scratch is " + std::to_string(call_.scratch_bytes) +
+                             " bytes, expected at least " + std::to_string(used_));
     return reinterpret_cast<T*>(static_cast<unsigned char*>(call_.scratch) + offset);
   }
 
@@ -71,23 +70,22 @@ class Launch {
                   const Arguments&... arguments) const {
     if (call_.needed != nullptr || blocks == 0) return;
     if (blocks > INT32_MAX)
-      fail_shape(call_, "%s takes %lld blocks, expected fewer than 2**31; split the call", name,
-                 static_cast<long long>(blocks));
+      fail_shape(call_, "%s takes %lld blocks, expected fewer than 2**31; split the call", name, static_cast<long long>(blocks));
     if (shared > kSharedLimit)
-      throw std::logic_error(std::string(name) + ": " + std::to_string(shared) +
-                             " bytes of shared memory, expected at most " + std::to_string(kSharedLimit));
+      throw std::logic_error(std::string(name) + ": " + std::to_string(shared) + " bytes of shared memory, expected at most " +
+                             std::to_string(kSharedLimit));
 #ifdef __CUDACC__
-    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared,
-             static_cast<cudaStream_t>(call_.stream)>>>(arguments...);
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(call_.stream)>>>(
+        arguments...);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess)
-      throw std::runtime_error(std::string(call_.signature->name) + ": launch of " + name +
-                               " failed: " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
+      throw std::runtime_error(std::string(call_.signature->name) + ": launch of " + name + " failed: " + cudaGetErrorString(error) + " (" +
+                               cudaGetErrorName(error) + ")");
 #else
     const auto run = [&] { kernel(arguments...); };
     emulator::launch(
-        name, [](const void* closure) { (*static_cast<const decltype(run)*>(closure))(); }, &run,
-        dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), shared);
+        name, [](const void* closure) { (*static_cast<const decltype(run)*>(closure))(); }, &run, dim3(static_cast<unsigned>(blocks)),
+        dim3(static_cast<unsigned>(threads)), shared);
 #endif
   }
 
@@ -102,8 +100,6 @@ inline int64_t dim(const Call& call, char axis) { return higher<int64_t>(0, call
 }  // namespace hg
 
 // Registers f<float> and f<double>, launchers that take a Call.
-#define HG_CUDA_KERNEL(name, f)                                        \
-  static void hg_run_##name(const ::hg::Call& call) {                  \
-    call.dtype == ::hg::DType::f32 ? f<float>(call) : f<double>(call); \
-  }                                                                    \
+#define HG_CUDA_KERNEL(name, f)                                                                                            \
+  static void hg_run_##name(const ::hg::Call& call) { call.dtype == ::hg::DType::f32 ? f<float>(call) : f<double>(call); } \
   HG_KERNEL(name, hg_run_##name)

@@ -17,9 +17,7 @@ constexpr int kFlushRows = 64;      // examples added in T before a sum goes on 
 struct Head {
   int64_t P, E, N, D, K;
 };
-Head head_of(const Call& call) {
-  return {dim(call, 'P'), dim(call, 'E'), dim(call, 'N'), dim(call, 'D'), dim(call, 'K')};
-}
+Head head_of(const Call& call) { return {dim(call, 'P'), dim(call, 'E'), dim(call, 'N'), dim(call, 'D'), dim(call, 'K')}; }
 
 // A value per thread, summed (or the largest taken) over the block in a fixed order; every thread gets it. `shared`
 // holds kWarps doubles.
@@ -77,9 +75,8 @@ HG_DEVICE void add_products(const Head& h, const T* x, const T* w, double* z, do
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    head_value(const Head h, Batch<const T> x, Batch<const T> w, Batch<const T> bias, Batch<const int64_t> label,
-               double* logits, Batch<T> y, Batch<T> residual) {
+__global__ void __launch_bounds__(kThreads) head_value(const Head h, Batch<const T> x, Batch<const T> w, Batch<const T> bias,
+                                                       Batch<const int64_t> label, double* logits, Batch<T> y, Batch<T> residual) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kWarps * kClasses);
   const int64_t e = blockIdx.x / h.N, n = blockIdx.x % h.N;
@@ -101,14 +98,13 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    head_jvp(const Head h, Batch<const T> residual, Batch<const T> x, Batch<const T> w, Batch<const T> x_dot,
-             Batch<const T> w_dot, Batch<const T> bias_dot, double* logits, Batch<T> y_dot, Batch<T> z_dot) {
+    head_jvp(const Head h, Batch<const T> residual, Batch<const T> x, Batch<const T> w, Batch<const T> x_dot, Batch<const T> w_dot,
+             Batch<const T> bias_dot, double* logits, Batch<T> y_dot, Batch<T> z_dot) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kWarps * kClasses);
   const int64_t entry = blockIdx.x / h.N, n = blockIdx.x % h.N, p = entry / h.E, e = entry % h.E;
   double* const z = logits + blockIdx.x * h.K;
-  for (int64_t k = threadIdx.x; k < h.K; k += kThreads)
-    z[k] = bias_dot ? static_cast<double>(bias_dot.at(p, e)[k]) : 0.0;
+  for (int64_t k = threadIdx.x; k < h.K; k += kThreads) z[k] = bias_dot ? static_cast<double>(bias_dot.at(p, e)[k]) : 0.0;
   __syncthreads();
   if (x_dot) add_products(h, x_dot.at(p, e) + n * h.D, w.at(0, e), z, sums);
   if (w_dot) add_products(h, x.at(0, e) + n * h.D, w_dot.at(p, e), z, sums);
@@ -124,8 +120,8 @@ __global__ void __launch_bounds__(kThreads)
 // z_bar_dot, (P, E, N, K); a block owns one example.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    head_logits_bar_dot(const Head h, Batch<const T> y_bar, Batch<const T> y_bar_dot, Batch<const T> residual,
-                        Batch<const int64_t> label, Batch<const T> z_dot, T* out) {
+    head_logits_bar_dot(const Head h, Batch<const T> y_bar, Batch<const T> y_bar_dot, Batch<const T> residual, Batch<const int64_t> label,
+                        Batch<const T> z_dot, T* out) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kWarps);
   const int64_t entry = blockIdx.x / h.N, n = blockIdx.x % h.N, p = entry / h.E, e = entry % h.E;
@@ -139,8 +135,7 @@ __global__ void __launch_bounds__(kThreads)
   const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads) {
     const double softmax = static_cast<double>(r[k]) + (k == mine ? 1.0 : 0.0);
-    out[blockIdx.x * h.K + k] =
-        static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax * (static_cast<double>(dot[k]) - mean));
+    out[blockIdx.x * h.K + k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax * (static_cast<double>(dot[k]) - mean));
   }
 }
 
@@ -167,8 +162,7 @@ struct Bars {
 // plus the first two of factor `b`. The sums over examples go to parts where there are several.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    head_bars(const Head h, const Bars s, Factor<T> a, Factor<T> b, Batch<T> x_bar, Batch<T> w_bar, Batch<T> bias_bar,
-              double* parts) {
+    head_bars(const Head h, const Bars s, Factor<T> a, Factor<T> b, Batch<T> x_bar, Batch<T> w_bar, Batch<T> bias_bar, double* parts) {
   const int64_t per_entry = s.x_blocks + s.w_blocks * s.n_parts, entry = blockIdx.x / per_entry;
   const int64_t p = entry / h.E, e = entry % h.E;
   int64_t block = blockIdx.x % per_entry;
@@ -222,8 +216,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void launch_bars(Launch& launch, const Head& h, int64_t entries, const Factor<T>& a, const Factor<T>& b,
-                 const Batch<T>& x_bar, const Batch<T>& w_bar, const Batch<T>& bias_bar) {
+void launch_bars(Launch& launch, const Head& h, int64_t entries, const Factor<T>& a, const Factor<T>& b, const Batch<T>& x_bar,
+                 const Batch<T>& w_bar, const Batch<T>& bias_bar) {
   Bars s{};
   s.first_row = w_bar ? 0 : h.D;
   s.n_parts = higher<int64_t>(1, ceil_div(h.N, kPartRows));
@@ -231,11 +225,10 @@ void launch_bars(Launch& launch, const Head& h, int64_t entries, const Factor<T>
   s.w_items = (h.D + 1 - s.first_row) * h.K;
   s.w_blocks = ceil_div(s.w_items, kThreads);
   double* const parts = s.n_parts > 1 ? launch.scratch<double>(entries * s.n_parts * s.w_items) : nullptr;
-  launch("head_bars", head_bars<T>, entries * (s.x_blocks + s.w_blocks * s.n_parts), kThreads, 0, h, s, a, b, x_bar,
-         w_bar, bias_bar, parts);
+  launch("head_bars", head_bars<T>, entries * (s.x_blocks + s.w_blocks * s.n_parts), kThreads, 0, h, s, a, b, x_bar, w_bar, bias_bar,
+         parts);
   if (s.n_parts > 1)
-    launch("head_bars_sum", head_bars_sum<T>, entries * s.w_blocks, kThreads, 0, h, s,
-           static_cast<const double*>(parts), w_bar, bias_bar);
+    launch("head_bars_sum", head_bars_sum<T>, entries * s.w_blocks, kThreads, 0, h, s, static_cast<const double*>(parts), w_bar, bias_bar);
 }
 
 constexpr std::size_t kProductSums = shared_size(kWarps * kClasses * sizeof(double));
@@ -246,8 +239,8 @@ void value(const Call& call) {
   Launch launch(call);
   double* const logits = launch.scratch<double>(h.E * h.N * h.K);
   launch("head_value", head_value<T>, h.K == 0 ? 0 : h.E * h.N, kThreads, kProductSums, h, batch<const T>(call, 0, 1),
-         batch<const T>(call, 1, 1), batch<const T>(call, 2, 1), batch<const int64_t>(call, 3, 1), logits,
-         batch<T>(call, 4, 1), batch<T>(call, 5, 1));
+         batch<const T>(call, 1, 1), batch<const T>(call, 2, 1), batch<const int64_t>(call, 3, 1), logits, batch<T>(call, 4, 1),
+         batch<T>(call, 5, 1));
 }
 
 template <class T>
@@ -255,33 +248,32 @@ void jvp(const Call& call) {
   const Head h = head_of(call);
   Launch launch(call);
   double* const logits = launch.scratch<double>(h.P * h.E * h.N * h.K);
-  launch("head_jvp", head_jvp<T>, h.P * h.E * h.N, kThreads, kProductSums, h, batch<const T>(call, 0, 1),
-         batch<const T>(call, 1, 1), batch<const T>(call, 2, 1), batch<const T>(call, 3, 2), batch<const T>(call, 4, 2),
-         batch<const T>(call, 5, 2), logits, batch<T>(call, 6, 2), batch<T>(call, 7, 2));
+  launch("head_jvp", head_jvp<T>, h.P * h.E * h.N, kThreads, kProductSums, h, batch<const T>(call, 0, 1), batch<const T>(call, 1, 1),
+         batch<const T>(call, 2, 1), batch<const T>(call, 3, 2), batch<const T>(call, 4, 2), batch<const T>(call, 5, 2), logits,
+         batch<T>(call, 6, 2), batch<T>(call, 7, 2));
 }
 
 template <class T>
 void vjp(const Call& call) {
   const Head h = head_of(call);
   Launch launch(call);
-  const Factor<T> a{batch<const T>(call, 1, 1), batch<const T>(call, 0, 2), batch<const T>(call, 3, 1),
-                    batch<const T>(call, 2, 1)};
+  const Factor<T> a{batch<const T>(call, 1, 1), batch<const T>(call, 0, 2), batch<const T>(call, 3, 1), batch<const T>(call, 2, 1)};
   launch_bars(launch, h, h.E, a, Factor<T>{}, batch<T>(call, 4, 1), batch<T>(call, 5, 1), batch<T>(call, 6, 1));
 }
 
 template <class T>
 void vjp_jvp(const Call& call) {
   const Head h = head_of(call);
-  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2),
-             residual = batch<const T>(call, 2, 1), x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1),
-             x_dot = batch<const T>(call, 6, 2), w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
+  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2), residual = batch<const T>(call, 2, 1),
+             x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
+             w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
   Launch launch(call);
   T* const z_bar_dot = launch.scratch<T>(h.P * h.E * h.N * h.K);
-  launch("head_logits_bar_dot", head_logits_bar_dot<T>, h.P * h.E * h.N, kThreads, shared_size(kWarps * sizeof(double)),
-         h, y_bar, y_bar_dot, residual, batch<const int64_t>(call, 3, 1), z_dot, z_bar_dot);
+  launch("head_logits_bar_dot", head_logits_bar_dot<T>, h.P * h.E * h.N, kThreads, shared_size(kWarps * sizeof(double)), h, y_bar,
+         y_bar_dot, residual, batch<const int64_t>(call, 3, 1), z_dot, z_bar_dot);
   const Batch<const T> direct{z_bar_dot, h.E * h.N * h.K, h.N * h.K, false};
-  launch_bars(launch, h, h.P * h.E, Factor<T>{direct, {}, w, x}, Factor<T>{residual, y_bar, w_dot, x_dot},
-              batch<T>(call, 9, 2), batch<T>(call, 10, 2), batch<T>(call, 11, 2));
+  launch_bars(launch, h, h.P * h.E, Factor<T>{direct, {}, w, x}, Factor<T>{residual, y_bar, w_dot, x_dot}, batch<T>(call, 9, 2),
+              batch<T>(call, 10, 2), batch<T>(call, 11, 2));
 }
 
 HG_CUDA_KERNEL(linear_cross_entropy_value, value);

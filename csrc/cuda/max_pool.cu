@@ -36,9 +36,8 @@ Pool pool_of(const Call& call) {
   p.R = dim(call, 'R');
   p.size = static_cast<int>(integer_attribute(call, 0, 1, 16));
   if (p.Q != p.H / p.size || p.R != p.W / p.size)
-    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld",
-               static_cast<long long>(p.Q), static_cast<long long>(p.R), static_cast<long long>(p.H / p.size),
-               static_cast<long long>(p.W / p.size));
+    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld", static_cast<long long>(p.Q),
+               static_cast<long long>(p.R), static_cast<long long>(p.H / p.size), static_cast<long long>(p.W / p.size));
   if (p.K > 0 && p.W > 0 && p.H > INT32_MAX / p.K / p.W)
     fail_shape(call, "an image has %lld x %lld pixels of %lld channels, expected fewer than 2**31 elements; split it",
                static_cast<long long>(p.H), static_cast<long long>(p.W), static_cast<long long>(p.K));
@@ -62,14 +61,12 @@ HG_DEVICE Item item_of(const Pool& p) {
 
 // The first element of pixel i of a window, and of a window's result.
 HG_DEVICE int64_t pixel_offset(const Pool& p, const Item& at, int i) {
-  return ((static_cast<int64_t>(at.y) * p.size + i / p.size) * p.W + static_cast<int64_t>(at.x) * p.size + i % p.size) *
-         p.K;
+  return ((static_cast<int64_t>(at.y) * p.size + i / p.size) * p.W + static_cast<int64_t>(at.x) * p.size + i % p.size) * p.K;
 }
 HG_DEVICE int64_t window_offset(const Pool& p, int y, int x) { return (static_cast<int64_t>(y) * p.R + x) * p.K; }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    pool_value(const Pool p, Batch<const T> x, Batch<T> y, Batch<unsigned char> code) {
+__global__ void __launch_bounds__(kThreads) pool_value(const Pool p, Batch<const T> x, Batch<T> y, Batch<unsigned char> code) {
   const Item at = item_of(p);
   if (!at.any) return;
   const int K = static_cast<int>(p.K);

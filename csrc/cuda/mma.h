@@ -31,10 +31,9 @@ __device__ __forceinline__ float of_bits(std::uint32_t bits) { return __uint_as_
 // b[t][g], b[t+4][g]; d[g][2t], d[g][2t+1], d[g+8][2t], d[g+8][2t+1]. PTX m16n8k8, from sm_80 on.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
@@ -72,8 +71,7 @@ inline void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint
   const int g = static_cast<int>(emulator::lane()) / 4, t = static_cast<int>(emulator::lane()) % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + 8 * (i / 2), col = 2 * t + i % 2;
-    for (int k = 0; k < 8; ++k)
-      d[i] += value(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * value(col * 4 + k % 4, 4 + k / 4);
+    for (int k = 0; k < 8; ++k) d[i] += value(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * value(col * 4 + k % 4, 4 + k / 4);
   }
 }
 

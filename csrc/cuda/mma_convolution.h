@@ -37,8 +37,7 @@ HG_DEVICE void load_fragments(const Filter<float>& filter, const float* w, int c
   const bool any = c < filter.inputs() && k < filter.outputs();
   HG_NO_UNROLL
   for (int tap = 0; tap < 9; ++tap) {
-    const int64_t row =
-        filter.turned ? static_cast<int64_t>(8 - tap) * filter.C + k : static_cast<int64_t>(tap) * filter.C + c;
+    const int64_t row = filter.turned ? static_cast<int64_t>(8 - tap) * filter.C + k : static_cast<int64_t>(tap) * filter.C + c;
     weights[tap * kThreads + i] = any ? stored<precision>(w[row * filter.K + (filter.turned ? c : k)]) : 0.0f;
   }
 }
@@ -47,8 +46,8 @@ HG_DEVICE void load_fragments(const Filter<float>& filter, const float* w, int c
 // the j-th 8 filters. Begins and ends with no thread inside the shared arrays. As in convolve, what loading needs is
 // computed anew for every chunk; `entry` counts episodes over all directions, E to a direction.
 template <Precision precision, class Term>
-HG_DEVICE void convolve_mma(const Term* terms, int term, int entry, int E, int k0, const Tiling& t, int tile,
-                            const int (&corner)[2], float* pixels, float* weights, float (&products)[4][4][4]) {
+HG_DEVICE void convolve_mma(const Term* terms, int term, int entry, int E, int k0, const Tiling& t, int tile, const int (&corner)[2],
+                            float* pixels, float* weights, float (&products)[4][4][4]) {
   using Fragment = Operand<precision>[4];  // of channels t and t + 4: (left, right pixel), (left, right pixel)
   HG_NO_UNROLL
   for (int c0 = 0; c0 < terms[forgotten(term)].filter.inputs(); c0 += MmaShape::kChunk) {
@@ -130,8 +129,8 @@ __global__ void __launch_bounds__(kThreads, precision == kTf32 ? 2 : 1)
     }
     HG_NO_UNROLL
     for (int i = 0; i < a.n_terms; ++i)
-      convolve_mma<precision>(a.terms, i, spot.p * static_cast<int>(a.E) + spot.e, static_cast<int>(a.E), spot.k0,
-                              a.tiling, spot.tile, corner, pixels, weights, products);
+      convolve_mma<precision>(a.terms, i, spot.p * static_cast<int>(a.E) + spot.e, static_cast<int>(a.E), spot.k0, a.tiling, spot.tile,
+                              corner, pixels, weights, products);
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
   const Spot spot = spot_of<Shape>(a, forgotten(static_cast<int>(blockIdx.x)), thread);
@@ -153,38 +152,31 @@ __global__ void __launch_bounds__(kThreads, precision == kTf32 ? 2 : 1)
 template <class T>
 Precision precision_of(const Call& call, int index, int64_t channels) {
   const int64_t asked = precision_attribute(call, index);
-  return std::is_same<T, float>::value && channels > 4 && asked != kFloat32 && has_tf32()
-             ? static_cast<Precision>(asked)
-             : kFloat32;
+  return std::is_same<T, float>::value && channels > 4 && asked != kFloat32 && has_tf32() ? static_cast<Precision>(asked) : kFloat32;
 }
 
 template <class T, class Source>
-Convolution<T, Source> convolution(Precision precision, int64_t E, int64_t N, int64_t H, int64_t W, int64_t inputs,
-                                   int64_t outputs) {
+Convolution<T, Source> convolution(Precision precision, int64_t E, int64_t N, int64_t H, int64_t W, int64_t inputs, int64_t outputs) {
   Convolution<T, Source> a = convolution<T, Source>(E, N, H, W, inputs, outputs);
   a.precision = precision;
   if (precision == kFloat32) return a;
-  const std::size_t rest =
-      kSharedLimit - shared_size(MmaShape::kWeights * sizeof(float)) - shared_size(MmaShape::kSums * sizeof(float));
+  const std::size_t rest = kSharedLimit - shared_size(MmaShape::kWeights * sizeof(float)) - shared_size(MmaShape::kSums * sizeof(float));
   a.planes = MmaShape::kChunk;
   a.tiling = choose_tiling(N, H, W, MmaShape::kWindows, static_cast<int>(rest / (MmaShape::kChunk * sizeof(float))));
   return a;
 }
 
 template <Precision precision, class Source, class Epilogue>
-void launch_mma(const Launch& launch, const char* name, const Convolution<float, Source>& a, int64_t entries,
-                const Epilogue& epilogue) {
+void launch_mma(const Launch& launch, const char* name, const Convolution<float, Source>& a, int64_t entries, const Epilogue& epilogue) {
   const std::size_t shared = shared_size(MmaShape::kChunk * static_cast<std::size_t>(a.tiling.plane) * sizeof(float)) +
                              shared_size(MmaShape::kWeights * sizeof(float)) +
                              (Epilogue::kSums ? shared_size(MmaShape::kSums * sizeof(float)) : 0);
-  launch(name, mma3x3<precision, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a,
-         epilogue);
+  launch(name, mma3x3<precision, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
 }
 
 // launch_convolution in the precision that `a` was made for.
 template <class T, class Source, class Epilogue>
-void launch_precise(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries,
-                    const Epilogue& epilogue) {
+void launch_precise(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries, const Epilogue& epilogue) {
   if constexpr (std::is_same<T, float>::value) {
     if (a.precision == kTf32) return launch_mma<kTf32>(launch, name, a, entries, epilogue);
     if (a.precision == kThreeTf32) return launch_mma<kThreeTf32>(launch, name, a, entries, epilogue);

@@ -47,8 +47,7 @@ struct PutFilters {
 // parts[entry][part][3][3][C][K]
 template <Precision precision, class Source>
 __global__ void __launch_bounds__(kWgradThreads, 1)
-    mma_wgrad3x3(const Wgrad<float, Source> a, const Divisor by_rect_width, const Divisor by_rect_height,
-                 float* parts) {
+    mma_wgrad3x3(const Wgrad<float, Source> a, const Divisor by_rect_width, const Divisor by_rect_height, float* parts) {
   using Fragment = Operand<precision>[4];
   const Tiling& t = a.tiling;
   SharedMemory shared;
@@ -74,13 +73,11 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
       __syncthreads();  // nobody reads the rows before
       load_rows<float>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height,
                        PutChannels<precision>{x_rows});
-      load_rows<float>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width,
-                       by_rect_height, PutFilters<precision>{z_rows});
-      for (int i = pairs * MmaWgrad::kPair + thread; i < 4 * groups * MmaWgrad::kPair; i += kWgradThreads)
-        z_rows[i] = 0.0f;
+      load_rows<float>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
+                       PutFilters<precision>{z_rows});
+      for (int i = pairs * MmaWgrad::kPair + thread; i < 4 * groups * MmaWgrad::kPair; i += kWgradThreads) z_rows[i] = 0.0f;
       __syncthreads();
-      const Quad<float>* const x_from =
-          reinterpret_cast<const Quad<float>*>(x_rows + warp / 2 * t.width / 2 * MmaWgrad::kPair) + lane / 4;
+      const Quad<float>* const x_from = reinterpret_cast<const Quad<float>*>(x_rows + warp / 2 * t.width / 2 * MmaWgrad::kPair) + lane / 4;
       const Quad<float>* const z_from = reinterpret_cast<const Quad<float>*>(z_rows) + lane / 4;
       HG_NO_UNROLL
       for (int group = warp % 2; group < groups; group += 2) {
@@ -154,12 +151,11 @@ template <class T, class Source>
 T* launch_precise(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
   if constexpr (std::is_same<T, float>::value) {
     if (a.precision != kFloat32) {
-      const std::size_t shared =
-          shared_size(static_cast<std::size_t>(a.tiling.plane) / 2 * MmaWgrad::kPair * sizeof(float)) +
-          shared_size(MmaWgrad::kPairs * MmaWgrad::kPair * sizeof(float)) + shared_size(MmaWgrad::kPairs * sizeof(int));
+      const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) / 2 * MmaWgrad::kPair * sizeof(float)) +
+                                 shared_size(MmaWgrad::kPairs * MmaWgrad::kPair * sizeof(float)) +
+                                 shared_size(MmaWgrad::kPairs * sizeof(int));
       return launch_wgrad(launch, a, entries, "mma_wgrad3x3",
-                          a.precision == kTf32 ? mma_wgrad3x3<kTf32, Source> : mma_wgrad3x3<kThreeTf32, Source>,
-                          shared);
+                          a.precision == kTf32 ? mma_wgrad3x3<kTf32, Source> : mma_wgrad3x3<kThreeTf32, Source>, shared);
     }
   }
   return launch_wgrad(launch, a, entries);

@@ -215,8 +215,7 @@ struct FieldBars {
 };
 // A warp owns the cotangents of one leaf's fields.
 template <class T, int kFields>
-__global__ void __launch_bounds__(32)
-    step_field_bars(const Range range, const double* sums, const FieldBars<T, kFields> fields) {
+__global__ void __launch_bounds__(32) step_field_bars(const Range range, const double* sums, const FieldBars<T, kFields> fields) {
   const int leaf = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   HG_UNROLL
   for (int i = 0; i < kFields; ++i) {
@@ -298,8 +297,7 @@ void vjp_of(const Call& call) {
       continue;
     }
     double* const sums = launch.template scratch<double>(static_cast<int64_t>(blocks) * S::kFields);
-    launch("step_vjp", step_vjp<S, true>, blocks, kThreads,
-           kShared<S> + shared_size(kWarps * S::kFields * sizeof(double)), t, sums);
+    launch("step_vjp", step_vjp<S, true>, blocks, kThreads, kShared<S> + shared_size(kWarps * S::kFields * sizeof(double)), t, sums);
     FieldBars<T, S::kFields> own = all;
     for (T*& bar : own.bar) bar = bar == nullptr ? nullptr : bar + first;
     launch("step_field_bars", step_field_bars<T, S::kFields>, t.range.count, 32, 0, t.range, sums, own);

@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_mean(const Block b, int n_parts, const double* parts, double* exact, Batch<T> mean) {
+__global__ void __launch_bounds__(kThreads) finish_mean(const Block b, int n_parts, const double* parts, double* exact, Batch<T> mean) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, g = 9 * b.C;
   if (i >= b.E * g) return;
   const int64_t e = i / g, j = i % g;
@@ -148,8 +147,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_cov(const Block b, int chunk, int n_parts, const double* parts,
-                                                       const double* exact, Batch<const T> mean, Batch<T> cov) {
+__global__ void __launch_bounds__(kThreads)
+    finish_cov(const Block b, int chunk, int n_parts, const double* parts, const double* exact, Batch<const T> mean, Batch<T> cov) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, g = 9 * b.C;
   if (index >= b.E * g * g) return;
   const int64_t e = index / (g * g), j = index / g % g, k = index % g;
@@ -165,8 +164,8 @@ __global__ void __launch_bounds__(kThreads) finish_cov(const Block b, int chunk,
 }
 
 template <class T, int CC>
-void products(const Launch& launch, const Block& b, const Tiling& t, int64_t n_parts, const Batch<const T>& x,
-              const Batch<const T>& mean, double* parts) {
+void products(const Launch& launch, const Block& b, const Tiling& t, int64_t n_parts, const Batch<const T>& x, const Batch<const T>& mean,
+              double* parts) {
   const int64_t chunks = b.C / CC;
   const std::size_t plane = shared_size(static_cast<std::size_t>(t.plane) * CC * sizeof(T));
   launch("patch_products", patch_products<T, CC>, b.E * chunks * chunks * n_parts, kThreads,
@@ -184,8 +183,7 @@ void covariance(const Call& call) {
   double* const exact = launch.scratch<double>(b.E * g);
   launch("tap_sums", tap_sums<T>, b.C == 0 ? 0 : b.E * sum_parts_, kThreads, shared_size(kWarps * sizeof(double)), b, x,
          static_cast<int>(sum_parts_), Divisor::of(higher(1, b.W)), Divisor::of(higher(1, b.H)), mean_parts);
-  launch("finish_mean", finish_mean<T>, ceil_div(b.E * g, kThreads), kThreads, 0, b, static_cast<int>(sum_parts_),
-         mean_parts, exact, mean);
+  launch("finish_mean", finish_mean<T>, ceil_div(b.E * g, kThreads), kThreads, 0, b, static_cast<int>(sum_parts_), mean_parts, exact, mean);
 
   const int chunk = b.C % 3 == 0 ? 3 : 1;
   const Tiling t = choose_tiling(b.N, b.H, b.W, kPatchWindows, chunk == 3 ? 900 : 2000);
@@ -195,8 +193,8 @@ void covariance(const Call& call) {
     products<T, 3>(launch, b, t, n_parts, x, as_input(mean), parts);
   else
     products<T, 1>(launch, b, t, n_parts, x, as_input(mean), parts);
-  launch("finish_cov", finish_cov<T>, ceil_div(b.E * g * g, kThreads), kThreads, 0, b, chunk, static_cast<int>(n_parts),
-         parts, exact, as_input(mean), cov);
+  launch("finish_cov", finish_cov<T>, ceil_div(b.E * g * g, kThreads), kThreads, 0, b, chunk, static_cast<int>(n_parts), parts, exact,
+         as_input(mean), cov);
 }
 
 HG_CUDA_KERNEL(patch_cov, covariance);

@@ -31,9 +31,7 @@ struct Images {
       return v;
     }
   };
-  HG_DEVICE At at(int64_t p, int64_t e) const {
-    return {x.at(p, e), shift ? shift.at(p, e) : nullptr, H, W, C, x.wide};
-  }
+  HG_DEVICE At at(int64_t p, int64_t e) const { return {x.at(p, e), shift ? shift.at(p, e) : nullptr, H, W, C, x.wide}; }
 };
 
 // Rows of constants per direction and episode, K long, of
@@ -73,13 +71,11 @@ struct Cotangent {
       const int64_t pixel = static_cast<int64_t>((image * H + y) * W + x) * C;
       const Quad<T> value = load_quad(z + pixel, channel.c, C, wide);
       HG_UNROLL
-      for (int j = 0; j < 4; ++j)
-        v.v[j] = fused(value.v[j] - channel.row[kMean].v[j], channel.row[kByZ].v[j], channel.row[kShift].v[j]);
+      for (int j = 0; j < 4; ++j) v.v[j] = fused(value.v[j] - channel.row[kMean].v[j], channel.row[kByZ].v[j], channel.row[kShift].v[j]);
       if (z_dot != nullptr) {
         const Quad<T> dot = load_quad(z_dot + pixel, channel.c, C, wide);
         HG_UNROLL
-        for (int j = 0; j < 4; ++j)
-          v.v[j] = fused(dot.v[j] - channel.row[kMeanDot].v[j], channel.row[kByZDot].v[j], v.v[j]);
+        for (int j = 0; j < 4; ++j) v.v[j] = fused(dot.v[j] - channel.row[kMeanDot].v[j], channel.row[kByZDot].v[j], v.v[j]);
       }
       const int h = H / 2, w = W / 2;
       if (y / 2 >= h || x / 2 >= w) return v;

@@ -142,8 +142,8 @@ HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& a
 //
 // What loading needs is computed anew for every chunk: registers are for the accumulators.
 template <class T, class Term>
-HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile, int corner,
-                        T* pixels, T* weights, T (&accumulators)[4][TileShape<T>::kGroup]) {
+HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile, int corner, T* pixels, T* weights,
+                        T (&accumulators)[4][TileShape<T>::kGroup]) {
   constexpr int kGroup = TileShape<T>::kGroup, kChunk = TileShape<T>::kChunk;
   const int inputs = terms[term].filter.inputs();
   const T* const patch = pixels + corner;
@@ -214,8 +214,7 @@ HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
   for (int k = 0; k < n; ++k) {
     T total = T(0);
     HG_UNROLL
-    for (int i = 0; i < kWarpsOfGroup; ++i)
-      total += sums[((warp / kWarpsOfGroup * kWarpsOfGroup + i) * kColumns + column) * n + k];
+    for (int i = 0; i < kWarpsOfGroup; ++i) total += sums[((warp / kWarpsOfGroup * kWarpsOfGroup + i) * kColumns + column) * n + k];
     v[k] = total;
   }
 }

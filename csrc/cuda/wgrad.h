@@ -51,8 +51,8 @@ Wgrad<T, Source> wgrad(int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, in
 // put(i, quad, channels c0 + 4*quad .. c0 + 4*quad + 3 of pixel i) for i = (image*height + y)*width + x and kFilters
 // channels; `border` pixels are added on every side.
 template <class T, class Source, class Put>
-HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int height, int width, int border,
-                         const Divisor& by_width, const Divisor& by_height, const Put& put) {
+HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int height, int width, int border, const Divisor& by_width,
+                         const Divisor& by_height, const Put& put) {
   constexpr int kQuads = kFilters / 4;
   const int quad = static_cast<int>(threadIdx.x) % kQuads;
   const auto channel = source.channel(c0 + 4 * quad);
@@ -68,9 +68,7 @@ HG_DEVICE void load_rows(const Source& source, const Place& at, int c0, int heig
 template <class T>
 struct PutRows {
   T* rows;
-  HG_DEVICE void operator()(int i, int quad, const Quad<T>& v) const {
-    *reinterpret_cast<Quad<T>*>(rows + i * kFilters + 4 * quad) = v;
-  }
+  HG_DEVICE void operator()(int i, int quad, const Quad<T>& v) const { *reinterpret_cast<Quad<T>*>(rows + i * kFilters + 4 * quad) = v; }
 };
 
 // Which block this is: its tiles, and its first channel and filter.
@@ -121,8 +119,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
     HG_NO_UNROLL
     for (int term = 0; term < a.n_terms; ++term) {
       __syncthreads();  // nobody reads the rows before
-      load_rows<T>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height,
-                   PutRows<T>{x_rows});
+      load_rows<T>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height, PutRows<T>{x_rows});
       load_rows<T>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
                    PutRows<T>{z_rows});
       __syncthreads();

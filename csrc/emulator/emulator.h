@@ -59,8 +59,7 @@ void copy_commit();
 void copy_wait(int groups_left);
 
 // Runs call(closure) once per thread. Throws std::runtime_error that names the kernel and the waiting threads.
-void launch(const char* kernel, void (*call)(const void* closure), const void* closure, dim3 grid, dim3 block,
-            std::size_t shared_bytes);
+void launch(const char* kernel, void (*call)(const void* closure), const void* closure, dim3 grid, dim3 block, std::size_t shared_bytes);
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source) {

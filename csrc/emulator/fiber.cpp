@@ -47,8 +47,7 @@ void switch_context(Context& from, Context& to) { swapcontext(&from.state, &to.s
 #endif
 
 char* new_stack() {
-  void* const memory =
-      mmap(nullptr, kStackBytes + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory = mmap(nullptr, kStackBytes + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, page(), PROT_NONE);
   return static_cast<char*>(memory) + page();

@@ -151,13 +151,11 @@ void go(Fiber& to) {
 }
 
 std::string place(const Machine& m) {
-  return "emulator: " + std::string(m.kernel) + ", block (" + std::to_string(m.block.x) + ", " +
-         std::to_string(m.block.y) + ", " + std::to_string(m.block.z) + "): ";
+  return "emulator: " + std::string(m.kernel) + ", block (" + std::to_string(m.block.x) + ", " + std::to_string(m.block.y) + ", " +
+         std::to_string(m.block.z) + "): ";
 }
 
-bool runs(const Fiber& fiber) {
-  return !fiber.done && (fiber.waits == nullptr || fiber.waits->generation != fiber.generation);
-}
+bool runs(const Fiber& fiber) { return !fiber.done && (fiber.waits == nullptr || fiber.waits->generation != fiber.generation); }
 
 std::string threads_waiting(const Machine& m) {
   constexpr int kShown = 6;
@@ -304,18 +302,15 @@ const std::string& order() { return machine().order_name; }
 void* shared_piece(int index, std::size_t bytes) {
   Machine& m = machine();
   if (index < m.n_pieces) {
-    if (m.pieces[index].bytes != bytes)
-      fail("threads disagree on the size of shared memory piece " + std::to_string(index));
+    if (m.pieces[index].bytes != bytes) fail("threads disagree on the size of shared memory piece " + std::to_string(index));
     return m.pieces[index].memory + kGuard;
   }
   if (index >= kMostPieces) fail("takes more than " + std::to_string(kMostPieces) + " pieces of shared memory");
   const std::size_t offset = m.shared_used + static_cast<std::size_t>(index) * 2 * kGuard;
   m.shared_used += (bytes + 15) / 16 * 16;
   if (m.shared_used > m.shared_limit)
-    fail("takes " + std::to_string(m.shared_used) + " bytes of shared memory, launched with " +
-         std::to_string(m.shared_limit));
-  unsigned char* const memory =
-      under_tsan() ? m.mappings.back() + offset : static_cast<unsigned char*>(std::malloc(bytes + 2 * kGuard));
+    fail("takes " + std::to_string(m.shared_used) + " bytes of shared memory, launched with " + std::to_string(m.shared_limit));
+  unsigned char* const memory = under_tsan() ? m.mappings.back() + offset : static_cast<unsigned char*>(std::malloc(bytes + 2 * kGuard));
   if (memory == nullptr) throw std::bad_alloc();
   fill(memory, kGuardByte, kGuard);
   fill(memory + kGuard, kPoison, bytes);
@@ -331,8 +326,7 @@ void barrier(const char* file, int line) {
     all.file = file;
     all.line = line;
   } else if (all.line != line || std::strcmp(all.file, file) != 0) {
-    fail("divergent barrier: thread " + std::to_string(m.current->number) + " is at __syncthreads line " +
-         std::to_string(line));
+    fail("divergent barrier: thread " + std::to_string(m.current->number) + " is at __syncthreads line " + std::to_string(line));
   }
   if (m.alive != m.threads) fail("divergent barrier: a thread has ended before line " + std::to_string(line));
   meet(all, m.threads, "__syncthreads", line);
@@ -378,8 +372,7 @@ void copy_wait(int groups_left) {
   me.n_copies = kept;
 }
 
-void launch(const char* kernel, void (*call)(const void*), const void* closure, dim3 grid, dim3 block,
-            std::size_t shared_bytes) {
+void launch(const char* kernel, void (*call)(const void*), const void* closure, dim3 grid, dim3 block, std::size_t shared_bytes) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
   m.kernel = kernel;

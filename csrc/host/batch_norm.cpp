@@ -117,8 +117,8 @@ template <class T>
 void jvp(const Call& call) {
   const Block b = norm_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2),
-             gamma_dot = batch<const T>(call, 5, 2), beta_dot = batch<const T>(call, 6, 2);
+             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2), gamma_dot = batch<const T>(call, 5, 2),
+             beta_dot = batch<const T>(call, 6, 2);
   const auto y_dot = batch<T>(call, 7, 2), x_dot_mean = batch<T>(call, 8, 2), c_out = batch<T>(call, 9, 2);
   const T* const means = padded_rows(b, mean, 1, kSlotScalars);
   const int64_t tasks = b.P * b.E * b.chunks;
@@ -129,8 +129,7 @@ void jvp(const Call& call) {
       const int64_t p = t.batch / b.E, e = t.batch % b.E, at = t.first * b.K;
       moments(b, x.at(e) + at, x_dot.at(p, e) + at, t.n, means + e * b.Kp, parts + index * 3 * b.Kp);
     });
-  T* const scalars =
-      scratch_of<T>(kSlotScalars2, b.P * b.E * 4 * b.Kp + 1);  // of x_dot: mean, factor; factor of x; shift
+  T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 4 * b.Kp + 1);  // of x_dot: mean, factor; factor of x; shift
   for (int64_t pe = 0; pe < b.P * b.E; ++pe)
     for (int64_t k = 0; k < b.Kp; ++k) {
       const int64_t p = pe / b.E, e = pe % b.E;
@@ -150,8 +149,7 @@ void jvp(const Call& call) {
     const BlockTask t = task_of(b, index);
     const int64_t p = t.batch / b.E, e = t.batch % b.E, at = t.first * b.K;
     const T* const s = scalars + t.batch * 4 * b.Kp;
-    const Term<T> terms[] = {{x_dot ? x_dot.at(p, e) + at : nullptr, s, s + b.Kp},
-                             {x.at(e) + at, means + e * b.Kp, s + 2 * b.Kp}};
+    const Term<T> terms[] = {{x_dot ? x_dot.at(p, e) + at : nullptr, s, s + b.Kp}, {x.at(e) + at, means + e * b.Kp, s + 2 * b.Kp}};
     combine(b, terms, s + 3 * b.Kp, t.n, y_dot.at(p, e) + at);
   });
 }
@@ -200,16 +198,13 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Block b = norm_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
-             mean = batch<const T>(call, 2, 1), rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1),
-             gamma = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
-             gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
+  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), mean = batch<const T>(call, 2, 1),
+             rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1), gamma = batch<const T>(call, 5, 1),
+             x_dot = batch<const T>(call, 6, 2), gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
              c_in = batch<const T>(call, 9, 2);
-  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2),
-             beta_bar_dot = batch<T>(call, 12, 2);
+  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2), beta_bar_dot = batch<T>(call, 12, 2);
   const int64_t Kp = b.Kp, tasks = b.P * b.E * b.chunks;
-  const T *const means = padded_rows(b, mean, 1, kSlotScalars), *const dot_means =
-                                                                    padded_rows(b, x_dot_mean, b.P, kSlotParts);
+  const T *const means = padded_rows(b, mean, 1, kSlotScalars), *const dot_means = padded_rows(b, x_dot_mean, b.P, kSlotParts);
   // Sums of y_bar, y_bar*(x - mean); y_bar_dot, y_bar_dot*(x - mean); y_bar, y_bar*(x_dot - mean).
   double* const parts = scratch_of<double>(kSlotPartSums, tasks * 6 * Kp + 1);
   parallel_for(tasks, [&](int64_t index) {
@@ -219,13 +214,11 @@ void vjp_jvp(const Call& call) {
     const T* const bar = y_bar.at(e) + at;
     reduce(b, bar, x.at(e) + at, means + e * Kp, t.n, part);
     reduce(b, y_bar_dot ? y_bar_dot.at(p, e) + at : nullptr, x.at(e) + at, means + e * Kp, t.n, part + 2 * Kp);
-    reduce(b, x_dot ? bar : nullptr, x_dot ? x_dot.at(p, e) + at : nullptr, dot_means + t.batch * Kp, t.n,
-           part + 4 * Kp);
+    reduce(b, x_dot ? bar : nullptr, x_dot ? x_dot.at(p, e) + at : nullptr, dot_means + t.batch * Kp, t.n, part + 4 * Kp);
   });
   const double M = static_cast<double>(higher(1, b.pixels()));
   double* const sums = scratch_of<double>(kSlotPartSums2, 6 * Kp + 1);
-  T* const scalars =
-      scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * Kp + 1);  // factors of y_bar, y_bar_dot, x, x_dot; shift
+  T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * Kp + 1);  // factors of y_bar, y_bar_dot, x, x_dot; shift
   for (int64_t pe = 0; pe < b.P * b.E; ++pe) {
     const int64_t p = pe / b.E, e = pe % b.E;
     merge_sums(b, parts, pe, 6, sums);

@@ -122,8 +122,8 @@ struct Window {
 // One pooled row of the value: u = (z - mean)*scale + shift, its maximum over 2x2 windows (ties: first), ReLU and code.
 // A NaN stays a NaN and counts as positive, as in the composed ops.
 template <class T>
-static void pool_row(const T* rows, int64_t pitch, int64_t step, int64_t w, int64_t K, const T* mean, const T* scale,
-                     const T* shift, T* y, unsigned char* code) {
+static void pool_row(const T* rows, int64_t pitch, int64_t step, int64_t w, int64_t K, const T* mean, const T* scale, const T* shift, T* y,
+                     unsigned char* code) {
   for_channels<T>(K, [&](int64_t k, int lanes, auto full) {
     constexpr bool F = decltype(full)::value;
     const Vec<T> m = load(mean + k), a = load(scale + k), b = load(shift + k);
@@ -146,8 +146,7 @@ static void pool_row(const T* rows, int64_t pitch, int64_t step, int64_t w, int6
 
 // part[0, k] += sum u_bar, part[1, k] += sum u_bar*(z - mean) over one pooled row; part rows are Kp long.
 template <class T>
-static void reduce_row(const Block& b, const T* y_bar, const unsigned char* code, const T* z, const T* mean,
-                       double* part) {
+static void reduce_row(const Block& b, const T* y_bar, const unsigned char* code, const T* z, const T* mean, double* part) {
   for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
     constexpr bool F = decltype(full)::value;
     const Vec<T> m = load(mean + k);
@@ -166,8 +165,8 @@ static void reduce_row(const Block& b, const T* y_bar, const unsigned char* code
 
 // part[0, k] += sum u_bar_dot, part[1, k] += sum u_bar_dot*(z - mean), part[2, k] += sum u_bar*(z_dot - z_dot_mean).
 template <class T>
-static void reduce_row_dot(const Block& b, const T* y_bar, const T* y_bar_dot, const unsigned char* code, const T* z,
-                           const T* mean, const T* z_dot, const T* z_dot_mean, double* part) {
+static void reduce_row_dot(const Block& b, const T* y_bar, const T* y_bar_dot, const unsigned char* code, const T* z, const T* mean,
+                           const T* z_dot, const T* z_dot_mean, double* part) {
   for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
     constexpr bool F = decltype(full)::value;
     const Vec<T> m = load(mean + k), m_dot = load(z_dot_mean + k);
@@ -227,8 +226,8 @@ static Images<T> interior(const Images<T>& a) {
 // Writes (rows, cols) pixels of one image into `out`: affine(k, pixel, lanes, full) gives a pixel's value from its
 // offset in z, scatter(k, q offset, code, lanes, full) what its window adds at the winner.
 template <class T, class Affine, class Scatter>
-HG_INLINE void form_image(const Block& b, const unsigned char* code, T* out, int64_t pitch, int64_t step,
-                          const Affine& affine, const Scatter& scatter) {
+HG_INLINE void form_image(const Block& b, const unsigned char* code, T* out, int64_t pitch, int64_t step, const Affine& affine,
+                          const Scatter& scatter) {
   for (int64_t y = 0; y < b.H; y += 2) {
     const bool pair = y + 1 < b.H;
     const unsigned char* codes = code + y / 2 * b.w * b.K;
@@ -258,8 +257,8 @@ HG_INLINE void form_image(const Block& b, const unsigned char* code, T* out, int
 }
 
 template <class T>
-static void form_z_bar(const Block& b, const ZBar<T>& s, const T* y_bar, const unsigned char* code, const T* z,
-                       const Images<T>& out, int64_t image) {
+static void form_z_bar(const Block& b, const ZBar<T>& s, const T* y_bar, const unsigned char* code, const T* z, const Images<T>& out,
+                       int64_t image) {
   form_image<T>(
       b, code, out.data + image * out.image, out.pitch, out.step,
       [&](int64_t k, int64_t at, int lanes, auto full) {
@@ -274,8 +273,8 @@ static void form_z_bar(const Block& b, const ZBar<T>& s, const T* y_bar, const u
 
 // y_bar_dot may be null.
 template <class T>
-static void form_z_bar_dot(const Block& b, const ZBarDot<T>& s, const T* y_bar, const T* y_bar_dot,
-                           const unsigned char* code, const T* z, const T* z_dot, const Images<T>& out, int64_t image) {
+static void form_z_bar_dot(const Block& b, const ZBarDot<T>& s, const T* y_bar, const T* y_bar_dot, const unsigned char* code, const T* z,
+                           const T* z_dot, const Images<T>& out, int64_t image) {
   form_image<T>(
       b, code, out.data + image * out.image, out.pitch, out.step,
       [&](int64_t k, int64_t at, int lanes, auto full) {

@@ -36,9 +36,8 @@ Geometry geometry(const Call& call) {
                static_cast<long long>(g.R), static_cast<long long>(g.S), static_cast<long long>(g.H + 2 * g.pad_h),
                static_cast<long long>(g.W + 2 * g.pad_w), static_cast<long long>(g.H), static_cast<long long>(g.W));
   if (g.P != room_h / g.stride + 1 || g.Q != room_w / g.stride + 1)
-    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld",
-               static_cast<long long>(g.P), static_cast<long long>(g.Q), static_cast<long long>(room_h / g.stride + 1),
-               static_cast<long long>(room_w / g.stride + 1));
+    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld", static_cast<long long>(g.P),
+               static_cast<long long>(g.Q), static_cast<long long>(room_h / g.stride + 1), static_cast<long long>(room_w / g.stride + 1));
   g.chunk = higher(1, lower(g.N, kTaskPixels / higher(1, higher(g.H * g.W, g.P * g.Q))));
   g.chunks = ceil_div(g.N, g.chunk);
   return g;
@@ -73,9 +72,8 @@ void fprop(const Call& call) {
   const int64_t size = packed_size<T>(g.R, g.S * g.C, g.K);
   const Filters<T> filters(w, g);
   T* const packed = scratch_of<T>(kSlotWeights, filters.count() * size);
-  parallel_for(filters.count(), [&](int64_t i) {
-    pack_forward(w.at(i / filters.along_b, i % filters.along_b), g.R, g.S, g.C, g.K, packed + i * size);
-  });
+  parallel_for(filters.count(),
+               [&](int64_t i) { pack_forward(w.at(i / filters.along_b, i % filters.along_b), g.R, g.S, g.C, g.K, packed + i * size); });
   const int64_t rows = reach(g.P, g.stride, g.R), cols = reach(g.Q, g.stride, g.S);
   parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
     const Task t = task_of(g, index);
@@ -140,18 +138,12 @@ void dgrad(const Call& call) {
       for (int64_t pw = 0; pw < phases; ++pw) {
         const Phase v(ph, g.pad_h, g.stride, g.R, g.H), h(pw, g.pad_w, g.stride, g.S, g.W);
         if (v.count == 0 || h.count == 0) continue;
-        const Images<T> out{to + (v.first * g.W + h.first) * g.C,
-                            t.n,
-                            v.count,
-                            h.count,
-                            g.stride * g.C,
-                            g.stride * g.W * g.C,
-                            g.H * g.W * g.C};
+        const Images<T> out{
+            to + (v.first * g.W + h.first) * g.C, t.n, v.count, h.count, g.stride * g.C, g.stride * g.W * g.C, g.H * g.W * g.C};
         const int64_t rows = v.taps == 0 || h.taps == 0 ? 0 : v.count + v.taps - 1, cols = h.count + h.taps - 1;
         const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.K + 1), t.n, rows, cols, g.K);
         pad_images(from, g.K, v.top, h.top, padded);
-        const Packed<T> filter{packed + filters.index(t.a, t.b) * size + offset(ph, pw), rows == 0 ? 0 : v.taps,
-                               h.taps * g.K, g.C};
+        const Packed<T> filter{packed + filters.index(t.a, t.b) * size + offset(ph, pw), rows == 0 ? 0 : v.taps, h.taps * g.K, g.C};
         conv_images(padded, filter, int64_t(1), out, false);
       }
   });

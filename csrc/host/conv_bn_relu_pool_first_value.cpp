@@ -8,15 +8,8 @@ namespace {
 
 // The two rows of z that pooled row p of image i needs, in a band of 2*w pixels of Kp.
 template <class T>
-HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64_t p, const Packed<T>& filter,
-                       T* band) {
-  const Images<T> rows{padded.data + i * padded.image + 2 * p * padded.pitch,
-                       1,
-                       4,
-                       padded.cols,
-                       padded.step,
-                       padded.pitch,
-                       padded.image};
+HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64_t p, const Packed<T>& filter, T* band) {
+  const Images<T> rows{padded.data + i * padded.image + 2 * p * padded.pitch, 1, 4, padded.cols, padded.step, padded.pitch, padded.image};
   conv_images(rows, filter, int64_t(1), dense(band, 1, 2, 2 * b.w, b.Kp), false);
 }
 
@@ -24,8 +17,7 @@ template <class T>
 void value(const Call& call) {
   const Block b = block_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1),
-             patch_cov = batch<const T>(call, 5, 1);
+             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
   const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
   const auto code = batch<unsigned char>(call, 7, 1);
   const double eps = call.attributes[0];
@@ -42,8 +34,7 @@ void value(const Call& call) {
       s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
       if (k >= b.K) continue;
       double m = 0;
-      for (int64_t j = 0; j < b.taps(); ++j)
-        m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(w.at(e)[j * b.K + k]);
+      for (int64_t j = 0; j < b.taps(); ++j) m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(w.at(e)[j * b.K + k]);
       const T r = static_cast<T>(inverse_root((variance[k] < 0 ? 0.0 : variance[k]) + eps));  // a NaN stays
       mean.at(e)[k] = s[0] = static_cast<T>(m);
       rstd.at(e)[k] = r;
@@ -61,8 +52,7 @@ void value(const Call& call) {
       for (int64_t p = 0; p < b.h; ++p) {
         const int64_t at = ((t.first + i) * b.h + p) * b.w * b.K;
         band_of(b, padded, i, p, filters.at(t.batch), band);
-        pool_row(band, 2 * b.w * b.Kp, b.Kp, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp, y.at(t.batch) + at,
-                 code.at(t.batch) + at);
+        pool_row(band, 2 * b.w * b.Kp, b.Kp, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp, y.at(t.batch) + at, code.at(t.batch) + at);
       }
   });
 }
@@ -92,11 +82,10 @@ template <class T>
 void jvp(const Call& call) {
   const Block b = block_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1),
-             patch_mean = batch<const T>(call, 6, 1), patch_cov = batch<const T>(call, 7, 1);
+             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1),
+             patch_cov = batch<const T>(call, 7, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
-             beta_dot = batch<const T>(call, 10, 2);
+  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
   const auto y_dot = batch<T>(call, 11, 2);
 
   T* const scalars = scratch_of<T>(kSlotScalars, b.P * b.E * 5 * b.Kp);  // mean, mean(z_dot), by_z, by_z_dot, shift
@@ -139,16 +128,13 @@ void jvp(const Call& call) {
         band_of(b, padded, i, r, filters.at(e), band);
         for (int64_t p = 0; p < b.P; ++p) {
           if (w_dot) band_of(b, padded, i, r, filters_dot.at(p, e), band_dot);
-          y_dot_row(b, code.at(e) + at, band, w_dot ? band_dot : nullptr, scalars + (p * b.E + e) * 5 * b.Kp,
-                    y_dot.at(p, e) + at);
+          y_dot_row(b, code.at(e) + at, band, w_dot ? band_dot : nullptr, scalars + (p * b.E + e) * 5 * b.Kp, y_dot.at(p, e) + at);
         }
       }
   });
 }
 
-void conv_bn_relu_pool_first_value(const Call& call) {
-  call.dtype == DType::f32 ? value<float>(call) : value<double>(call);
-}
+void conv_bn_relu_pool_first_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
 void conv_bn_relu_pool_first_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
 
 HG_KERNEL(conv_bn_relu_pool_first_value, conv_bn_relu_pool_first_value);

@@ -34,8 +34,8 @@ static void scatter_image(const Block& b, const T* y_bar, const unsigned char* c
 // U and B of the cotangents y_bar of `directions` times E entries, of which entry i belongs to episode i % E.
 // x is shifted by the mean of its pixels before the products: the exact shift by m follows, in double.
 template <class T>
-static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
-                       const Batch<const T>& x, const Batch<const T>& patch_mean, int64_t directions, int slot) {
+static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<const unsigned char>& code, const Batch<const T>& x,
+                       const Batch<const T>& patch_mean, int64_t directions, int slot) {
   const int64_t entries = directions * b.E, tasks = entries * b.chunks, size = b.taps() * b.Kp;
   double* const out = scratch_of<double>(slot, entries * (b.taps() + 1) * b.K + 1);
   const Gathered sums{out, out + entries * b.taps() * b.K, b.taps() * b.K, b.K};
@@ -77,9 +77,9 @@ namespace {
 template <class T>
 void vjp(const Call& call) {
   const Block b = block_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), rstd = batch<const T>(call, 3, 1),
-             patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1),
-             x = batch<const T>(call, 6, 1), w = batch<const T>(call, 7, 1), gamma = batch<const T>(call, 8, 1);
+  const auto y_bar = batch<const T>(call, 0, 1), rstd = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1),
+             patch_cov = batch<const T>(call, 5, 1), x = batch<const T>(call, 6, 1), w = batch<const T>(call, 7, 1),
+             gamma = batch<const T>(call, 8, 1);
   const auto code = batch<const unsigned char>(call, 1, 1);
   const auto w_bar = batch<T>(call, 9, 1), gamma_bar = batch<T>(call, 10, 1), beta_bar = batch<T>(call, 11, 1);
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
@@ -94,8 +94,7 @@ void vjp(const Call& call) {
       const double scale = static_cast<double>(gamma.at(e)[k]) * s;
       gamma_bar.at(e)[k] = static_cast<T>(G);
       beta_bar.at(e)[k] = static_cast<T>(sums.beta(e)[k]);
-      for (int64_t j = k; j < b.taps() * b.K; j += b.K)
-        w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
+      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
     }
   });
 }
@@ -103,22 +102,19 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Block b = block_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2),
-             rstd = batch<const T>(call, 4, 1), patch_mean = batch<const T>(call, 5, 1),
-             patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1), w = batch<const T>(call, 8, 1),
-             gamma = batch<const T>(call, 9, 1);
+  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), rstd = batch<const T>(call, 4, 1),
+             patch_mean = batch<const T>(call, 5, 1), patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1),
+             w = batch<const T>(call, 8, 1), gamma = batch<const T>(call, 9, 1);
   const auto code = batch<const unsigned char>(call, 2, 1);
   const auto w_dot = batch<const T>(call, 10, 2), gamma_dot = batch<const T>(call, 11, 2);
-  const auto w_bar_dot = batch<T>(call, 12, 2), gamma_bar_dot = batch<T>(call, 13, 2),
-             beta_bar_dot = batch<T>(call, 14, 2);
+  const auto w_bar_dot = batch<T>(call, 12, 2), gamma_bar_dot = batch<T>(call, 13, 2), beta_bar_dot = batch<T>(call, 14, 2);
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
-  const Gathered sums_dot =
-      y_bar_dot ? gather(b, y_bar_dot, code, x, patch_mean, b.P, kSlotParts2) : Gathered{nullptr, nullptr, 0, 0};
+  const Gathered sums_dot = y_bar_dot ? gather(b, y_bar_dot, code, x, patch_mean, b.P, kSlotParts2) : Gathered{nullptr, nullptr, 0, 0};
   parallel_for(b.P * b.E, [&](int64_t pe) {
     const int64_t p = pe / b.E, e = pe % b.E, size = b.taps() * b.K;
     double* const cov_w = scratch_of<double>(kSlotSums, 2 * size + 4 * b.K + 1);
-    double *const cov_w_dot = cov_w + size, *const w_u = cov_w_dot + size, *const w_u_dot = w_u + b.K,
-                  *const w_dot_u = w_u_dot + b.K, *const product = w_dot_u + b.K;
+    double *const cov_w_dot = cov_w + size, *const w_u = cov_w_dot + size, *const w_u_dot = w_u + b.K, *const w_dot_u = w_u_dot + b.K,
+                  *const product = w_dot_u + b.K;
     const double* const U = sums.u(e);
     const double* const U_dot = y_bar_dot ? sums_dot.u(pe) : nullptr;
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
@@ -133,25 +129,22 @@ void vjp_jvp(const Call& call) {
     for (int64_t k = 0; k < b.K; ++k) {
       const double s = static_cast<double>(rstd.at(e)[k]), G = s * w_u[k], c = s * product[k], s_dot = -s * s * c;
       const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      const double scale_dot = (gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0) +
-                               static_cast<double>(gamma.at(e)[k]) * s_dot;
+      const double scale_dot =
+          (gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0) + static_cast<double>(gamma.at(e)[k]) * s_dot;
       const double G_dot = s * (w_u_dot[k] + w_dot_u[k] - c * G);
       gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
       beta_bar_dot.at(p, e)[k] = static_cast<T>(U_dot != nullptr ? sums_dot.beta(pe)[k] : 0.0);
       for (int64_t j = k; j < size; j += b.K) {
         const double u_dot = U_dot != nullptr ? U_dot[j] : 0.0, cov_dot = w_dot ? cov_w_dot[j] : 0.0;
-        w_bar_dot.at(p, e)[j] =
-            static_cast<T>(scale_dot * (U[j] - G * s * cov_w[j]) +
-                           scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
+        w_bar_dot.at(p, e)[j] = static_cast<T>(scale_dot * (U[j] - G * s * cov_w[j]) +
+                                               scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
       }
     }
   });
 }
 
 void conv_bn_relu_pool_first_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-void conv_bn_relu_pool_first_vjp_jvp(const Call& call) {
-  call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call);
-}
+void conv_bn_relu_pool_first_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
 
 HG_KERNEL(conv_bn_relu_pool_first_vjp, conv_bn_relu_pool_first_vjp);
 HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, conv_bn_relu_pool_first_vjp_jvp);

@@ -30,8 +30,8 @@ void jvp(const Call& call) {
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
   const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2),
-             gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
+  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
+             beta_dot = batch<const T>(call, 10, 2);
   const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
              c_out = batch<T>(call, 14, 2);
 
@@ -46,11 +46,9 @@ void jvp(const Call& call) {
     T* const to = images_at(z_dot.at(p, e), t.first, b.H, b.W, b.K);
     const Images<T> out = dense(to, t.n, b.H, b.W, b.K);
     if (x_dot) conv_images(padded_input(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e), int64_t(1), out, false);
-    if (w_dot)
-      conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
+    if (w_dot) conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
     if (!x_dot && !w_dot) __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
-    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp,
-            parts + t.part * 3 * b.Kp);
+    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + t.part * 3 * b.Kp);
   });
 
   T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);
@@ -62,8 +60,7 @@ void jvp(const Call& call) {
       if (k >= b.K) continue;
       const Moments of = merge_moments(b, parts, pe, k);
       const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
-      const double c = r * of.product, m_dot = of.mean,
-                   g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      const double c = r * of.product, m_dot = of.mean, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
       z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(m_dot);
       c_out.at(p, e)[k] = static_cast<T>(c);
       s[0] = mean.at(e)[k];
@@ -79,8 +76,7 @@ void jvp(const Call& call) {
     for (int64_t i = t.first; i < t.first + t.n; ++i)
       for (int64_t r = 0; r < b.h; ++r) {
         const int64_t at = (i * b.h + r) * b.w * b.K, row = (i * b.H + 2 * r) * b.W * b.K;
-        y_dot_row(b, code.at(e) + at, z.at(e) + row, z_dot.at(p, e) + row, scalars + t.batch * 5 * b.Kp,
-                  y_dot.at(p, e) + at);
+        y_dot_row(b, code.at(e) + at, z.at(e) + row, z_dot.at(p, e) + row, scalars + t.batch * 5 * b.Kp, y_dot.at(p, e) + at);
       }
   });
 }

@@ -12,8 +12,7 @@ void value(const Call& call) {
   const Block b = block_of<T>(call);
   const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
              beta = batch<const T>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1),
-             z = batch<T>(call, 8, 1);
+  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
   const auto code = batch<unsigned char>(call, 5, 1);
   const double eps = call.attributes[0];
   if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
@@ -49,8 +48,8 @@ void value(const Call& call) {
     for (int64_t i = t.first; i < t.first + t.n; ++i)
       for (int64_t p = 0; p < b.h; ++p) {
         const int64_t at = (i * b.h + p) * b.w * b.K;
-        pool_row(z.at(t.batch) + (i * b.H + 2 * p) * b.W * b.K, b.W * b.K, b.K, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp,
-                 y.at(t.batch) + at, code.at(t.batch) + at);
+        pool_row(z.at(t.batch) + (i * b.H + 2 * p) * b.W * b.K, b.W * b.K, b.K, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp, y.at(t.batch) + at,
+                 code.at(t.batch) + at);
       }
   });
 }

@@ -58,22 +58,19 @@ void vjp(const Call& call) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 4 * b.Kp;
     const ZBar<T> constants{s, s + b.Kp, s + 2 * b.Kp, s + 3 * b.Kp};
-    const Images<T> bordered =
-        dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
+    const Images<T> bordered = dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
     const Images<T> z_bar = interior(bordered);
     clear_border(bordered);
     for (int64_t i = 0; i < t.n; ++i) {
       const int64_t at = (t.first + i) * b.h * b.w * b.K;
-      form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at,
-                 z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
+      form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at, z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
     }
     if (x_bar)
       conv_images(bordered, filters.at(t.batch), int64_t(1),
                   dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), false);
     T* const part = w_parts + t.part * size;
     __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
-    wgrad_images(as_const(padded_input(b, x.at(t.batch), t, kSlotX)), as_const(z_bar), int64_t(3), 3 * b.C, int64_t(1),
-                 part);
+    wgrad_images(as_const(padded_input(b, x.at(t.batch), t, kSlotX)), as_const(z_bar), int64_t(3), 3 * b.C, int64_t(1), part);
   });
   parallel_for(b.E * 3, [&](int64_t index) {
     const int64_t e = index / 3, r = index % 3 * 3 * b.C;

@@ -60,11 +60,9 @@ struct Constants {
 template <class T>
 Constants<T> constants(const Block& b, const Arguments<T>& a) {
   const int64_t Kp = b.Kp, tasks = b.E * b.chunks;
-  const Constants<T> out{scratch_of<T>(kSlotScalars, b.E * 4 * Kp), scratch_of<T>(kSlotScalars2, b.P * b.E * 7 * Kp),
-                         Kp};
+  const Constants<T> out{scratch_of<T>(kSlotScalars, b.E * 4 * Kp), scratch_of<T>(kSlotScalars2, b.P * b.E * 7 * Kp), Kp};
   for (int64_t e = 0; e < b.E; ++e) pad_channels(b, a.mean.at(e), out.bar + e * 4 * Kp);
-  for (int64_t pe = 0; pe < b.P * b.E; ++pe)
-    pad_channels(b, a.z_dot_mean.at(pe / b.E, pe % b.E), out.dot + (pe * 7 + 1) * Kp);
+  for (int64_t pe = 0; pe < b.P * b.E; ++pe) pad_channels(b, a.z_dot_mean.at(pe / b.E, pe % b.E), out.dot + (pe * 7 + 1) * Kp);
 
   // Partial sums: 2 rows per (episode, chunk), then 3 per (direction, episode, chunk).
   double* const parts = scratch_of<double>(kSlotPartSums, tasks * (2 + 3 * b.P) * Kp);
@@ -82,8 +80,8 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
         if (p < 0)
           reduce_row(b, a.y_bar.at(e) + at, a.code.at(e) + at, a.z.at(e) + row, mean, part);
         else
-          reduce_row_dot(b, a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr, a.code.at(e) + at,
-                         a.z.at(e) + row, mean, a.z_dot.at(p, e) + row, out.dot + ((p * b.E + e) * 7 + 1) * Kp, part);
+          reduce_row_dot(b, a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr, a.code.at(e) + at, a.z.at(e) + row, mean,
+                         a.z_dot.at(p, e) + row, out.dot + ((p * b.E + e) * 7 + 1) * Kp, part);
       }
   });
 
@@ -153,8 +151,8 @@ void vjp_jvp(const Call& call) {
     for (int64_t p = 0; p < b.P; ++p) {
       const int64_t pe = p * b.E + e;
       each_image([&](int64_t i, int64_t at, int64_t image) {
-        form_z_bar_dot(b, s.z_bar_dot(pe), a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr,
-                       a.code.at(e) + at, a.z.at(e) + image, a.z_dot.at(p, e) + image, interior(z_bar_dot), i);
+        form_z_bar_dot(b, s.z_bar_dot(pe), a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr, a.code.at(e) + at,
+                       a.z.at(e) + image, a.z_dot.at(p, e) + image, interior(z_bar_dot), i);
       });
       if (a.x_bar_dot) {
         const Images<T> out = dense(images_at(a.x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
@@ -165,20 +163,17 @@ void vjp_jvp(const Call& call) {
       __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
       wgrad_images(as_const(x), as_const(interior(z_bar_dot)), int64_t(3), 3 * b.C, int64_t(1), part);
       if (a.x_dot)
-        wgrad_images(as_const(padded_input(b, a.x_dot.at(p, e), t, kSlotXDot)), as_const(interior(z_bar)), int64_t(3),
-                     3 * b.C, int64_t(1), part);
+        wgrad_images(as_const(padded_input(b, a.x_dot.at(p, e), t, kSlotXDot)), as_const(interior(z_bar)), int64_t(3), 3 * b.C, int64_t(1),
+                     part);
     }
   });
   parallel_for(b.P * b.E * 3, [&](int64_t index) {
     const int64_t pe = index / 3, r = index % 3 * 3 * b.C;
-    merge_parts(parts + pe * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K,
-                a.w_bar_dot.at(pe / b.E, pe % b.E) + r * b.K);
+    merge_parts(parts + pe * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K, a.w_bar_dot.at(pe / b.E, pe % b.E) + r * b.K);
   });
 }
 
-void conv_bn_relu_pool_vjp_jvp(const Call& call) {
-  call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call);
-}
+void conv_bn_relu_pool_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
 
 HG_KERNEL(conv_bn_relu_pool_vjp_jvp, conv_bn_relu_pool_vjp_jvp);
 

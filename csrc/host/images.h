@@ -69,8 +69,8 @@ static int64_t packed_size(int64_t rows, int64_t run, int64_t outputs) {
 // Element (r, s, c, k) is weights[r*r_step + s*s_step + c*c_step + k*k_step]; inputs beyond `inputs` up to `stored` are
 // 0.
 template <class T>
-static Packed<T> pack_filters(const T* weights, int64_t rows, int64_t cols, int64_t inputs, int64_t stored,
-                              int64_t outputs, int64_t r_step, int64_t s_step, int64_t c_step, int64_t k_step, T* out) {
+static Packed<T> pack_filters(const T* weights, int64_t rows, int64_t cols, int64_t inputs, int64_t stored, int64_t outputs, int64_t r_step,
+                              int64_t s_step, int64_t c_step, int64_t k_step, T* out) {
   constexpr int64_t V = kLanes<T>;
   T* to = out;
   for (int64_t k0 = 0; k0 < outputs; k0 += 2 * V) {
@@ -101,8 +101,7 @@ static Packed<T> pack_backward(const T* w, int64_t R, int64_t S, int64_t C, int6
 
 // out[i, p, q, :] (+)= sum over the window of src at (p*stride, q*stride).
 template <class T>
-static void conv_images(const Images<T>& src, const Packed<T>& w, int64_t stride, const Images<T>& out,
-                        bool accumulate) {
+static void conv_images(const Images<T>& src, const Packed<T>& w, int64_t stride, const Images<T>& out, bool accumulate) {
   constexpr int64_t V = kLanes<T>;
   for (int64_t i = 0; i < out.n; ++i)
     for (int64_t p = 0; p < out.rows; ++p)
@@ -126,8 +125,7 @@ static void conv_images(const Images<T>& src, const Packed<T>& w, int64_t stride
 // acc[r, j, k] += sum_{i, p, q} x[i, p*stride + r, q*stride, j] * z[i, p, q, k], j over `run` elements from a pixel on
 // (columns times channels of the window), k over z.step, which is a multiple of the vector.
 template <class T>
-static void wgrad_images(const Images<const T>& x, const Images<const T>& z, int64_t rows, int64_t run, int64_t stride,
-                         T* acc) {
+static void wgrad_images(const Images<const T>& x, const Images<const T>& z, int64_t rows, int64_t run, int64_t stride, T* acc) {
   constexpr int64_t V = kLanes<T>;
   const int64_t K = z.step, pixels = z.rows * z.cols;
   if (pixels == 0) return;
@@ -162,8 +160,7 @@ static Images<const T> as_const(const Images<T>& a) {
 
 // out[r, k] = sum over parts of part[r, k], in order, in double: rows of K read from rows of `stored`.
 template <class T, class Out>
-static void merge_parts(const T* parts, int64_t n_parts, int64_t part_size, int64_t stored, int64_t rows, int64_t K,
-                        Out* out) {
+static void merge_parts(const T* parts, int64_t n_parts, int64_t part_size, int64_t stored, int64_t rows, int64_t K, Out* out) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k0 = 0; k0 < K; k0 += 64) {
       double sum[64] = {};

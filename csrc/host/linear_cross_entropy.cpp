@@ -51,9 +51,7 @@ template <class T>
 struct Rows {
   const T* data = nullptr;
   int64_t size = 0, along_p = 1, along_e = 1;
-  const T* at(int64_t p, int64_t e) const {
-    return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size;
-  }
+  const T* at(int64_t p, int64_t e) const { return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size; }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -125,8 +123,7 @@ void value(const Call& call) {
   for (int64_t i = 0; i < h.E * h.N; ++i) {
     const int64_t l = label.at(i / h.N)[i % h.N];
     if (l < 0 || l >= h.K)
-      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l),
-                    static_cast<long long>(h.K - 1));
+      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l), static_cast<long long>(h.K - 1));
   }
   const Rows<T> rows = pack(h, w, 1, kSlotW);
   spread(h.E * h.chunks, h.products(), [&](int64_t index) {
@@ -152,8 +149,7 @@ template <class T>
 void jvp(const Call& call) {
   const Head h = head_of<T>(call);
   const auto residual = batch<const T>(call, 0, 1), x = batch<const T>(call, 1, 1), w = batch<const T>(call, 2, 1);
-  const auto x_dot = batch<const T>(call, 3, 2), w_dot = batch<const T>(call, 4, 2),
-             bias_dot = batch<const T>(call, 5, 2);
+  const auto x_dot = batch<const T>(call, 3, 2), w_dot = batch<const T>(call, 4, 2), bias_dot = batch<const T>(call, 5, 2);
   const auto y_dot = batch<T>(call, 6, 2), z_dot = batch<T>(call, 7, 2);
   const Rows<T> rows = x_dot ? pack(h, w, 1, kSlotW) : Rows<T>{}, rows_dot = pack(h, w_dot, h.P, kSlotWDot);
   spread(h.P * h.E * h.chunks, h.P * h.products(), [&](int64_t index) {
@@ -201,8 +197,7 @@ void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t
 
 // w_bar[band, k] = sum over examples of x*z (+ the second pair), J classes from k on.
 template <class T, int J>
-HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last,
-                            int64_t k, T* w_bar) {
+HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, int64_t k, T* w_bar) {
   constexpr int V = kLanes<T>;
   const auto column = [&](int64_t d, int lanes, auto full) {
     double total[J][V] = {};
@@ -276,9 +271,9 @@ void vjp(const Call& call) {
 template <class T>
 void vjp_jvp(const Call& call) {
   const Head h = head_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2),
-             residual = batch<const T>(call, 2, 1), x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1),
-             x_dot = batch<const T>(call, 6, 2), w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
+  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2), residual = batch<const T>(call, 2, 1),
+             x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
+             w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
   const auto label = batch<const int64_t>(call, 3, 1);
   const auto x_bar_dot = batch<T>(call, 9, 2), w_bar_dot = batch<T>(call, 10, 2), b_bar_dot = batch<T>(call, 11, 2);
   const T* const z_bar = logits_bar(h, y_bar, residual);
@@ -296,8 +291,7 @@ void vjp_jvp(const Call& call) {
       const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
       T* const to = z_bar_dot + pe * size + n * h.K;
       for (int64_t k = 0; k < h.K; ++k)
-        to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) +
-                               bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
+        to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
     }
     bias_bar(h, z_bar_dot + pe * size, b_bar_dot.at(p, e));
   });
@@ -310,21 +304,15 @@ void vjp_jvp(const Call& call) {
     const T *const z = z_bar + e * size, *const dot = z_bar_dot + pe * size;
     const Factor<T> none{nullptr, nullptr};
     if (x_bar_dot)
-      features_bar(h, {dot, rows.at(0, e)}, rows_dot ? Factor<T>{z, rows_dot.at(p, e)} : none, first, last,
-                   x_bar_dot.at(p, e));
-    if (w_bar_dot)
-      weights_bar(h, {dot, x.at(e)}, x_dot ? Factor<T>{z, x_dot.at(p, e)} : none, first, last, w_bar_dot.at(p, e));
+      features_bar(h, {dot, rows.at(0, e)}, rows_dot ? Factor<T>{z, rows_dot.at(p, e)} : none, first, last, x_bar_dot.at(p, e));
+    if (w_bar_dot) weights_bar(h, {dot, x.at(e)}, x_dot ? Factor<T>{z, x_dot.at(p, e)} : none, first, last, w_bar_dot.at(p, e));
   });
 }
 
-void linear_cross_entropy_value(const Call& call) {
-  call.dtype == DType::f32 ? value<float>(call) : value<double>(call);
-}
+void linear_cross_entropy_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
 void linear_cross_entropy_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
 void linear_cross_entropy_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-void linear_cross_entropy_vjp_jvp(const Call& call) {
-  call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call);
-}
+void linear_cross_entropy_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
 
 HG_KERNEL(linear_cross_entropy_value, linear_cross_entropy_value);
 HG_KERNEL(linear_cross_entropy_jvp, linear_cross_entropy_jvp);

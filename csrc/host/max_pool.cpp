@@ -15,9 +15,8 @@ Pool pool_of(const Call& call) {
   const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
   const Pool p{dim('P'), dim('E'), dim('H'), dim('W'), dim('K'), dim('Q'), dim('R'), integer_attribute(call, 0, 1, 16)};
   if (p.Q != p.H / p.size || p.R != p.W / p.size)
-    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld",
-               static_cast<long long>(p.Q), static_cast<long long>(p.R), static_cast<long long>(p.H / p.size),
-               static_cast<long long>(p.W / p.size));
+    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld", static_cast<long long>(p.Q),
+               static_cast<long long>(p.R), static_cast<long long>(p.H / p.size), static_cast<long long>(p.W / p.size));
   return p;
 }
 
@@ -26,8 +25,7 @@ Pool pool_of(const Call& call) {
 template <class T, class Body>
 HG_INLINE void each_window(const Pool& p, int64_t q, const Body& body) {
   for_channels<T>(p.K, [&](int64_t k, int lanes, auto full) {
-    for (int64_t r = 0; r < p.R; ++r)
-      body(lanes, full, (q * p.size * p.W + r * p.size) * p.K + k, (q * p.R + r) * p.K + k);
+    for (int64_t r = 0; r < p.R; ++r) body(lanes, full, (q * p.size * p.W + r * p.size) * p.K + k, (q * p.R + r) * p.K + k);
   });
 }
 
@@ -106,8 +104,8 @@ void vjp(const Call& call) {
       const Mask<T> winner = load_code<T, F>(code.at(e) + window, lanes);
       const Vec<T> v = load<T, F>(from + window, lanes);
       for (int64_t i = 0; i < p.size * p.size; ++i)
-        store<T, F>(to + pixel + (i / p.size * p.W + i % p.size) * p.K,
-                    winner == static_cast<typename Lane<T>::integer>(i) ? v : Vec<T>{}, lanes);
+        store<T, F>(to + pixel + (i / p.size * p.W + i % p.size) * p.K, winner == static_cast<typename Lane<T>::integer>(i) ? v : Vec<T>{},
+                    lanes);
     });
   });
 }

@@ -201,13 +201,11 @@ void vjp_of(const Call& call) {
     return;
   }
   double* const sums = scratch_of<double>(kSharedSlots + 1, chunks.count * S::kFields);
-  each_chunk<S>(call, true, chunks, 1,
-                [&](const Piece& piece) { pull_piece<S, true>(call, piece, sums + piece.chunk * S::kFields); });
+  each_chunk<S>(call, true, chunks, 1, [&](const Piece& piece) { pull_piece<S, true>(call, piece, sums + piece.chunk * S::kFields); });
   for (int leaf = 0; leaf < call.length; ++leaf)
     for (int i = 0; i < S::kFields; ++i) {
       double total = 0;
-      for (int64_t chunk = chunks.first[leaf]; chunk < chunks.first[leaf + 1]; ++chunk)
-        total += sums[chunk * S::kFields + i];
+      for (int64_t chunk = chunks.first[leaf]; chunk < chunks.first[leaf + 1]; ++chunk) total += sums[chunk * S::kFields + i];
       if (field_bar[i] != nullptr) field_bar[i][leaf] = static_cast<T>(total);
     }
 }

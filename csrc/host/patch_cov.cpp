@@ -42,8 +42,7 @@ template <class T, int RUN>
 void copy_patches(const T* from, int64_t pitch, int64_t cols, int64_t C, int64_t wide, T* to) {
   const int64_t run = RUN > 0 ? RUN : 3 * C;
   for (int64_t q = 0; q < cols; ++q, from += C, to += wide)
-    for (int64_t r = 0; r < 3; ++r)
-      __builtin_memcpy(to + r * run, from + r * pitch, static_cast<std::size_t>(run) * sizeof(T));
+    for (int64_t r = 0; r < 3; ++r) __builtin_memcpy(to + r * run, from + r * pitch, static_cast<std::size_t>(run) * sizeof(T));
 }
 
 template <class T>
@@ -59,8 +58,7 @@ void covariance(const Call& call) {
     const BlockTask t = task_of(b, index);
     double* const part = mean_parts + index * n;
     __builtin_memset(part, 0, static_cast<std::size_t>(n) * sizeof(double));
-    for (int64_t i = t.first; i < t.first + t.n && b.H > 0 && b.W > 0; ++i)
-      tap_sums(b, x.at(t.batch) + i * b.H * b.W * b.C, part);
+    for (int64_t i = t.first; i < t.first + t.n && b.H > 0 && b.W > 0; ++i) tap_sums(b, x.at(t.batch) + i * b.H * b.W * b.C, part);
   });
   double* const exact = scratch_of<double>(kSlotPartSums2, b.E * n + 1);
   for (int64_t e = 0; e < b.E; ++e)
@@ -87,8 +85,7 @@ void covariance(const Call& call) {
         const int64_t rows = lower(band, b.H - y0);
         const T* const top = padded.data + i * padded.image + y0 * padded.pitch;
         const auto copy = b.C == 1 ? copy_patches<T, 3> : b.C == 3 ? copy_patches<T, 9> : copy_patches<T, 0>;
-        for (int64_t y = 0; y < rows; ++y)
-          copy(top + y * padded.pitch, padded.pitch, b.W, b.C, wide, patches + y * b.W * wide);
+        for (int64_t y = 0; y < rows; ++y) copy(top + y * padded.pitch, padded.pitch, b.W, b.C, wide, patches + y * b.W * wide);
         __builtin_memset(product, 0, static_cast<std::size_t>(n * wide) * sizeof(T));
         const Images<const T> windows{top, 1, rows, b.W, padded.step, padded.pitch, padded.image};
         wgrad_images(windows, dense<const T>(patches, 1, rows, b.W, wide), int64_t(3), 3 * b.C, int64_t(1), product);

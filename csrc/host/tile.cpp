@@ -18,8 +18,7 @@ void conv_tile(const ConvRow<T>& row, const T* src, T* out) {
       for (int n = 0; n < NV; ++n) acc[m][n] = load(out + m * out_step + n * V);
   } else {
     for (int m = 0; m < M; ++m)
-      for (int n = 0; n < NV; ++n)
-        acc[m][n] = load<T, false>(out + m * out_step + n * V, static_cast<int>(lower(V, row.lanes - n * V)));
+      for (int n = 0; n < NV; ++n) acc[m][n] = load<T, false>(out + m * out_step + n * V, static_cast<int>(lower(V, row.lanes - n * V)));
   }
   const T* w = row.weights;
   for (int64_t r = 0; r < row.rows; ++r) {
@@ -41,8 +40,7 @@ void conv_tile(const ConvRow<T>& row, const T* src, T* out) {
       for (int n = 0; n < NV; ++n) store(out + m * out_step + n * V, acc[m][n]);
   } else {
     for (int m = 0; m < M; ++m)
-      for (int n = 0; n < NV; ++n)
-        store<T, false>(out + m * out_step + n * V, acc[m][n], static_cast<int>(lower(V, row.lanes - n * V)));
+      for (int n = 0; n < NV; ++n) store<T, false>(out + m * out_step + n * V, acc[m][n], static_cast<int>(lower(V, row.lanes - n * V)));
   }
 }
 

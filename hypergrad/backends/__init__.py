@@ -71,8 +71,10 @@ def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
         raise _no_backend("backend_of", first)
     for a in arrays:
         if isinstance(a, np.ndarray) and a.ndim > 0:
-            raise DeviceError(f"backend_of: arguments are a CuPy array and a NumPy array of shape {a.shape}, expected one side "
-                              "because kernels never copy between devices; move one of them")
+            raise DeviceError(
+                f"backend_of: arguments are a CuPy array and a NumPy array of shape {a.shape}, expected one side "
+                "because kernels never copy between devices; move one of them"
+            )
         if not isinstance(a, (np.ndarray, np.generic, int, float)) and not is_on_gpu(a):
             raise _no_backend("backend_of", a)
     return CUDA
@@ -188,13 +190,9 @@ def _numbers(x: Any) -> Array:
     try:
         a = np.asanyarray(x)
     except ValueError as error:  # ragged nesting
-        raise ArgumentError(
-            f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal rows"
-        ) from error
+        raise ArgumentError(f"as_array: x is a {_type_name(x)} that is no array ({error}), expected numbers in equal rows") from error
     if a.dtype.char not in _PLAIN:
-        raise ArgumentError(
-            f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers"
-        )
+        raise ArgumentError(f"as_array: x is a {_type_name(x)} with elements of dtype {a.dtype}, expected numbers")
     return _plain(a)
 
 
@@ -205,9 +203,7 @@ def _type_name(x: Any) -> str:
 def _no_backend(where: str, x: Any) -> DeviceError:
     cuda = hasattr(x, "__cuda_array_interface__") or hasattr(x, "__dlpack__")
     if not cuda:
-        return DeviceError(
-            f"{where}: argument is a {_type_name(x)}, expected a NumPy array; convert it first"
-        )
+        return DeviceError(f"{where}: argument is a {_type_name(x)}, expected a NumPy array; convert it first")
     info = HOST.build_info()
     why = info.get("cuda") or info.get("missing")
     return DeviceError(

@@ -36,21 +36,29 @@ class CudaBackend:
         try:
             cupy = import_module("cupy")
         except ImportError as error:
-            raise DeviceError(f"cuda: CuPy is missing, expected it because arrays on the GPU are CuPy's ({error}); install "
-                              "hypergrad-engine[cuda13], or [cuda12] for an older driver") from error
+            raise DeviceError(
+                f"cuda: CuPy is missing, expected it because arrays on the GPU are CuPy's ({error}); install "
+                "hypergrad-engine[cuda13], or [cuda12] for an older driver"
+            ) from error
         if not cupy.cuda.is_available():
-            raise DeviceError("cuda: CuPy finds no usable GPU, expected one because an array is to live there; check that "
-                              "nvidia-smi lists a device and that its driver is new enough for this CuPy")
+            raise DeviceError(
+                "cuda: CuPy finds no usable GPU, expected one because an array is to live there; check that "
+                "nvidia-smi lists a device and that its driver is new enough for this CuPy"
+            )
         return cupy
 
     def require(self, where: str) -> None:
         """Raises ExtensionError without the compiled extension, DeviceError without CuPy, driver or GPU."""
         if MISSING is not None:
-            raise ExtensionError(f"{where}: the compiled extension hypergrad._cuda is missing, expected it because the arrays "
-                                 f"are on a GPU ({MISSING}); install from source with nvcc on the PATH")
+            raise ExtensionError(
+                f"{where}: the compiled extension hypergrad._cuda is missing, expected it because the arrays "
+                f"are on a GPU ({MISSING}); install from source with nvcc on the PATH"
+            )
         if self.device_count() == 0:
-            raise DeviceError(f"{where}: there is no CUDA device, expected one because the arrays are to live on it "
-                              f"({self.build_info()['cuda']}); check nvidia-smi, or stay on the cpu")
+            raise DeviceError(
+                f"{where}: there is no CUDA device, expected one because the arrays are to live on it "
+                f"({self.build_info()['cuda']}); check nvidia-smi, or stay on the cpu"
+            )
         assert self.xp
 
     def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
@@ -71,8 +79,10 @@ class CudaBackend:
         arrays = [*inputs, *outputs]
         if not all(a is None or isinstance(a, cupy.ndarray) for a in arrays):
             where = ["GPU" if isinstance(a, cupy.ndarray) else "host" for a in arrays if a is not None]
-            raise DeviceError(f"{name}: its arrays lie on {', '.join(where)}, expected all on one side because kernels never copy between "
-                              "devices; move one of them")
+            raise DeviceError(
+                f"{name}: its arrays lie on {', '.join(where)}, expected all on one side because kernels never copy between "
+                "devices; move one of them"
+            )
         with next(a for a in arrays if a is not None).device:
             _cuda.run(name, arrays, attrs, cupy.cuda.get_current_stream().ptr, lambda n: cupy.empty(n, cupy.uint8))
 
@@ -88,7 +98,7 @@ class CudaBackend:
         """Arrays joined along an axis, at most 8 at a time: for more, CuPy copies a table of pointers from the host."""
         rows = list(arrays)
         while len(rows) > 1:
-            rows = [self.xp.concatenate(rows[i:i + 8], axis) for i in range(0, len(rows), 8)]
+            rows = [self.xp.concatenate(rows[i : i + 8], axis) for i in range(0, len(rows), 8)]
         return rows[0]
 
     def build_info(self) -> dict[str, Any]:

@@ -41,8 +41,10 @@ class EmulatedBackend:
             beyond its shared memory.
         """
         if MISSING is not None:
-            raise ExtensionError(f"{name}: the emulator hypergrad._emulated is missing, expected it because this is a test "
-                                 f"of the CUDA kernels ({MISSING}); build with -DHYPERGRAD_EMULATOR=ON")
+            raise ExtensionError(
+                f"{name}: the emulator hypergrad._emulated is missing, expected it because this is a test "
+                f"of the CUDA kernels ({MISSING}); build with -DHYPERGRAD_EMULATOR=ON"
+            )
         arrays = [_ABSENT if a is None else a for a in (*inputs, *outputs)]
         _emulated.run(name, arrays, attrs, 0, _scratch)
 

@@ -38,14 +38,7 @@ class Accuracy:
 
 
 def pixel_baseline(
-    split: ImageClasses,
-    n_way: int,
-    k_shot: int,
-    n_query: int = 15,
-    *,
-    n_episodes: int = 600,
-    seed: int = 0,
-    tick: Tick | None = None,
+    split: ImageClasses, n_way: int, k_shot: int, n_query: int = 15, *, n_episodes: int = 600, seed: int = 0, tick: Tick | None = None
 ) -> Accuracy:
     """Accuracy of the label of the nearest support image, by Euclidean distance of pixels.
 
@@ -62,9 +55,7 @@ def pixel_baseline(
         5-way 1-shot take 1 s on 28x28x1 and 8 s on 84x84x3.
     """
     if n_episodes < 1:
-        raise ArgumentError(
-            f"pixel_baseline: n_episodes is {n_episodes}, expected at least 1 because a mean needs a value; raise it"
-        )
+        raise ArgumentError(f"pixel_baseline: n_episodes is {n_episodes}, expected at least 1 because a mean needs a value; raise it")
     sampler = EpisodeSampler(split, n_way, k_shot, n_query, seed=seed, meta_batch=1, dtype=np.uint8)
     accuracies = np.empty(n_episodes, np.float64)
     for i in range(n_episodes):

@@ -205,12 +205,7 @@ def _write_split(path: Path, plan: SplitPlan, tick: Callable[[int], None]) -> di
         os.fsync(file.fileno())
         n_bytes = file.tell()
         crc = _sampled_crc(file, n_bytes)
-    return {
-        "file_bytes": n_bytes,
-        "crc32": crc,
-        "counts": list(plan.counts),
-        "class_names": list(plan.class_names),
-    }
+    return {"file_bytes": n_bytes, "crc32": crc, "counts": list(plan.counts), "class_names": list(plan.class_names)}
 
 
 def _publish(source: Source, temporary: Path, entry: Path) -> None:

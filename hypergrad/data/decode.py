@@ -97,8 +97,7 @@ class Reader:
             return self._zips[file.path].read(file.member) if file.member else file.path.read_bytes()
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"image: {file} has no readable bytes ({error}), expected an image because it is listed in the data "
-                "set; restore the file"
+                f"image: {file} has no readable bytes ({error}), expected an image because it is listed in the data set; restore the file"
             ) from error
 
     def decode(self, file: ImageFile, look: Look) -> NDArray[np.uint8]:
@@ -135,8 +134,7 @@ def read_text(path: Path, member: str = "") -> str:
     except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         place = f"{path}:{member}" if member else str(path)
         raise DataError(
-            f"list: {place} has unreadable contents ({error}), expected UTF-8 text because it is a split list; fetch "
-            "it again"
+            f"list: {place} has unreadable contents ({error}), expected UTF-8 text because it is a split list; fetch it again"
         ) from error
 
 
@@ -164,9 +162,7 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
     return 255 - pixels if look.invert else pixels
 
 
-def decode_classes(
-    classes: Sequence[Sequence[ImageFile]], look: Look, threads: int | None = None
-) -> Iterator[NDArray[np.uint8]]:
+def decode_classes(classes: Sequence[Sequence[ImageFile]], look: Look, threads: int | None = None) -> Iterator[NDArray[np.uint8]]:
     """Decode the files of each class.
 
     Args:
@@ -265,8 +261,5 @@ def square(image_size: int | None, default: int) -> tuple[int, int]:
     """Height and width from the option image_size. Raises: ArgumentError if it is not 4 to 1024."""
     size = default if image_size is None else image_size
     if not 4 <= size <= 1024:
-        raise ArgumentError(
-            f"dataset: image_size is {size}, expected 4 to 1024 because images are kept decoded; choose a size "
-            "between"
-        )
+        raise ArgumentError(f"dataset: image_size is {size}, expected 4 to 1024 because images are kept decoded; choose a size between")
     return size, size

@@ -75,12 +75,7 @@ class EpisodeSampler:
         meta_batch: int = 4,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        for argument, value, least in (
-            ("n_way", n_way, 2),
-            ("k_shot", k_shot, 1),
-            ("n_query", n_query, 1),
-            ("meta_batch", meta_batch, 1),
-        ):
+        for argument, value, least in (("n_way", n_way, 2), ("k_shot", k_shot, 1), ("n_query", n_query, 1), ("meta_batch", meta_batch, 1)):
             if value < least:
                 raise ArgumentError(
                     f"EpisodeSampler: {argument} is {value}, expected at least {least} because an episode compares "
@@ -125,8 +120,7 @@ class EpisodeSampler:
         """
         if not 0 <= i < 2**64:
             raise ArgumentError(
-                f"EpisodeSampler: episode number is {i}, expected 0 to 2**64 - 1 because it is the generator's "
-                "counter; choose another"
+                f"EpisodeSampler: episode number is {i}, expected 0 to 2**64 - 1 because it is the generator's counter; choose another"
             )
         per_class = self.k_shot + self.n_query
         counter = np.array([0, 0, 0, i], dtype=np.uint64)

@@ -13,23 +13,11 @@ from PIL import Image
 
 from ..errors import ArgumentError, DataError
 from .cache import SplitPlan
-from .decode import (
-    IMAGE_ERRORS,
-    ImageFile,
-    Look,
-    decode_classes,
-    digest_of,
-    fingerprint,
-    list_folders,
-    list_images,
-    square,
-)
+from .decode import IMAGE_ERRORS, ImageFile, Look, decode_classes, digest_of, fingerprint, list_folders, list_images, square
 
 Classes = dict[str, list[ImageFile]]
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
-WHERE = (
-    "put one folder a class, each with that class's images, into root, or into root/train, root/val and root/test"
-)
+WHERE = "put one folder a class, each with that class's images, into root, or into root/train, root/val and root/test"
 
 
 class Folder:
@@ -61,10 +49,7 @@ class Folder:
         name: str = "folder",
     ) -> None:
         if channels not in (None, 1, 3):
-            raise ArgumentError(
-                f"folder: channels is {channels}, expected 1 or 3 because images are grey or coloured; choose one of "
-                "them"
-            )
+            raise ArgumentError(f"folder: channels is {channels}, expected 1 or 3 because images are grey or coloured; choose one of them")
         self.name, self.root, self.invert = name, root, invert
         self.size = square(image_size, 84)
         self._splits, self.form = find_classes(root, fractions, seed)
@@ -73,13 +58,7 @@ class Folder:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        return {
-            "image_size": self.size[0],
-            "channels": self.channels,
-            "invert": self.invert,
-            "form": self.form,
-            **self._division,
-        }
+        return {"image_size": self.size[0], "channels": self.channels, "invert": self.invert, "form": self.form, **self._division}
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -95,13 +74,8 @@ class Folder:
 
 def stamps(splits: Mapping[str, Classes]) -> dict[str, str]:
     """What identifies the files of all splits and their division into classes, as JSON values."""
-    paths = dict.fromkeys(
-        file.path for classes in splits.values() for files in classes.values() for file in files
-    )
-    division = {
-        split: [[name, [str(file) for file in files]] for name, files in classes.items()]
-        for split, classes in splits.items()
-    }
+    paths = dict.fromkeys(file.path for classes in splits.values() for files in classes.values() for file in files)
+    division = {split: [[name, [str(file) for file in files]] for name, files in classes.items()] for split, classes in splits.items()}
     return {"files": fingerprint(paths), "classes": digest_of(division)}
 
 
@@ -122,9 +96,7 @@ def plan_files(splits: Mapping[str, Classes], look: Look) -> dict[str, SplitPlan
     }
 
 
-def find_classes(
-    root: Path, fractions: tuple[float, float, float], seed: int
-) -> tuple[dict[str, Classes], str]:
+def find_classes(root: Path, fractions: tuple[float, float, float], seed: int) -> tuple[dict[str, Classes], str]:
     """The classes of each split.
 
     Args:
@@ -134,10 +106,7 @@ def find_classes(
     Returns: split -> class -> image files; and "splits" or "classes", the form that was found.
     Raises: ArgumentError, DataError as Folder.
     """
-    present = {
-        split: [root / name for name in names if (root / name).is_dir()]
-        for split, names in SPLIT_NAMES.items()
-    }
+    present = {split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_NAMES.items()}
     if all(present.values()):
         return {split: read_classes(folders[0]) for split, folders in present.items()}, "splits"
     if any(present.values()):
@@ -158,8 +127,7 @@ def read_classes(folder: Path) -> Classes:
     classes = {path.name: list_images(path) for path in list_folders(folder)}
     if not classes:
         raise DataError(
-            f"folder: {folder} has no class folders, expected one folder a class because classes are named by their "
-            f"folders; {WHERE}"
+            f"folder: {folder} has no class folders, expected one folder a class because classes are named by their folders; {WHERE}"
         )
     for name, files in classes.items():
         if not files:
@@ -170,9 +138,7 @@ def read_classes(folder: Path) -> Classes:
     return classes
 
 
-def divide(
-    classes: Classes, root: Path, fractions: tuple[float, float, float], seed: int
-) -> dict[str, Classes]:
+def divide(classes: Classes, root: Path, fractions: tuple[float, float, float], seed: int) -> dict[str, Classes]:
     """Divide classes among the splits: shuffled by seed, then cut; each split gets at least one class.
 
     Raises: ArgumentError if fractions or seed are out of range; DataError if there are fewer than three classes.
@@ -184,14 +150,12 @@ def divide(
         )
     if not 0 <= seed < 2**64:
         raise ArgumentError(
-            f"folder: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's key; "
-            "choose another"
+            f"folder: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's key; choose another"
         )
     n = len(classes)
     if n < 3:
         raise DataError(
-            f"folder: {root} has {n} class folders, expected at least 3 because train, validation and test have no "
-            f"class in common; {WHERE}"
+            f"folder: {root} has {n} class folders, expected at least 3 because train, validation and test have no class in common; {WHERE}"
         )
     n_validation = max(1, round(fractions[1] * n))
     n_test = min(max(1, round(fractions[2] * n)), n - n_validation - 1)
@@ -202,10 +166,7 @@ def divide(
         "validation": names[:n_validation],
         "test": names[n_validation : n_validation + n_test],
     }
-    return {
-        split: {name: classes[name] for name in sorted(cuts[split])}
-        for split in ("train", "validation", "test")
-    }
+    return {split: {name: classes[name] for name in sorted(cuts[split])} for split in ("train", "validation", "test")}
 
 
 def _channels(splits: Mapping[str, Classes]) -> int:

@@ -26,14 +26,7 @@ from PIL import Image, ImageFont, features
 from ..errors import ArgumentError, DataError
 from .cache import SplitPlan
 
-SCRIPTS = {
-    "LATIN": "train",
-    "CYRILLIC": "train",
-    "GREEK": "validation",
-    "GEORGIAN": "test",
-    "ARMENIAN": "test",
-    "LAO": "test",
-}
+SCRIPTS = {"LATIN": "train", "CYRILLIC": "train", "GREEK": "validation", "GEORGIAN": "test", "ARMENIAN": "test", "LAO": "test"}
 SIZE = 28
 MIN_FACES = 5
 _FACES = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cm")
@@ -90,8 +83,7 @@ class Glyphs:
             )
         if not 0 <= seed < 2**64:
             raise ArgumentError(
-                f"glyphs: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's "
-                "key; choose another"
+                f"glyphs: seed is {seed}, expected 0 to 2**64 - 1 because it is one 64-bit word of the generator's key; choose another"
             )
         self.drawings, self.rotations, self.seed = drawings, rotations, seed
 
@@ -120,13 +112,9 @@ class Glyphs:
         for split in ("train", "validation", "test"):
             chosen = [letter for letter in letters if letter.split == split]
             turns = (0, 1, 2, 3) if self.rotations and split == "train" else (0,)
-            names = tuple(
-                f"{x.name}/rot{90 * t:03d}" if len(turns) > 1 else x.name for x in chosen for t in turns
-            )
+            names = tuple(f"{x.name}/rot{90 * t:03d}" if len(turns) > 1 else x.name for x in chosen for t in turns)
 
-            def blocks(
-                chosen: list[Letter] = chosen, turns: tuple[int, ...] = turns
-            ) -> Iterator[NDArray[np.uint8]]:
+            def blocks(chosen: list[Letter] = chosen, turns: tuple[int, ...] = turns) -> Iterator[NDArray[np.uint8]]:
                 for letter in chosen:
                     drawn = draw_letter(letter, self.drawings, self.seed)
                     for t in turns:
@@ -208,9 +196,7 @@ def draw_letter(letter: Letter, drawings: int, seed: int) -> NDArray[np.uint8]:
     head = ord(letter.name[-1])
     random = np.random.Philox(key=np.array([seed, head], np.uint64)).random_raw(8 * drawings)
     unit = (random >> np.uint64(11)).astype(np.float64).reshape(drawings, 8) * 2.0**-53
-    order = (
-        np.argsort(unit[: len(letter.masters), 0], kind="stable") if drawings >= len(letter.masters) else None
-    )
+    order = np.argsort(unit[: len(letter.masters), 0], kind="stable") if drawings >= len(letter.masters) else None
     out = np.empty((drawings, SIZE, SIZE, 1), np.uint8)
     for j in range(drawings):
         which = order[j % len(order)] if order is not None else int(unit[j, 0] * len(letter.masters))
@@ -235,24 +221,16 @@ def _draw(master: Master, random: NDArray[np.float64]) -> NDArray[np.uint8]:
     x, y = centre + _FINE * SHIFT * shift_x, centre + _FINE * SHIFT * shift_y
     c, f = master.width / 2 - a * x - b * y, master.height / 2 - d * x - e * y
     image = Image.frombytes("L", (master.width, master.height), master.ink)
-    fine = image.transform(
-        (_FINE * SIZE, _FINE * SIZE),
-        Image.Transform.AFFINE,
-        (a, b, c, d, e, f),
-        resample=Image.Resampling.BILINEAR,
-    )
+    fine = image.transform((_FINE * SIZE, _FINE * SIZE), Image.Transform.AFFINE, (a, b, c, d, e, f), resample=Image.Resampling.BILINEAR)
     return np.asarray(fine.reduce(_FINE))
 
 
 def _render_masters() -> tuple[dict[tuple[int, str], Master], dict[int, set[str]]]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    paths = [
-        p for p in sorted(folder.glob("*.ttf")) if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES
-    ]
+    paths = [p for p in sorted(folder.glob("*.ttf")) if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES]
     if not paths:
         raise DataError(
-            f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern because matplotlib ships "
-            "them; reinstall matplotlib"
+            f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern because matplotlib ships them; reinstall matplotlib"
         )
     masters: dict[tuple[int, str], Master] = {}
     faces_of: dict[int, set[str]] = defaultdict(set)
@@ -275,11 +253,7 @@ def _render_masters() -> tuple[dict[tuple[int, str], Master], dict[int, set[str]
 
 def _is_letter(code: int) -> bool:
     character = chr(code)
-    return (
-        unicodedata.category(character) in ("Lu", "Ll", "Lo")
-        and not unicodedata.decomposition(character)
-        and _script(code) in SCRIPTS
-    )
+    return unicodedata.category(character) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(character) and _script(code) in SCRIPTS
 
 
 def _script(code: int) -> str:

@@ -59,15 +59,9 @@ def _float_of_bytes(where: str, images: Array, dtype: DTypeLike) -> np.dtype[Any
     """The dtype to convert the bytes to, if both are of the right kind."""
     kind = np.dtype(dtype)
     if images.dtype != np.uint8:
-        raise DTypeError(
-            f"{where}: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of "
-            "a split"
-        )
+        raise DTypeError(f"{where}: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of a split")
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise DTypeError(
-            f"{where}: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose "
-            "one of them"
-        )
+        raise DTypeError(f"{where}: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose one of them")
     return kind
 
 
@@ -131,11 +125,7 @@ class ImageClasses:
 
     @classmethod
     def from_labels(
-        cls,
-        name: str,
-        images: NDArray[np.uint8],
-        labels: NDArray[Any],
-        class_names: Sequence[str] | None = None,
+        cls, name: str, images: NDArray[np.uint8], labels: NDArray[Any], class_names: Sequence[str] | None = None
     ) -> ImageClasses:
         """Group images that lie in any order.
 
@@ -260,16 +250,10 @@ class MetaDataset:
             name: "train", "validation" (or "val") or "test".
         Raises: ArgumentError on another name.
         """
-        splits = {
-            "train": self.train,
-            "validation": self.validation,
-            "val": self.validation,
-            "test": self.test,
-        }
+        splits = {"train": self.train, "validation": self.validation, "val": self.validation, "test": self.test}
         if name not in splits:
             raise ArgumentError(
-                f"split: name is '{name}', expected train, validation or test because '{self.name}' has those; "
-                "choose one of them"
+                f"split: name is '{name}', expected train, validation or test because '{self.name}' has those; choose one of them"
             )
         return splits[name]
 

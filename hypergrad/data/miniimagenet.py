@@ -51,8 +51,7 @@ class MiniImagenet:
     def __init__(self, root: Path, image_size: int | None = None, form: str = "auto", seed: int = 0) -> None:
         if form not in ("auto", *FORMS):
             raise ArgumentError(
-                f"miniimagenet: form is '{form}', expected auto, {', '.join(FORMS)} because those are known; choose "
-                "one of them"
+                f"miniimagenet: form is '{form}', expected auto, {', '.join(FORMS)} because those are known; choose one of them"
             )
         self.root, self.seed = root, seed
         self.size = square(image_size, 84)
@@ -73,8 +72,7 @@ class MiniImagenet:
             self._splits, found = find_classes(root, (0.64, 0.16, 0.20), seed)
             if found != self.form:
                 raise DataError(
-                    f"miniimagenet: {root} has the form '{found}', expected '{self.form}' because that was asked "
-                    "for; leave form at auto"
+                    f"miniimagenet: {root} has the form '{found}', expected '{self.form}' because that was asked for; leave form at auto"
                 )
 
     @property
@@ -110,9 +108,7 @@ def _find_form(root: Path) -> str:
         return "pickle"
     if any(entry.is_dir() for entry in scan(root)):
         return "classes"
-    raise DataError(
-        f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; {WHERE}"
-    )
+    raise DataError(f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; {WHERE}")
 
 
 def _read_csv(root: Path) -> dict[str, Classes]:
@@ -162,8 +158,7 @@ def _image_zips(root: Path) -> list[Path]:
     return [
         Path(e.path)
         for e in scan(root)
-        if e.name.lower().startswith(("miniimagenet", "mini-imagenet", "mini_imagenet", "images"))
-        and e.name.lower().endswith(".zip")
+        if e.name.lower().startswith(("miniimagenet", "mini-imagenet", "mini_imagenet", "images")) and e.name.lower().endswith(".zip")
     ]
 
 
@@ -179,8 +174,7 @@ def _read_list(root: Path, name: str) -> tuple[str, str]:
         if members:
             return f"{lists}:{members[0]}", read_text(lists, members[0])
     raise DataError(
-        f"miniimagenet: {root} has no {name}, expected it beside images/ because it says which image is of which "
-        f"class; {WHERE}"
+        f"miniimagenet: {root} has no {name}, expected it beside images/ because it says which image is of which class; {WHERE}"
     )
 
 
@@ -194,9 +188,7 @@ def _plan_pickle(path: Path, look: Look) -> SplitPlan:
     )
 
 
-def _pickle_blocks(
-    images: NDArray[np.uint8], classes: list[NDArray[np.int64]], look: Look
-) -> Iterator[NDArray[np.uint8]]:
+def _pickle_blocks(images: NDArray[np.uint8], classes: list[NDArray[np.int64]], look: Look) -> Iterator[NDArray[np.uint8]]:
     for rows in classes:
         block = images[rows]
         if block.shape[1:3] == look.size:
@@ -209,22 +201,14 @@ def _read_cache(path: Path) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.int
     contents = read_pickle(path)
     why = "because that is the form of mini-imagenet-cache files; fetch it again or use folders of images"
     if not isinstance(contents, dict) or not {"image_data", "class_dict"} <= contents.keys():
-        raise DataError(
-            f"miniimagenet: {path} has no image_data and class_dict, expected a dict with both {why}"
-        )
+        raise DataError(f"miniimagenet: {path} has no image_data and class_dict, expected a dict with both {why}")
     images, classes = contents["image_data"], contents["class_dict"]
-    if (
-        not isinstance(images, np.ndarray)
-        or images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] != 3
-    ):
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         form = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"miniimagenet: image_data of {path} is {form}, expected uint8 (N, H, W, 3) {why}")
     if not isinstance(classes, dict):
         raise DataError(
-            f"miniimagenet: class_dict of {path} is a {type(classes).__name__}, expected a dict from class names to "
-            f"image numbers {why}"
+            f"miniimagenet: class_dict of {path} is a {type(classes).__name__}, expected a dict from class names to image numbers {why}"
         )
     rows = {}
     for name, numbers in sorted(classes.items(), key=lambda item: str(item[0])):

@@ -61,17 +61,11 @@ class Omniglot:
     name = "omniglot"
 
     def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        split: str = "vinyals",
-        train_on: str = "train",
-        rotations: bool = True,
+        self, root: Path, image_size: int | None = None, split: str = "vinyals", train_on: str = "train", rotations: bool = True
     ) -> None:
         if split not in ("vinyals", "alphabets"):
             raise ArgumentError(
-                f"omniglot: split is '{split}', expected vinyals or alphabets because there are two ways to split "
-                "it; choose one of them"
+                f"omniglot: split is '{split}', expected vinyals or alphabets because there are two ways to split it; choose one of them"
             )
         if train_on not in ("train", "trainval"):
             raise ArgumentError(
@@ -87,12 +81,7 @@ class Omniglot:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        return {
-            "image_size": self.size[0],
-            "split": self.split,
-            "train_on": self.train_on,
-            "rotations": self.rotations,
-        }
+        return {"image_size": self.size[0], "split": self.split, "train_on": self.train_on, "rotations": self.rotations}
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -101,11 +90,7 @@ class Omniglot:
     @property
     def notes(self) -> tuple[str, ...]:
         if self.train_on == "trainval":
-            return (
-                (
-                    "train holds the validation characters too, so validation accuracy is not that of new characters"
-                ),
-            )
+            return (("train holds the validation characters too, so validation accuracy is not that of new characters"),)
         return ()
 
     def plan(self) -> Mapping[str, SplitPlan]:
@@ -171,9 +156,7 @@ class Omniglot:
         }
         if not self.rotations:
             return chosen
-        return {
-            split: [f"{c}/rot{turn}" for c in names for turn in _TURNS] for split, names in chosen.items()
-        }
+        return {split: [f"{c}/rot{turn}" for c in names for turn in _TURNS] for split, names in chosen.items()}
 
 
 class _Turned:
@@ -213,8 +196,7 @@ def _find_characters(root: Path) -> tuple[dict[str, list[ImageFile]], str]:
             paths.append(archives[0])
         else:
             raise DataError(
-                f"omniglot: {root} has neither {tree}/ nor omniglot_{tree}.zip, expected one of them because nothing "
-                f"is downloaded; {WHERE}"
+                f"omniglot: {root} has neither {tree}/ nor omniglot_{tree}.zip, expected one of them because nothing is downloaded; {WHERE}"
             )
         if not found:
             raise DataError(
@@ -237,9 +219,7 @@ def _zip_characters(path: Path, tree: str) -> dict[str, list[ImageFile]]:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
             parts = info.filename.split("/")
             if len(parts) == 4 and parts[0] == tree and parts[3].lower().endswith(EXTENSIONS):
-                found.setdefault(f"{parts[1]}/{parts[2]}", []).append(
-                    ImageFile(path, info.filename, info.file_size)
-                )
+                found.setdefault(f"{parts[1]}/{parts[2]}", []).append(ImageFile(path, info.filename, info.file_size))
     return found
 
 
@@ -255,7 +235,4 @@ def _read_list(root: Path, name: str) -> tuple[str, list[str]]:
             members = [m for m in archive.namelist() if m.endswith(f"vinyals/{name}")]
         if members:
             return f"{archive_path}:{members[0]}", read_text(archive_path, members[0]).split()
-    raise DataError(
-        f"omniglot: {root} has no split list {name}, expected one because split='vinyals' names every class; "
-        f"{WHERE_LISTS}"
-    )
+    raise DataError(f"omniglot: {root} has no split list {name}, expected one because split='vinyals' names every class; {WHERE_LISTS}")

@@ -69,8 +69,7 @@ def open_dataset(
     if any(option in given for option in unknown):
         wrong = ", ".join(option for option in unknown if option in given)
         raise ArgumentError(
-            f"open_dataset: '{name}' has no option {wrong}, expected {', '.join(OPTIONS[name])} because it has "
-            "those; leave it out"
+            f"open_dataset: '{name}' has no option {wrong}, expected {', '.join(OPTIONS[name])} because it has those; leave it out"
         )
     source: Source
     if name == "glyphs":
@@ -90,8 +89,7 @@ def open_dataset(
         path = Path(root).expanduser().resolve()
         if not path.is_dir():
             raise DataError(
-                f"open_dataset: root {path} is no folder, expected the files of '{name}' there because nothing is "
-                f"downloaded; {where}"
+                f"open_dataset: root {path} is no folder, expected the files of '{name}' there because nothing is downloaded; {where}"
             )
         source = opener(path, **given)
     return load(source, cache_dir(cache), reporter if reporter is not None else Reporter())

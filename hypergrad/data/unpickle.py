@@ -25,11 +25,7 @@ class _DType:
     __slots__ = ("dtype",)
 
     def __init__(self, spec: object) -> None:
-        dtype = (
-            np.dtype(spec)
-            if isinstance(spec, str) and spec.isascii() and "," not in spec
-            else np.dtype(object)
-        )
+        dtype = np.dtype(spec) if isinstance(spec, str) and spec.isascii() and "," not in spec else np.dtype(object)
         if dtype.kind not in _KINDS or dtype.fields is not None or dtype.subdtype is not None:
             raise _Forbidden(f"an array of dtype {spec!r}")
         self.dtype = dtype

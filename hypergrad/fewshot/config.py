@@ -84,16 +84,11 @@ class Config:
             ("device", DEVICES),
         ):
             if getattr(self, field) not in allowed:
-                raise ArgumentError(
-                    f"config: {field} is {getattr(self, field)!r}, expected one of {', '.join(allowed)}; pass one of "
-                    "these"
-                )
+                raise ArgumentError(f"config: {field} is {getattr(self, field)!r}, expected one of {', '.join(allowed)}; pass one of these")
         for field, low in LOWEST.items():
             value = getattr(self, field)
             if value < low:
-                raise ArgumentError(
-                    f"config: {field} is {value}, expected at least {low}; pass a larger number"
-                )
+                raise ArgumentError(f"config: {field} is {value}, expected at least {low}; pass a larger number")
         for field in ("step_size", "outer_lr"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ArgumentError(
@@ -101,9 +96,7 @@ class Config:
                     f"instance {type(self).__dataclass_fields__[field].default}"
                 )
         if not self.sweep or min(self.sweep) < 0:
-            raise ArgumentError(
-                f"config: sweep is {self.sweep}, expected at least one number of steps >= 0; pass for instance 2,4,6"
-            )
+            raise ArgumentError(f"config: sweep is {self.sweep}, expected at least one number of steps >= 0; pass for instance 2,4,6")
         if self.data == "glyphs" and self.root is not None:
             raise ArgumentError(
                 f"config: root is {self.root!r} with the glyphs data, expected none because glyphs are rendered from "
@@ -225,15 +218,8 @@ def make_config(data: str = "glyphs", preset: str = "default", **changes: Any) -
     given = {name: value for name, value in changes.items() if value is not None}
     names = {field.name for field in dataclasses.fields(Config)}
     if unknown := sorted(set(given) - names):
-        raise ArgumentError(
-            f"make_config: unknown fields {', '.join(unknown)}, expected fields of Config; see its documentation"
-        )
-    tables: list[Mapping[str, Any]] = [
-        DATA.get(data, {}),
-        PRESETS.get(preset, {}),
-        PRESET_OF_DATA.get((preset, data), {}),
-        given,
-    ]
+        raise ArgumentError(f"make_config: unknown fields {', '.join(unknown)}, expected fields of Config; see its documentation")
+    tables: list[Mapping[str, Any]] = [DATA.get(data, {}), PRESETS.get(preset, {}), PRESET_OF_DATA.get((preset, data), {}), given]
     merged: dict[str, Any] = {"data": data, "preset": preset}
     for table in tables:
         merged.update(table)

@@ -18,12 +18,7 @@ STEPS_PNG, PAIRS_PNG, CURVE_PNG = "steps.png", "pairs.png", "curve.png"
 
 
 def evaluate_run(
-    run: RunDirectory,
-    config: Config,
-    data: MetaDataset,
-    hparams: HParams,
-    n_episodes: int,
-    reporter: Reporter,
+    run: RunDirectory, config: Config, data: MetaDataset, hparams: HParams, n_episodes: int, reporter: Reporter
 ) -> dict[str, Any]:
     """Meta-test accuracy with T chosen on meta-validation; writes steps.png and pairs.png.
 
@@ -43,9 +38,7 @@ def evaluate_run(
     for name, split in (("validation", data.validation), ("test", data.test)):
         with reporter.progress(f"evaluating on meta-{name}", n_episodes) as tick:
             episodes = sampler(config, split.on(config.device))
-            found[name] = evaluate(
-                method, placed, episodes, n_episodes, config.sweep, tick, graphs=config.graphs
-            )
+            found[name] = evaluate(method, placed, episodes, n_episodes, config.sweep, tick, graphs=config.graphs)
     validation, test = found["validation"], found["test"]
     chosen = validation.best_steps()
     baseline = pixels(config, data.test, n_episodes, reporter)
@@ -88,9 +81,7 @@ def data_set_images(config: Config, split: Any) -> Any:
 def pixels(config: Config, split: ImageClasses, n_episodes: int, reporter: Reporter) -> Accuracy:
     """Nearest neighbour on raw pixels, on the episodes that the split's sampler draws. Cost: `n_episodes` episodes."""
     with reporter.progress(f"pixel baseline on meta-{split.name}", n_episodes) as tick:
-        return pixel_baseline(
-            split, config.n_way, config.k_shot, config.n_query, n_episodes=n_episodes, seed=config.seed, tick=tick
-        )
+        return pixel_baseline(split, config.n_way, config.k_shot, config.n_query, n_episodes=n_episodes, seed=config.seed, tick=tick)
 
 
 def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: dict[str, Any], reporter: Reporter) -> Path:

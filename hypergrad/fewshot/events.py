@@ -54,14 +54,8 @@ class EventWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add one record of metrics.jsonl. Cost: a queue entry; a thread writes it."""
-        values = [
-            self._summaries.Summary.Value(tag=tag, simple_value=record[key])
-            for key, tag in TAGS.items()
-            if key in record
-        ]
-        event = self._events.Event(
-            wall_time=time.time(), step=record["iteration"], summary=self._summaries.Summary(value=values)
-        )
+        values = [self._summaries.Summary.Value(tag=tag, simple_value=record[key]) for key, tag in TAGS.items() if key in record]
+        event = self._events.Event(wall_time=time.time(), step=record["iteration"], summary=self._summaries.Summary(value=values))
         self._writer.add_event(event)
 
     def close(self) -> None:

@@ -96,14 +96,7 @@ class HyperRepresentation:
     last_gamma: float = 1.0
     last_beta: float = 0.0
 
-    def init(
-        self,
-        seed: int,
-        image_shape: Sequence[int],
-        filters: int,
-        blocks: int = 4,
-        dtype: DTypeLike = np.float32,
-    ) -> HParams:
+    def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
         """Hyperparameters to start from: the network's parameters and the step size in one flat dictionary.
 
         Args: seed: of the draw; image_shape: (H, W, C); filters, blocks: of the network; dtype: float32 or float64.
@@ -163,10 +156,7 @@ class HyperRepresentation:
         """The ground model of zeros for features (E, S, D), a Tensor, on their device. Cost: O(E*D*n_way)."""
         episodes, _, size = support.shape
         xp = backend_of(support.value).xp
-        return {
-            "weight": xp.zeros((episodes, size, self.n_way), support.dtype),
-            "bias": xp.zeros((episodes, 1, self.n_way), support.dtype),
-        }
+        return {"weight": xp.zeros((episodes, size, self.n_way), support.dtype), "bias": xp.zeros((episodes, 1, self.n_way), support.dtype)}
 
     def meta_loss(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Array]:
         """The outer objective of one meta-batch: mean query cross-entropy after T inner steps.
@@ -180,9 +170,7 @@ class HyperRepresentation:
         loss = mean(ground_losses(w, query, episodes.query_labels))
         return loss, accuracy(w, query, episodes.query_labels)
 
-    def sweep(
-        self, hparams: Mapping[str, Any], episodes: EpisodeBatch, steps: Sequence[int]
-    ) -> tuple[Array, Array]:
+    def sweep(self, hparams: Mapping[str, Any], episodes: EpisodeBatch, steps: Sequence[int]) -> tuple[Array, Array]:
         """Query loss and accuracy after each number of inner steps in `steps`, in one run.
 
         Args: steps: increasing numbers of steps, >= 0.

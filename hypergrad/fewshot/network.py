@@ -39,9 +39,7 @@ def init_network(
     """
     for name, size in (("in_channels", in_channels), ("filters", filters), ("blocks", blocks)):
         if size < 1:
-            raise ArgumentError(
-                f"init_network: {name} is {size}, expected at least 1; pass a positive number"
-            )
+            raise ArgumentError(f"init_network: {name} is {size}, expected at least 1; pass a positive number")
     rng = np.random.default_rng([seed, 0x6E6574])
     params: dict[str, NDArray[Any]] = {}
     channels = in_channels
@@ -98,7 +96,5 @@ def features(params: Mapping[str, Any], images: Any) -> Tensor:
     size = feature_size(height, width, params[f"block{blocks}.gamma"].shape[-1], blocks)
     x = images
     for block in range(1, blocks + 1):
-        x = conv_bn_relu_pool(
-            x, params[f"block{block}.filters"], params[f"block{block}.gamma"], params[f"block{block}.beta"]
-        )
+        x = conv_bn_relu_pool(x, params[f"block{block}.filters"], params[f"block{block}.gamma"], params[f"block{block}.beta"])
     return reshape(x, (episodes, count, size))

@@ -19,9 +19,7 @@ Array = NDArray[Any]
 BLUE, GREEN, ORANGE, GREY = "#2166ac", "#2a9d5c", "#d9730d", "#6b6b6b"
 
 
-def curve(
-    metrics: Sequence[Mapping[str, Any]], baseline: float | None, test: tuple[float, float] | None = None
-) -> bytes:
+def curve(metrics: Sequence[Mapping[str, Any]], baseline: float | None, test: tuple[float, float] | None = None) -> bytes:
     """Losses and accuracies against iterations.
 
     Args:
@@ -57,13 +55,7 @@ def curve(
                 label=f"meta-test {100 * test[0]:.1f} ± {100 * test[1]:.1f} %",
             )  # fmt: skip
     if baseline is not None:
-        bottom.axhline(
-            baseline,
-            color=GREY,
-            linestyle="--",
-            linewidth=1.2,
-            label=f"pixel nearest neighbour {100 * baseline:.1f} %",
-        )
+        bottom.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label=f"pixel nearest neighbour {100 * baseline:.1f} %")
     bottom.set_xlabel("outer iteration")
     top.set_yscale("log")
     top.legend(loc="upper right", fontsize=8)
@@ -89,9 +81,7 @@ def steps(validation: Evaluation, test: Evaluation, chosen: int) -> bytes:
             markersize=4,
             label=f"{name} ({len(evaluation.accuracies)} episodes)",
         )
-    axes.axvline(
-        chosen, color=GREY, linewidth=0.8, linestyle=":", label=f"T = {chosen}, best on meta-validation"
-    )
+    axes.axvline(chosen, color=GREY, linewidth=0.8, linestyle=":", label=f"T = {chosen}, best on meta-validation")
     axes.set_xticks(validation.steps)
     axes.set_xlabel("inner steps T")
     axes.set_ylabel("query accuracy")
@@ -118,9 +108,7 @@ def find_pairs(hparams: Mapping[str, Any], images: Array, name: str) -> Pairs:
     """
     count = len(images)
     if count < 2:
-        raise ArgumentError(
-            f"find_pairs: got {count} images, expected at least 2 because a pair is wanted; pass more"
-        )
+        raise ArgumentError(f"find_pairs: got {count} images, expected at least 2 because a pair is wanted; pass more")
     h = features(hparams, images[None]).value[0].astype(np.float64)
     squares = np.sum(h * h, axis=1)
     distances = squares[:, None] + squares[None] - 2.0 * h @ h.T
@@ -142,30 +130,21 @@ def pairs(rows: Sequence[Pairs], seed: int, components: int = 16) -> bytes:
     size = rows[0].nearest[1].shape[1]
     drawn = np.random.default_rng([seed, size]).permutation(size)[:components]
     chosen = np.sort(drawn)
-    figure, grid = _figure(
-        11.0, 2.5 * len(rows), len(rows), 7, squeeze=False, width_ratios=[1, 1.2, 1, 0.25, 1, 1.2, 1]
-    )
+    figure, grid = _figure(11.0, 2.5 * len(rows), len(rows), 7, squeeze=False, width_ratios=[1, 1.2, 1, 0.25, 1, 1.2, 1])
     for row, axes in zip(rows, grid, strict=True):
         axes[3].axis("off")
-        for start, label, (images, h, distance) in (
-            (0, "nearest", row.nearest),
-            (4, "farthest", row.farthest),
-        ):
+        for start, label, (images, h, distance) in ((0, "nearest", row.nearest), (4, "farthest", row.farthest)):
             _image(axes[start], images[0], BLUE)
             _image(axes[start + 2], images[1], GREEN)
             middle = axes[start + 1]
             at = np.arange(len(chosen))
             middle.barh(at - 0.2, h[0, chosen], 0.4, color=BLUE)
             middle.barh(at + 0.2, h[1, chosen], 0.4, color=GREEN)
-            middle.set_xlim(
-                0.0, 1.05 * max(float(r[1][:, chosen].max()) for r in (row.nearest, row.farthest)) or 1.0
-            )
+            middle.set_xlim(0.0, 1.05 * max(float(r[1][:, chosen].max()) for r in (row.nearest, row.farthest)) or 1.0)
             middle.set_yticks([])
             middle.tick_params(labelsize=7)
             middle.set_title(f"{row.name}, {label}\n‖h(x) − h(x′)‖ = {distance:.3g}", fontsize=8)
-    figure.supxlabel(
-        f"between the images: {len(chosen)} of {size} components of h, drawn at random", fontsize=8
-    )
+    figure.supxlabel(f"between the images: {len(chosen)} of {size} components of h, drawn at random", fontsize=8)
     return _png(figure)
 
 

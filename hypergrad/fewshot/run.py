@@ -20,13 +20,7 @@ from safetensors.numpy import save
 from ..errors import RunError
 
 Array = NDArray[Any]
-CONFIG, METRICS, MODEL, STATE, RESULT = (
-    "config.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "state.safetensors",
-    "result.json",
-)
+CONFIG, METRICS, MODEL, STATE, RESULT = ("config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json")
 METADATA = "hypergrad"  # the one key of a safetensors file's metadata that we use; it holds JSON
 
 
@@ -52,9 +46,7 @@ class RunDirectory:
             )
         self._metrics: IO[bytes] | None = None
         with _writing(self.path / "lock"):
-            self._lock = open(
-                self.path / "lock", "ab"
-            )  # held open: the lock ends with the process, even when killed
+            self._lock = open(self.path / "lock", "ab")  # held open: the lock ends with the process, even when killed
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -65,9 +57,7 @@ class RunDirectory:
             ) from error
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str] | None, config: Mapping[str, Any], stem: str = "run"
-    ) -> "RunDirectory":
+    def create(cls, path: str | os.PathLike[str] | None, config: Mapping[str, Any], stem: str = "run") -> "RunDirectory":
         """A new run directory; it appears with its config.json inside or not at all.
 
         Args:
@@ -94,9 +84,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -127,13 +115,11 @@ class RunDirectory:
             return json.loads(path.read_bytes())
         except OSError as error:
             raise RunError(
-                f"run: {path} cannot be read ({error.strerror}), expected a file of the run; check the path, or "
-                "start a new run"
+                f"run: {path} cannot be read ({error.strerror}), expected a file of the run; check the path, or start a new run"
             ) from error
         except ValueError as error:
             raise RunError(
-                f"run: {path} is no JSON ({error}), expected what hypergrad wrote; restore the file, or start a new "
-                "run"
+                f"run: {path} is no JSON ({error}), expected what hypergrad wrote; restore the file, or start a new run"
             ) from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -166,9 +152,7 @@ class RunDirectory:
         try:
             return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         except ValueError as error:
-            raise RunError(
-                f"run: {path} has a line that is no JSON ({error}), expected one object a line; restore the file"
-            ) from error
+            raise RunError(f"run: {path} has a line that is no JSON ({error}), expected one object a line; restore the file") from error
 
     def write_tensors(self, name: str, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> Path:
         """Replace the safetensors file `name`, atomically.

@@ -115,8 +115,7 @@ def check_like(found: Mapping[str, Any], expected: Mapping[str, Any], where: str
     Cost: O(len(expected)).
     """
     if found.keys() != expected.keys() or any(
-        found[name].shape != expected[name].shape or found[name].dtype != expected[name].dtype
-        for name in expected
+        found[name].shape != expected[name].shape or found[name].dtype != expected[name].dtype for name in expected
     ):
         raise RunError(
             f"run: {where} holds other arrays than this run's network, expected {len(expected)} arrays as "
@@ -167,9 +166,7 @@ def validate(config: Config, method: HyperRepresentation, state: State, sampler:
 
     Returns: the new state and what to record. Cost: `eval_episodes` forward runs of the network.
     """
-    evaluation = evaluate(
-        method, state.hparams, sampler, config.eval_episodes, [config.n_steps], graphs=config.graphs
-    )
+    evaluation = evaluate(method, state.hparams, sampler, config.eval_episodes, [config.n_steps], graphs=config.graphs)
     accuracy = evaluation.mean(config.n_steps)
     better = accuracy > state.best_accuracy
     record = {
@@ -193,11 +190,7 @@ def finished(config: Config, state: State) -> str | None:
 
 
 def train(
-    run: RunDirectory,
-    config: Config,
-    data: MetaDataset,
-    report: Callable[[Record], None] | None = None,
-    snapshot_s: float = SNAPSHOT_S,
+    run: RunDirectory, config: Config, data: MetaDataset, report: Callable[[Record], None] | None = None, snapshot_s: float = SNAPSHOT_S
 ) -> State:
     """Train, or go on where the run's state.safetensors stands.
 
@@ -216,9 +209,7 @@ def train(
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4.
     """
     method, gradient = config.method(), meta_gradient(config)
-    train_sampler, validation_sampler = (
-        sampler(config, split.on(config.device)) for split in (data.train, data.validation)
-    )
+    train_sampler, validation_sampler = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
     state = start(config, data)
     if (run.path / STATE).exists():
         state = load_state(run, state)
@@ -277,10 +268,5 @@ def sampler(config: Config, split: Any) -> EpisodeSampler:
     Raises: DataError if they do not fit.
     """
     return EpisodeSampler(
-        split,
-        n_way=config.n_way,
-        k_shot=config.k_shot,
-        n_query=config.n_query,
-        seed=config.seed,
-        meta_batch=config.meta_batch,
+        split, n_way=config.n_way, k_shot=config.k_shot, n_query=config.n_query, seed=config.seed, meta_batch=config.meta_batch
     )

@@ -45,8 +45,9 @@ def _is_scalar(value: Any) -> bool:
     return hasattr(value, "shape") and not value.shape
 
 
-def number(op: str, argument: str, value: Any, wanted: str, reason: str, least: float, *, excluded: bool = False,
-           below: float = math.inf) -> float:
+def number(
+    op: str, argument: str, value: Any, wanted: str, reason: str, least: float, *, excluded: bool = False, below: float = math.inf
+) -> float:
     """A real number of at least `least` (above it where that is `excluded`) and below `below`, in Python's or NumPy's types.
 
     Raises: ArgumentError for anything else: bools, NaN, strings, None and Tensors, whose derivative would be lost, among them.

@@ -55,8 +55,11 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
     return _broadcast_to(x, shape=integers("broadcast_to", "shape", shape, SHAPE))
 
 
-_transpose: Op = linear("transpose", lambda b, x, *, lead, axes: x.transpose(*range(lead), *(a + lead for a in axes)),
-                    lambda bar, x, *, lead, axes: _transpose(bar, axes=tuple(int(a) for a in np.argsort(axes)), lead=lead))
+_transpose: Op = linear(
+    "transpose",
+    lambda b, x, *, lead, axes: x.transpose(*range(lead), *(a + lead for a in axes)),
+    lambda bar, x, *, lead, axes: _transpose(bar, axes=tuple(int(a) for a in np.argsort(axes)), lead=lead),
+)
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
@@ -69,8 +72,11 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     Raises: ArgumentError if `axes` is no permutation.
     """
     (x,) = to_tensors("transpose", [x])
-    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(
-        normalise_axis("transpose", a, x.ndim) for a in integers("transpose", "axes", axes, AXIS))
+    axes = (
+        tuple(range(x.ndim))[::-1]
+        if axes is None
+        else tuple(normalise_axis("transpose", a, x.ndim) for a in integers("transpose", "axes", axes, AXIS))
+    )
     if sorted(axes) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes has {axes}, expected a permutation of 0 to {x.ndim - 1} because every axis must stay")
     return _transpose(x, axes=axes)
@@ -113,8 +119,7 @@ def _put_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...], shape
     return out
 
 
-_getitem: Op = linear("getitem", _getitem_value,
-                  lambda bar, x, *, lead, index: _put(bar, index=index, shape=x.shape[lead:], lead=lead))
+_getitem: Op = linear("getitem", _getitem_value, lambda bar, x, *, lead, index: _put(bar, index=index, shape=x.shape[lead:], lead=lead))
 _put: Op = linear("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
 
 
@@ -131,8 +136,9 @@ def getitem(x: Any, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(p, Tensor) for p in parts):
         raise ArgumentError("getitem: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
-    return _lookup("getitem", x, tuple(np.asarray(p) if isinstance(p, list) else as_array(p) if isinstance(p, np.ndarray) else p
-                                       for p in parts))
+    return _lookup(
+        "getitem", x, tuple(np.asarray(p) if isinstance(p, list) else as_array(p) if isinstance(p, np.ndarray) else p for p in parts)
+    )
 
 
 def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
@@ -228,7 +234,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     if not items:
         raise ArgumentError("concatenate: tensors is empty, expected at least one array")
     axis = normalise_axis("concatenate", axis, items[0].ndim)
-    rest = {x.shape[:axis] + x.shape[axis + 1:] for x in items}
+    rest = {x.shape[:axis] + x.shape[axis + 1 :] for x in items}
     if len(rest) > 1 or len({x.ndim for x in items}) > 1:
         raise ShapeError(f"concatenate: tensors have shapes {[x.shape for x in items]}, expected equal shapes but for axis {axis}")
     return _concatenate(*items, axis=axis)
@@ -251,5 +257,3 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     axis = normalise_axis("stack", axis, items[0].ndim + 1)
     shape = items[0].shape
     return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in items], axis=axis)
-
-

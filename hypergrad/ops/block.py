@@ -60,16 +60,19 @@ def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]
     k = w.shape[-1]
     y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
     saved["z"] = b.empty((*x.shape[:-1], k), x.dtype)
-    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"],
-          precision=attrs["precision"])
+    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"], precision=attrs["precision"])
     return y, saved
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, gamma, _ = rows(b, values)
     bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run("conv_bn_relu_pool_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma], bars,
-          precision=attrs["precision"])
+    b.run(
+        "conv_bn_relu_pool_vjp",
+        [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma],
+        bars,
+        precision=attrs["precision"],
+    )
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
@@ -79,21 +82,45 @@ def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs
     y_dot = b.empty((count, *saved["code"].shape), x.dtype)
     z_dot, mean_dot, c = like(b, count, saved["z"], saved["mean"], saved["mean"])
     given = [optional(b, d) for d in dots]
-    b.run("conv_bn_relu_pool_jvp", [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given], [y_dot, z_dot, mean_dot, c],
-          precision=attrs["precision"])
+    b.run(
+        "conv_bn_relu_pool_jvp",
+        [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given],
+        [y_dot, z_dot, mean_dot, c],
+        precision=attrs["precision"],
+    )
     saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
     return y_dot
 
 
-def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
-             attrs: Attrs, saved: Saved) -> list[Array | None]:
+def _vjp_jvp(
+    b: Backend,
+    values: list[Array],
+    dots: list[Array | None],
+    y_bar: Array,
+    y_bar_dot: Array | None,
+    want: list[bool],
+    attrs: Attrs,
+    saved: Saved,
+) -> list[Array | None]:
     x, w, gamma, _ = rows(b, values)
     count = saved["c"].shape[0]
     outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
     given = [optional(b, d) for d in dots[:3]]
-    b.run("conv_bn_relu_pool_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma,
-           *given, *(saved[n] for n in ("z_dot", "z_dot_mean", "c"))], outs, precision=attrs["precision"])
+    b.run(
+        "conv_bn_relu_pool_vjp_jvp",
+        [
+            b.xp.ascontiguousarray(y_bar),
+            optional(b, y_bar_dot),
+            *(saved[n] for n in ("code", "mean", "rstd", "z")),
+            x,
+            w,
+            gamma,
+            *given,
+            *(saved[n] for n in ("z_dot", "z_dot_mean", "c")),
+        ],
+        outs,
+        precision=attrs["precision"],
+    )
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
@@ -164,20 +191,32 @@ def _first_jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs:
     return y_dot
 
 
-def _first_vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
-                   attrs: Attrs, saved: Saved) -> list[Array | None]:
+def _first_vjp_jvp(
+    b: Backend,
+    values: list[Array],
+    dots: list[Array | None],
+    y_bar: Array,
+    y_bar_dot: Array | None,
+    want: list[bool],
+    attrs: Attrs,
+    saved: Saved,
+) -> list[Array | None]:
     (w, gamma, _), x = rows(b, values), attrs["x"]
     count = next(d.shape[0] for d in [*dots, y_bar_dot] if d is not None)
     outs = like(b, count, *values)
     given = [optional(b, d) for d in dots[:2]]
-    b.run("conv_bn_relu_pool_first_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given], outs)
+    b.run(
+        "conv_bn_relu_pool_first_vjp_jvp",
+        [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given],
+        outs,
+    )
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
 _block = Fused("conv_bn_relu_pool", 4, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
-_first_block = Fused("conv_bn_relu_pool_first", 3, _first_reference, value=_first_value, jvp=_first_jvp, vjp=_first_vjp,
-                     vjp_jvp=_first_vjp_jvp)
+_first_block = Fused(
+    "conv_bn_relu_pool_first", 3, _first_reference, value=_first_value, jvp=_first_jvp, vjp=_first_vjp, vjp_jvp=_first_vjp_jvp
+)
 
 
 def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
@@ -201,13 +240,16 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     given, is_data = x, not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
     x, w, gamma, beta = to_tensors("conv_bn_relu_pool", [x, w, gamma, beta])
     if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
-        raise ShapeError(f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
-                         "(3, 3, C, K) or (E, 3, 3, C, K)")
+        raise ShapeError(
+            f"conv_bn_relu_pool: x has shape {x.shape} and w {w.shape}, expected (E, N, H, W, C) with H and W >= 2 and "
+            "(3, 3, C, K) or (E, 3, 3, C, K)"
+        )
     eps = number("conv_bn_relu_pool", "eps", eps, "> 0", "a channel may be constant", 0, excluded=True)
     episodes, k = (x.shape[0] if x.ndim == 5 else 1), w.shape[-1]
     if x.shape[-1] != w.shape[-2] or (w.ndim == 5 and w.shape[0] != episodes):
-        raise ShapeError(f"conv_bn_relu_pool: x has {x.shape[-1]} channels and {episodes} episodes, expected those of w, "
-                         f"which has shape {w.shape}")
+        raise ShapeError(
+            f"conv_bn_relu_pool: x has {x.shape[-1]} channels and {episodes} episodes, expected those of w, which has shape {w.shape}"
+        )
     for name, p in (("gamma", gamma), ("beta", beta)):
         if p.shape not in ((k,), (episodes, k)):
             raise ShapeError(f"conv_bn_relu_pool: {name} has shape {p.shape}, expected ({k},) or ({episodes}, {k})")

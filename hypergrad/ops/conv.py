@@ -54,12 +54,24 @@ def _wgrad_value(b: Backend, x: Array, y: Array, *, stride: int, pad: Pair, hw: 
     return _run(b, "conv2d_wgrad", x, y, (*rs, x.shape[-1], y.shape[-1]), stride, pad, precision)
 
 
-conv2d_fprop: Op = bilinear("conv2d_fprop", _fprop_value, (lambda bar, x, w, **a: conv2d_dgrad(bar, w, **a),
-                                                       lambda bar, x, w, **a: conv2d_wgrad(x, bar, **a)), core=(4, 4, 4))
-conv2d_dgrad: Op = bilinear("conv2d_dgrad", _dgrad_value, (lambda bar, y, w, **a: conv2d_fprop(bar, w, **a),
-                                                       lambda bar, y, w, **a: conv2d_wgrad(bar, y, **a)), core=(4, 4, 4))
-conv2d_wgrad: Op = bilinear("conv2d_wgrad", _wgrad_value, (lambda bar, x, y, **a: conv2d_dgrad(y, bar, **a),
-                                                       lambda bar, x, y, **a: conv2d_fprop(x, bar, **a)), core=(4, 4, 4))
+conv2d_fprop: Op = bilinear(
+    "conv2d_fprop",
+    _fprop_value,
+    (lambda bar, x, w, **a: conv2d_dgrad(bar, w, **a), lambda bar, x, w, **a: conv2d_wgrad(x, bar, **a)),
+    core=(4, 4, 4),
+)
+conv2d_dgrad: Op = bilinear(
+    "conv2d_dgrad",
+    _dgrad_value,
+    (lambda bar, y, w, **a: conv2d_fprop(bar, w, **a), lambda bar, y, w, **a: conv2d_wgrad(bar, y, **a)),
+    core=(4, 4, 4),
+)
+conv2d_wgrad: Op = bilinear(
+    "conv2d_wgrad",
+    _wgrad_value,
+    (lambda bar, x, y, **a: conv2d_dgrad(y, bar, **a), lambda bar, x, y, **a: conv2d_fprop(x, bar, **a)),
+    core=(4, 4, 4),
+)
 
 
 def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> Tensor:
@@ -93,8 +105,9 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> T
     pixels = -1 if words else integer("conv2d", "padding", padding, "it is 'same', 'valid' or whole pixels")
     if words and padding == "same":
         if rs[0] % 2 == 0 or rs[1] % 2 == 0:
-            raise ArgumentError(f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or "
-                                "'valid'")
+            raise ArgumentError(
+                f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or 'valid'"
+            )
         pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
     elif words and padding == "valid":
         pad = (0, 0)

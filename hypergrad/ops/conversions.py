@@ -59,8 +59,10 @@ def _contains(self: Tensor, item: Any) -> bool:
 
 def _setitem(self: Tensor, index: Any, value: Any) -> NoReturn:
     """Refuses: a Tensor is never written."""
-    raise DTypeError("Tensor: t[...] = x writes into a Tensor, expected a new one because the derivatives of what was computed from it "
-                     "need its values; use hg.where(mask, x, t), or hg.concatenate of the parts")
+    raise DTypeError(
+        "Tensor: t[...] = x writes into a Tensor, expected a new one because the derivatives of what was computed from it "
+        "need its values; use hg.where(mask, x, t), or hg.concatenate of the parts"
+    )
 
 
 def _format(self: Tensor, spec: str) -> str:
@@ -80,15 +82,29 @@ def _reduce(self: Tensor) -> tuple[type[Tensor], tuple[Any]]:
 
 
 for _name, _how, _convert in (
-        ("__float__", "float()", float), ("__int__", "int()", int), ("__complex__", "complex()", complex), ("__bool__", "bool()", bool),
-        ("__round__", "round()", round), ("__floor__", "math.floor()", math.floor), ("__ceil__", "math.ceil()", math.ceil),
-        ("__trunc__", "math.trunc()", math.trunc)):
+    ("__float__", "float()", float),
+    ("__int__", "int()", int),
+    ("__complex__", "complex()", complex),
+    ("__bool__", "bool()", bool),
+    ("__round__", "round()", round),
+    ("__floor__", "math.floor()", math.floor),
+    ("__ceil__", "math.ceil()", math.ceil),
+    ("__trunc__", "math.trunc()", math.trunc),
+):
     setattr(Tensor, _name, _number(_how, _convert))
 for _stem, _symbol, _instead in WITHOUT_OP.values():
     setattr(Tensor, f"__{_stem}__", _without_op(_symbol, _instead))
     setattr(Tensor, f"__r{_stem}__", _without_op(_symbol, _instead))
 for _name, _method in (
-        ("item", _item), ("__iter__", _iter), ("__contains__", _contains), ("__setitem__", _setitem), ("__format__", _format),
-        ("__pos__", _itself), ("__copy__", _itself), ("__deepcopy__", _itself), ("__reduce__", _reduce),
-        ("__abs__", lambda self: elementwise.abs(self))):
+    ("item", _item),
+    ("__iter__", _iter),
+    ("__contains__", _contains),
+    ("__setitem__", _setitem),
+    ("__format__", _format),
+    ("__pos__", _itself),
+    ("__copy__", _itself),
+    ("__deepcopy__", _itself),
+    ("__reduce__", _reduce),
+    ("__abs__", lambda self: elementwise.abs(self)),
+):
     setattr(Tensor, _name, _method)

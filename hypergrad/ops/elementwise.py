@@ -18,14 +18,21 @@ def _mask(like: Tensor, condition: Any) -> Tensor:
     return Tensor(condition.astype(like.dtype))
 
 
-add = Op("add", lambda b, x, y: x + y,
-         vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(bar, shape=y.shape)),
-         jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(dot, out.ndim, y.ndim)))
-subtract = Op("subtract", lambda b, x, y: x - y,
-              vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(negative(bar), shape=y.shape)),
-              jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(negative(dot), out.ndim, y.ndim)))
-multiply: Op = bilinear("multiply", lambda b, x, y: x * y,
-                    (lambda bar, x, y: multiply(bar, y), lambda bar, x, y: multiply(bar, x)), core=(0, 0, 0))
+add = Op(
+    "add",
+    lambda b, x, y: x + y,
+    vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(bar, shape=y.shape)),
+    jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(dot, out.ndim, y.ndim)),
+)
+subtract = Op(
+    "subtract",
+    lambda b, x, y: x - y,
+    vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(negative(bar), shape=y.shape)),
+    jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(negative(dot), out.ndim, y.ndim)),
+)
+multiply: Op = bilinear(
+    "multiply", lambda b, x, y: x * y, (lambda bar, x, y: multiply(bar, y), lambda bar, x, y: multiply(bar, x)), core=(0, 0, 0)
+)
 negative: Op = linear("negative", lambda b, x, lead: -x, lambda bar, x, lead: negative(bar, lead=lead))
 # x times a number that is no Tensor: its own op, since a number as an array costs a kernel of its own on a GPU.
 scale: Op = linear("scale", lambda b, x, lead, by: x * x.dtype.type(by), lambda bar, x, lead, by: scale(bar, by=by, lead=lead))
@@ -60,12 +67,24 @@ def _stable_sigmoid(b: Backend, x: Array) -> Array:
 sigmoid = elementwise("sigmoid", _stable_sigmoid, lambda out, x: out * (1.0 - out))
 softplus = elementwise("softplus", lambda b, x: b.xp.maximum(x, 0) + b.xp.log1p(b.xp.exp(-b.xp.abs(x))), lambda out, x: sigmoid(x))
 relu = elementwise("relu", lambda b, x: b.xp.maximum(x, 0), lambda out, x: _mask(x, x.value > 0))
-maximum = elementwise("maximum", lambda b, x, y: b.xp.maximum(x, y),
-                      lambda out, x, y: _mask(x, x.value >= y.value), lambda out, x, y: _mask(x, x.value < y.value))
-minimum = elementwise("minimum", lambda b, x, y: b.xp.minimum(x, y),
-                      lambda out, x, y: _mask(x, x.value <= y.value), lambda out, x, y: _mask(x, x.value > y.value))
-_where = elementwise("where", lambda b, x, y, condition: b.xp.where(condition, x, y),
-                     lambda out, x, y, condition: _mask(x, condition), lambda out, x, y, condition: _mask(y, ~condition))
+maximum = elementwise(
+    "maximum",
+    lambda b, x, y: b.xp.maximum(x, y),
+    lambda out, x, y: _mask(x, x.value >= y.value),
+    lambda out, x, y: _mask(x, x.value < y.value),
+)
+minimum = elementwise(
+    "minimum",
+    lambda b, x, y: b.xp.minimum(x, y),
+    lambda out, x, y: _mask(x, x.value <= y.value),
+    lambda out, x, y: _mask(x, x.value > y.value),
+)
+_where = elementwise(
+    "where",
+    lambda b, x, y, condition: b.xp.where(condition, x, y),
+    lambda out, x, y, condition: _mask(x, condition),
+    lambda out, x, y, condition: _mask(y, ~condition),
+)
 
 
 def _power_by_base(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
@@ -92,13 +111,23 @@ Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
 Rules: any order.
 Cost: one pass over the elements."""
 for _op, _summary in (
-        (add, "x + y."), (subtract, "x - y."), (multiply, "x * y."), (negative, "-x."), (divide, "x / y."), (exp, "e to the power x."),
-        (log, "Natural logarithm of x, x > 0."), (log1p, "log(1 + x), exact for small x, x > -1."),
-        (sqrt, "Square root of x, x >= 0; no derivative exists at 0."), (abs, "Magnitude of x; its derivative at 0 is 0."),
-        (tanh, "Hyperbolic tangent of x."), (sigmoid, "1 / (1 + exp(-x)), safe from overflow."),
-        (softplus, "log(1 + exp(x)), safe from overflow."), (relu, "max(x, 0); its derivative at 0 is 0."),
-        (maximum, "The larger of x and y; where they are equal, x gets the derivative."),
-        (minimum, "The smaller of x and y; where they are equal, x gets the derivative.")):
+    (add, "x + y."),
+    (subtract, "x - y."),
+    (multiply, "x * y."),
+    (negative, "-x."),
+    (divide, "x / y."),
+    (exp, "e to the power x."),
+    (log, "Natural logarithm of x, x > 0."),
+    (log1p, "log(1 + x), exact for small x, x > -1."),
+    (sqrt, "Square root of x, x >= 0; no derivative exists at 0."),
+    (abs, "Magnitude of x; its derivative at 0 is 0."),
+    (tanh, "Hyperbolic tangent of x."),
+    (sigmoid, "1 / (1 + exp(-x)), safe from overflow."),
+    (softplus, "log(1 + exp(x)), safe from overflow."),
+    (relu, "max(x, 0); its derivative at 0 is 0."),
+    (maximum, "The larger of x and y; where they are equal, x gets the derivative."),
+    (minimum, "The smaller of x and y; where they are equal, x gets the derivative."),
+):
     _op.__doc__ = _FORM.format(_summary, "x" if _op.arity == 1 else "x, y")
 
 

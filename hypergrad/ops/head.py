@@ -53,14 +53,24 @@ def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs:
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
-def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
-             attrs: Attrs, saved: Saved) -> list[Array | None]:
+def _vjp_jvp(
+    b: Backend,
+    values: list[Array],
+    dots: list[Array | None],
+    y_bar: Array,
+    y_bar_dot: Array | None,
+    want: list[bool],
+    attrs: Attrs,
+    saved: Saved,
+) -> list[Array | None]:
     x, w, _ = rows(b, values)
     count = saved["z_dot"].shape[0]
     outs = [b.empty((count, *v.shape), v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
-    b.run("linear_cross_entropy_vjp_jvp",
-          [y_bar, optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w,
-           *(optional(b, d) for d in dots[:2]), saved["z_dot"]], outs)
+    b.run(
+        "linear_cross_entropy_vjp_jvp",
+        [y_bar, optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w, *(optional(b, d) for d in dots[:2]), saved["z_dot"]],
+        outs,
+    )
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
@@ -88,14 +98,17 @@ def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
     """
     x, w, bias = to_tensors("linear_cross_entropy", [x, w, bias])
     if x.ndim not in (2, 3) or w.ndim not in (2, 3) or x.shape[-1] != w.shape[-2]:
-        raise ShapeError(f"linear_cross_entropy: x has shape {x.shape} and w {w.shape}, expected (N, D) or (E, N, D) and (D, K) or "
-                         "(E, D, K) with equal D")
+        raise ShapeError(
+            f"linear_cross_entropy: x has shape {x.shape} and w {w.shape}, expected (N, D) or (E, N, D) and (D, K) or "
+            "(E, D, K) with equal D"
+        )
     episodes, k = (x.shape[0] if x.ndim == 3 else 1), w.shape[-1]
     if w.ndim == 3 and w.shape[0] != episodes:
         raise ShapeError(f"linear_cross_entropy: w has shape {w.shape}, expected {episodes} episodes because x has shape {x.shape}")
     if bias.shape not in ((k,), (episodes, k)):
-        raise ShapeError(f"linear_cross_entropy: bias has shape {bias.shape}, expected ({k},) or ({episodes}, {k}) "
-                         f"because w has shape {w.shape}")
+        raise ShapeError(
+            f"linear_cross_entropy: bias has shape {bias.shape}, expected ({k},) or ({episodes}, {k}) because w has shape {w.shape}"
+        )
     index = class_labels("linear_cross_entropy", labels, x, k, f"x has shape {x.shape}", f"w has shape {w.shape}")
     features = reshape(x, (1, *x.shape)) if x.ndim == 2 else x
     xp = backend_of(x.value).xp

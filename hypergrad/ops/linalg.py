@@ -12,8 +12,12 @@ from .arrays import reshape, swap_last, transpose
 from .elementwise import add, multiply
 from .reductions import sum
 
-_matmul: Op = bilinear("matmul", lambda b, x, y: b.xp.matmul(x, y),
-                   (lambda bar, x, y: _matmul(bar, swap_last(y)), lambda bar, x, y: _matmul(swap_last(x), bar)), core=(2, 2, 2))
+_matmul: Op = bilinear(
+    "matmul",
+    lambda b, x, y: b.xp.matmul(x, y),
+    (lambda bar, x, y: _matmul(bar, swap_last(y)), lambda bar, x, y: _matmul(swap_last(x), bar)),
+    core=(2, 2, 2),
+)
 
 
 def matmul(x: Any, y: Any) -> Tensor:
@@ -66,15 +70,23 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
     Cost: that of the pairwise matrix products.
     """
     if not isinstance(subscripts, str):
-        raise ArgumentError(f"einsum: subscripts has {shown(subscripts)}, expected a string because it names axes; write it first, "
-                            "such as 'nd,dk->nk'")
+        raise ArgumentError(
+            f"einsum: subscripts has {shown(subscripts)}, expected a string because it names axes; write it first, such as 'nd,dk->nk'"
+        )
     terms, arrow, result = subscripts.replace(" ", "").partition("->")
     names = terms.split(",")
     letters = set("".join(names))
-    if not arrow or len(names) != len(operands) or not all(c.isalpha() for c in letters | set(result)) or not set(result) <= letters \
-            or any(len(set(n)) < len(n) for n in [*names, result]):
-        raise ArgumentError(f"einsum: subscripts has {subscripts!r}, expected one term of distinct letters per operand and '->result'; "
-                            "write the result explicitly")
+    if (
+        not arrow
+        or len(names) != len(operands)
+        or not all(c.isalpha() for c in letters | set(result))
+        or not set(result) <= letters
+        or any(len(set(n)) < len(n) for n in [*names, result])
+    ):
+        raise ArgumentError(
+            f"einsum: subscripts has {subscripts!r}, expected one term of distinct letters per operand and '->result'; "
+            "write the result explicitly"
+        )
     tensors = to_tensors("einsum", operands)
     sizes: dict[str, int] = {}
     for name, t in zip(names, tensors, strict=True):
@@ -82,7 +94,7 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
             raise ShapeError(f"einsum: operand {name!r} has shape {t.shape}, expected {[sizes.get(c, '?') for c in name]}")
     name, t = names[0], tensors[0]
     for i in range(1, len(tensors)):
-        name, t = _contract(name, t, names[i], tensors[i], set("".join(names[i + 1:])) | set(result))
+        name, t = _contract(name, t, names[i], tensors[i], set("".join(names[i + 1 :])) | set(result))
     name, t = _drop(name, t, set(result))
     return transpose(t, [name.index(c) for c in result]) if name != result else t
 
@@ -104,8 +116,9 @@ def _contract(x_name: str, x: Tensor, y_name: str, y: Tensor, needed: set[str]) 
     right = "".join(c for c in y_name if c not in x_name)
     if not inner:  # an outer product: broadcasting says it without a product of ones
         x = reshape(transpose(x, [x_name.index(c) for c in batch + left]), [size[c] for c in batch + left] + [1] * len(right))
-        y = reshape(transpose(y, [y_name.index(c) for c in batch + right]),
-                    [size[c] for c in batch] + [1] * len(left) + [size[c] for c in right])
+        y = reshape(
+            transpose(y, [y_name.index(c) for c in batch + right]), [size[c] for c in batch] + [1] * len(left) + [size[c] for c in right]
+        )
         return batch + left + right, multiply(x, y)
 
     def matrix(t: Tensor, name: str, rows: str, columns: str) -> Tensor:

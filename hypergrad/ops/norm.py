@@ -57,14 +57,34 @@ def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs:
     return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
 
 
-def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
-             attrs: Attrs, saved: Saved) -> list[Array | None]:
+def _vjp_jvp(
+    b: Backend,
+    values: list[Array],
+    dots: list[Array | None],
+    y_bar: Array,
+    y_bar_dot: Array | None,
+    want: list[bool],
+    attrs: Attrs,
+    saved: Saved,
+) -> list[Array | None]:
     x, gamma, _ = rows(b, values)
     count = saved["c"].shape[0]
     outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run("batch_norm_vjp_jvp",
-          [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), saved["mean"], saved["rstd"], x, gamma,
-           *(optional(b, d) for d in dots[:2]), saved["x_dot_mean"], saved["c"]], outs)
+    b.run(
+        "batch_norm_vjp_jvp",
+        [
+            b.xp.ascontiguousarray(y_bar),
+            optional(b, y_bar_dot),
+            saved["mean"],
+            saved["rstd"],
+            x,
+            gamma,
+            *(optional(b, d) for d in dots[:2]),
+            saved["x_dot_mean"],
+            saved["c"],
+        ],
+        outs,
+    )
     return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
 
 
@@ -75,8 +95,9 @@ def _per_episode(argument: str, p: Tensor, x: Tensor, episodes: int) -> Tensor:
     """gamma or beta, (C,) or (E, C), as (all leading axes of x in one, C)."""
     lead, channels = x.shape[:-4], x.shape[-1]
     if p.shape != (channels,) and (x.ndim < 5 or p.shape != (x.shape[-5], channels)):
-        raise ShapeError(f"batch_norm: {argument} has shape {p.shape}, expected ({channels},) or (episodes, {channels}) "
-                         f"because x has shape {x.shape}")
+        raise ShapeError(
+            f"batch_norm: {argument} has shape {p.shape}, expected ({channels},) or (episodes, {channels}) because x has shape {x.shape}"
+        )
     return reshape(broadcast_to(p, (*lead, channels)), (episodes, channels))
 
 

@@ -47,8 +47,10 @@ def _einsum(*operands: Any, optimize: Any = False) -> Tensor:
     """np.einsum: without "->", the result has the letters that occur once, in order. `optimize` changes no value."""
     subscripts, *rest = operands
     if not isinstance(subscripts, str):
-        raise ArgumentError("einsum: the first argument is no string, expected subscripts such as 'ij,jk->ik' because the op takes no "
-                            "lists of axes; write a string")
+        raise ArgumentError(
+            "einsum: the first argument is no string, expected subscripts such as 'ij,jk->ik' because the op takes no "
+            "lists of axes; write a string"
+        )
     if "->" not in subscripts:
         letters = subscripts.replace(" ", "")
         subscripts += "->" + "".join(sorted(c for c in set(letters) - {","} if letters.count(c) == 1))
@@ -56,16 +58,57 @@ def _einsum(*operands: Any, optimize: Any = False) -> Tensor:
 
 
 ADAPTED: dict[str, Function] = {
-    "amax": reductions.max, "concatenate": _concatenate, "einsum": _einsum, "fabs": elementwise.abs, "positive": lambda x: x,
-    "reciprocal": lambda x: elementwise.divide(1.0, x), "square": lambda x: elementwise.power(x, 2), "take": _take, "where": _where,
+    "amax": reductions.max,
+    "concatenate": _concatenate,
+    "einsum": _einsum,
+    "fabs": elementwise.abs,
+    "positive": lambda x: x,
+    "reciprocal": lambda x: elementwise.divide(1.0, x),
+    "square": lambda x: elementwise.power(x, 2),
+    "take": _take,
+    "where": _where,
 }
 
 # Their results do not change with small changes of the arguments, or are not numbers.
 PLAIN = (
-    "all", "allclose", "any", "argmax", "argmin", "argpartition", "argsort", "argwhere", "array2string", "array_equal", "array_equiv",
-    "array_repr", "array_str", "count_nonzero", "digitize", "empty_like", "flatnonzero", "full_like", "iscomplexobj", "isclose", "isin",
-    "isneginf", "isposinf", "isrealobj", "lexsort", "may_share_memory", "nanargmax", "nanargmin", "ndim", "nonzero", "ones_like",
-    "result_type", "searchsorted", "shape", "shares_memory", "sign", "size", "zeros_like",
+    "all",
+    "allclose",
+    "any",
+    "argmax",
+    "argmin",
+    "argpartition",
+    "argsort",
+    "argwhere",
+    "array2string",
+    "array_equal",
+    "array_equiv",
+    "array_repr",
+    "array_str",
+    "count_nonzero",
+    "digitize",
+    "empty_like",
+    "flatnonzero",
+    "full_like",
+    "iscomplexobj",
+    "isclose",
+    "isin",
+    "isneginf",
+    "isposinf",
+    "isrealobj",
+    "lexsort",
+    "may_share_memory",
+    "nanargmax",
+    "nanargmin",
+    "ndim",
+    "nonzero",
+    "ones_like",
+    "result_type",
+    "searchsorted",
+    "shape",
+    "shares_memory",
+    "sign",
+    "size",
+    "zeros_like",
 )
 
 _CONSTANT = "np.{0}(x.value), a constant, for its derivative is zero"
@@ -86,12 +129,26 @@ RELATIVES = {
     **dict.fromkeys(("std", "nanstd", "var", "nanvar"), "d = x - hg.mean(x), then hg.mean(d * d), and hg.sqrt of it"),
     **dict.fromkeys(("copy", "array", "asarray", "astype", "real", "conj", "conjugate"), "x itself, which is never written"),
     **dict.fromkeys(("save", "savez", "savez_compressed", "savetxt"), "x.value"),
-    "add.reduce": "hg.sum(x, axis)", "maximum.reduce": "hg.max(x, axis)", "multiply.outer": "x[:, None] * y[None, :]",
-    "average": "hg.sum(weights * x) / hg.sum(weights)", "clip": "hg.minimum(hg.maximum(x, low), high)", "cbrt": "hg.power(x, 1 / 3)",
-    "exp2": "hg.power(2.0, x)", "expm1": "hg.exp(x) - 1.0", "fmax": "hg.maximum", "fmin": "hg.minimum", "hypot": "hg.sqrt(x * x + y * y)",
-    "linalg.norm": "hg.sqrt(hg.sum(x * x))", "log10": "hg.log(x) / math.log(10)", "log2": "hg.log(x) / math.log(2)",
-    "logaddexp": "hg.logsumexp(hg.stack([x, y]), axis=0)", "min": "-hg.max(-x, axis)", "amin": "-hg.max(-x, axis)",
-    "prod": "hg.exp(hg.sum(hg.log(x)))", "sort": "hg.take(x, np.argsort(x))", "take_along_axis": "hg.take",
+    "add.reduce": "hg.sum(x, axis)",
+    "maximum.reduce": "hg.max(x, axis)",
+    "multiply.outer": "x[:, None] * y[None, :]",
+    "average": "hg.sum(weights * x) / hg.sum(weights)",
+    "clip": "hg.minimum(hg.maximum(x, low), high)",
+    "cbrt": "hg.power(x, 1 / 3)",
+    "exp2": "hg.power(2.0, x)",
+    "expm1": "hg.exp(x) - 1.0",
+    "fmax": "hg.maximum",
+    "fmin": "hg.minimum",
+    "hypot": "hg.sqrt(x * x + y * y)",
+    "linalg.norm": "hg.sqrt(hg.sum(x * x))",
+    "log10": "hg.log(x) / math.log(10)",
+    "log2": "hg.log(x) / math.log(2)",
+    "logaddexp": "hg.logsumexp(hg.stack([x, y]), axis=0)",
+    "min": "-hg.max(-x, axis)",
+    "amin": "-hg.max(-x, axis)",
+    "prod": "hg.exp(hg.sum(hg.log(x)))",
+    "sort": "hg.take(x, np.argsort(x))",
+    "take_along_axis": "hg.take",
 }
 _SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "power": "**", "matmul": "@"}
 _DEFAULTS = {"where": True, "casting": "same_kind", "order": "K", "dtype": None, "subok": True, "keepdims": False}  # of a ufunc
@@ -231,11 +288,14 @@ def _no_argument(name: str, argument: str, value: Any) -> ArgumentError:
     """The error for an argument that the op does not have."""
     if argument == "out":
         assignment = f"c = c {_SYMBOLS[name]} t" if name in _SYMBOLS else f"c = np.{name}(...)"
-        return ArgumentError(f"{name}: out is an array to write into, expected none because an array holds no derivative; "
-                             f"write {assignment}")
+        return ArgumentError(
+            f"{name}: out is an array to write into, expected none because an array holds no derivative; write {assignment}"
+        )
     given = repr(value) if isinstance(value, (str, int, float, type)) else f"a {type(value).__name__}"
-    return ArgumentError(f"{name}: {argument} has {given}, expected NumPy's default because the op has no such argument; leave it out"
-                         + (", and convert with astype before" if argument == "dtype" else ""))
+    return ArgumentError(
+        f"{name}: {argument} has {given}, expected NumPy's default because the op has no such argument; leave it out"
+        + (", and convert with astype before" if argument == "dtype" else "")
+    )
 
 
 def _no_op(name: str) -> DTypeError:

@@ -35,8 +35,9 @@ class Step:
         first: of the states, the first that the kernels of derivatives take.
     """
 
-    def __init__(self, name: str, leaf: Callable[..., tuple[Any, ...]], moves: dict[str, tuple[str, ...]], fields: tuple[str, ...],
-                 first: int) -> None:
+    def __init__(
+        self, name: str, leaf: Callable[..., tuple[Any, ...]], moves: dict[str, tuple[str, ...]], fields: tuple[str, ...], first: int
+    ) -> None:
         self.name, self.leaf, self.moves, self.fields, self.first = name, leaf, moves, fields, first
         self.states = (*moves, "g")
         self.op = FusedMany(name, None, self.reference, value=self.value, jvp=self.jvp, vjp=self.vjp, vjp_jvp=None)
@@ -58,9 +59,14 @@ class Step:
             return self._composed({**{k: x or [None] * leaves for k, x in states.items()}, **shared}, leaves, extra)
         like = given["g"][0]
         arrays = {k: [to_tensors(self.name, [like, x])[1] for x in f] for k, f in arrays.items()}
-        outs = self.op.outputs(*(x for column in (*given.values(), *arrays.values()) for x in column), leaves=leaves,
-                               numbers=numbers, arrays={k: len(f) for k, f in arrays.items()},
-                               absent=tuple(k for k in states if k not in given), extra=extra)
+        outs = self.op.outputs(
+            *(x for column in (*given.values(), *arrays.values()) for x in column),
+            leaves=leaves,
+            numbers=numbers,
+            arrays={k: len(f) for k, f in arrays.items()},
+            absent=tuple(k for k in states if k not in given),
+            extra=extra,
+        )
         rows = iter(outs)
         return [[next(rows) for _ in range(leaves)] if k in given else None for k in self.moves]
 
@@ -73,7 +79,7 @@ class Step:
         n, start, columns = attrs["leaves"], 0, {}
         for k in (*self.states, *self.fields):
             count = attrs["arrays"].get(k, 0) if k in self.fields else n * (k not in attrs["absent"])
-            own = list(args[start:start + count])
+            own = list(args[start : start + count])
             columns[k] = own if count == n else (own or [None]) * n
             start += count
         return columns
@@ -109,15 +115,21 @@ class Step:
         """Their tangents; None for a leaf that nothing moves."""
         columns, columns_dot = self._columns(values, attrs), self._columns(dots, attrs)
         count = next(len(d) for d in dots if d is not None)
-        outs = {k: [b.empty((count, *x.shape), x.dtype) if x is not None and any(columns_dot[a][i] is not None for a in sources) else None
-                    for i, x in enumerate(columns[k])] for k, sources in self.moves.items()}
+        outs = {
+            k: [
+                b.empty((count, *x.shape), x.dtype) if x is not None and any(columns_dot[a][i] is not None for a in sources) else None
+                for i, x in enumerate(columns[k])
+            ]
+            for k, sources in self.moves.items()
+        }
         names = (*self.states, *self.fields)
-        inputs = [*self._inputs(b, columns, names[self.first:]), *self._inputs(b, columns_dot, names)]
+        inputs = [*self._inputs(b, columns, names[self.first :]), *self._inputs(b, columns_dot, names)]
         self._run(b, "jvp", inputs, [y for k in outs for y in outs[k]], attrs)
         return [y for k in self._next(attrs) for y in outs[k]]
 
-    def vjp(self, b: Backend, values: list[Array], bars: list[Array | None], want: list[bool], attrs: Attrs,
-            saved: None) -> list[Array | None]:
+    def vjp(
+        self, b: Backend, values: list[Array], bars: list[Array | None], want: list[bool], attrs: Attrs, saved: None
+    ) -> list[Array | None]:
         """Cotangents of what is wanted; None for a leaf that no cotangent reaches."""
         columns, wanted, n = self._columns(values, attrs), self._columns(want, attrs), attrs["leaves"]
         rows = iter(bars)
@@ -126,19 +138,26 @@ class Step:
         def reached(k: str, i: int) -> bool:
             return any(bar[after][i] is not None for after, sources in self.moves.items() if k in sources)
 
-        outs = {k: [b.empty(x.shape, x.dtype) if wanted[k][i] and reached(k, i) else None for i, x in enumerate(columns[k])]
-                for k in self.states}
+        outs = {
+            k: [b.empty(x.shape, x.dtype) if wanted[k][i] and reached(k, i) else None for i, x in enumerate(columns[k])]
+            for k in self.states
+        }
         field_bars = {k: b.empty((n,), values[0].dtype) if any(wanted[k]) else None for k in self.fields}
         names = (*self.states, *self.fields)
-        self._run(b, "vjp", [*self._inputs(b, columns, names[self.first:]), *self._inputs(b, bar, list(self.moves))],
-                  [*(y for k in outs for y in outs[k]), *field_bars.values()], attrs)
+        self._run(
+            b,
+            "vjp",
+            [*self._inputs(b, columns, names[self.first :]), *self._inputs(b, bar, list(self.moves))],
+            [*(y for k in outs for y in outs[k]), *field_bars.values()],
+            attrs,
+        )
         results: list[Array | None] = [y for k in self.states if k not in attrs["absent"] for y in outs[k]]
         for k, count in ((k, attrs["arrays"][k]) for k in self.fields if k in attrs["arrays"]):
             own = field_bars[k]
             if own is None:
                 results += [None] * count
             elif count == n:
-                results += [own[i:i + 1].reshape(()) for i in range(n)]
+                results += [own[i : i + 1].reshape(()) for i in range(n)]
             else:
                 results.append(own.sum(keepdims=True).reshape(()))
         return results
@@ -185,15 +204,22 @@ def _adam_leaf(w: Any, m: Any, s: Any, g: Any, lr: Any, beta1: Any, beta2: Any, 
 
 
 _SGD_FIELDS = ("lr", "momentum", "weight_decay")
-_SGD = Step("sgd_step", _sgd_leaf, {"w": ("w", "v", "g", *_SGD_FIELDS), "v": ("w", "v", "g", "momentum", "weight_decay")}, _SGD_FIELDS,
-            first=0)
+_SGD = Step(
+    "sgd_step", _sgd_leaf, {"w": ("w", "v", "g", *_SGD_FIELDS), "v": ("w", "v", "g", "momentum", "weight_decay")}, _SGD_FIELDS, first=0
+)
 _ADAM_FIELDS = ("lr", "beta1", "beta2", "eps")
-_ADAM = Step("adam_step", _adam_leaf, {"w": ("w", "m", "s", "g", *_ADAM_FIELDS), "m": ("m", "g", "beta1"), "s": ("s", "g", "beta2")},
-             _ADAM_FIELDS, first=1)
+_ADAM = Step(
+    "adam_step",
+    _adam_leaf,
+    {"w": ("w", "m", "s", "g", *_ADAM_FIELDS), "m": ("m", "g", "beta1"), "s": ("s", "g", "beta2")},
+    _ADAM_FIELDS,
+    first=1,
+)
 
 
-def sgd_step(w: list[Any], v: list[Any] | None, g: list[Any], lr: Any, momentum: Any, weight_decay: Any, *,
-             nesterov: bool) -> tuple[list[Any], list[Any] | None]:
+def sgd_step(
+    w: list[Any], v: list[Any] | None, g: list[Any], lr: Any, momentum: Any, weight_decay: Any, *, nesterov: bool
+) -> tuple[list[Any], list[Any] | None]:
     """Weights and velocities after a step of momentum SGD: v <- momentum*v + g', w <- w - lr*v, g' = g + weight_decay*w.
 
     Args:
@@ -208,8 +234,9 @@ def sgd_step(w: list[Any], v: list[Any] | None, g: list[Any], lr: Any, momentum:
     return w_next or [], None if v is None else v_next
 
 
-def adam_step(w: list[Any], m: list[Any], s: list[Any], g: list[Any], lr: Any, beta1: Any, beta2: Any, eps: Any, *,
-              t: int) -> tuple[list[Any], list[Any], list[Any]]:
+def adam_step(
+    w: list[Any], m: list[Any], s: list[Any], g: list[Any], lr: Any, beta1: Any, beta2: Any, eps: Any, *, t: int
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Weights and moments after step t of Adam, with eps inside the square root.
 
     Args:

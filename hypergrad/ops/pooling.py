@@ -21,8 +21,9 @@ LARGEST_CODED = 16  # a winner's place in a window of 16 x 16 fits in one byte
 def _checked(name: str, x: Any, size: Any) -> tuple[Tensor, int]:
     (t,), size = to_tensors(name, [x]), integer(name, "size", size, "a window is whole pixels wide")
     if t.ndim < 3 or size < 1 or min(t.shape[-3:-1]) < size:
-        raise ShapeError(f"{name}: x has shape {t.shape}, expected (..., H, W, C) with H and W at least "
-                         f"size={size} because a window must fit")
+        raise ShapeError(
+            f"{name}: x has shape {t.shape}, expected (..., H, W, C) with H and W at least size={size} because a window must fit"
+        )
     return t, size
 
 
@@ -71,8 +72,16 @@ def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs:
     return [_scatter(b, values[0], y_bar[None], attrs, saved)[0]]
 
 
-def _vjp_jvp(b: Backend, values: list[Array], dots: list[Array | None], y_bar: Array, y_bar_dot: Array | None, want: list[bool],
-             attrs: Attrs, saved: Saved) -> list[Array | None]:
+def _vjp_jvp(
+    b: Backend,
+    values: list[Array],
+    dots: list[Array | None],
+    y_bar: Array,
+    y_bar_dot: Array | None,
+    want: list[bool],
+    attrs: Attrs,
+    saved: Saved,
+) -> list[Array | None]:
     return [None if y_bar_dot is None else _scatter(b, values[0], y_bar_dot, attrs, saved)]
 
 

@@ -136,13 +136,17 @@ def _weights(out: Tensor, x: Tensor) -> Tensor:
 
 
 _softmax: Op = Op(
-    "softmax", _softmax_value,
+    "softmax",
+    _softmax_value,
     vjp=(lambda bar, out, x: out * (bar - sum(bar * out, axis=-1, keepdims=True)),),
-    jvp=(lambda dot, out, x: out * (dot - sum(dot * out, axis=-1, keepdims=True)),))
+    jvp=(lambda dot, out, x: out * (dot - sum(dot * out, axis=-1, keepdims=True)),),
+)
 _logsumexp = Op(
-    "logsumexp", _logsumexp_value,
+    "logsumexp",
+    _logsumexp_value,
     vjp=(lambda bar, out, x: bar * _weights(out, x),),
-    jvp=(lambda dot, out, x: sum(dot * _weights(out, x), axis=-1, keepdims=True),))
+    jvp=(lambda dot, out, x: sum(dot * _weights(out, x), axis=-1, keepdims=True),),
+)
 
 
 def _last(name: str, x: Any, axis: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -198,8 +202,10 @@ def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: 
         backend_of(x.value, index)  # raises where x is the host's
         return index
     if index.size and (int(index.min()) < 0 or int(index.max()) >= classes):
-        raise ArgumentError(f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
-                            f"because {range_reason}; renumber the classes")
+        raise ArgumentError(
+            f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
+            f"because {range_reason}; renumber the classes"
+        )
     return backend_of(x.value).xp.asarray(index)
 
 
@@ -217,7 +223,8 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     (z,) = to_tensors("softmax_cross_entropy", [logits])
     if not z.ndim:
         raise ShapeError("softmax_cross_entropy: logits has shape (), expected (..., K) because the last axis holds the classes")
-    index = class_labels("softmax_cross_entropy", labels, z, z.shape[-1], f"logits has shape {z.shape}",
-                         f"logits has {z.shape[-1]} classes")
+    index = class_labels(
+        "softmax_cross_entropy", labels, z, z.shape[-1], f"logits has shape {z.shape}", f"logits has {z.shape[-1]} classes"
+    )
     losses = subtract(logsumexp(z), pick(z, index=index))
     return where((index >= 0) & (index < z.shape[-1]), losses, math.nan) if is_on_gpu(index) else losses

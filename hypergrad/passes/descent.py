@@ -99,11 +99,12 @@ class Descent:
         if self.running_loss is not None and t and output_bar[0] is not None:
             _, _, both = tensor_value_and_grad(lambda both: self._running(both[0], both[1], t), (w, hparams), where="running_loss")
             terms = [x * output_bar[0] for x in tree_leaves(both)]
-            w_bar, hparams_bar = _sums(w_bar, terms[:len(w_bar)]), _sums(hparams_bar, terms[len(w_bar):])
+            w_bar, hparams_bar = _sums(w_bar, terms[: len(w_bar)]), _sums(hparams_bar, terms[len(w_bar) :])
         return Pulled([*w_bar, *bars["v"]], [*bars["fields"], *hparams_bar], loss, trace)
 
-    def _update_transposed(self, state: PyTree, g: PyTree, fields: PyTree, t: int, state_bar: Bars, *,
-                           wanted: tuple[str, ...] = ("w", "v", "g", "fields")) -> tuple[dict[str, Bars], tuple[int | None, ...]]:
+    def _update_transposed(
+        self, state: PyTree, g: PyTree, fields: PyTree, t: int, state_bar: Bars, *, wanted: tuple[str, ...] = ("w", "v", "g", "fields")
+    ) -> tuple[dict[str, Bars], tuple[int | None, ...]]:
         """Cotangents of the wanted arguments of the update, and the trace of its result."""
         arguments = {k: tree_flatten(x) for k, x in (("w", state[0]), ("v", state[1]), ("g", g), ("fields", fields))}
         tape = Tape()
@@ -121,10 +122,12 @@ class Descent:
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient, H_ww beta and H_lambda,w beta."""
         leaves, spec = tree_flatten(w)
-        moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, Tensor(b.value[None]))
-                                       for x, b in zip(leaves, beta, strict=True)])
+        moving = tree_unflatten(
+            spec, [x if b is None else Tensor(x.value, Tensor(b.value[None])) for x, b in zip(leaves, beta, strict=True)]
+        )
         loss, _, (g, hparams_g) = tensor_value_and_grad(
-            lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss")
+            lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss"
+        )
 
         def products(tree: PyTree) -> Bars:
             return [None if x.dot is None else Tensor(x.dot.value[0, ...]) for x in tree_leaves(tree)]

@@ -108,8 +108,10 @@ class Stepping:
         """See `Dynamics`."""
         result = self.f(state, args, self.batches[t])
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise ArgumentError(f"scan: step returned a {type(result).__name__}, expected the pair (state, output); "
-                                "return state, None where there is no output")
+            raise ArgumentError(
+                f"scan: step returned a {type(result).__name__}, expected the pair (state, output); "
+                "return state, None where there is no output"
+            )
         after, output = tree_tensors(result, "scan")
         same_kind("scan: step", (state,), (after,), ("state",))
         return Step(after, output, None, digests((after, output)))

@@ -18,8 +18,17 @@ from .unroll import Callback, Unrolled
 DIRECTIONS = 256  # at once, unless the caller says otherwise: enough to fill a machine, while the seeds stay small
 
 
-def forward(problem: Bilevel, hparams: PyTree, batches: Batches, *, directions: int = DIRECTIONS, outer_batch: Any = None,
-            state: PyTree = None, first_order: bool = False, callback: Callback | None = None) -> HyperGradient:
+def forward(
+    problem: Bilevel,
+    hparams: PyTree,
+    batches: Batches,
+    *,
+    directions: int = DIRECTIONS,
+    outer_batch: Any = None,
+    state: PyTree = None,
+    first_order: bool = False,
+    callback: Callback | None = None,
+) -> HyperGradient:
     """Hypergradient by forward mode: memory does not grow with T, time grows with the number N of hyperparameters.
 
     The N directions go through the run in blocks, on a leading axis. One block is one run.
@@ -46,14 +55,27 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches, *, directions: 
         parts, first = [], None
         for start in range(0, max(total, 1), directions):
             stop = min(start + directions, total)
-            value, run, dots = set_aside(with_tangents, _block, problem, leaves, spec, start, stop, batches, stats, outer_batch=outer_batch,
-                                         state=state, first_order=first_order, callback=callback if start == 0 else None)
+            value, run, dots = set_aside(
+                with_tangents,
+                _block,
+                problem,
+                leaves,
+                spec,
+                start,
+                stop,
+                batches,
+                stats,
+                outer_batch=outer_batch,
+                state=state,
+                first_order=first_order,
+                callback=callback if start == 0 else None,
+            )
             first = first or (value, run)
             parts.append(dots)
         flat = backend_of(*parts).concatenate(parts, 0)
         grads, start = [], 0
         for x in leaves:
-            grads.append(Tensor(flat[start:start + x.size].reshape(x.shape).copy()))
+            grads.append(Tensor(flat[start : start + x.size].reshape(x.shape).copy()))
             start += x.size
         assert first is not None
         r = collect(first[0], tree_unflatten(spec, grads), first[1], stats, arrays_of(hparams, state))
@@ -61,8 +83,9 @@ def forward(problem: Bilevel, hparams: PyTree, batches: Batches, *, directions: 
     return r
 
 
-def _block(problem: Bilevel, leaves: list[Tensor], spec: Any, start: int, stop: int, batches: Batches, stats: Stats,
-           **more: Any) -> tuple[Tensor, Unrolled, Array]:
+def _block(
+    problem: Bilevel, leaves: list[Tensor], spec: Any, start: int, stop: int, batches: Batches, stats: Stats, **more: Any
+) -> tuple[Tensor, Unrolled, Array]:
     """The objective, its run and its derivatives in the hyperparameters `start` to `stop`, counted through all leaves."""
     seeded, offset = [], 0
     for x in leaves:

@@ -13,11 +13,20 @@ from ..trees import PyTree
 from .unroll import Callback, Unrolled, unrolled
 
 
-def objective(problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats, *, outer_batch: Any = None,
-              **more: Any) -> tuple[Tensor, Unrolled]:
+def objective(
+    problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats, *, outer_batch: Any = None, **more: Any
+) -> tuple[Tensor, Unrolled]:
     """The outer objective and the run under it, as taped code around the run's op. `more` is what `unrolled` takes."""
-    run = unrolled(problem.inner_loss, problem.init(hparams), hparams, batches, problem.optimizer(hparams), stats,
-                   running_loss=problem.running_loss, **more)
+    run = unrolled(
+        problem.inner_loss,
+        problem.init(hparams),
+        hparams,
+        batches,
+        problem.optimizer(hparams),
+        stats,
+        running_loss=problem.running_loss,
+        **more,
+    )
     value = scalar("outer_loss", problem.outer_loss(run.w, hparams, *(() if outer_batch is None else (outer_batch,))))
     if problem.running_loss is not None and len(batches):
         value = value + scalar("running_loss", problem.running_loss(run.w, hparams, len(batches)))
@@ -33,8 +42,17 @@ def collect(value: Tensor, grad: PyTree, run: Unrolled, stats: Stats, given: lis
     return HyperGradient(value, grad, w, state, losses, stats)
 
 
-def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints: Any = "all", outer_batch: Any = None,
-            state: PyTree = None, first_order: bool = False, callback: Callback | None = None) -> HyperGradient:
+def reverse(
+    problem: Bilevel,
+    hparams: PyTree,
+    batches: Batches,
+    *,
+    checkpoints: Any = "all",
+    outer_batch: Any = None,
+    state: PyTree = None,
+    first_order: bool = False,
+    callback: Callback | None = None,
+) -> HyperGradient:
     """Hypergradient by reverse mode: memory grows with the states held, time not with the number of hyperparameters.
 
     Args:
@@ -53,8 +71,21 @@ def reverse(problem: Bilevel, hparams: PyTree, batches: Batches, *, checkpoints:
     stats = Stats("reverse")
     with Meter() as meter:
         value, run, grad = tensor_value_and_grad(
-            lambda h: objective(problem, h, batches, stats, checkpoints=checkpoints, outer_batch=outer_batch, state=state,
-                                first_order=first_order, callback=callback), hparams, where="reverse", has_aux=True)
+            lambda h: objective(
+                problem,
+                h,
+                batches,
+                stats,
+                checkpoints=checkpoints,
+                outer_batch=outer_batch,
+                state=state,
+                first_order=first_order,
+                callback=callback,
+            ),
+            hparams,
+            where="reverse",
+            has_aux=True,
+        )
         r = collect(value, grad, run, stats, arrays_of(hparams, state))
     stats.measured(meter)
     return r

@@ -38,8 +38,18 @@ class Run:
 
     proven = True
 
-    def __init__(self, dynamics: Dynamics, state: PyTree, args: PyTree, n_steps: int, schedule: Schedule, stats: Stats, *,
-                 per_step: Sequence[bool] = (), callback: Callback | None = None) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        state: PyTree,
+        args: PyTree,
+        n_steps: int,
+        schedule: Schedule,
+        stats: Stats,
+        *,
+        per_step: Sequence[bool] = (),
+        callback: Callback | None = None,
+    ) -> None:
         self.name, self.dynamics, self.n_steps, self.schedule, self.stats = dynamics.name, dynamics, n_steps, schedule, stats
         self.per_step, self.callback = per_step, callback
         self.state_spec, self.args_spec = tree_structure(state), tree_structure(args)
@@ -60,7 +70,7 @@ class Run:
         self.callback = None  # a pullback that is called again runs the steps once more, and tells nobody
         self.stats.steps_run += self.n_steps
         if not levels:
-            held = outs[:self.n_state]
+            held = outs[: self.n_state]
             self.stats.hold(self.n_steps, n_bytes(held), 1 + max((len(t.dot) for t in held if t.dot is not None), default=0))
             self.stats.release(self.n_steps)
         if is_idle():
@@ -83,7 +93,7 @@ class Run:
         return set_aside(self.surroundings.run, self._run, [untaped(t) for t in inputs], keep)
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
-        state, args = tree_unflatten(self.state_spec, inputs[:self.n_state]), inputs[self.n_state:]
+        state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
         wanted = self.schedule.first_run() if keep else set()
         store = self.store = Memory(self.stats) if keep else None
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
@@ -101,8 +111,10 @@ class Run:
             outputs.append(step.output)
         rows = [tree_flatten(x) for x in outputs]
         if any(spec != rows[0][1] for _, spec in rows):
-            raise self._error(f"the outputs of its steps have the structures {sorted({str(spec) for _, spec in rows})}, expected one "
-                              "because they are stacked; return the same tree in every step")
+            raise self._error(
+                f"the outputs of its steps have the structures {sorted({str(spec) for _, spec in rows})}, expected one "
+                "because they are stacked; return the same tree in every step"
+            )
         stacked = [stack(column) for column in zip(*(row for row, _ in rows), strict=True)]
         return state, tree_unflatten(rows[0][1], stacked) if rows else None
 
@@ -126,8 +138,8 @@ class Run:
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
     def _pull(self, store: Store, inputs: list[Tensor], bars: Bars) -> Bars:
-        args = inputs[self.n_state:]
-        bar, stacked = bars[:self.n_state], bars[self.n_state:]
+        args = inputs[self.n_state :]
+        bar, stacked = bars[: self.n_state], bars[self.n_state :]
         totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
         state: PyTree = None
         for action, t in self.schedule.backward():
@@ -154,24 +166,33 @@ class Run:
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
         self._same(t, self.losses[t] if loss is not None else None, self.traces[t] if trace else (), loss, trace)
 
-    def _same(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...], again: Tensor | None,
-              trace_again: tuple[int | None, ...]) -> None:
+    def _same(
+        self, t: int, loss: Tensor | None, trace: tuple[int | None, ...], again: Tensor | None, trace_again: tuple[int | None, ...]
+    ) -> None:
         """Raises: DifferentiationError unless step t was the same when it was run again. The host does not read a GPU's arrays."""
         if loss is not None and again is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != again.value.tobytes():
-            raise self._error(f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is "
-                              f"run again, expected the same bits because reverse mode runs every step again; {_REMEDY}")
+            raise self._error(
+                f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is "
+                f"run again, expected the same bits because reverse mode runs every step again; {_REMEDY}"
+            )
         if trace != trace_again:
-            raise self._error(f"step {t} led to another state when it was run again (digests {trace} and {trace_again}), expected the same "
-                              f"bits because reverse mode runs every step again; {_REMEDY}")
+            raise self._error(
+                f"step {t} led to another state when it was run again (digests {trace} and {trace_again}), expected the same "
+                f"bits because reverse mode runs every step again; {_REMEDY}"
+            )
 
     def _error(self, text: str) -> DifferentiationError:
         return DifferentiationError(f"{self.name}: {text}")
 
 
-_FIRST_ORDER = ("its derivative is being differentiated again, expected first order because the passes already use the engine's second "
-                "order; write the steps as a Python loop inside the function")
-_REMEDY = ("draw what is random in batches, as a function of t alone, keep no counter in the step, and do not write to arrays that it "
-           "reads until the gradient is there")
+_FIRST_ORDER = (
+    "its derivative is being differentiated again, expected first order because the passes already use the engine's second "
+    "order; write the steps as a Python loop inside the function"
+)
+_REMEDY = (
+    "draw what is random in batches, as a function of t alone, keep no counter in the step, and do not write to arrays that it "
+    "reads until the gradient is there"
+)
 
 
 def _row(x: Tensor, t: int) -> Tensor:

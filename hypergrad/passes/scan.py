@@ -13,8 +13,15 @@ from .dynamics import Stepping
 from .run import Run
 
 
-def scan(step: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]], state: PyTree, hparams: PyTree, batches: Batches, *,
-         checkpoints: Any = "all", stats: Stats | None = None) -> tuple[PyTree, PyTree]:
+def scan(
+    step: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]],
+    state: PyTree,
+    hparams: PyTree,
+    batches: Batches,
+    *,
+    checkpoints: Any = "all",
+    stats: Stats | None = None,
+) -> tuple[PyTree, PyTree]:
     """The state after T = len(batches) steps, and the steps' outputs stacked, as one differentiable op.
 
     Both may be differentiated in `state` and `hparams`: by reverse mode inside `grad`, by forward mode inside `jvp`. The step is

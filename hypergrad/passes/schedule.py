@@ -56,8 +56,10 @@ def parse(checkpoints: Any, n_steps: int) -> Schedule:
         return Sqrt(n_steps) if checkpoints == "sqrt" and n_steps > 1 else All(n_steps)
     if isinstance(checkpoints, Integral) and not isinstance(checkpoints, bool) and int(checkpoints) >= 1:
         return All(n_steps) if int(checkpoints) >= n_steps else Binomial(n_steps, int(checkpoints))
-    raise ArgumentError(f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
-                        "the first state is needed to run again; choose one of these")
+    raise ArgumentError(
+        f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
+        "the first state is needed to run again; choose one of these"
+    )
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,28 @@ class Unrolled(NamedTuple):
     losses: list[Tensor]
 
 
-def unrolled(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hparams: PyTree, batches: Batches, optimizer: Optimizer,
-             stats: Stats, *, checkpoints: Any = "all", state: PyTree = None, first_order: bool = False, callback: Callback | None = None,
-             running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None) -> Unrolled:
+def unrolled(
+    inner_loss: Callable[[PyTree, PyTree, Any], Tensor],
+    w_0: PyTree,
+    hparams: PyTree,
+    batches: Batches,
+    optimizer: Optimizer,
+    stats: Stats,
+    *,
+    checkpoints: Any = "all",
+    state: PyTree = None,
+    first_order: bool = False,
+    callback: Callback | None = None,
+    running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None,
+) -> Unrolled:
     """See `unroll`."""
     n_steps = count_steps("unroll", batches)
     plan = schedule.parse(checkpoints, n_steps)
     if not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"unroll: optimizer is a {type(optimizer).__name__}, expected an Optimizer such as hg.SGD(lr=0.1); subclass "
-                            "hg.Optimizer for your own")
+        raise ArgumentError(
+            f"unroll: optimizer is a {type(optimizer).__name__}, expected an Optimizer such as hg.SGD(lr=0.1); subclass "
+            "hg.Optimizer for your own"
+        )
     optimizer = optimizer.scheduled(n_steps)
     w_0 = tree_tensors(w_0, "unroll", "w")
     like = next(iter(tree_leaves(w_0)), None)  # numbers follow the weights' dtype
@@ -63,9 +76,20 @@ def unrolled(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, h
     return Unrolled(w, state, None if outputs is None else outputs.sum(), run.losses)
 
 
-def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hparams: PyTree, batches: Batches, *,
-           optimizer: Optimizer, checkpoints: Any = "all", state: PyTree = None, return_state: bool = False, first_order: bool = False,
-           callback: Callback | None = None, stats: Stats | None = None) -> PyTree:
+def unroll(
+    inner_loss: Callable[[PyTree, PyTree, Any], Tensor],
+    w_0: PyTree,
+    hparams: PyTree,
+    batches: Batches,
+    *,
+    optimizer: Optimizer,
+    checkpoints: Any = "all",
+    state: PyTree = None,
+    return_state: bool = False,
+    first_order: bool = False,
+    callback: Callback | None = None,
+    stats: Stats | None = None,
+) -> PyTree:
     """The weights after T = len(batches) steps of `optimizer` on `inner_loss`, as one differentiable op.
 
     w_T may be differentiated in w_0, in hparams, in the optimiser's state and in every field of the optimiser that is an array or
@@ -94,15 +118,26 @@ def unroll(inner_loss: Callable[[PyTree, PyTree, Any], Tensor], w_0: PyTree, hpa
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions.
     Time: T steps, plus those run again ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
     """
-    result = unrolled(inner_loss, w_0, hparams, batches, optimizer, Stats("unroll") if stats is None else stats, checkpoints=checkpoints,
-                      state=state, first_order=first_order, callback=callback)
+    result = unrolled(
+        inner_loss,
+        w_0,
+        hparams,
+        batches,
+        optimizer,
+        Stats("unroll") if stats is None else stats,
+        checkpoints=checkpoints,
+        state=state,
+        first_order=first_order,
+        callback=callback,
+    )
     return (result.w, result.state) if return_state else result.w
 
 
 def _holds_arrays(field: Any) -> bool:
     """Whether a field may be differentiated: a number alone, a function or a name is a constant."""
     return not isinstance(field, (bool, int, float)) and any(
-        isinstance(x, Tensor) or hasattr(x, "dtype") or type(x) in (int, float, bool) for x in tree_leaves(field))
+        isinstance(x, Tensor) or hasattr(x, "dtype") or type(x) in (int, float, bool) for x in tree_leaves(field)
+    )
 
 
 def _one_dtype(w_0: PyTree, args: PyTree) -> None:
@@ -114,8 +149,10 @@ def _one_dtype(w_0: PyTree, args: PyTree) -> None:
     for root, tree in (("hparams", args["hparams"]), ("optimizer", args["fields"])):
         if any(x.dtype != dtype for x in tree_leaves(tree)):
             name, x = next((name, x) for name, x in tree_named(tree, root) if x.dtype != dtype)
-            raise DTypeError(f"unroll: {name} has dtype {x.dtype}, expected {dtype} because the weights have it and mixing would change "
-                             "the precision silently; convert one with astype")
+            raise DTypeError(
+                f"unroll: {name} has dtype {x.dtype}, expected {dtype} because the weights have it and mixing would change "
+                "the precision silently; convert one with astype"
+            )
 
 
 def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) -> None:
@@ -123,9 +160,11 @@ def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) 
     shapes = [x.shape for x in tree_leaves(w_0)]
     for name, field in fields.items():
         if isinstance(field, Tensor) and n_steps > 1 and field.shape == (n_steps,) and any(s != (n_steps,) for s in shapes):
-            raise ArgumentError(f"optimizer: {name} has shape ({n_steps},), one value for each of the {n_steps} steps, expected a number "
-                                "or one entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) "
-                                "for the steps, or a tree like the weights")
+            raise ArgumentError(
+                f"optimizer: {name} has shape ({n_steps},), one value for each of the {n_steps} steps, expected a number "
+                "or one entry per leaf because it could mean the steps or the weights' last axis; write hg.schedule(...) "
+                "for the steps, or a tree like the weights"
+            )
 
 
 def _on_arrays(callback: Callback) -> Callable[[int, PyTree, Tensor | None], None]:

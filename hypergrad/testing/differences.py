@@ -45,8 +45,10 @@ def float64(tree: PyTree, where: str, root: str) -> PyTree:
     arrays = tree_map(lambda x: to_tensors(where, [x])[0].value, tree)
     for name, x in tree_named(arrays, root):
         if x.dtype != np.float64:
-            raise DTypeError(f"{where}: {name} has dtype {x.dtype}, expected float64 because finite differences in lower precision tell "
-                             "nothing; convert it, and all data that the functions close over, with astype")
+            raise DTypeError(
+                f"{where}: {name} has dtype {x.dtype}, expected float64 because finite differences in lower precision tell "
+                "nothing; convert it, and all data that the functions close over, with astype"
+            )
     return arrays
 
 
@@ -88,7 +90,7 @@ def split(values: Vector, tree: PyTree, root: str) -> list[tuple[str, Vector]]:
     """The parts of a vector that belong to the leaves of a tree, by name."""
     parts, start = [], 0
     for name, x in tree_named(tree, root):
-        parts.append((name, values[start:start + x.size]))
+        parts.append((name, values[start : start + x.size]))
         start += x.size
     return parts
 
@@ -218,8 +220,18 @@ def _noise(points: Any) -> Vector:
     return 10 * np.sqrt((np.diff(points, 4, axis=0) ** 2).mean(axis=0) / 70.0)
 
 
-def compare(where: str, got: Any, against: Difference, values: Any, rtol: float, scale: float = 0.0, *, size: float = 0.0,
-            rounding: Callable[[], Rounding] = Rounding, cause: Callable[[], str] = lambda: _LOOK_FOR) -> float:
+def compare(
+    where: str,
+    got: Any,
+    against: Difference,
+    values: Any,
+    rtol: float,
+    scale: float = 0.0,
+    *,
+    size: float = 0.0,
+    rounding: Callable[[], Rounding] = Rounding,
+    cause: Callable[[], str] = lambda: _LOOK_FOR,
+) -> float:
     """The largest relative error of `got` from `values`, a part of the difference `against`.
 
     Args:
@@ -237,8 +249,10 @@ def compare(where: str, got: Any, against: Difference, values: Any, rtol: float,
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     allowed = rtol * scale + against.rounding
     if not errors[worst] <= allowed and not errors[worst] <= allowed + _excused(against, rounding(), rtol, size):
-        fail(f"{where} is {got[worst]:.12g}, a finite difference gives {values[worst]:.12g} (settled to {against.spread:.1g}), "
-             f"expected them equal to {rtol:g}; {cause()}")
+        fail(
+            f"{where} is {got[worst]:.12g}, a finite difference gives {values[worst]:.12g} (settled to {against.spread:.1g}), "
+            f"expected them equal to {rtol:g}; {cause()}"
+        )
     return _relative(float(errors[worst]), scale, allowed)
 
 
@@ -248,8 +262,18 @@ def _excused(against: Difference, rounding: Rounding, rtol: float, size: float) 
     return rounding.allowed(size) + min(against.noise(), max(rtol * float(rounding.terms) / (_ROUNDINGS * EPS), _NOISE * size))
 
 
-def agree(where: str, got: Vector, want: Vector, rtol: float, scale: float = 0.0, *, other: str,
-          rounding: Callable[[], Rounding], size: float, cause: Callable[[], str]) -> float:
+def agree(
+    where: str,
+    got: Vector,
+    want: Vector,
+    rtol: float,
+    scale: float = 0.0,
+    *,
+    other: str,
+    rounding: Callable[[], Rounding],
+    size: float,
+    cause: Callable[[], str],
+) -> float:
     """The largest relative difference of two ways to one derivative.
 
     Args:
@@ -264,8 +288,9 @@ def agree(where: str, got: Vector, want: Vector, rtol: float, scale: float = 0.0
         return 0.0
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     if not errors[worst] <= rtol * scale and not errors[worst] <= rtol * scale + rounding().allowed(size):
-        fail(f"{where}, element {worst}, is {got[worst]:.12g}, {other} gives {want[worst]:.12g}, expected them equal to {rtol:g}; "
-             f"{cause()}")
+        fail(
+            f"{where}, element {worst}, is {got[worst]:.12g}, {other} gives {want[worst]:.12g}, expected them equal to {rtol:g}; {cause()}"
+        )
     return _relative(float(errors[worst]), scale, rtol * scale)
 
 

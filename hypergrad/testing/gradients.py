@@ -28,8 +28,9 @@ class GradientReport:
     second_order: dict[str, float]
 
 
-def check_gradients(f: Callable[..., Any], *args: PyTree, order: int = 2, eps: float | None = None, rtol: float = 1e-6,
-                    seed: int = 0) -> GradientReport:
+def check_gradients(
+    f: Callable[..., Any], *args: PyTree, order: int = 2, eps: float | None = None, rtol: float = 1e-6, seed: int = 0
+) -> GradientReport:
     """Check a function's vjp, jvp and Hessian products (all nestings) against finite differences, in float64.
 
     Args:
@@ -70,22 +71,36 @@ def check_gradients(f: Callable[..., Any], *args: PyTree, order: int = 2, eps: f
             return np.atleast_1d(vector(vjp(f, *xs)[1](out_bar)) @ vector(alone))
 
         d = difference(value, args, alone, eps, rtol)
-        along = Difference(weights @ d.values, d.spread, d.rounding * float(np.abs(weights).sum()), d.h,
-                           lambda s, d=d: np.atleast_1d(weights @ d.at(s)))  # type: ignore[misc]
+
+        def at(s: float, d: Difference = d) -> Any:
+            return np.atleast_1d(weights @ d.at(s))
+
+        along = Difference(weights @ d.values, d.spread, d.rounding * float(np.abs(weights).sum()), d.h, at)
         terms = vector(bar) * vector(tree_leaves(v)[i])
         first = max(
             first,
             compare(f"check_gradients: jvp along {name}", dot(args), d, d.values, rtol, rounding=_rounding(dot, args, seed)),
-            compare(f"check_gradients: vjp of {name} along a random direction", terms.sum(), along, along.values, rtol,
-                    scale=float(np.sqrt((terms * terms).sum())), rounding=_rounding(slope, args, seed)))
+            compare(
+                f"check_gradients: vjp of {name} along a random direction",
+                terms.sum(),
+                along,
+                along.values,
+                rtol,
+                scale=float(np.sqrt((terms * terms).sum())),
+                rounding=_rounding(slope, args, seed),
+            ),
+        )
     if order == 1:
         return GradientReport(first, {})
     d = difference(grad(weighted), args, v, eps, rtol)
     nestings: dict[str, Callable[[PyTree], PyTree]] = {
         "forward over reverse": lambda xs: hvp(weighted, (xs,), (v,))[2][0],
         "reverse over forward": grad(lambda xs: jvp(weighted, (xs,), (v,))[1]),
-        "reverse over reverse": grad(lambda xs: sum(
-            ((g * b).sum() for g, b in zip(tree_leaves(grad(weighted)(xs)), tree_leaves(v), strict=True)), start=Tensor(np.zeros(())))),
+        "reverse over reverse": grad(
+            lambda xs: sum(
+                ((g * b).sum() for g, b in zip(tree_leaves(grad(weighted)(xs)), tree_leaves(v), strict=True)), start=Tensor(np.zeros(()))
+            )
+        ),
     }
     second, size = {}, float(np.abs(weights) @ np.abs(vector(out)))
     for nesting, product in nestings.items():
@@ -94,9 +109,22 @@ def check_gradients(f: Callable[..., Any], *args: PyTree, order: int = 2, eps: f
             return vector(product(xs))
 
         parts = zip(split(products(args), args, "args"), split(d.values, args, "args"), strict=True)
-        second[nesting] = max((
-            compare(f"check_gradients: Hessian product, {nesting}: {name}", got, d, part, rtol, largest(d.values), size=size,
-                    rounding=_rounding(products, args, seed)) for (name, got), (_, part) in parts), default=0.0)
+        second[nesting] = max(
+            (
+                compare(
+                    f"check_gradients: Hessian product, {nesting}: {name}",
+                    got,
+                    d,
+                    part,
+                    rtol,
+                    largest(d.values),
+                    size=size,
+                    rounding=_rounding(products, args, seed),
+                )
+                for (name, got), (_, part) in parts
+            ),
+            default=0.0,
+        )
     return GradientReport(first, second)
 
 

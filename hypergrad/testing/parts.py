@@ -21,10 +21,14 @@ from ..trees import PyTree, tree_leaves, tree_map, tree_named
 from .differences import Difference, difference, direction, fail, float64, host, largest, only, rounding_of, slopes, vector
 
 _WHERE = "check_hypergrad"
-_PURE = ("draw what is random in batches, as a function of t alone, keep no counter, and write to no array that a function or the "
-         "caller has returned")
-_UNKNOWN = ("every function alone has the derivative of its value; look for a value that leaves one function and enters another, such as "
-            "through a closure, or for randomness or state")
+_PURE = (
+    "draw what is random in batches, as a function of t alone, keep no counter, and write to no array that a function or the "
+    "caller has returned"
+)
+_UNKNOWN = (
+    "every function alone has the derivative of its value; look for a value that leaves one function and enters another, such as "
+    "through a closure, or for randomness or state"
+)
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,12 @@ def loss_part(subject: Subject, hparams: PyTree, point: Point) -> Part:
 
 def update_part(subject: Subject, hparams: PyTree, point: Point) -> Part:
     """The optimiser's step, as a function of the hyperparameters, too."""
-    return Part(f"optimizer at step {point.t}", lambda w, v, g, h: subject.optimizer(h, point.t).advance(w, v, g, point.t),
-                (point.w, point.state, point.g, hparams), ("w", "state", "gradient", "hparams"))
+    return Part(
+        f"optimizer at step {point.t}",
+        lambda w, v, g, h: subject.optimizer(h, point.t).advance(w, v, g, point.t),
+        (point.w, point.state, point.g, hparams),
+        ("w", "state", "gradient", "hparams"),
+    )
 
 
 def parts(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree) -> Iterator[Part]:
@@ -160,8 +168,10 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
             if alone is v or abs(a.sum() - b.sum()) <= rounding_of(gap, part.args, rng).largest().allowed(size):
                 continue  # rounding, or the leaves one by one name the one that is wrong
             i = next(i for i, x in enumerate(tree_leaves(alone)) if largest(vector(x)))
-            fail(f"{_WHERE}: {part.name}: the derivative along a random direction of {part.leaves()[i]} is {a.sum():.12g} by its vjp and "
-                 f"{b.sum():.12g} by its jvp, expected them equal to {rtol:g}; it looks like {_wrong_rule(part)}")
+            fail(
+                f"{_WHERE}: {part.name}: the derivative along a random direction of {part.leaves()[i]} is {a.sum():.12g} by its vjp and "
+                f"{b.sum():.12g} by its jvp, expected them equal to {rtol:g}; it looks like {_wrong_rule(part)}"
+            )
         elif alone is v:
             return
 
@@ -178,7 +188,7 @@ def _both(part: Part, args: PyTree, bar: PyTree, v: PyTree) -> tuple[Any, Any]:
 
 def _wrong_rule(part: Part) -> str:
     names = part.custom_ops()
-    return (f"a wrong rule of the custom op {', '.join(names)} in {part.name}" if names else f"a wrong rule of an op in {part.name}")
+    return f"a wrong rule of the custom op {', '.join(names)} in {part.name}" if names else f"a wrong rule of an op in {part.name}"
 
 
 def finding(part: Part, rng: np.random.Generator) -> str | None:
@@ -197,8 +207,11 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
 
         backward, forward = both(part.args)
         d = difference(part.values, part.args, alone, None, 1e-6)
-        along = Difference(np.atleast_1d(weights @ d.values), d.spread, d.rounding * float(np.abs(weights).sum()), d.h,
-                           lambda s, d=d: np.atleast_1d(weights @ d.at(s)))  # type: ignore[misc]
+
+        def at(s: float, d: Difference = d) -> Any:
+            return np.atleast_1d(weights @ d.at(s))
+
+        along = Difference(np.atleast_1d(weights @ d.values), d.spread, d.rounding * float(np.abs(weights).sum()), d.h, at)
         want = float(along.values[0])
         size = max(abs(want), abs(backward), abs(forward))
         error, slack = max(abs(backward - want), abs(forward - want)), 1e-5 * size + along.rounding
@@ -215,8 +228,9 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
     return None
 
 
-def likely_cause(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree, seed: int, *,
-                 whole: Callable[[], str | None] = lambda: None) -> str:
+def likely_cause(
+    subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree, seed: int, *, whole: Callable[[], str | None] = lambda: None
+) -> str:
     """Which fault of which function a wrong hypergradient looks like, by trying them one by one, and then what `whole` finds."""
     rng = np.random.default_rng(seed)
     for part in parts(subject, hparams, points, w_last):
@@ -241,8 +255,9 @@ def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.ra
     h, t = tree_tensors(hparams, _WHERE), point.t
     optimizer = subject.optimizer(h, t)
     _check_linear(optimizer, point, rng)
-    fields = {k: tree_tensors(f, _WHERE) for k, f in optimizer.hyperparameters().items()
-              if any(isinstance(x, Tensor) for x in tree_leaves(f))}
+    fields = {
+        k: tree_tensors(f, _WHERE) for k, f in optimizer.hyperparameters().items() if any(isinstance(x, Tensor) for x in tree_leaves(f))
+    }
     dynamics = Descent(subject.problem.inner_loss, subject.batches, optimizer, subject.problem.running_loss)
     state, args = tree_tensors((point.w, point.state), _WHERE), {"fields": fields, "hparams": h}
     step = dynamics.step(state, args, t)
@@ -250,16 +265,23 @@ def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.ra
     n_state = len(tree_leaves(step.state))
     taken = dynamics.step_transposed(state, args, t, bars[:n_state], bars[n_state:], step.proven)
     taped = transposed_by_tape(dynamics, state, args, t, bars[:n_state], bars[n_state:])
-    names = [name for tree, root in ((point.w, "w"), (point.state, "state"), (fields, "optimizer"), (hparams, "hparams"))
-             for name, _ in tree_named(tree, root)]
-    pairs = [tuple(None if b is None else np.ravel(host(b)) for b in pair)
-             for pair in zip([*taken.state_bar, *taken.args_bar], [*taped.state_bar, *taped.args_bar], strict=True)]
+    names = [
+        name
+        for tree, root in ((point.w, "w"), (point.state, "state"), (fields, "optimizer"), (hparams, "hparams"))
+        for name, _ in tree_named(tree, root)
+    ]
+    pairs = [
+        tuple(None if b is None else np.ravel(host(b)) for b in pair)
+        for pair in zip([*taken.state_bar, *taken.args_bar], [*taped.state_bar, *taped.args_bar], strict=True)
+    ]
     scale = max((largest(b) for _, b in pairs if b is not None), default=0.0)
     for name, (a, b) in zip(names, pairs, strict=True):
         error = largest((0.0 if a is None else a) - (0.0 if b is None else b)) if a is not None or b is not None else 0.0
         if not error <= 1e-8 * scale:
-            fail(f"{_WHERE}: step {t}: the cotangent of {name} is off by {error:.3g} from that of the step on a tape, expected 1e-8 of "
-                 f"{scale:.3g} at most; {cause()}")
+            fail(
+                f"{_WHERE}: step {t}: the cotangent of {name} is off by {error:.3g} from that of the step on a tape, expected 1e-8 of "
+                f"{scale:.3g} at most; {cause()}"
+            )
 
 
 def _check_linear(optimizer: Optimizer, point: Point, rng: np.random.Generator) -> None:
@@ -278,6 +300,8 @@ def _check_linear(optimizer: Optimizer, point: Point, rng: np.random.Generator) 
             x, y = vector(a), vector(b)
             if largest(x - y) > 1e-9 * max(largest(x), largest(y)):
                 i = int(np.argmax(np.abs(x - y)))
-                fail(f"{_WHERE}: optimizer at step {point.t}: the slope of {type(optimizer).__name__}.update in {name}, element {i}, is "
-                     f"{x[i]:.12g} at one gradient and {y[i]:.12g} at another, expected the same because it declares linear_in_gradient = "
-                     "True; it looks like a declaration that is wrong: write linear_in_gradient = False")
+                fail(
+                    f"{_WHERE}: optimizer at step {point.t}: the slope of {type(optimizer).__name__}.update in {name}, element {i}, is "
+                    f"{x[i]:.12g} at one gradient and {y[i]:.12g} at another, expected the same because it declares linear_in_gradient = "
+                    "True; it looks like a declaration that is wrong: write linear_in_gradient = False"
+                )

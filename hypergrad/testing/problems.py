@@ -51,9 +51,20 @@ class HypergradReport:
     without_influence: tuple[str, ...] = ()
 
 
-def check_hypergrad(problem: Bilevel, hparams: PyTree, batches: Batches, *, outer_batch: Any = None, state: PyTree = None,
-                    directions: int = 2, eps: float | None = None, rtol: float = 1e-6, forward_rtol: float = 1e-9,
-                    checkpoints: Sequence[Any] | None = None, seed: int = 0) -> HypergradReport:
+def check_hypergrad(
+    problem: Bilevel,
+    hparams: PyTree,
+    batches: Batches,
+    *,
+    outer_batch: Any = None,
+    state: PyTree = None,
+    directions: int = 2,
+    eps: float | None = None,
+    rtol: float = 1e-6,
+    forward_rtol: float = 1e-9,
+    checkpoints: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> HypergradReport:
     """Check a bilevel problem's hypergradient in every mode, in float64: your own problem, with few steps.
 
     In this order: batches give the same twice and are not overwritten; the optimiser keeps the shapes and dtypes of every leaf; reverse
@@ -94,8 +105,9 @@ def check_hypergrad(problem: Bilevel, hparams: PyTree, batches: Batches, *, oute
 class _Check:
     """One run of `check_hypergrad`."""
 
-    def __init__(self, subject: Subject, hparams: PyTree, state: PyTree, eps: float | None, rtol: float, forward_rtol: float,
-                 seed: int) -> None:
+    def __init__(
+        self, subject: Subject, hparams: PyTree, state: PyTree, eps: float | None, rtol: float, forward_rtol: float, seed: int
+    ) -> None:
         self.subject, self.hparams, self.state = subject, hparams, state
         self.eps, self.rtol, self.forward_rtol, self.seed = eps, rtol, forward_rtol, seed
         self.rng = np.random.default_rng(seed)
@@ -127,14 +139,16 @@ class _Check:
         moves = [(i, only(i, v)) for v in (direction(self.inputs, self.rng) for _ in range(directions)) for i in range(len(self.names))]
         agreement = self._check_forward(r, moves)
         errors, without = self._check_differences(moves)
-        return HypergradReport(float(r.value), n_steps, sum(x.size for x in tree_leaves(self.hparams)), held, agreement, errors, inner,
-                               without)
+        return HypergradReport(
+            float(r.value), n_steps, sum(x.size for x in tree_leaves(self.hparams)), held, agreement, errors, inner, without
+        )
 
     def _reverse(self, subject: Subject, policy: Any) -> HyperGradient:
         """A reverse run; a step that is not the same twice is a finding of the check."""
         try:
-            return reverse(subject.problem, self.hparams, subject.batches, checkpoints=policy, outer_batch=subject.outer_batch,
-                           state=self.state)
+            return reverse(
+                subject.problem, self.hparams, subject.batches, checkpoints=policy, outer_batch=subject.outer_batch, state=self.state
+            )
         except DifferentiationError as error:
             fail(f"check_hypergrad: reverse with checkpoints={policy!r}: {error}; {self._cause()}")
 
@@ -180,18 +194,38 @@ class _Check:
                 return np.atleast_1d(vector(products(both)[0]) @ vector(alone))
 
             d = difference(value, w, alone, self.eps, self.rtol)
-            worst = max(worst, compare(
-                f"{where}: reverse: the gradient along a random direction of {name}", terms.sum(), d, d.values, self.rtol,
-                float(np.sqrt((terms * terms).sum())), cause=self._cause,
-                rounding=rounding(slope)))
+            worst = max(
+                worst,
+                compare(
+                    f"{where}: reverse: the gradient along a random direction of {name}",
+                    terms.sum(),
+                    d,
+                    d.values,
+                    self.rtol,
+                    float(np.sqrt((terms * terms).sum())),
+                    cause=self._cause,
+                    rounding=rounding(slope),
+                ),
+            )
         d = difference(lambda w: grad(loss, (0, 1))(w, hparams), w, v, self.eps, self.rtol)
         rows = (("H_ww v", h_ww, d.values[:n_w], w, "w"), ("H_hw v", h_hw, d.values[n_w:], hparams, "hparams"))
         for label, got, values, tree, root in rows:
             scale, size = largest(values), largest(vector(value(w)))
             for (name, x), (_, part) in zip(tree_named(got, root), split(values, tree, root), strict=True):
-                worst = max(worst, compare(
-                    f"{where}: {label}, forward over reverse: {name}", vector(x), d, part, self.rtol, scale, size=size,
-                    rounding=rounding(lambda both: vector(products(both)[1])), cause=self._cause))
+                worst = max(
+                    worst,
+                    compare(
+                        f"{where}: {label}, forward over reverse: {name}",
+                        vector(x),
+                        d,
+                        part,
+                        self.rtol,
+                        scale,
+                        size=size,
+                        rounding=rounding(lambda both: vector(products(both)[1])),
+                        cause=self._cause,
+                    ),
+                )
         return worst
 
     # --- the whole run ------------------------------------------------------------------------------------
@@ -215,18 +249,28 @@ class _Check:
 
         def everything(inputs: PyTree) -> Any:
             h, s, shifts = inputs
-            first, within, last = (tree_map(lambda x, d: d * (largest(vector(x)) or 1.0), x, d)
-                                   for x, d in zip((w_first, w_first, self.w_last), shifts, strict=True))
-            shaken = Subject(Bilevel(lambda w, h, b: problem.inner_loss(plus(w, tree_map(lambda x: b[0] * x, within)), h, b[1]),
-                                     lambda w, h, *b: problem.outer_loss(plus(w, last), h, *b), lambda h: plus(problem.init(h), first),
-                                     problem.optimizer, problem.running_loss), batches, subject.outer_batch)
+            first, within, last = (
+                tree_map(lambda x, d: d * (largest(vector(x)) or 1.0), x, d)
+                for x, d in zip((w_first, w_first, self.w_last), shifts, strict=True)
+            )
+            shaken = Subject(
+                Bilevel(
+                    lambda w, h, b: problem.inner_loss(plus(w, tree_map(lambda x: b[0] * x, within)), h, b[1]),
+                    lambda w, h, *b: problem.outer_loss(plus(w, last), h, *b),
+                    lambda h: plus(problem.init(h), first),
+                    problem.optimizer,
+                    problem.running_loss,
+                ),
+                batches,
+                subject.outer_batch,
+            )
             out, pullback = vjp(shaken.value, h, s)
             return np.concatenate([vector(pullback(out * 0 + 1)), vector(out)])
 
         found = rounding_of(everything, (self.hparams, self.state, still), self.rng)
         leaves, start = [], 0
         for x in tree_leaves((self.hparams, self.state)):
-            leaves.append(Rounding(found.terms[start:start + x.size], found.noise[start:start + x.size]))
+            leaves.append(Rounding(found.terms[start : start + x.size], found.noise[start : start + x.size]))
             start += x.size
         return leaves, Rounding(found.terms[-1], found.noise[-1])
 
@@ -240,23 +284,50 @@ class _Check:
         worst, value, subject, rtol, n = 0.0, abs(float(r.value)), self.subject, self.forward_rtol, len(tree_leaves(self.hparams))
         if sum(x.size for x in tree_leaves(self.hparams)) <= _FULL_FORWARD:
             f = forward(subject.problem, self.hparams, subject.batches, outer_batch=subject.outer_batch, state=self.state)
-            agree("check_hypergrad: forward: the objective", vector(f.value), vector(r.value), rtol, other="reverse mode",
-                  rounding=lambda: self._roundings[1], size=value, cause=self._cause)
+            agree(
+                "check_hypergrad: forward: the objective",
+                vector(f.value),
+                vector(r.value),
+                rtol,
+                other="reverse mode",
+                rounding=lambda: self._roundings[1],
+                size=value,
+                cause=self._cause,
+            )
             for i, x in enumerate(tree_leaves(f.grad)):
-                worst = max(worst, agree(
-                    f"check_hypergrad: forward: {self.names[i]}", vector(x), vector(self.bars[i]), rtol, other="reverse mode",
-                    rounding=lambda i=i: self._roundings[0][i].largest(),  # type: ignore[misc]
-                    size=value / _size(self.inputs, i), cause=self._cause))
+                worst = max(
+                    worst,
+                    agree(
+                        f"check_hypergrad: forward: {self.names[i]}",
+                        vector(x),
+                        vector(self.bars[i]),
+                        rtol,
+                        other="reverse mode",
+                        rounding=lambda i=i: self._roundings[0][i].largest(),  # type: ignore[misc]
+                        size=value / _size(self.inputs, i),
+                        cause=self._cause,
+                    ),
+                )
             moves = [(i, v) for i, v in moves if i >= n]
         if not moves:
             return worst
         stacked = tree_map(lambda *vs: backend_of(vs[0]).xp.stack(vs), *(v for _, v in moves))
         for (i, v), dot in zip(moves, slopes(subject.value, self.inputs, stacked), strict=True):
             terms, rounding = self._along(i, v)
-            worst = max(worst, agree(
-                f"check_hypergrad: forward: the derivative along a random direction of {self.names[i]}", np.array([dot]),
-                np.array([terms.sum()]), rtol, float(np.sqrt((terms * terms).sum())), other="reverse mode", rounding=rounding, size=value,
-                cause=self._cause))
+            worst = max(
+                worst,
+                agree(
+                    f"check_hypergrad: forward: the derivative along a random direction of {self.names[i]}",
+                    np.array([dot]),
+                    np.array([terms.sum()]),
+                    rtol,
+                    float(np.sqrt((terms * terms).sum())),
+                    other="reverse mode",
+                    rounding=rounding,
+                    size=value,
+                    cause=self._cause,
+                ),
+            )
         return worst
 
     def _check_differences(self, moves: list[tuple[int, PyTree]]) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -275,9 +346,19 @@ class _Check:
                 kink = f"a kink within the step of the objective in {name}; move the hyperparameters off it"
                 return self._cause(lambda: kink if d.kink() else None)
 
-            errors[name] = max(errors[name], compare(
-                f"check_hypergrad: reverse: the derivative along a random direction of {name}", terms.sum(), d, d.values, self.rtol,
-                float(np.sqrt((terms * terms).sum())), rounding=rounding, cause=cause))
+            errors[name] = max(
+                errors[name],
+                compare(
+                    f"check_hypergrad: reverse: the derivative along a random direction of {name}",
+                    terms.sum(),
+                    d,
+                    d.values,
+                    self.rtol,
+                    float(np.sqrt((terms * terms).sum())),
+                    rounding=rounding,
+                    cause=cause,
+                ),
+            )
             still[name] &= not largest(vector(self.bars[i])) and not largest(d.values)
         return errors, tuple(name for name in self.names if still[name])
 

@@ -18,8 +18,10 @@ from .parts import Subject
 
 _SAMPLE = 50
 _BUFFER = "it looks like one buffer that is handed out again and again: hand out a new array for each step"
-_RESHUFFLED = ("it looks like randomness or state in batches, such as a new shuffle for every epoch: derive the batch from t alone, such "
-               "as by default_rng((seed, t))")
+_RESHUFFLED = (
+    "it looks like randomness or state in batches, such as a new shuffle for every epoch: derive the batch from t alone, such "
+    "as by default_rng((seed, t))"
+)
 
 
 def check_batches(batches: Batches) -> None:
@@ -37,14 +39,18 @@ def check_batches(batches: Batches) -> None:
             if _frozen(x) != old:
                 again = tree_leaves(batches[t])
                 new = len(again) == len(before[t]) and _frozen(again[i]) != old
-                fail(f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}): reading later batches wrote to it, expected "
-                     f"an array that stays as it is because a step may read it again; {_RESHUFFLED + '; ' if new else ''}{_BUFFER}")
+                fail(
+                    f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}): reading later batches wrote to it, expected "
+                    f"an array that stays as it is because a step may read it again; {_RESHUFFLED + '; ' if new else ''}{_BUFFER}"
+                )
     for t in reversed(steps):
         after = [_frozen(x) for x in tree_leaves(batches[t])]
         for i, (old, now) in enumerate(zip(before[t], after, strict=False)):
             if old != now:
-                fail(f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the same because a step that is run "
-                     f"again must see its batch again; {_RESHUFFLED}")
+                fail(
+                    f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the same because a step that is run "
+                    f"again must see its batch again; {_RESHUFFLED}"
+                )
         if len(before[t]) != len(after):
             fail(f"check_hypergrad: batches[{t}] had {len(before[t])} leaves and has {len(after)}, expected the same twice; {_RESHUFFLED}")
 
@@ -66,8 +72,11 @@ class Watched:
 
     def _call(self, hparams: PyTree) -> PyTree:
         w = self.init(hparams)
-        self.start = [(f"{name} that init returned", x.value if isinstance(x, Tensor) else x) for name, x in tree_named(w, "w")
-                      if not isinstance(x, Tensor) or constant(x)]
+        self.start = [
+            (f"{name} that init returned", x.value if isinstance(x, Tensor) else x)
+            for name, x in tree_named(w, "w")
+            if not isinstance(x, Tensor) or constant(x)
+        ]
         self.arrays += [(name, x, x.copy()) for name, x in self.start if hasattr(x, "flags")]
         return w
 
@@ -75,8 +84,10 @@ class Watched:
         """Raises: AssertionError that names the array if one was written to."""
         for name, x, before in self.arrays:
             if x.tobytes() != before.tobytes():
-                fail(f"check_hypergrad: {name} was written to during the run, expected it unchanged because reverse mode reads it again; "
-                     "it looks like a shared array that is overwritten: return a copy of it")
+                fail(
+                    f"check_hypergrad: {name} was written to during the run, expected it unchanged because reverse mode reads it again; "
+                    "it looks like a shared array that is overwritten: return a copy of it"
+                )
 
 
 def check_same_bits(r: HyperGradient, other: HyperGradient, policy: Any, cause: Callable[[], str]) -> None:
@@ -93,8 +104,10 @@ def _same(a: PyTree, b: PyTree, root: str, now: str, then: str, cause: Callable[
         if x.tobytes() != y.tobytes():
             xs, ys = vector(x), vector(y)
             i = int(np.argmax(xs != ys))
-            fail(f"check_hypergrad: {now}: {name}, element {i}, is {ys[i]:.17g}, {then} it was {xs[i]:.17g}, expected the same bits "
-                 f"because steps are pure; {cause()}")
+            fail(
+                f"check_hypergrad: {now}: {name}, element {i}, is {ys[i]:.17g}, {then} it was {xs[i]:.17g}, expected the same bits "
+                f"because steps are pure; {cause()}"
+            )
 
 
 def check_pullback(subject: Subject, hparams: PyTree, state: PyTree, r: HyperGradient, cause: Callable[[], str]) -> PyTree:
@@ -122,8 +135,14 @@ def check_pullback(subject: Subject, hparams: PyTree, state: PyTree, r: HyperGra
             continue
         finally:
             x[...] = before
-        _same(r.grad, got[0], "hparams", f"a pullback after {name} was written to", "in reverse mode",
-              lambda: "it looks like an array that is read again without being looked at; the derivative must be the same or refused")
+        _same(
+            r.grad,
+            got[0],
+            "hparams",
+            f"a pullback after {name} was written to",
+            "in reverse mode",
+            lambda: "it looks like an array that is read again without being looked at; the derivative must be the same or refused",
+        )
     first, again = pullback(one), pullback(one)
     _same(r.grad, first[0], "hparams", "a pullback", "in reverse mode", cause)
     _same(first, again, "bars", "a pullback that is called again", "the first time", cause)

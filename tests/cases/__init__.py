@@ -5,6 +5,4 @@ from pkgutil import iter_modules
 
 from checks import Case
 
-CASES: list[Case] = [
-    case for module in iter_modules(__path__) for case in import_module(f"cases.{module.name}").CASES
-]
+CASES: list[Case] = [case for module in iter_modules(__path__) for case in import_module(f"cases.{module.name}").CASES]

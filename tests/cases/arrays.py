@@ -27,12 +27,7 @@ for _from, _to in (
     ((), (1, 1)),
     ((1,), ()),
 ):
-    moves(
-        f"reshape[{list(_from)} to {_to}]",
-        lambda x, s=_to: hg.reshape(x, s),
-        lambda x, s=_to: np.reshape(x, s),
-        _from,
-    )
+    moves(f"reshape[{list(_from)} to {_to}]", lambda x, s=_to: hg.reshape(x, s), lambda x, s=_to: np.reshape(x, s), _from)
 for _from, _to in (
     ((3,), (2, 3)),
     ((2, 1, 3), (2, 4, 3)),
@@ -43,12 +38,7 @@ for _from, _to in (
     ((1,), (0,)),
     ((2, 3), (2, 3)),
 ):
-    moves(
-        f"broadcast_to[{list(_from)} to {_to}]",
-        lambda x, s=_to: hg.broadcast_to(x, s),
-        lambda x, s=_to: np.broadcast_to(x, s),
-        _from,
-    )
+    moves(f"broadcast_to[{list(_from)} to {_to}]", lambda x, s=_to: hg.broadcast_to(x, s), lambda x, s=_to: np.broadcast_to(x, s), _from)
 for _shape, _perm in (
     ((), None),
     ((5,), None),
@@ -58,12 +48,7 @@ for _shape, _perm in (
     ((3, 0, 2), (2, 0, 1)),
     ((33, 31), (1, 0)),
 ):
-    moves(
-        f"transpose[{list(_shape)}, {_perm}]",
-        lambda x, a=_perm: hg.transpose(x, a),
-        lambda x, a=_perm: np.transpose(x, a),
-        _shape,
-    )
+    moves(f"transpose[{list(_shape)}, {_perm}]", lambda x, a=_perm: hg.transpose(x, a), lambda x, a=_perm: np.transpose(x, a), _shape)
 moves("transpose[.T]", lambda x: x.T, lambda x: x.T, (2, 3, 4))
 moves(
     "methods",
@@ -104,21 +89,8 @@ INDICES = {
     "numpy integer": (np.int64(1), slice(0, 0)),
 }
 for _name, _index in INDICES.items():
-    moves(
-        f"getitem[{_name}]",
-        lambda x, k=_index: x[k],
-        lambda x, k=_index: x[np.asarray(k) if isinstance(k, list) else k],
-        (3, 4, 2),
-    )
-for _name in (
-    "number",
-    "array",
-    "mask",
-    "arrays apart",
-    "broadcast arrays",
-    "slice",
-    "array and number apart",
-):
+    moves(f"getitem[{_name}]", lambda x, k=_index: x[k], lambda x, k=_index: x[np.asarray(k) if isinstance(k, list) else k], (3, 4, 2))
+for _name in ("number", "array", "mask", "arrays apart", "broadcast arrays", "slice", "array and number apart"):
     _index = INDICES[_name]
     _part = np.zeros((3, 4, 2))[_index].shape
 
@@ -128,17 +100,9 @@ for _name in (
         return out
 
     moves(
-        f"put[{_name}]",
-        lambda y, k=_index: REGISTRY["put"](y, index=k if isinstance(k, tuple) else (k,), shape=(3, 4, 2)),
-        _scatter,
-        _part,
+        f"put[{_name}]", lambda y, k=_index: REGISTRY["put"](y, index=k if isinstance(k, tuple) else (k,), shape=(3, 4, 2)), _scatter, _part
     )
-moves(
-    "getitem[iteration]",
-    lambda x: sum((row * float(i) for i, row in enumerate(x)), 0.0),
-    lambda x: 1 * x[1] + 2 * x[2],
-    (3, 4),
-)
+moves("getitem[iteration]", lambda x: sum((row * float(i) for i, row in enumerate(x)), 0.0), lambda x: 1 * x[1] + 2 * x[2], (3, 4))
 
 for _shape, _take, _axis in (
     ((5,), _i, 0),
@@ -158,32 +122,15 @@ for _shape, _take, _axis in (
     )
 
 _pick = np.array([[0, 2, 1], [1, 1, 0]])
-moves(
-    "pick",
-    lambda x: REGISTRY["pick"](x, index=_pick),
-    lambda x: np.take_along_axis(x, _pick[..., None], -1)[..., 0],
-    (2, 3, 3),
-)
+moves("pick", lambda x: REGISTRY["pick"](x, index=_pick), lambda x: np.take_along_axis(x, _pick[..., None], -1)[..., 0], (2, 3, 3))
 moves(
     "pick[shared index]",
     lambda x: REGISTRY["pick"](x, index=_pick),
     lambda x: np.take_along_axis(x, _pick[None, ..., None], -1)[..., 0],
     (4, 2, 3, 3),
 )
-moves(
-    "place",
-    lambda x: REGISTRY["place"](x, index=_pick, size=3),
-    lambda x: x[..., None] * (_pick[..., None] == np.arange(3)),
-    (2, 3),
-)
-for _from, _to in (
-    ((2, 3), (3,)),
-    ((2, 3), (1, 3)),
-    ((2, 3), ()),
-    ((4, 2, 3), (2, 1)),
-    ((0, 3), (1, 3)),
-    ((2, 3), (2, 3)),
-):
+moves("place", lambda x: REGISTRY["place"](x, index=_pick, size=3), lambda x: x[..., None] * (_pick[..., None] == np.arange(3)), (2, 3))
+for _from, _to in (((2, 3), (3,)), ((2, 3), (1, 3)), ((2, 3), ()), ((4, 2, 3), (2, 1)), ((0, 3), (1, 3)), ((2, 3), (2, 3))):
     _added = len(_from) - len(_to)
     _axes = tuple(i for i in range(len(_from)) if i < _added or (_to[i - _added] == 1))
     moves(
@@ -208,12 +155,7 @@ for _axis, _shapes in (
     )
 for _axis in (0, 1, 2, -1, -3):
     moves(
-        f"stack[axis={_axis}]",
-        lambda *xs, a=_axis: hg.stack(xs, axis=a),
-        lambda *xs, a=_axis: np.stack(xs, axis=a),
-        (2, 3),
-        (2, 3),
-        (2, 3),
+        f"stack[axis={_axis}]", lambda *xs, a=_axis: hg.stack(xs, axis=a), lambda *xs, a=_axis: np.stack(xs, axis=a), (2, 3), (2, 3), (2, 3)
     )
 moves("stack[scalars]", lambda *xs: hg.stack(xs), lambda *xs: np.stack(xs), (), ())
 moves(

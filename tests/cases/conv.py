@@ -34,8 +34,8 @@ def dgrad_reference(y: Array, w: Array, *, stride: int, pad: tuple[int, int], hw
     wide = np.zeros((*y.shape[:-3], hw[0] + 2 * pad[0], hw[1] + 2 * pad[1], w.shape[-2]), y.dtype)
     for i in range(r):
         for j in range(s):
-            wide[..., i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride, :] += (
-                np.matmul(y, w[..., i, j, :, :].swapaxes(-1, -2))
+            wide[..., i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride, :] += np.matmul(
+                y, w[..., i, j, :, :].swapaxes(-1, -2)
             )
     return wide[..., pad[0] : pad[0] + hw[0], pad[1] : pad[1] + hw[1], :]
 
@@ -45,11 +45,7 @@ def wgrad_reference(x: Array, y: Array, *, stride: int, pad: tuple[int, int], rs
     p, q = y.shape[-3:-1]
     wide = np.pad(x, [(0, 0)] * (x.ndim - 3) + [(pad[0], pad[0]), (pad[1], pad[1]), (0, 0)])
     taps = [
-        np.einsum(
-            "...npqc,...npqk->...ck",
-            wide[..., i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride, :],
-            y,
-        )
+        np.einsum("...npqc,...npqk->...ck", wide[..., i : i + stride * (p - 1) + 1 : stride, j : j + stride * (q - 1) + 1 : stride, :], y)
         for i in range(rs[0])
         for j in range(rs[1])
     ]
@@ -75,13 +71,7 @@ for _name, _x, _w, _stride, _padding in (
     ("two leading axes", (2, 2, 1, 4, 4, 1), (2, 3, 3, 1, 2), 1, "same"),
 ):
     _r, _s = _w[-4:-2]
-    _pad = (
-        ((_r - 1) // 2, (_s - 1) // 2)
-        if _padding == "same"
-        else (0, 0)
-        if _padding == "valid"
-        else (_padding, _padding)
-    )
+    _pad = ((_r - 1) // 2, (_s - 1) // 2) if _padding == "same" else (0, 0) if _padding == "valid" else (_padding, _padding)
     CASES.append(
         Case(
             f"conv2d[{_name}]",
@@ -127,11 +117,7 @@ def windows(x: Array, size: int = 2) -> Array:
 def rivals(windowed: Array) -> float:
     """Distance of a window's largest element from its second."""
     ordered = np.sort(windowed, axis=-1)
-    return (
-        float(np.min(ordered[..., -1] - ordered[..., -2]))
-        if ordered.size and ordered.shape[-1] > 1
-        else np.inf
-    )
+    return float(np.min(ordered[..., -1] - ordered[..., -2])) if ordered.size and ordered.shape[-1] > 1 else np.inf
 
 
 def spread(shape: tuple[int, ...], rng: np.random.Generator) -> list[Array]:
@@ -174,12 +160,7 @@ for _shape, _size in (
 def norm_reference(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
     wide = [p if p.ndim == 1 else p[:, None, None, None] for p in (gamma, beta)]
     axes = (-4, -3, -2)
-    return (
-        wide[0]
-        * (x - x.mean(axis=axes, keepdims=True))
-        / np.sqrt(x.var(axis=axes, keepdims=True) + x.dtype.type(eps))
-        + wide[1]
-    )
+    return wide[0] * (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + x.dtype.type(eps)) + wide[1]
 
 
 for _shapes, _eps in (
@@ -193,20 +174,11 @@ for _shapes, _eps in (
     (((1, 1, 1, 2), (2,), (2,)), 0.5),
     (((2, 2, 3, 2, 2, 3), (2, 3), (3,)), 0.1),
 ):
-    CASES.append(
-        Case(
-            f"batch_norm[{_shapes}, eps={_eps}]",
-            partial(hg.batch_norm, eps=_eps),
-            partial(norm_reference, eps=_eps),
-            _shapes,
-        )
-    )
+    CASES.append(Case(f"batch_norm[{_shapes}, eps={_eps}]", partial(hg.batch_norm, eps=_eps), partial(norm_reference, eps=_eps), _shapes))
 
 
 def block_reference(x: Array, w: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
-    return np.maximum(
-        windows(norm_reference(conv_reference(x, w, pad=(1, 1)), gamma, beta, eps)).max(axis=-1), 0
-    )
+    return np.maximum(windows(norm_reference(conv_reference(x, w, pad=(1, 1)), gamma, beta, eps)).max(axis=-1), 0)
 
 
 def block_margin(x: Array, w: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> float:

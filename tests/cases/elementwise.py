@@ -47,18 +47,13 @@ def away_from_zero(shape: tuple[int, ...], rng: np.random.Generator) -> list[Arr
 
 def apart(shapes: tuple[tuple[int, ...], ...], rng: np.random.Generator) -> list[Array]:
     """Two arrays whose elements are never closer than 0.05: multiples of 0.2 against the same plus 0.1."""
-    return [
-        0.2 * rng.integers(-8, 8, s) + offset + rng.uniform(0, 0.05, s)
-        for s, offset in zip(shapes, (0.0, 0.1), strict=True)
-    ]
+    return [0.2 * rng.integers(-8, 8, s) + offset + rng.uniform(0, 0.05, s) for s, offset in zip(shapes, (0.0, 0.1), strict=True)]
 
 
 CASES: list[Case] = []
 
 
-def unary(
-    name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False
-) -> None:
+def unary(name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False) -> None:
     for shape in SHAPES:
         CASES.append(
             Case(
@@ -75,9 +70,7 @@ def unary(
         )
 
 
-def binary(
-    name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False
-) -> None:
+def binary(name: str, f, reference, low: float = -1.5, high: float = 1.5, exact: bool = False, kink: bool = False) -> None:
     for shapes in PAIRS:
         CASES.append(
             Case(
@@ -114,16 +107,7 @@ binary("minimum", hg.minimum, lambda x, y: np.where(x < y, x, y), kink=True)
 binary("power", hg.power, lambda x, y: x**y, 0.5, 2.0)
 
 for _e in (0, 1, 2, 3, -1, 0.5, -2.5, 4.0):
-    CASES.append(
-        Case(
-            f"power[x, {_e}]",
-            lambda x, e=_e: hg.power(x, e),
-            lambda x, e=_e: x ** np.asarray(e, x.dtype),
-            ((7,),),
-            0.5,
-            2.0,
-        )
-    )
+    CASES.append(Case(f"power[x, {_e}]", lambda x, e=_e: hg.power(x, e), lambda x, e=_e: x ** np.asarray(e, x.dtype), ((7,),), 0.5, 2.0))
 for _e in (0, 1, 2, 3):
     CASES.append(
         Case(
@@ -189,13 +173,7 @@ for _shapes in (((2, 3), (2, 3)), ((3,), (2, 1)), ((), (1, 3)), ((4, 1, 1), (3,)
         )
     )
 CASES.append(
-    Case(
-        "where[number]",
-        lambda x: hg.where(_condition, x, 2.0),
-        lambda x: np.where(_condition, x, x.dtype.type(2)),
-        ((2, 3),),
-        exact=True,
-    )
+    Case("where[number]", lambda x: hg.where(_condition, x, 2.0), lambda x: np.where(_condition, x, x.dtype.type(2)), ((2, 3),), exact=True)
 )
 CASES.append(
     Case(
@@ -207,33 +185,14 @@ CASES.append(
     )
 )
 CASES.append(
-    Case(
-        "dropout",
-        lambda x: hg.dropout(x, _condition, rate=0.25),
-        lambda x: x * _condition / x.dtype.type(0.75),
-        ((5, 2, 3),),
-        exact=True,
-    )
+    Case("dropout", lambda x: hg.dropout(x, _condition, rate=0.25), lambda x: x * _condition / x.dtype.type(0.75), ((5, 2, 3),), exact=True)
 )
 
 # Python's operators, numbers and constant arrays on either side.
 _constant = np.array([0.5, -1.25, 2.0])
 CASES += [
-    Case(
-        "operators[number left]",
-        lambda x: 2 - x + (3 + x) * 0.5 + 2 / x,
-        lambda x: 2 - x + (3 + x) / 2 + 2 / x,
-        ((3,),),
-        0.5,
-        2.0,
-    ),
-    Case(
-        "operators[number right]",
-        lambda x: (x - 2) * 3 + x / 4 - (-x),
-        lambda x: (x - 2) * 3 + x / 4 + x,
-        ((3,),),
-        exact=True,
-    ),
+    Case("operators[number left]", lambda x: 2 - x + (3 + x) * 0.5 + 2 / x, lambda x: 2 - x + (3 + x) / 2 + 2 / x, ((3,),), 0.5, 2.0),
+    Case("operators[number right]", lambda x: (x - 2) * 3 + x / 4 - (-x), lambda x: (x - 2) * 3 + x / 4 + x, ((3,),), exact=True),
     Case(
         "operators[array left]",
         lambda x: _constant.astype(x.dtype) * x + _constant.astype(x.dtype) / x,
@@ -242,11 +201,5 @@ CASES += [
         0.5,
         2.0,
     ),
-    Case(
-        "operators[reuse]",
-        lambda x, y: x * x + x * y - y,
-        lambda x, y: x * x + x * y - y,
-        ((4,), (4,)),
-        exact=False,
-    ),
+    Case("operators[reuse]", lambda x, y: x * x + x * y - y, lambda x, y: x * x + x * y - y, ((4,), (4,)), exact=False),
 ]

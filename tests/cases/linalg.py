@@ -31,13 +31,7 @@ for _x, _y in (
     CASES.append(Case(f"matmul{list(_x)}{list(_y)}", hg.matmul, np.matmul, (_x, _y), exact=True))
 CASES.append(Case("matmul[@]", lambda x, y: x @ y, np.matmul, ((2, 3), (3, 2)), exact=True))
 CASES.append(
-    Case(
-        "matmul[constant @]",
-        lambda x: np.ones((2, 3), x.dtype) @ x,
-        lambda x: np.ones((2, 3), x.dtype) @ x,
-        ((3, 2),),
-        exact=True,
-    )
+    Case("matmul[constant @]", lambda x: np.ones((2, 3), x.dtype) @ x, lambda x: np.ones((2, 3), x.dtype) @ x, ((3, 2),), exact=True)
 )
 
 for _terms, _shapes in (
@@ -60,13 +54,7 @@ for _terms, _shapes in (
     ("ij,jk->ik", ((0, 3), (3, 2))),
 ):
     CASES.append(
-        Case(
-            f"einsum[{_terms}]",
-            partial(hg.einsum, _terms),
-            lambda *xs, s=_terms: np.einsum(s, *xs),
-            _shapes,
-            exact=len(_shapes) < 3,
-        )
+        Case(f"einsum[{_terms}]", partial(hg.einsum, _terms), lambda *xs, s=_terms: np.einsum(s, *xs), _shapes, exact=len(_shapes) < 3)
     )
 
 
@@ -81,13 +69,5 @@ for _shapes in (
     ((0, 3), (3, 2), (2,)),
     ((2, 4, 3), (3, 2), (2, 2)),
 ):
-    CASES.append(
-        Case(
-            f"linear{list(_shapes[0])}{list(_shapes[1])}{list(_shapes[2])}",
-            hg.linear,
-            affine,
-            _shapes,
-            exact=True,
-        )
-    )
+    CASES.append(Case(f"linear{list(_shapes[0])}{list(_shapes[1])}{list(_shapes[2])}", hg.linear, affine, _shapes, exact=True))
 CASES.append(Case("linear[no bias]", hg.linear, np.matmul, ((4, 3), (3, 2)), exact=True))

@@ -33,8 +33,17 @@ def joined(columns: list[list[Any]]) -> hg.Tensor:
     return hg.concatenate([hg.reshape(x, (-1,)) for column in columns for x in column])
 
 
-def step_case(name: str, leaves: tuple[Shape, ...], arrays: dict[str, str], detail: str = "", *, plain: bool = False, seed: int = 0,
-              numbers: dict[str, float] | None = None, **extra: Any) -> Case:
+def step_case(
+    name: str,
+    leaves: tuple[Shape, ...],
+    arrays: dict[str, str],
+    detail: str = "",
+    *,
+    plain: bool = False,
+    seed: int = 0,
+    numbers: dict[str, float] | None = None,
+    **extra: Any,
+) -> Case:
     """A step on `leaves`; a field in `arrays` is an array that is "shared" or there for "each" leaf. `plain` has no velocity."""
     sgd = name == "sgd_step"
     states = ("w", "g") if plain else ("w", "v", "g") if sgd else ("w", "m", "s", "g")
@@ -46,8 +55,9 @@ def step_case(name: str, leaves: tuple[Shape, ...], arrays: dict[str, str], deta
     def unpack(args: Any) -> tuple[list[Any], list[Any]]:
         columns = {k: split(a, leaves) for k, a in zip(states, args, strict=False)}
         found = dict(zip(given, args[len(states) :], strict=True))
-        fields = [fixed[k] if k not in found else found[k] if arrays[k] == "shared" else [found[k][i] for i in range(n)]
-                  for k in FIELDS[name]]
+        fields = [
+            fixed[k] if k not in found else found[k] if arrays[k] == "shared" else [found[k][i] for i in range(n)] for k in FIELDS[name]
+        ]
         return [columns.get(k) for k in (("w", "v", "g") if sgd else states)], fields
 
     def f(*args: Any) -> hg.Tensor:
@@ -67,8 +77,15 @@ def step_case(name: str, leaves: tuple[Shape, ...], arrays: dict[str, str], deta
         return np.concatenate([np.ravel(x) for column in zip(*after, strict=True) for x in column if x is not None])
 
     def make(rng: np.random.Generator) -> list[Array]:
-        ranges = {"s": (1.0, 2.0), "lr": (0.1, 0.5), "momentum": (0.3, 0.9), "weight_decay": (0.05, 0.5), "beta1": (0.3, 0.6),
-                  "beta2": (0.4, 0.6), "eps": (0.1, 0.3)}
+        ranges = {
+            "s": (1.0, 2.0),
+            "lr": (0.1, 0.5),
+            "momentum": (0.3, 0.9),
+            "weight_decay": (0.05, 0.5),
+            "beta1": (0.3, 0.6),
+            "beta2": (0.4, 0.6),
+            "eps": (0.1, 0.3),
+        }
         return [rng.uniform(*ranges.get(k, (-1.5, 1.5)), s) for k, s in zip((*states, *given), shapes, strict=True)]
 
     return Case(f"{name}[{detail or leaves}]", f, reference, shapes, make=make, seed=seed)

@@ -43,11 +43,7 @@ def gap(axis, x: Array) -> float:
         *(n for i, n in enumerate(x.shape) if i not in {a % x.ndim for a in axes}), -1
     )
     ordered = np.sort(moved, axis=-1)
-    return (
-        float(np.min(ordered[..., -1] - ordered[..., -2]))
-        if ordered.shape[-1] > 1 and ordered.size
-        else np.inf
-    )
+    return float(np.min(ordered[..., -1] - ordered[..., -2])) if ordered.shape[-1] > 1 and ordered.size else np.inf
 
 
 for _shape, _axis in AXES:
@@ -56,9 +52,7 @@ for _shape, _axis in AXES:
         _np = {"axis": _axis, "keepdims": _keep}
         CASES.append(Case("sum" + _id, partial(hg.sum, **_np), partial(np.sum, **_np), (_shape,), exact=True))
         if _shape != (0,) and (_shape, _axis) != ((3, 0), 1):  # a mean of nothing raises: see test_errors.py
-            CASES.append(
-                Case("mean" + _id, partial(hg.mean, **_np), partial(np.mean, **_np), (_shape,), exact=True)
-            )
+            CASES.append(Case("mean" + _id, partial(hg.mean, **_np), partial(np.mean, **_np), (_shape,), exact=True))
         if 0 not in _shape and _axis != ():
             CASES.append(
                 Case(
@@ -92,12 +86,7 @@ for _shape, _axis in (
     ((2, 3, 4), -3),
 ):
     CASES.append(
-        Case(
-            f"softmax[{list(_shape)}, axis={_axis}]",
-            partial(hg.softmax, axis=_axis),
-            partial(naive_softmax, axis=_axis),
-            (_shape,),
-        )
+        Case(f"softmax[{list(_shape)}, axis={_axis}]", partial(hg.softmax, axis=_axis), partial(naive_softmax, axis=_axis), (_shape,))
     )
     for _keep in (False, True):
         CASES.append(

@@ -34,8 +34,12 @@ if CUDA.device_count() == 0:
 def on_gpu() -> Mirror:
     """The CUDA backend for NumPy arrays."""
     cupy = CUDA.xp
-    return Mirror(CUDA.run, cupy.asarray, cupy.asnumpy,
-                  lambda memory, offset, a: cupy.ndarray(a.shape, a.dtype, memptr=memory.data + offset, strides=a.strides))
+    return Mirror(
+        CUDA.run,
+        cupy.asarray,
+        cupy.asnumpy,
+        lambda memory, offset, a: cupy.ndarray(a.shape, a.dtype, memptr=memory.data + offset, strides=a.strides),
+    )
 
 
 @pytest.fixture(autouse=True)

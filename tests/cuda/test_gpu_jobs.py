@@ -29,8 +29,17 @@ import tiny  # noqa: E402
 from cases import CASES  # noqa: E402
 
 # Cases with an array of the host bound in them are no jobs for a GPU; getitem and softmax_cross_entropy reach put, pick, place.
-OF_THE_HOST = ("put[", "dropout", "pick", "place", "concatenate[with a constant]", "conv_bn_relu_pool[first",
-               "operators[array left]", "matmul[constant", "power[+-x[")
+OF_THE_HOST = (
+    "put[",
+    "dropout",
+    "pick",
+    "place",
+    "concatenate[with a constant]",
+    "conv_bn_relu_pool[first",
+    "operators[array left]",
+    "matmul[constant",
+    "power[+-x[",
+)
 
 
 @pytest.fixture(params=["pretended", "real"])
@@ -103,6 +112,7 @@ def network(p, images):
 
 def maml(optimizer):
     """Two inner steps on the whole network."""
+
     def losses(w, images, labels):
         return hg.linear_cross_entropy(network(w, images), w["head"], w["bias"], labels)
 
@@ -117,6 +127,7 @@ def maml(optimizer):
 
 def unfused(step):
     """The meta-step with composed ops only."""
+
     def run(*args):
         with hg.fusion(False):
             return step(*args)

@@ -41,12 +41,7 @@ class Toy:
 
         names = tuple(f"class{i}" for i in range(len(self.counts)))
         return {
-            split: cache.SplitPlan(
-                () if self.empty == split else names,
-                () if self.empty == split else self.counts,
-                self.shape,
-                blocks,
-            )
+            split: cache.SplitPlan(() if self.empty == split else names, () if self.empty == split else self.counts, self.shape, blocks)
             for split in cache.SPLITS
         }
 
@@ -114,10 +109,7 @@ def _put_a_file_in_its_place(entry):
     entry.write_text("not a folder")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [_truncate, _flip_a_bit, _break_the_header, _cut_the_metadata, _change_the_counts, _remove_a_file],
-)
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _break_the_header, _cut_the_metadata, _change_the_counts, _remove_a_file])
 def test_a_damaged_entry_is_rebuilt_visibly(tmp_path, damage):
     source = Toy()
     before = np.array(cache.load(source, tmp_path, SilentReporter()).test.images)
@@ -209,9 +201,7 @@ def test_a_failure_while_decoding_leaves_nothing(tmp_path):
 def test_a_source_that_breaks_its_plan_is_caught(tmp_path):
     source = Toy()
     plans = source.plan()
-    plans["train"] = cache.SplitPlan(
-        ("a",), (5,), (8, 8, 3), lambda: iter([np.zeros((4, 8, 8, 3), np.uint8)])
-    )
+    plans["train"] = cache.SplitPlan(("a",), (5,), (8, 8, 3), lambda: iter([np.zeros((4, 8, 8, 3), np.uint8)]))
     source.plan = lambda: plans
     with pytest.raises(ShapeError, match="because the plan says so"):
         cache.load(source, tmp_path, SilentReporter())

@@ -43,10 +43,7 @@ def test_the_first_episode_in_full():
 
 
 @given(
-    sizes=st.lists(st.integers(3, 30), min_size=2, max_size=30),
-    seed=st.integers(0, 2**64 - 1),
-    i=st.integers(0, 2**64 - 2),
-    data=st.data(),
+    sizes=st.lists(st.integers(3, 30), min_size=2, max_size=30), seed=st.integers(0, 2**64 - 1), i=st.integers(0, 2**64 - 2), data=st.data()
 )
 @settings(max_examples=200, deadline=None)
 def test_what_an_episode_is(sizes, seed, i, data):
@@ -110,16 +107,12 @@ def test_draws_are_even():
 
 
 def test_more_classes_asked_for_than_there_are():
-    with pytest.raises(
-        DataError, match="n_way is 6, expected at most 5 because split 'test' has 5 classes; lower"
-    ):
+    with pytest.raises(DataError, match="n_way is 6, expected at most 5 because split 'test' has 5 classes; lower"):
         EpisodeSampler(make([20] * 5, "test"), 6, 1)
 
 
 def test_more_images_asked_for_than_the_smallest_class_has():
-    words = (
-        r"k_shot \+ n_query is 5 \+ 15 = 20, expected at most 19 because class '1' .* has 19 images; lower"
-    )
+    words = r"k_shot \+ n_query is 5 \+ 15 = 20, expected at most 19 because class '1' .* has 19 images; lower"
     with pytest.raises(DataError, match=words):
         EpisodeSampler(make([20, 19, 20]), 2, 5)
     EpisodeSampler(make([20, 20, 20]), 2, 5)

@@ -54,13 +54,7 @@ def omniglot(tmp_path_factory):
         for alphabet in alphabets:
             for c in (1, 2):
                 for j in range(3):
-                    path = (
-                        root
-                        / tree
-                        / alphabet
-                        / f"character{c:02d}"
-                        / f"{len(characters):04d}_{j + 1:02d}.png"
-                    )
+                    path = root / tree / alphabet / f"character{c:02d}" / f"{len(characters):04d}_{j + 1:02d}.png"
                     save(path, drawing(len(characters), j))
                 characters.append(f"{alphabet}/character{c:02d}")
     # as in the true lists, train mixes both trees
@@ -78,9 +72,7 @@ def test_omniglot_splits_rotations_and_ink(omniglot, tmp_path):
     assert (data.train.n_classes, data.validation.n_classes, data.test.n_classes) == (40, 8, 24)
     assert data.image_shape == (28, 28, 1)
     names = data.test.class_names
-    assert names[:5] == tuple(f"Alpha5/character01/rot{t}" for t in ("000", "090", "180", "270")) + (
-        "Alpha5/character02/rot000",
-    )
+    assert names[:5] == tuple(f"Alpha5/character01/rot{t}" for t in ("000", "090", "180", "270")) + ("Alpha5/character02/rot000",)
     for number, name in ((10, "Alpha5/character01"), (13, "Alpha6/character02")):
         for turn in range(4):
             block = data.test.class_images(names.index(f"{name}/rot{90 * turn:03d}"))
@@ -122,16 +114,12 @@ def test_omniglot_options(omniglot, tmp_path):
 
 
 def test_omniglot_says_what_is_missing(omniglot, tmp_path):
-    with pytest.raises(
-        DataError, match="neither images_background/ nor .*brendenlake/omniglot.*into the root"
-    ):
+    with pytest.raises(DataError, match="neither images_background/ nor .*brendenlake/omniglot.*into the root"):
         opened("omniglot", tmp_path, tmp_path / "cache")
     root = tmp_path / "root"
     shutil.copytree(omniglot, root)
     shutil.rmtree(root / "splits")
-    with pytest.raises(
-        DataError, match=r"no split list train.txt.*splits/vinyals.*or choose split='alphabets'"
-    ):
+    with pytest.raises(DataError, match=r"no split list train.txt.*splits/vinyals.*or choose split='alphabets'"):
         opened("omniglot", root, tmp_path / "cache")
     assert opened("omniglot", root, tmp_path / "cache", split="alphabets").train.n_classes == 16
     lists = root / "splits" / "vinyals"
@@ -249,9 +237,7 @@ def test_miniimagenet_from_one_folder_a_class(mini, tmp_path):
         for c, w in enumerate(data.split(split).class_names):
             assert (data.split(split).class_images(c) == images[w]).all()
     assert opened("miniimagenet", roots["classes"], tmp_path, seed=0).test.class_names == names[2]
-    others = {
-        opened("miniimagenet", roots["classes"], tmp_path, seed=s).test.class_names for s in range(1, 9)
-    }
+    others = {opened("miniimagenet", roots["classes"], tmp_path, seed=s).test.class_names for s in range(1, 9)}
     assert len(others) > 1
 
 
@@ -314,16 +300,10 @@ def test_miniimagenet_with_a_damaged_zip_member(mini, tmp_path):
         ({"image_data": [1], "class_dict": {}}, "image_data of .* is list"),
         ({"image_data": np.zeros((2, 84, 84, 3), np.float32), "class_dict": {}}, r"float32 \(2, 84, 84, 3\)"),
         ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": [0]}, "class_dict of .* is a list"),
-        (
-            {"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": []}},
-            "class 'a' of .* 0 images",
-        ),
+        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": []}}, "class 'a' of .* 0 images"),
         ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [2]}}, "outside 0 to 1"),
         ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [-1]}}, "outside 0 to 1"),
-        (
-            {"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [[0], [1, 0]]}},
-            "outside 0 to",
-        ),
+        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [[0], [1, 0]]}}, "outside 0 to"),
     ],
 )
 def test_miniimagenet_pickles_of_another_form(mini, tmp_path, contents, words):
@@ -393,11 +373,7 @@ def test_modes_of_images(image, channels, expected):
     assert (inverted == 255 - pixels).all()
 
 
-@given(
-    form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]),
-    mode=st.sampled_from(["L", "RGB"]),
-    data=st.data(),
-)
+@given(form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), mode=st.sampled_from(["L", "RGB"]), data=st.data())
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it can mend; here only errors count
 def test_damaged_images_give_one_clear_error(tmp_path, form, mode, data):
@@ -426,15 +402,9 @@ def test_damaged_images_give_one_clear_error(tmp_path, form, mode, data):
 
 
 def test_open_dataset_says_what_it_needs(tmp_path):
-    with pytest.raises(
-        ArgumentError, match="name is 'cifar', expected glyphs, omniglot, miniimagenet, folder"
-    ):
+    with pytest.raises(ArgumentError, match="name is 'cifar', expected glyphs, omniglot, miniimagenet, folder"):
         opened("cifar", tmp_path, tmp_path)
-    for name, words in (
-        ("omniglot", "brendenlake"),
-        ("miniimagenet", "Ravi"),
-        ("folder", "one folder a class"),
-    ):
+    for name, words in (("omniglot", "brendenlake"), ("miniimagenet", "Ravi"), ("folder", "one folder a class")):
         with pytest.raises(DataError, match=f"'{name}' has no root.*nothing is downloaded.*{words}.*--root"):
             opened(name, None, tmp_path)
         with pytest.raises(DataError, match=f"absent is no folder.*{words}"):

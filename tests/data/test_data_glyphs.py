@@ -67,9 +67,7 @@ def test_the_same_bytes_each_time(letters, data):
 
 def test_faces_are_used_in_turn(letters, monkeypatch):
     used = []
-    monkeypatch.setattr(
-        glyphs, "_draw", lambda master, random: used.append(master) or np.zeros((28, 28), np.uint8)
-    )
+    monkeypatch.setattr(glyphs, "_draw", lambda master, random: used.append(master) or np.zeros((28, 28), np.uint8))
     letter = max(letters, key=lambda letter: len(letter.masters))
     n = len(letter.masters)
     glyphs.draw_letter(letter, 2 * n, 0)
@@ -85,13 +83,8 @@ def test_pixels_alone_do_not_solve_it(data):
 
 def test_rotations_are_classes_of_train_alone(letters, tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "find_letters", lambda: letters[::40])
-    plain, turned = (
-        open_dataset("glyphs", cache=tmp_path, reporter=SilentReporter(), rotations=r, drawings=5)
-        for r in (False, True)
-    )
-    assert (
-        turned.train.n_classes == 4 * plain.train.n_classes and turned.test.n_classes == plain.test.n_classes
-    )
+    plain, turned = (open_dataset("glyphs", cache=tmp_path, reporter=SilentReporter(), rotations=r, drawings=5) for r in (False, True))
+    assert turned.train.n_classes == 4 * plain.train.n_classes and turned.test.n_classes == plain.test.n_classes
     assert turned.train.class_names[1] == plain.train.class_names[0] + "/rot090"
     assert (turned.train.class_images(1) == np.rot90(plain.train.class_images(0), axes=(1, 2))).all()
     assert (turned.train.sizes == 5).all()

@@ -28,9 +28,7 @@ def test_omniglot(cache):
     assert all((data.split(s).sizes == 20).all() for s in ("train", "validation", "test"))
     assert data.image_shape == (28, 28, 1)
     assert 0.02 < np.mean(data.train.images) / 255 < 0.2  # ink is bright and scarce
-    characters = {
-        s: {n.rpartition("/")[0] for n in data.split(s).class_names} for s in ("train", "test", "val")
-    }
+    characters = {s: {n.rpartition("/")[0] for n in data.split(s).class_names} for s in ("train", "test", "val")}
     assert {s: len(c) for s, c in characters.items()} == {"train": 1028, "val": 172, "test": 423}
     assert len(set.union(*characters.values())) == 1623
     baseline = pixel_baseline(data.test, 5, 1)

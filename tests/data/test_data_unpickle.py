@@ -59,9 +59,7 @@ LEAVES = st.one_of(
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.tuples(inner, inner),
-        st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+        st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.text() | st.integers(), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -130,10 +128,7 @@ def _attack(kind, marker):
 def test_a_forbidden_global_is_named_and_not_called(tmp_path, kind, name, protocol):
     marker = tmp_path / "executed"
     contents = pickle.dumps(_attack(kind, marker), protocol)
-    words = (
-        f"file.pkl asks for {name}, expected only NumPy arrays and plain containers.*nothing of it was"
-        " executed"
-    )
+    words = f"file.pkl asks for {name}, expected only NumPy arrays and plain containers.*nothing of it was executed"
     with pytest.raises(DataError, match=words):
         load(tmp_path, contents)
     assert not marker.exists()
@@ -217,10 +212,7 @@ def test_endless_and_exploding_containers(tmp_path):
 @given(data=st.data())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_pickles_give_one_clear_error(tmp_path, data):
-    value = {
-        "image_data": np.arange(12, dtype=np.uint8),
-        "class_dict": {"a": [0, 1], "b": (2, "x", b"y", 1.5)},
-    }
+    value = {"image_data": np.arange(12, dtype=np.uint8), "class_dict": {"a": [0, 1], "b": (2, "x", b"y", 1.5)}}
     contents = bytearray(pickle.dumps(value, data.draw(st.sampled_from(PROTOCOLS))))
     if data.draw(st.booleans()):
         del contents[data.draw(st.integers(0, len(contents) - 1)) :]

@@ -14,17 +14,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-enum Fault {
-  kNone,
-  kMissingBarrier,
-  kOutOfBounds,
-  kDivergentBarrier,
-  kEndedThread,
-  kTail,
-  kMask,
-  kMissingWait,
-  kFragment
-};
+enum Fault { kNone, kMissingBarrier, kOutOfBounds, kDivergentBarrier, kEndedThread, kTail, kMask, kMissingWait, kFragment };
 
 // out[i] = in[n - 1 - i] within a block, by way of shared memory.
 template <Fault fault>
@@ -76,8 +66,7 @@ __global__ void multiply(const float* a, const float* b, float* out) {
 template <class Kernel>
 void run(const Kernel& kernel, unsigned blocks, unsigned threads, std::size_t shared) {
   emulator::launch(
-      "planted", [](const void* closure) { (*static_cast<const Kernel*>(closure))(); }, &kernel, dim3(blocks),
-      dim3(threads), shared);
+      "planted", [](const void* closure) { (*static_cast<const Kernel*>(closure))(); }, &kernel, dim3(blocks), dim3(threads), shared);
 }
 
 template <Fault fault>

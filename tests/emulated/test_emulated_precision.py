@@ -37,6 +37,8 @@ if MISSING is not None:
     pytest.skip(f"build with -DHYPERGRAD_EMULATOR=ON: {MISSING}", allow_module_level=True)
 
 ORDERS = ["reverse", "shuffle:1"]
+
+
 @pytest.fixture(autouse=True)
 def emulator(monkeypatch):
     monkeypatch.setattr(suite, "HOST", EMULATED)

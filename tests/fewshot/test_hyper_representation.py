@@ -18,9 +18,7 @@ def make_episodes(rng, episodes=2, n_way=3, n_query=2, size=9, channels=1, dtype
     def images(count):
         return rng.random((episodes, n_way * count, size, size, channels)).astype(dtype)
 
-    return SimpleNamespace(
-        support=images(1), support_labels=labels(1), query=images(n_query), query_labels=labels(n_query)
-    )
+    return SimpleNamespace(support=images(1), support_labels=labels(1), query=images(n_query), query_labels=labels(n_query))
 
 
 def part(episodes, index):
@@ -73,9 +71,7 @@ def test_a_planted_fault_in_the_meta_gradient_is_seen():
 
     exact = hg.grad(lambda tree: method.meta_loss(tree, episodes)[0])(hparams)
     cut = hg.grad(approximate)(hparams)
-    assert float(approximate(hparams)) == pytest.approx(
-        float(method.meta_loss(hparams, episodes)[0]), rel=1e-12
-    )
+    assert float(approximate(hparams)) == pytest.approx(float(method.meta_loss(hparams, episodes)[0]), rel=1e-12)
     assert np.abs(exact["block2.filters"] - cut["block2.filters"]).max() > 1e-4
 
 
@@ -102,9 +98,7 @@ def test_sweep_equals_separate_runs_and_starts_at_chance():
     np.testing.assert_allclose(losses[:, 0], np.log(3.0), rtol=1e-12)
     for column, n_steps in enumerate(steps[1:], start=1):
         single = HyperRepresentation(n_way=3, n_steps=n_steps)
-        assert losses[:, column].mean() == pytest.approx(
-            float(single.meta_loss(hparams, episodes)[0]), rel=1e-12
-        )
+        assert losses[:, column].mean() == pytest.approx(float(single.meta_loss(hparams, episodes)[0]), rel=1e-12)
 
 
 def test_support_order_does_not_matter_to_centred_features():
@@ -122,9 +116,7 @@ def test_normalized_features_make_the_method_blind_to_their_scale():
     method = HyperRepresentation(n_way=3, normalized=True)
     hparams = method.init(0, (9, 9, 1), filters=4, blocks=2, dtype=np.float64)
     scaled = {**hparams, "block2.gamma": 10.0 * hparams["block2.gamma"]}
-    assert float(method.meta_loss(hparams, episodes)[0]) == pytest.approx(
-        float(method.meta_loss(scaled, episodes)[0]), rel=1e-9
-    )
+    assert float(method.meta_loss(hparams, episodes)[0]) == pytest.approx(float(method.meta_loss(scaled, episodes)[0]), rel=1e-9)
 
 
 def test_features_have_the_promised_size_and_bad_images_are_refused():

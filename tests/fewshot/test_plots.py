@@ -50,11 +50,6 @@ def test_best_steps_is_the_smallest_of_equals():
 def test_curve_needs_no_validation_and_no_test_result(iterations):
     records = [{"iteration": i + 1, "loss": 1.0 / (i + 1), "accuracy": 0.5} for i in range(iterations)]
     bare = plots.curve(records, None)
-    validation = {
-        "iteration": 1,
-        "validation_loss": 1.0,
-        "validation_accuracy": 0.6,
-        "validation_interval": 0.1,
-    }
+    validation = {"iteration": 1, "validation_loss": 1.0, "validation_accuracy": 0.6, "validation_interval": 0.1}
     full = plots.curve([*records, validation], 0.4, (0.7, 0.01))
     assert size(bare) == size(full) and bare != full

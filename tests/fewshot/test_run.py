@@ -69,11 +69,7 @@ def test_unwritable_directory_is_refused(run, monkeypatch):
 
 
 def test_tensors_round_trip_whatever_their_layout(run):
-    tensors = {
-        "scalar": np.float32(3.5).reshape(()),
-        "transposed": np.arange(6.0).reshape(2, 3).T,
-        "empty": np.zeros((0, 3), np.float32),
-    }
+    tensors = {"scalar": np.float32(3.5).reshape(()), "transposed": np.arange(6.0).reshape(2, 3).T, "empty": np.zeros((0, 3), np.float32)}
     run.write_tensors(STATE, tensors, {"iteration": 3, "accuracy": 0.1 + 0.2})
     found, metadata = run.read_tensors(STATE)
     assert metadata == {"iteration": 3, "accuracy": 0.1 + 0.2}

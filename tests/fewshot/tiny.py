@@ -22,9 +22,7 @@ def tiny_split(name: str, classes: int, seed: int, per_class: int = 10, size: in
 
 
 def tiny_data() -> MetaDataset:
-    return MetaDataset(
-        "tiny", tiny_split("train", 12, 1), tiny_split("validation", 6, 2), tiny_split("test", 6, 3)
-    )
+    return MetaDataset("tiny", tiny_split("train", 12, 1), tiny_split("validation", 6, 2), tiny_split("test", 6, 3))
 
 
 def tiny_config(**changes: object) -> Config:

@@ -41,10 +41,8 @@ def hyper_cleaning(n_steps=11, clip=False):
     def outer(w, h):
         return hg.mean(hg.softmax_cross_entropy(hg.linear(x[18:], w["w"], w["b"]), y[18:]))
 
-    problem = hg.Bilevel(inner, outer, lambda h: {"w": np.zeros((6, 3)), "b": np.zeros(3)},
-                         lambda h: hg.SGD(lr=hg.exp(h["log_lr"])))
-    hparams = {"example": rng.uniform(-0.3, 1.3, 18) if clip else rng.standard_normal(18),
-               "log_lr": np.float64(-1.0)}
+    problem = hg.Bilevel(inner, outer, lambda h: {"w": np.zeros((6, 3)), "b": np.zeros(3)}, lambda h: hg.SGD(lr=hg.exp(h["log_lr"])))
+    hparams = {"example": rng.uniform(-0.3, 1.3, 18) if clip else rng.standard_normal(18), "log_lr": np.float64(-1.0)}
     return problem, hparams, hg.full_batch((x[:18], noisy), n_steps)
 
 
@@ -52,8 +50,9 @@ def mlp(n_steps=13, activation=hg.tanh):
     """A two-layer network on minibatches, with momentum, weight decay and a weight for each class."""
     rng = np.random.default_rng(2)
     x, y = classes(rng, 60, 5, 3)
-    start = {"layers": [(0.5 * rng.standard_normal((5, 6)), 0.1 * rng.standard_normal(6)),
-                        (0.5 * rng.standard_normal((6, 3)), np.zeros(3))]}
+    start = {
+        "layers": [(0.5 * rng.standard_normal((5, 6)), 0.1 * rng.standard_normal(6)), (0.5 * rng.standard_normal((6, 3)), np.zeros(3))]
+    }
 
     def logits(w, x):
         (w1, b1), (w2, b2) = w["layers"]
@@ -66,10 +65,8 @@ def mlp(n_steps=13, activation=hg.tanh):
     def outer(w, h):
         return hg.mean(hg.softmax_cross_entropy(logits(w, x[40:]), y[40:])) + 1e-3 * hg.sum(h["class"] ** 2)
 
-    problem = hg.Bilevel(inner, outer, lambda h: start,
-                         lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"], weight_decay=h["decay"]))
-    hparams = {"class": rng.standard_normal(3), "lr": np.float64(0.15), "momentum": np.float64(0.8),
-               "decay": np.float64(0.01)}
+    problem = hg.Bilevel(inner, outer, lambda h: start, lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"], weight_decay=h["decay"]))
+    hparams = {"class": rng.standard_normal(3), "lr": np.float64(0.15), "momentum": np.float64(0.8), "decay": np.float64(0.01)}
     return problem, hparams, Minibatches(x[:40], y[:40], 8, n_steps)
 
 
@@ -77,8 +74,13 @@ def blocks(rng, channels, filters):
     """Weights of a chain of conv_bn_relu_pool blocks."""
     made = []
     for _ in range(2):
-        made.append({"w": 0.7 * rng.standard_normal((3, 3, channels, filters)),
-                     "gamma": rng.uniform(0.7, 1.3, filters), "beta": 0.2 * rng.standard_normal(filters)})
+        made.append(
+            {
+                "w": 0.7 * rng.standard_normal((3, 3, channels, filters)),
+                "gamma": rng.uniform(0.7, 1.3, filters),
+                "beta": 0.2 * rng.standard_normal(filters),
+            }
+        )
         channels = filters
     return made
 
@@ -108,8 +110,7 @@ def maml(n_steps=3):
         x, y = batch
         return hg.mean(hg.softmax_cross_entropy(hg.linear(features(w["blocks"], x), w["w"], w["b"]), y))
 
-    problem = hg.Bilevel(lambda w, h, batch: loss(w, batch), lambda w, h: loss(w, query),
-                         lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"]))
+    problem = hg.Bilevel(lambda w, h, batch: loss(w, batch), lambda w, h: loss(w, query), lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"]))
     return problem, {"w0": w0, "lr": np.float64(0.1)}, hg.full_batch(support, n_steps)
 
 
@@ -130,8 +131,7 @@ def hyper_representation(n_steps=6):
         z = features(h["blocks"], query[0])
         return hg.mean(hg.softmax_cross_entropy(hg.linear(z, w["w"], w["b"]), query[1]))
 
-    problem = hg.Bilevel(inner, outer, lambda h: {"w": np.zeros((8, 2)), "b": np.zeros(2)},
-                         lambda h: hg.SGD(lr=hg.exp(h["log_lr"])))
+    problem = hg.Bilevel(inner, outer, lambda h: {"w": np.zeros((8, 2)), "b": np.zeros(2)}, lambda h: hg.SGD(lr=hg.exp(h["log_lr"])))
     return problem, {"blocks": blocks(rng, 1, 2), "log_lr": np.float64(-1.5)}, hg.full_batch(support, n_steps)
 
 
@@ -139,10 +139,13 @@ def quadratic(size=1, n_steps=10):
     """0.5 * a * |w - b|^2 from w_0, against 0.5 * |w - c|^2: hparams a, b, w0, lr. See `quadratic_exact`."""
     rng = np.random.default_rng(5)
     c = rng.standard_normal(size)
-    problem = hg.Bilevel(lambda w, h, batch: 0.5 * h["a"] * hg.sum((w - h["b"]) ** 2),
-                         lambda w, h: 0.5 * hg.sum((w - c) ** 2), lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"]))
-    hparams = {"a": np.float64(0.7), "b": rng.standard_normal(size), "w0": rng.standard_normal(size),
-               "lr": np.float64(0.2)}
+    problem = hg.Bilevel(
+        lambda w, h, batch: 0.5 * h["a"] * hg.sum((w - h["b"]) ** 2),
+        lambda w, h: 0.5 * hg.sum((w - c) ** 2),
+        lambda h: h["w0"],
+        lambda h: hg.SGD(lr=h["lr"]),
+    )
+    hparams = {"a": np.float64(0.7), "b": rng.standard_normal(size), "w0": rng.standard_normal(size), "lr": np.float64(0.2)}
     return problem, hparams, hg.full_batch(None, n_steps), c
 
 

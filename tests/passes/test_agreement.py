@@ -32,8 +32,9 @@ def test_reverse_gives_the_same_bits_under_every_policy(name):
     assert all(np.abs(g).max() > 0 for g in optree.tree_leaves(r.grad))
     for policy in POLICIES:
         other = hg.reverse(problem, hparams, batches, checkpoints=policy)
-        for x, y in zip(optree.tree_leaves((r.value, r.grad, r.params)),
-                        optree.tree_leaves((other.value, other.grad, other.params)), strict=True):
+        for x, y in zip(
+            optree.tree_leaves((r.value, r.grad, r.params)), optree.tree_leaves((other.value, other.grad, other.params)), strict=True
+        ):
             assert x.tobytes() == y.tobytes(), policy
 
 
@@ -60,19 +61,22 @@ def test_fused_kernels_equal_the_composed_reference(name):
 def test_all_modes_equal_finite_differences(name):
     problem, hparams, batches = PROBLEMS[name]()
     report = check_hypergrad(problem, hparams, batches, directions=1, checkpoints=["all"])
-    assert set(report.difference_error) == {
-        a.codify("hparams") for a in optree.tree_accessors(hparams)}
+    assert set(report.difference_error) == {a.codify("hparams") for a in optree.tree_accessors(hparams)}
     assert max(report.difference_error.values()) < 1e-6
 
 
-@pytest.mark.parametrize("optimizer", [
-    lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"], nesterov=True),
-    lambda h: hg.SGD(lr=h["lr"], momentum=0.9, nesterov=True, weight_decay=h["decay"]),
-    lambda h: hg.SGD(lr=0.1, momentum=h["momentum"]),
-    lambda h: hg.SGD(lr=0.1),
-    lambda h: hg.Adam(lr=h["lr"], beta1=h["momentum"], beta2=1.0 - h["decay"], eps=1e-3 * h["lr"]),
-    lambda h: hg.Adam(lr=0.05),
-], ids=["nesterov", "nesterov+decay", "momentum alone", "no field", "adam, every field", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"], nesterov=True),
+        lambda h: hg.SGD(lr=h["lr"], momentum=0.9, nesterov=True, weight_decay=h["decay"]),
+        lambda h: hg.SGD(lr=0.1, momentum=h["momentum"]),
+        lambda h: hg.SGD(lr=0.1),
+        lambda h: hg.Adam(lr=h["lr"], beta1=h["momentum"], beta2=1.0 - h["decay"], eps=1e-3 * h["lr"]),
+        lambda h: hg.Adam(lr=0.05),
+    ],
+    ids=["nesterov", "nesterov+decay", "momentum alone", "no field", "adam, every field", "adam"],
+)
 def test_every_optimizer_in_every_mode(optimizer):
     problem, hparams, batches = hyper_problems.mlp(n_steps=5)
     problem = hg.Bilevel(problem.inner_loss, problem.outer_loss, problem.init, optimizer)

@@ -32,8 +32,12 @@ def ridge(n_steps, rho=0.3):
     rng = np.random.default_rng(0)
     x, y, xv, yv = rng.standard_normal((12, 5)), rng.standard_normal(12), rng.standard_normal((9, 5)), rng.standard_normal(9)
     lr = 0.9 / (np.linalg.eigvalsh(x.T @ x)[-1] + rho)
-    problem = hg.Bilevel(lambda w, h, b: 0.5 * hg.sum((x @ w - y) ** 2) + 0.5 * h["rho"] * hg.sum(w * w),
-                         lambda w, h: 0.5 * hg.sum((xv @ w - yv) ** 2), lambda h: np.zeros(5), lambda h: hg.SGD(lr=lr))
+    problem = hg.Bilevel(
+        lambda w, h, b: 0.5 * hg.sum((x @ w - y) ** 2) + 0.5 * h["rho"] * hg.sum(w * w),
+        lambda w, h: 0.5 * hg.sum((xv @ w - yv) ** 2),
+        lambda h: np.zeros(5),
+        lambda h: hg.SGD(lr=lr),
+    )
     s, q = np.linalg.eigh(x.T @ x)
     s = s + rho
     z = q.T @ (x.T @ y)
@@ -70,8 +74,7 @@ def test_ridge_converges_to_the_exact_hypergradient():
 @modes
 def test_no_step(mode):
     """T = 0: E(Phi_0(lambda), lambda) alone, with its direct dependence on lambda."""
-    problem = hg.Bilevel(lambda w, h, b: hg.sum(w), lambda w, h: hg.sum(w * h["x"]), lambda h: 3.0 * h["x"],
-                         lambda h: hg.SGD(lr=h["lr"]))
+    problem = hg.Bilevel(lambda w, h, b: hg.sum(w), lambda w, h: hg.sum(w * h["x"]), lambda h: 3.0 * h["x"], lambda h: hg.SGD(lr=h["lr"]))
     x = np.array([1.0, -2.0])
     r = MODES[mode](problem, {"x": x, "lr": np.float64(0.1)}, hg.full_batch(None, 0))
     assert r.value == 15.0
@@ -88,8 +91,12 @@ W0 = np.array([1.0, 2.0])
 
 def one_problem(optimizer):
     """0.5 w.H w + w.lam against 0.5 |w - C|^2 from w0."""
-    return hg.Bilevel(lambda w, h, b: 0.5 * hg.sum(w * (H @ w)) + hg.sum(w * h["lam"]),
-                      lambda w, h: 0.5 * hg.sum((w - C) ** 2), lambda h: h["w0"], optimizer)
+    return hg.Bilevel(
+        lambda w, h, b: 0.5 * hg.sum(w * (H @ w)) + hg.sum(w * h["lam"]),
+        lambda w, h: 0.5 * hg.sum((w - C) ** 2),
+        lambda h: h["w0"],
+        optimizer,
+    )
 
 
 def hyper(**more):

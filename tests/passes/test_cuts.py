@@ -83,15 +83,18 @@ def test_a_cut_is_a_constant_to_every_derivative(name, cut):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_cut_changes_the_hypergradient(name):
     """Or the test above would show nothing."""
-    cut, whole = (hg.grad(lambda h, c=c: outer(descend(lambda w, h: LOSSES[name](w, h, c), h, 4), h))(hparams())
-                  for c in (hg.stop_gradient, lambda t: t))
+    cut, whole = (
+        hg.grad(lambda h, c=c: outer(descend(lambda w, h: LOSSES[name](w, h, c), h, 4), h))(hparams())
+        for c in (hg.stop_gradient, lambda t: t)
+    )
     assert any(not np.allclose(cut[k], whole[k], rtol=1e-3) for k in cut)
 
 
 def test_by_hand():
     """L = sum(w cut(w) a), one step: w_1 = w - lr w a, in which the second w is a constant."""
-    problem = hg.Bilevel(lambda w, h, b: hg.sum(w * hg.stop_gradient(w) * h["a"]), lambda w, h: hg.sum(w), lambda h: h["w"],
-                         lambda h: hg.SGD(lr=0.5))
+    problem = hg.Bilevel(
+        lambda w, h, b: hg.sum(w * hg.stop_gradient(w) * h["a"]), lambda w, h: hg.sum(w), lambda h: h["w"], lambda h: hg.SGD(lr=0.5)
+    )
     r = hg.reverse(problem, {"a": np.array(0.8), "w": A}, hg.full_batch(None, 1))
     np.testing.assert_allclose(r.grad["a"], -0.5 * A.sum(), rtol=1e-14)
     np.testing.assert_allclose(r.grad["w"], np.ones(3), rtol=1e-14)
@@ -99,8 +102,10 @@ def test_by_hand():
 
 def test_stop_gradient_takes_trees_and_arrays_and_is_zero_in_both_modes():
     x = {"a": A, "b": [B]}
-    assert all(not g.any() for g in optree.tree_leaves(hg.grad(lambda x: sum(hg.sum(y * y) for y in optree.tree_leaves(
-        hg.stop_gradient(x))) * 1.0)(x)))
+    assert all(
+        not g.any()
+        for g in optree.tree_leaves(hg.grad(lambda x: sum(hg.sum(y * y) for y in optree.tree_leaves(hg.stop_gradient(x))) * 1.0)(x))
+    )
     assert hg.jvp(lambda x: hg.sum(hg.stop_gradient(x) * x), (A,), (np.ones(3),))[1] == pytest.approx(A.sum())
     assert not hg.hvp(lambda x: hg.sum(hg.stop_gradient(x) * x), (A,), (np.ones(3),))[2][0].any()
     assert type(hg.stop_gradient(A)) is Tensor
@@ -137,8 +142,9 @@ def declared():
     }
 
 
-@pytest.mark.parametrize("name", ["straight-through rounding", "softened rounding", "partials of nothing",
-                                  "partials of nothing, with a hyperparameter"])
+@pytest.mark.parametrize(
+    "name", ["straight-through rounding", "softened rounding", "partials of nothing", "partials of nothing, with a hyperparameter"]
+)
 def test_rules_that_are_no_derivatives_are_differentiated_as_they_stand(name):
     check(declared()[name])
 

@@ -131,8 +131,11 @@ def problem(inner, optimizer=lambda h: hg.SGD(lr=h["lr"], momentum=0.5)):
 
 
 @pytest.mark.parametrize("checkpoints", POLICIES)
-@pytest.mark.parametrize("optimizer", [lambda h: hg.SGD(lr=h["lr"], momentum=0.5), lambda h: hg.SGD(lr=0.1), lambda h: hg.Adam(lr=h["lr"])],
-                         ids=["momentum", "no field", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda h: hg.SGD(lr=h["lr"], momentum=0.5), lambda h: hg.SGD(lr=0.1), lambda h: hg.Adam(lr=h["lr"])],
+    ids=["momentum", "no field", "adam"],
+)
 @pytest.mark.parametrize("name", IMPURE)
 def test_an_impure_step_is_named(name, optimizer, checkpoints):
     make_loss, make_batches = IMPURE[name]
@@ -178,8 +181,12 @@ def test_a_random_update_is_named(checkpoints):
         def update(self, w, state, g, t):
             return w - self.lr * g * rng.uniform(0.5, 1.5), state
 
-    for optimizer in (lambda h: Noisy(lr=h["lr"]), lambda h: Counting(lr=h["lr"]), lambda h: SaysLinear(lr=h["lr"]),
-                      lambda h: SaysLinear(lr=0.1)):
+    for optimizer in (
+        lambda h: Noisy(lr=h["lr"]),
+        lambda h: Counting(lr=h["lr"]),
+        lambda h: SaysLinear(lr=h["lr"]),
+        lambda h: SaysLinear(lr=0.1),
+    ):
         count = iter(range(1000))
         with pytest.raises(DifferentiationError, match=r"step \d led to another state when it was run again|the inner loss of step"):
             hg.reverse(problem(loss, optimizer), H, still(), checkpoints=checkpoints)

@@ -18,8 +18,7 @@ def wide(n_steps, momentum=False, n_hparams=1):
     def inner(w, h, batch):
         return 0.25 * hg.sum(h["a"]) * hg.sum(w * w)
 
-    problem = hg.Bilevel(inner, lambda w, h: hg.sum(w * w), lambda h: start,
-                         lambda h: hg.SGD(lr=0.01, momentum=0.5 if momentum else 0.0))
+    problem = hg.Bilevel(inner, lambda w, h: hg.sum(w * w), lambda h: start, lambda h: hg.SGD(lr=0.01, momentum=0.5 if momentum else 0.0))
     return problem, {"a": np.full(n_hparams, 0.3)}, hg.full_batch(None, n_steps)
 
 

@@ -174,8 +174,12 @@ def inner(w, h, batch):
 
 def problem(optimizer):
     start = np.random.default_rng(1).standard_normal((4, 2)) * 0.5
-    return hg.Bilevel(inner, lambda w, h: hg.sum(w["w"] ** 2) + hg.sum(w["b"] * np.array([1.0, -2.0])),
-                      lambda h: {"w": start * h["scale"], "b": np.array([0.1, -0.2])}, optimizer)
+    return hg.Bilevel(
+        inner,
+        lambda w, h: hg.sum(w["w"] ** 2) + hg.sum(w["b"] * np.array([1.0, -2.0])),
+        lambda h: {"w": start * h["scale"], "b": np.array([0.1, -0.2])},
+        optimizer,
+    )
 
 
 def hparams():
@@ -184,8 +188,9 @@ def hparams():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_policy_and_forward_mode_and_differences_agree(name):
-    report = check_hypergrad(problem(OPTIMIZERS[name]), hparams(), hg.full_batch(None, 5), rtol=1e-8, forward_rtol=1e-11,
-                             checkpoints=("sqrt", 1, 2, 3))
+    report = check_hypergrad(
+        problem(OPTIMIZERS[name]), hparams(), hg.full_batch(None, 5), rtol=1e-8, forward_rtol=1e-11, checkpoints=("sqrt", 1, 2, 3)
+    )
     assert max(report.difference_error.values()) < 1e-8 and report.forward_error < 1e-11
 
 
@@ -225,8 +230,14 @@ def test_what_is_linear_is_said_by_the_class_that_defines_the_update():
             return super().update(w, state, clipped(g, 0.05), t)
 
     assert hg.SGD(lr=0.1).is_linear() and Renamed(lr=0.1).is_linear() and Half(lr=0.1).is_linear()
-    for other in (hg.Adam(lr=0.1), ValueClippedSGD(lr=0.1), MixedSGD(lr=0.1), HalfClipped(lr=0.1), Half(lr=0.1, clip=hg.clip_by_value(1.0)),
-                  hg.SGD(lr=0.1, clip=hg.clip_by_norm(1.0))):
+    for other in (
+        hg.Adam(lr=0.1),
+        ValueClippedSGD(lr=0.1),
+        MixedSGD(lr=0.1),
+        HalfClipped(lr=0.1),
+        Half(lr=0.1, clip=hg.clip_by_value(1.0)),
+        hg.SGD(lr=0.1, clip=hg.clip_by_norm(1.0)),
+    ):
         assert not other.is_linear(), other
     for optimizer in (lambda h: Renamed(lr=h["lr"]), lambda h: Half(lr=h["lr"]), lambda h: HalfClipped(lr=h["lr"])):
         check_hypergrad(problem(optimizer), hparams(), hg.full_batch(None, 4), rtol=1e-8)
@@ -248,6 +259,10 @@ def test_limits(clip):
 
 
 def test_clipping_by_norm_has_a_derivative_where_the_gradient_is_zero():
-    p = hg.Bilevel(lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w), lambda h: np.zeros(3),
-                   lambda h: hg.SGD(lr=0.1, clip=hg.clip_by_norm(1.0)))
+    p = hg.Bilevel(
+        lambda w, h, b: hg.sum((w - h) ** 2),
+        lambda w, h: hg.sum(w),
+        lambda h: np.zeros(3),
+        lambda h: hg.SGD(lr=0.1, clip=hg.clip_by_norm(1.0)),
+    )
     np.testing.assert_allclose(hg.reverse(p, np.zeros(3), hg.full_batch(None, 2)).grad, 1 - 0.8**2, rtol=1e-14)

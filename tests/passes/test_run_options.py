@@ -106,8 +106,9 @@ def test_a_running_loss_alone_and_of_no_step():
     h = hparams()
     for n in (0, 1, 2):
         r = everywhere(problem(outer_loss=nothing, running_loss=running), h, BATCHES[:n])
-        value, grad = hg.value_and_grad(lambda h, n=n: sum((running(w, h, t) for t, w in enumerate(loop(h, BATCHES[:n])[0]) if t),
-                                                           start=0.0 * hg.sum(h["w"])))(h)
+        value, grad = hg.value_and_grad(
+            lambda h, n=n: sum((running(w, h, t) for t, w in enumerate(loop(h, BATCHES[:n])[0]) if t), start=0.0 * hg.sum(h["w"]))
+        )(h)
         close((r.value, r.grad), (value, grad))
 
 
@@ -195,8 +196,9 @@ def test_a_callback_is_called_once_for_each_step_in_order():
     hg.unroll(inner, init(h), h, BATCHES, optimizer=hg.SGD(lr=0.1), callback=lambda *a: seen.append(a[0]))
     assert seen == list(range(7))
     seen = []
-    _, pullback = hg.vjp(lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=momentum(h),
-                                                   callback=lambda *a: seen.append(a[0])), h), h)
+    _, pullback = hg.vjp(
+        lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=momentum(h), callback=lambda *a: seen.append(a[0])), h), h
+    )
     assert same_bits(pullback(np.array(1.0)), pullback(np.array(1.0))) and seen == list(range(7))
 
 
@@ -209,10 +211,12 @@ def test_the_state_of_the_optimiser_goes_in():
 
 def test_a_state_of_another_optimiser_is_refused():
     v = {"w": np.zeros(3), "b": np.zeros(())}
-    for optimizer, state, message in ((lambda h: hg.SGD(lr=0.1), v, "unroll: state has the structure"),
-                                      (momentum, {"m": v, "s": v}, "unroll: state has the structure"),
-                                      (momentum, {**v, "w": np.zeros(2)}, r"unroll: state\['w'\] has shape \(2,\)"),
-                                      (momentum, single(v), r"unroll: state\['b'\] has shape \(\) and dtype float32, expected")):
+    for optimizer, state, message in (
+        (lambda h: hg.SGD(lr=0.1), v, "unroll: state has the structure"),
+        (momentum, {"m": v, "s": v}, "unroll: state has the structure"),
+        (momentum, {**v, "w": np.zeros(2)}, r"unroll: state\['w'\] has shape \(2,\)"),
+        (momentum, single(v), r"unroll: state\['b'\] has shape \(\) and dtype float32, expected"),
+    ):
         with pytest.raises((ArgumentError, ShapeError, DTypeError), match=message):
             hg.reverse(problem(optimizer), hparams(), BATCHES, state=state)
 
@@ -228,8 +232,9 @@ def test_numpys_numbers_are_numbers(number):
 # --- first order -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [momentum, lambda h: hg.SGD(lr=h["lr"]), lambda h: hg.SGD(lr=0.1)],
-                         ids=["momentum", "sgd", "no field"])
+@pytest.mark.parametrize(
+    "optimizer", [momentum, lambda h: hg.SGD(lr=h["lr"]), lambda h: hg.SGD(lr=0.1)], ids=["momentum", "sgd", "no field"]
+)
 def test_first_order_takes_the_inner_gradients_for_constants(optimizer):
     h = hparams()
     r = everywhere(problem(optimizer), h, first_order=True)

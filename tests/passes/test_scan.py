@@ -45,8 +45,13 @@ def cell(state, h, batch):
 
 def network(n=5):
     rng = np.random.default_rng(1)
-    return {"w": 0.4 * rng.standard_normal((n, n)), "u": rng.standard_normal((n, 2)), "b": 0.1 * rng.standard_normal(n),
-            "v": rng.standard_normal(n), "s0": 0.1 * rng.standard_normal(n)}
+    return {
+        "w": 0.4 * rng.standard_normal((n, n)),
+        "u": rng.standard_normal((n, 2)),
+        "b": 0.1 * rng.standard_normal(n),
+        "v": rng.standard_normal(n),
+        "s0": 0.1 * rng.standard_normal(n),
+    }
 
 
 def rnn_loss(h, n_steps=N, **more):
@@ -57,8 +62,11 @@ def rnn_loss(h, n_steps=N, **more):
 
 def rnn_loop(h, n_steps):
     state, outputs = loop(cell, h["s0"], h, list(zip(INPUTS[:n_steps], TARGETS[:n_steps], strict=True)))
-    return (hg.mean(hg.stack([o["error"] for o in outputs])) + 0.1 * hg.sum(hg.stack([o["state"] for o in outputs])[::3] ** 2)
-            + hg.sum(state * state))
+    return (
+        hg.mean(hg.stack([o["error"] for o in outputs]))
+        + 0.1 * hg.sum(hg.stack([o["state"] for o in outputs])[::3] ** 2)
+        + hg.sum(state * state)
+    )
 
 
 def test_a_recurrent_network_over_a_thousand_steps():
@@ -191,8 +199,16 @@ def windows(h, cuts, join=lambda x: x, **more):
     """The run of BATCHES in windows, the weights and the velocity being handed on."""
     w, v = {"w": h["w"], "b": np.zeros(())}, None
     for start, stop in zip([0, *cuts], [*cuts, 6], strict=True):
-        w, v = hg.unroll(inner, w, {"decay": h["decay"]}, BATCHES[start:stop], optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]),
-                         state=v, return_state=True, **more)
+        w, v = hg.unroll(
+            inner,
+            w,
+            {"decay": h["decay"]},
+            BATCHES[start:stop],
+            optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]),
+            state=v,
+            return_state=True,
+            **more,
+        )
         w, v = (join(w), join(v)) if stop < 6 else (w, v)
     return hg.sum(w["w"] ** 2) + w["b"]
 
@@ -211,16 +227,31 @@ def test_truncated_windows_add_up():
     whole = hg.grad(by_unroll)(H)
     states = [({"w": H["w"], "b": np.zeros(())}, {"w": np.zeros(3), "b": np.zeros(())})]
     for t in range(6):
-        w, v = hg.unroll(inner, states[-1][0], {"decay": H["decay"]}, BATCHES[t:t + 1], optimizer=hg.SGD(lr=H["lr"], momentum=H["mu"]),
-                         state=states[-1][1], return_state=True)
+        w, v = hg.unroll(
+            inner,
+            states[-1][0],
+            {"decay": H["decay"]},
+            BATCHES[t : t + 1],
+            optimizer=hg.SGD(lr=H["lr"], momentum=H["mu"]),
+            state=states[-1][1],
+            return_state=True,
+        )
         states.append(optree.tree_map(lambda x: x.value, (w, v)))
     fields = {k: H[k] for k in ("decay", "lr", "mu")}
     total = {k: 0.0 for k in fields}
     bar = hg.grad(lambda w: hg.sum(w["w"] ** 2) + w["b"])(states[6][0]), optree.tree_map(np.zeros_like, states[6][1])
     for start in (4, 2, 0):
+
         def window(w, v, h, start=start):
-            return hg.unroll(inner, w, {"decay": h["decay"]}, BATCHES[start:start + 2], optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]),
-                             state=v, return_state=True)
+            return hg.unroll(
+                inner,
+                w,
+                {"decay": h["decay"]},
+                BATCHES[start : start + 2],
+                optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]),
+                state=v,
+                return_state=True,
+            )
 
         _, pullback = hg.vjp(window, *states[start], fields)
         w_bar, v_bar, share = pullback(bar)
@@ -238,8 +269,9 @@ def test_maml_with_momentum_carried_across_windows():
     def meta(start):
         w, v, total = start, None, 0.0
         for k in range(3):
-            w, v = hg.unroll(inner, w, {"decay": 0.1}, BATCHES[2 * k:2 * k + 2], optimizer=hg.SGD(lr=0.2, momentum=0.7), state=v,
-                             return_state=True)
+            w, v = hg.unroll(
+                inner, w, {"decay": 0.1}, BATCHES[2 * k : 2 * k + 2], optimizer=hg.SGD(lr=0.2, momentum=0.7), state=v, return_state=True
+            )
             total = total + inner(w, {"decay": 0.0}, BATCHES[5 - k])
         return total
 
@@ -247,7 +279,7 @@ def test_maml_with_momentum_carried_across_windows():
         h = {"decay": 0.1, "lr": 0.2, "mu": 0.7}
         state, total = (start, optree.tree_map(lambda x: 0.0 * x, start)), 0.0
         for k in range(3):
-            state, _ = loop(momentum_step, state, h, BATCHES[2 * k:2 * k + 2])
+            state, _ = loop(momentum_step, state, h, BATCHES[2 * k : 2 * k + 2])
             total = total + inner(state[0], {"decay": 0.0}, BATCHES[5 - k])
         return total
 

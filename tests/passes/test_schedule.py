@@ -65,19 +65,22 @@ def written(n_steps, checkpoints):
     return first + ": " + " ".join(f"{letters[a]}{t}" for a, t in plan.backward())
 
 
-@pytest.mark.parametrize(("n_steps", "checkpoints", "expected"), [
-    (0, "all", ": "),
-    (0, 3, ": "),
-    (1, "sqrt", "0: l0 b0 f0"),
-    (1, 1, "0: l0 b0 f0"),
-    (3, "all", "0,1,2: l2 b2 f2 l1 b1 f1 l0 b0 f0"),
-    (5, "sqrt", "0,3,4: l4 b4 f4 l3 b3 f3 l0 s0 S1 s1 S2 l2 b2 f2 l1 b1 f1 l0 b0 f0"),
-    (3, 1, "0: l0 s0 s1 b2 l0 s0 b1 l0 b0 f0"),
-    (4, 2, "0,2: l2 s2 b3 l2 b2 f2 l0 s0 S1 l1 b1 f1 l0 b0 f0"),
-    (5, 2, "0,3: l3 s3 b4 l3 b3 f3 l0 s0 S1 l1 s1 b2 l1 b1 f1 l0 b0 f0"),
-    (5, 3, "0,1,3: l3 s3 b4 l3 b3 f3 l1 s1 S2 l2 b2 f2 l1 b1 f1 l0 b0 f0"),
-    (2, 3, "0,1: l1 b1 f1 l0 b0 f0"),
-])
+@pytest.mark.parametrize(
+    ("n_steps", "checkpoints", "expected"),
+    [
+        (0, "all", ": "),
+        (0, 3, ": "),
+        (1, "sqrt", "0: l0 b0 f0"),
+        (1, 1, "0: l0 b0 f0"),
+        (3, "all", "0,1,2: l2 b2 f2 l1 b1 f1 l0 b0 f0"),
+        (5, "sqrt", "0,3,4: l4 b4 f4 l3 b3 f3 l0 s0 S1 s1 S2 l2 b2 f2 l1 b1 f1 l0 b0 f0"),
+        (3, 1, "0: l0 s0 s1 b2 l0 s0 b1 l0 b0 f0"),
+        (4, 2, "0,2: l2 s2 b3 l2 b2 f2 l0 s0 S1 l1 b1 f1 l0 b0 f0"),
+        (5, 2, "0,3: l3 s3 b4 l3 b3 f3 l0 s0 S1 l1 s1 b2 l1 b1 f1 l0 b0 f0"),
+        (5, 3, "0,1,3: l3 s3 b4 l3 b3 f3 l1 s1 S2 l2 b2 f2 l1 b1 f1 l0 b0 f0"),
+        (2, 3, "0,1: l1 b1 f1 l0 b0 f0"),
+    ],
+)
 def test_exact_sequence(n_steps, checkpoints, expected):
     assert written(n_steps, checkpoints) == expected
 

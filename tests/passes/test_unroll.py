@@ -37,8 +37,7 @@ def start():
 def unrolled(h, *, n_steps=4, **more):
     """Loss after unrolling from a start of which the body is meta-learned and the head is not: a mixture in depth."""
     w0 = {"body": h["body"], "head": start()["head"]}
-    w = hg.unroll(inner, w0, {"decay": h["decay"]}, hg.full_batch(None, n_steps),
-                  optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]), **more)
+    w = hg.unroll(inner, w0, {"decay": h["decay"]}, hg.full_batch(None, n_steps), optimizer=hg.SGD(lr=h["lr"], momentum=h["mu"]), **more)
     return outer(w) + h["decay"] ** 2
 
 
@@ -56,8 +55,7 @@ def test_mixing_in_width():
     """Some units of a layer start from the hyperparameters, the others from constants; the result is used twice."""
 
     def f(h):
-        w0 = {"body": {"w": hg.concatenate([h["w"], start()["body"]["w"][:, 2:]], axis=1), "b": np.zeros(5)},
-              "head": start()["head"]}
+        w0 = {"body": {"w": hg.concatenate([h["w"], start()["body"]["w"][:, 2:]], axis=1), "b": np.zeros(5)}, "head": start()["head"]}
         w = hg.unroll(inner, w0, {"decay": 0.1}, hg.full_batch(None, 3), optimizer=hg.SGD(lr=0.1))
         return {"loss": outer(w), "norm": hg.sum(w["head"] ** 2) * hg.sum(h["w"])}
 
@@ -66,8 +64,13 @@ def test_mixing_in_width():
 
 def test_a_step_size_for_each_leaf_and_for_each_element():
     def f(lr):
-        w = hg.unroll(inner, start(), {"decay": 0.1}, hg.full_batch(None, 3),
-                      optimizer=hg.SGD(lr=lr, momentum={"body": {"w": 0.5, "b": 0.0}, "head": 0.9}))
+        w = hg.unroll(
+            inner,
+            start(),
+            {"decay": 0.1},
+            hg.full_batch(None, 3),
+            optimizer=hg.SGD(lr=lr, momentum={"body": {"w": 0.5, "b": 0.0}, "head": 0.9}),
+        )
         return outer(w)
 
     lr = {"body": {"w": np.full((4, 5), 0.2), "b": np.float64(0.1)}, "head": np.full(3, 0.3)}
@@ -95,8 +98,14 @@ def test_representation_before_and_loss_behind():
         return hg.mean(hg.softmax_cross_entropy(hg.linear(h, w["w"], w["b"]), labels))
 
     def f(h):
-        w = hg.unroll(ridge, {"w": np.zeros((8, 2)), "b": np.zeros(2)}, hyper_problems.features(h["blocks"], support), batches,
-                      optimizer=hg.SGD(lr=hg.exp(h["log_lr"])), checkpoints="sqrt")
+        w = hg.unroll(
+            ridge,
+            {"w": np.zeros((8, 2)), "b": np.zeros(2)},
+            hyper_problems.features(h["blocks"], support),
+            batches,
+            optimizer=hg.SGD(lr=hg.exp(h["log_lr"])),
+            checkpoints="sqrt",
+        )
         z = hyper_problems.features(h["blocks"], query[0])
         return hg.mean(hg.softmax_cross_entropy(hg.linear(z, w["w"], w["b"]), query[1]))
 
@@ -147,12 +156,16 @@ def test_a_result_that_nothing_uses_costs_nothing_and_an_unused_hyperparameter_h
 # --- what it refuses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("second", [
-    lambda h: hg.grad(lambda x: hg.grad(unrolled)(x)["lr"])(h),
-    lambda h: hg.grad(lambda x: hg.jvp(unrolled, (x,), (h,))[1])(h),
-    lambda h: hg.jvp(hg.grad(unrolled), (h,), (h,)),
-    lambda h: hg.hvp(unrolled, (h,), (h,)),
-], ids=["grad of grad", "grad of jvp", "jvp of grad", "hvp"])
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda h: hg.grad(lambda x: hg.grad(unrolled)(x)["lr"])(h),
+        lambda h: hg.grad(lambda x: hg.jvp(unrolled, (x,), (h,))[1])(h),
+        lambda h: hg.jvp(hg.grad(unrolled), (h,), (h,)),
+        lambda h: hg.hvp(unrolled, (h,), (h,)),
+    ],
+    ids=["grad of grad", "grad of jvp", "jvp of grad", "hvp"],
+)
 def test_a_second_derivative_through_it_is_refused(second):
     with pytest.raises(DifferentiationError, match="unroll.*first order"):
         second(hparams())
@@ -244,11 +257,15 @@ def test_bad_arguments():
 # --- what it leaves alone ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [
-    lambda h: hg.SGD(lr=h["lr"], momentum=h["mu"], weight_decay=0.01),
-    lambda h: hg.SGD(lr={"body": {"w": 0.1, "b": 0.2}, "head": h["lr"]}),
-    lambda h: hg.Adam(lr=h["lr"], beta1=h["mu"]),
-], ids=["sgd", "numbers in a tree", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda h: hg.SGD(lr=h["lr"], momentum=h["mu"], weight_decay=0.01),
+        lambda h: hg.SGD(lr={"body": {"w": 0.1, "b": 0.2}, "head": h["lr"]}),
+        lambda h: hg.Adam(lr=h["lr"], beta1=h["mu"]),
+    ],
+    ids=["sgd", "numbers in a tree", "adam"],
+)
 def test_float32_stays_float32(optimizer):
     def single(tree):
         return optree.tree_map(lambda x: np.asarray(x, np.float32), tree)
@@ -266,7 +283,9 @@ def test_float32_stays_float32(optimizer):
         assert optree.tree_structure(r.grad) == optree.tree_structure(h)
         exact = hg.reverse(
             hg.Bilevel(inner, lambda w, h: inner(w, h, None), lambda h: {**start(), "body": h["body"]}, optimizer),
-            hparams(), hg.full_batch(None, 4))
+            hparams(),
+            hg.full_batch(None, 4),
+        )
         for a, b in zip(optree.tree_leaves(r.grad), optree.tree_leaves(exact.grad), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
