@@ -1,16 +1,15 @@
 """The tape: Tensors, recording and the reverse sweep. The transforms built on it are in transforms.py.
 
-A Tensor is a value, perhaps a tangent (leading axis P of directions), perhaps a place on a tape. A
-tape lives for one gradient. Tapes nest (a gradient of a gradient), and gradients run on Tensors that
-carry tangents (forward over reverse: a Hessian product in one pass), because every derivative rule
-is itself written in ops. How that works, in three sentences:
+A Tensor is a value, perhaps a tangent (leading axis P of directions), perhaps a place on a tape. A tape lives for one gradient. Tapes
+nest (a gradient of a gradient), and gradients run on Tensors that carry tangents (forward over reverse: a Hessian product in one pass),
+because every derivative rule is itself written in ops:
 
-* ``apply`` computes an op's value, pushes tangents through it if an input has one, and records a
-  Node on every open tape that an input depends on.
-* ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule; the
-  rule's own ops are recorded by the tapes still open, and carry the tangents of their inputs.
-* A tangent is recorded only by tapes that were already open when the tangent was seeded, so that
-  grad(jvp(f)) works and jvp(grad(f)) does not pay for it. It counts inside that jvp alone.
+* ``apply`` computes an op's value, pushes tangents through it if an input has one, and records a Node on every open tape that an input
+  depends on.
+* ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule; the rule's own ops are recorded by the
+  tapes still open, and carry the tangents of their inputs.
+* A tangent is recorded only by tapes that were already open when the tangent was seeded, so that grad(jvp(f)) works and jvp(grad(f))
+  does not pay for it. It counts inside that jvp alone.
 
 Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodidax (vocabulary).
 """
@@ -77,10 +76,8 @@ class Tensor:
         return Tensor(self.value)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise DTypeError(
-            "Tensor: NumPy asked for its array, expected an op of hypergrad because the derivative "
-            "would be lost silently; use hg.<op>, or .value to leave the tape on purpose"
-        )
+        remedy = "the derivative would be lost silently; use hg.<op>, or .value to leave the tape on purpose"
+        raise DTypeError(f"Tensor: NumPy asked for its array, expected an op of hypergrad because {remedy}")
 
     def __len__(self) -> int:
         return len(self.value)
@@ -120,10 +117,8 @@ def refuse_if_followed(t: Tensor, how: str) -> None:
     In a run that a gradient has set aside nothing is followed, although its Tensors stand for some that are.
     """
     if t.node is not None and t.node.levels or t._dot is not None and t._jvp is not None and t._jvp.open or current().paused:
-        raise DTypeError(
-            f"Tensor: {how} asked for its number, expected an op of hypergrad because the derivative would be lost; "
-            "use hg.<op>, or .item() to leave the tape on purpose"
-        )
+        remedy = "the derivative would be lost; use hg.<op>, or .item() to leave the tape on purpose"
+        raise DTypeError(f"Tensor: {how} asked for its number, expected an op of hypergrad because {remedy}")
 
 
 class Rule(Protocol):
@@ -201,10 +196,8 @@ def _recorded(state: State, mask: int) -> int:
 
 
 def _other_thread(name: str) -> DifferentiationError:
-    return DifferentiationError(
-        f"{name}: an argument is followed by a gradient or jvp of another thread, expected one thread because a "
-        "tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape"
-    )
+    why = "one thread because a tape belongs to the thread that opened it; compute in that thread, or pass .value to leave the tape"
+    return DifferentiationError(f"{name}: an argument is followed by a gradient or jvp of another thread, expected {why}")
 
 
 def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:

@@ -1,7 +1,9 @@
 """The command line: the whole job on a small folder of images, its files, its errors, its exit codes."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,18 @@ from typer.testing import CliRunner
 
 from hypergrad.backends.cuda import CUDA
 from hypergrad.cli import app
-from hypergrad.fewshot import events
+from hypergrad.runs import events
+from hypergrad.runs.directory import RunDirectory
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json"]
 FIGURES = ["curve.png", "pairs.png", "steps.png"]
-SMALL = "--n-way 3 --n-query 3 --filters 4 --steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
+SMALL = "--n-way 3 --n-query 3 --filters 4 --n-steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
+
+
+def without_steps(args):
+    """For a method without inner steps."""
+    at = args.index("--n-steps")
+    return [*args[:at], *args[at + 2 :]]
 
 
 def invoke(*args):
@@ -160,8 +169,106 @@ def test_debug_shows_the_traceback(train_args, tmp_path):
 
 
 def test_settings_cannot_be_changed_on_resume(trained):
-    result = invoke("train", "--resume", trained[0], "--n-way", 4)
-    assert result.exit_code == 1 and "--resume came with n_way" in result.output
+    result = invoke("train", "--resume", trained[0], "--n-way", 4, "--quick")
+    assert (
+        result.exit_code == 1 and "--resume came with n_way, --quick, expected none but --root, --iterations, --patience" in result.output
+    )
+
+
+def test_a_finished_run_is_extended(trained, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    result = invoke("train", "--resume", path, "--iterations", 8)
+    assert result.exit_code == 0, result.output
+    assert json.loads((path / "config.json").read_text())["training"]["iterations"] == 8
+    assert json.loads((path / "result.json").read_text())["iterations"] == 8
+    fewer = invoke("train", "--resume", path, "--iterations", 5)
+    assert fewer.exit_code == 1 and "iterations is 5, expected at least 8" in fewer.output
+
+
+def test_a_run_of_format_2_still_evaluates(trained, tmp_path):
+    """The files as the last version with one method wrote them: options side by side, other names in the metadata."""
+    path = tmp_path / "run"
+    shutil.copytree(trained[0], path)
+    record = json.loads((path / "config.json").read_text())
+    flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    flat |= {key: value for section in record.values() if isinstance(section, dict) for key, value in section.items() if key != "name"}
+    del flat["outer_optimizer"]
+    (path / "config.json").write_text(json.dumps({**flat, "format": 2}))
+    with RunDirectory(path) as run:
+        tensors, metadata = run.read_tensors("model.safetensors")
+        run.write_tensors("model.safetensors", tensors, {"iteration": metadata["iteration"], "validation_accuracy": 0.5})
+    result = invoke("evaluate", path, "--episodes", 6)
+    assert result.exit_code == 0, result.output
+    first, again = (json.loads((folder / "evaluation.json").read_text()) for folder in (trained[0], path))
+    assert again == first
+
+
+TOY = """
+from dataclasses import dataclass
+import numpy as np
+from hypergrad.fewshot.method import Method
+from hypergrad.ops import mean, reshape
+from hypergrad.runs.configuration import option
+from hypergrad.tape import Tensor
+
+
+@dataclass(frozen=True)
+class Toy(Method):
+    title = "toy"
+    warmth: float = option(1.0, "How warm the toy is.", above=0)
+
+    def init(self, seed, image_shape, filters, blocks=4, dtype=np.float32):
+        return {"scale": np.full(image_shape, self.warmth, dtype)}
+
+    def adapt(self, hparams, episodes, n_steps=None, learner=None):
+        count, pixels = len(episodes.support), episodes.support[0, 0].size
+        return mean(reshape(hparams["scale"] * episodes.support, (count, self.n_way, -1, pixels)), axis=2)
+
+    def predict(self, hparams, learner, episodes):
+        query = reshape(hparams["scale"] * episodes.query, (*episodes.query.shape[:2], 1, -1))
+        return -1.0 * mean((query - reshape(learner, (len(episodes.query), 1, self.n_way, -1))) ** 2, axis=-1)
+"""
+
+
+def test_a_method_is_one_file(train_args, tmp_path):
+    """A file in a folder of HYPERGRAD_METHODS is trained, resumed and evaluated by the command; its options are options."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "warm_toy.py").write_text(TOY)
+    environment = {**os.environ, "HYPERGRAD_METHODS": str(tmp_path / "methods")}
+
+    def hypergrad(*args):
+        command = [sys.executable, "-m", "hypergrad.cli", *map(str, args)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "warm-toy" in hypergrad("methods") and "How warm the toy is." in hypergrad("train", "--help")
+    output = hypergrad(*without_steps(train_args), "--method", "warm-toy", "--warmth", 2, "--run-dir", "run")
+    assert re.search(r"toy +\d+\.\d+ ± \d+\.\d+ %\n +pixel nearest neighbour", output)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"name": "warm-toy", "warmth": 2.0}
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"] > 0
+    assert "toy" in hypergrad("evaluate", "run", "--episodes", 4)
+    hypergrad("train", "--resume", "run", "--iterations", 8)
+    unknown = invoke("evaluate", tmp_path / "run")
+    assert unknown.exit_code == 1 and "method 'warm-toy', expected one of hyper-representation" in unknown.output
+
+
+@pytest.mark.parametrize("method", ["maml", "protonet"])
+def test_other_methods_are_trained_by_the_command(train_args, tmp_path, method):
+    result = invoke(*(train_args if method == "maml" else without_steps(train_args)), "--method", method, "--run-dir", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "steps.png").exists() == (method == "maml")
+    assert invoke("evaluate", tmp_path / "run", "--episodes", 4).exit_code == 0
+
+
+def test_an_option_of_another_method_is_refused(train_args, tmp_path):
+    result = invoke(*train_args, "--method", "protonet", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 1 and "unknown options n_steps, expected some of" in result.output
+
+
+def test_methods_and_version():
+    result = invoke("methods")
+    assert result.exit_code == 0 and all(word in result.output for word in ("hyper-representation", "maml", "protonet", "paper", "arXiv"))
+    assert re.fullmatch(r"hypergrad \d+\.\d+\.\d+\n", invoke("--version").output)
 
 
 def test_a_taken_run_directory_and_a_missing_run_are_refused(train_args, trained, tmp_path):

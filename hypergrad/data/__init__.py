@@ -12,6 +12,8 @@ from .registry import OPTIONS, open_dataset
 from .report import Reporter, SilentReporter
 from .unpickle import read_pickle
 
+read_images = read_support_folder = None
+
 __all__ = [
     "OPTIONS",
     "Accuracy",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -14,33 +13,23 @@ from ..errors import ArgumentError, DataError
 from .images import ImageClasses, gather
 
 
-@dataclass(frozen=True, eq=False)
-class Episodes:
+class Episodes(NamedTuple):
     """E episodes, each a small classification problem of its own; the episode axis comes first.
 
     Images and labels lie class by class: labels are 0, 0, …, 1, 1, … up to n_way - 1. Both are on the device of the split's
-    images; classes and indices are NumPy arrays.
+    images.
 
     Args:
         support: training images, (E, n_way * k_shot, H, W, C), float32, float64 or uint8.
         support_labels: (E, n_way * k_shot), int64.
         query: images to be judged on, (E, n_way * n_query, H, W, C).
         query_labels: (E, n_way * n_query), int64.
-        classes: (E, n_way), int64, the split's class behind each label.
-        support_indices: (E, n_way * k_shot), int64, rows of the split's images.
-        query_indices: (E, n_way * n_query), int64.
     """
 
     support: NDArray[Any]
     support_labels: NDArray[np.int64]
     query: NDArray[Any]
     query_labels: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    support_indices: NDArray[np.int64]
-    query_indices: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.classes)
 
 
 class EpisodeSampler:
@@ -159,9 +148,6 @@ class EpisodeSampler:
             support_labels=self._there(np.tile(np.repeat(ways, self.k_shot), (count, 1))),
             query=self._images(query),
             query_labels=self._there(np.tile(np.repeat(ways, self.n_query), (count, 1))),
-            classes=np.stack([c for c, _, _ in drawn]),
-            support_indices=support,
-            query_indices=query,
         )
 
     def episode(self, i: int) -> Episodes:

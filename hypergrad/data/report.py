@@ -53,6 +53,14 @@ class Reporter:
             yield tick
 
 
+class LineReporter(Reporter):
+    """Messages only, for output that is no terminal."""
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Tick]:
+        yield lambda n: None
+
+
 class SilentReporter(Reporter):
     """Shows nothing; keeps every message in `messages` and every bar's items in `finished`."""
 

@@ -1,6 +1,6 @@
 """The final evaluation of a run: sweep of inner steps, meta-test accuracy, pixel baseline and figures."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,21 @@ import numpy as np
 from ..backends import place, to_host
 from ..data import Accuracy, ImageClasses, MetaDataset, pixel_baseline
 from ..data.report import Reporter
+from ..runs.curves import CURVE_PNG, Reference, curve
+from ..runs.directory import RunDirectory
 from . import plots
 from .config import Config
-from .hyper_representation import Evaluation, HParams, evaluate
-from .run import RunDirectory
-from .training import sampler
+from .method import Array, HParams
+from .network import count_blocks
+from .problem import Evaluation, evaluate, sampler
 
-STEPS_PNG, PAIRS_PNG, CURVE_PNG = "steps.png", "pairs.png", "curve.png"
+STEPS_PNG, PAIRS_PNG = "steps.png", "pairs.png"
 
 
 def evaluate_run(
     run: RunDirectory, config: Config, data: MetaDataset, hparams: HParams, n_episodes: int, reporter: Reporter
 ) -> dict[str, Any]:
-    """Meta-test accuracy with T chosen on meta-validation; writes steps.png and pairs.png.
+    """Meta-test accuracy with T chosen on meta-validation; writes pairs.png, and steps.png where there are inner steps.
 
     Args:
         run: where the figures go.
@@ -29,29 +31,33 @@ def evaluate_run(
         reporter: shows progress.
     Returns: what result.json and evaluation.json hold: accuracies as shares, intervals as half widths.
     Raises: RunError if a figure cannot be written.
-    Cost: 2 * n_episodes forward runs of the network.
+    Cost: 2 * n_episodes runs of the method with the most inner steps that are tried.
     """
-    method = config.method()
+    method = config.learner
     placed = {name: place(value, config.device) for name, value in hparams.items()}
     hparams = {name: to_host(value) for name, value in hparams.items()}  # for the figures
     found: dict[str, Evaluation] = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         with reporter.progress(f"evaluating on meta-{name}", n_episodes) as tick:
             episodes = sampler(config, split.on(config.device))
-            found[name] = evaluate(method, placed, episodes, n_episodes, config.sweep, tick, graphs=config.graphs)
+            found[name] = evaluate(method, placed, episodes, n_episodes, method.steps, tick, graphs=config.graphs)
     validation, test = found["validation"], found["test"]
     chosen = validation.best_steps()
     baseline = pixels(config, data.test, n_episodes, reporter)
-    run.write(STEPS_PNG, plots.steps(validation, test, chosen))
-    rows = [
-        plots.find_pairs(hparams, data_set_images(config, split), name)
-        for name, split in (("meta-train", data.train), ("meta-test", data.test))
-    ]
-    run.write(PAIRS_PNG, plots.pairs(rows, config.seed))
+    title = title_of(run, config, data)
+    if len(test.steps) > 1:
+        run.write(STEPS_PNG, plots.steps(validation, test, chosen, title, 1.0 / config.episodes.n_way))
+    if count_blocks(hparams):
+        rows = [
+            plots.find_pairs(hparams, *first_images(config, split), name=name)
+            for name, split in (("meta-train", data.train), ("meta-test", data.test))
+        ]
+        run.write(PAIRS_PNG, plots.pairs(rows, config.seed, title))
     return {
         "data": data.describe(),
-        "n_way": config.n_way,
-        "k_shot": config.k_shot,
+        "method": config.method_name,
+        "n_way": config.episodes.n_way,
+        "k_shot": config.episodes.k_shot,
         "episodes": n_episodes,
         "n_steps": chosen,
         "test_accuracy": test.mean(chosen),
@@ -60,35 +66,42 @@ def evaluate_run(
         "baseline_accuracy": baseline.mean,
         "baseline_interval": baseline.interval,
         "sweep": [
-            {
-                "n_steps": n_steps,
-                "validation_accuracy": validation.mean(n_steps),
-                "validation_interval": validation.interval(n_steps),
-                "test_accuracy": test.mean(n_steps),
-                "test_interval": test.interval(n_steps),
-            }
+            {"n_steps": n_steps}
+            | {f"{name}_accuracy": each.mean(n_steps) for name, each in found.items()}
+            | {f"{name}_interval": each.interval(n_steps) for name, each in found.items()}
             for n_steps in test.steps
         ],
     }
 
 
-def data_set_images(config: Config, split: Any) -> Any:
-    """All images (N, H, W, C) of the first data set that the split's sampler draws. Cost: one episode."""
-    episodes = sampler(config, split).batch(0)
-    return np.concatenate([episodes.support[0], episodes.query[0]])
+def title_of(run: RunDirectory, config: Config, data: MetaDataset) -> str:
+    """What a figure shows: method, data, n-way k-shot and the run's name. Cost: O(1)."""
+    sizes = f"{config.episodes.n_way}-way {config.episodes.k_shot}-shot"
+    return f"{config.method.title} on {data.name}, {sizes} (run {run.path.name})"
+
+
+def first_images(config: Config, split: ImageClasses) -> tuple[Array, list[str]]:
+    """The images (N, H, W, C) of the first episode that the split's sampler draws, and the names of their classes. Cost: one episode."""
+    drawn = sampler(config, split)
+    episodes, (classes, _, _) = drawn.batch(0), drawn.indices(0)
+    labels = np.concatenate([to_host(episodes.support_labels[0]), to_host(episodes.query_labels[0])])
+    images = np.concatenate([to_host(episodes.support[0]), to_host(episodes.query[0])])
+    return images, [split.class_names[classes[label]] for label in labels]
 
 
 def pixels(config: Config, split: ImageClasses, n_episodes: int, reporter: Reporter) -> Accuracy:
     """Nearest neighbour on raw pixels, on the episodes that the split's sampler draws. Cost: `n_episodes` episodes."""
+    sizes = config.episodes
     with reporter.progress(f"pixel baseline on meta-{split.name}", n_episodes) as tick:
-        return pixel_baseline(split, config.n_way, config.k_shot, config.n_query, n_episodes=n_episodes, seed=config.seed, tick=tick)
+        return pixel_baseline(split, sizes.n_way, sizes.k_shot, sizes.n_query, n_episodes=n_episodes, seed=config.seed, tick=tick)
 
 
-def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: dict[str, Any], reporter: Reporter) -> Path:
-    """Draw curve.png from metrics.jsonl, with the pixel baseline (validation episodes) and the test result.
+def write_curve(run: RunDirectory, config: Config, data: MetaDataset, result: Mapping[str, Any], reporter: Reporter) -> None:
+    """Draw curve.png from metrics.jsonl, with chance, the pixel baseline on the validation episodes, and the test result.
 
-    Returns: its path. Raises: RunError if it cannot be written. Cost: `eval_episodes` episodes of the baseline.
+    Raises: RunError if it cannot be written. Cost: `eval_episodes` episodes of the baseline.
     """
-    baseline = pixels(config, data.validation, config.eval_episodes, reporter)
+    baseline = pixels(config, data.validation, config.evaluation.eval_episodes, reporter)
+    lines = [Reference("pixel nearest neighbour, meta-validation", baseline.mean), Reference("chance", 1.0 / config.episodes.n_way)]
     test = (result["test_accuracy"], result["test_interval"])
-    return run.write(CURVE_PNG, plots.curve(run.read_metrics(), baseline.mean, test))
+    run.write(CURVE_PNG, curve(run.read_metrics(), title_of(run, config, data), lines, test))

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 import test_kernels as suite
 from mirror import Mirror
-from test_gather_images import (  # noqa: F401  as below
-    test_a_row_out_of_range_is_nan,
-    test_every_byte,
-    test_rows_may_lie_anywhere,
-    test_values,
-)
+from test_gather_images import test_a_row_out_of_range_is_nan, test_every_byte, test_rows_may_lie_anywhere, test_values  # noqa: F401  as below
 from test_kernels import (  # noqa: F401  collected here, too, and run with the fixture below
     test_absent_tangents,
     test_batch_axes_may_have_any_stride,

@@ -20,9 +20,10 @@ from hypergrad.backends import is_on_gpu
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import MISSING as NO_EMULATOR
 from hypergrad.cli import app
-from hypergrad.fewshot import training
+from hypergrad.fewshot.config import save_config
 from hypergrad.fewshot.evaluation import evaluate_run
-from hypergrad.fewshot.run import RESULT, RunDirectory
+from hypergrad.fewshot.methods import METHODS
+from hypergrad.runs.directory import RESULT, RunDirectory
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fewshot")]
 import tiny  # noqa: E402
@@ -265,23 +266,24 @@ def test_sides_may_not_mix(cupy):
         CUDA.run("patch_cov", [one], [np.ones((1, 9)), cupy.ones((1, 9, 9))])
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graphs", [True, False])
-def test_training(graphs, cupy, tmp_path):
+def test_training(graphs, method, cupy, tmp_path):
     """A whole run on the device: the images stay there as bytes, the result is the host's up to rounding, a resumed run its own."""
     changes = {"iterations": 4, "eval_every": 2, "eval_episodes": 4, "test_episodes": 4, "graphs": graphs}
     states = {}
     for device in ("cpu", "cuda"):
-        config = tiny.tiny_config(**changes, device=device)
-        with RunDirectory.create(tmp_path / device, config.to_json()) as run:
-            state = states[device] = training.train(run, config, tiny.tiny_data())
+        config = tiny.tiny_config(method, **changes, device=device)
+        with RunDirectory.create(tmp_path / device, save_config(config)) as run:
+            state = states[device] = tiny.tiny_train(run, config)
             result = evaluate_run(run, config, tiny.tiny_data(), state.best_hparams, 4, hg.data.SilentReporter())
             run.write_json(RESULT, result)
         assert all(is_on_gpu(a) == (device == "cuda") for a in state.hparams.values())
     for name, expected in states["cpu"].hparams.items():
         np.testing.assert_allclose(states["cuda"].hparams[name].get(), expected, rtol=0, atol=5e-3, err_msg=name)
     whole = {name: a.get() for name, a in states["cuda"].hparams.items()}
-    config = tiny.tiny_config(**{**changes, "iterations": 4}, device="cuda")
-    with RunDirectory.create(tmp_path / "parts", config.to_json()) as run:
+    config = tiny.tiny_config(method, **changes, device="cuda")
+    with RunDirectory.create(tmp_path / "parts", save_config(config)) as run:
         stop = iter(range(3))
 
         def interrupt(record):
@@ -289,8 +291,8 @@ def test_training(graphs, cupy, tmp_path):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            training.train(run, config, tiny.tiny_data(), interrupt)
-        resumed = training.train(run, config, tiny.tiny_data())
+            tiny.tiny_train(run, config, interrupt)
+        resumed = tiny.tiny_train(run, config)
     for name, expected in whole.items():
         np.testing.assert_array_equal(resumed.hparams[name].get(), expected, err_msg=name)
 
@@ -304,7 +306,7 @@ def test_the_command(cupy, tmp_path):
             for i in range(4):
                 pixels = rng.integers(0, 255, (16, 16), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "images" / split / f"class{c}" / f"{i}.png")
-    sizes = "--n-way 3 --n-query 2 --filters 4 --steps 2 --meta-batch 2 --iterations 2 --eval-every 1 --eval-episodes 2 --test-episodes 2"
+    sizes = "--n-way 3 --n-query 2 --filters 4 --n-steps 2 --meta-batch 2 --iterations 2 --eval-every 1 --eval-episodes 2 --test-episodes 2"
     environment = {"HYPERGRAD_CACHE": str(tmp_path / "cache")}
     for command in (["train", "--device", "cuda", "--data", "folder", "--root", str(tmp_path / "images"), *sizes.split(),
                      "--run-dir", str(tmp_path / "run")], ["evaluate", str(tmp_path / "run"), "--episodes", "2"]):  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 import hypergrad as hg
 from hypergrad import backends
 from hypergrad.backends.emulated import EMULATED, MISSING
-from hypergrad.fewshot import training
-from hypergrad.fewshot.run import RunDirectory
+from hypergrad.fewshot.config import save_config
+from hypergrad.runs.directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fewshot"))
 import tiny  # noqa: E402
@@ -103,8 +103,8 @@ def test_short_training_run(tmp_path, on_emulator):
     for place in ("host", "emulator"):
         counts = on_emulator() if place == "emulator" else None
         config = tiny.tiny_config(**changes)
-        with RunDirectory.create(tmp_path / place, config.to_json()) as run:
-            states.append(training.train(run, config, tiny.tiny_data()))
+        with RunDirectory.create(tmp_path / place, save_config(config)) as run:
+            states.append(tiny.tiny_train(run, config))
     for name, expected in states[0].best_hparams.items():
         np.testing.assert_allclose(states[1].best_hparams[name], expected, rtol=0, atol=2e-3, err_msg=name)
     assert counts["conv_bn_relu_pool_first_vjp"] > 0 and counts["conv_bn_relu_pool_vjp"] > 0

@@ -6,9 +6,10 @@ import numpy as np
 
 from hypergrad.data import ImageClasses, MetaDataset
 from hypergrad.errors import RunError
-from hypergrad.fewshot.config import Config, make_config
-from hypergrad.fewshot.run import RunDirectory
-from hypergrad.fewshot.training import train
+from hypergrad.fewshot.config import Config, make_config, save_config
+from hypergrad.fewshot.problem import FewShot
+from hypergrad.runs.directory import RunDirectory
+from hypergrad.runs.loop import State, train
 
 
 def tiny_split(name: str, classes: int, seed: int, per_class: int = 10, size: int = 8) -> ImageClasses:
@@ -25,23 +26,17 @@ def tiny_data() -> MetaDataset:
     return MetaDataset("tiny", tiny_split("train", 12, 1), tiny_split("validation", 6, 2), tiny_split("test", 6, 3))
 
 
-def tiny_config(**changes: object) -> Config:
+def tiny_config(method: str = "hyper-representation", **changes: object) -> Config:
     sizes = {
-        "n_way": 3,
-        "k_shot": 1,
-        "n_query": 4,
-        "filters": 4,
-        "blocks": 2,
-        "n_steps": 3,
-        "meta_batch": 2,
-        "outer_lr": 0.01,
-        "iterations": 60,
-        "eval_every": 7,
-        "eval_episodes": 10,
-        "test_episodes": 10,
-        "sweep": (1, 2, 3),
+        **{"n_way": 3, "k_shot": 1, "n_query": 4, "filters": 4, "blocks": 2, "meta_batch": 2, "outer_lr": 0.01},
+        **{"iterations": 60, "eval_every": 7, "eval_episodes": 10, "test_episodes": 10},
     }
-    return make_config(**{**sizes, **changes})
+    steps = {} if method == "protonet" else {"n_steps": 3, "sweep": (1, 2, 3)}
+    return make_config(method=method, **{**sizes, **steps, **changes})
+
+
+def tiny_train(run: RunDirectory, config: Config, *args: object, data: MetaDataset | None = None, **options: object) -> State:
+    return train(run, config.training, FewShot(config, data or tiny_data()), *args, **options)
 
 
 def main(path: str) -> None:
@@ -49,9 +44,9 @@ def main(path: str) -> None:
     try:
         run = RunDirectory(path)
     except RunError:
-        run = RunDirectory.create(path, config.to_json())
+        run = RunDirectory.create(path, save_config(config))
     with run:
-        train(run, config, tiny_data(), snapshot_s=0.01)
+        tiny_train(run, config, snapshot_s=0.01)
 
 
 if __name__ == "__main__":

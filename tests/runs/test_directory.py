@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hypergrad.errors import RunError
-from hypergrad.fewshot.run import CONFIG, METRICS, STATE, RunDirectory
+from hypergrad.runs.directory import CONFIG, METRICS, STATE, RunDirectory
 
 
 @pytest.fixture

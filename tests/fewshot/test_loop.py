@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import tiny
 
-from hypergrad.errors import DataError, RunError
-from hypergrad.fewshot import training
-from hypergrad.fewshot.run import METRICS, MODEL, STATE, RunDirectory
+from hypergrad.errors import ArgumentError, DataError, RunError
+from hypergrad.fewshot.config import save_config
+from hypergrad.fewshot.problem import FewShot, sampler
+from hypergrad.runs.directory import METRICS, MODEL, STATE, RunDirectory
+from hypergrad.runs.loop import check_extension, finished, load_model, load_state, start
 
 PROGRAM = [sys.executable, str(Path(tiny.__file__))]
 
@@ -30,7 +32,7 @@ def untimed(run_path):
 
 def open_run(path, **changes):
     config = tiny.tiny_config(**changes)
-    return RunDirectory.create(path, config.to_json()), config
+    return RunDirectory.create(path, save_config(config)), config
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def uninterrupted(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
     run, config = open_run(path)
     with run:
-        state = training.train(run, config, tiny.tiny_data())
+        state = tiny.tiny_train(run, config)
     return path, state
 
 
@@ -72,10 +74,11 @@ def test_learning_happens_and_the_record_is_complete(uninterrupted):
     assert [record["iteration"] for record in validations] == [7, 14, 21, 28, 35, 42, 49, 56, 60]
     assert np.mean([r["loss"] for r in train[-10:]]) < np.mean([r["loss"] for r in train[:10]]) - 0.05
     best = max(validations, key=lambda record: record["validation_accuracy"])
-    assert (state.best_iteration, state.best_accuracy) == (best["iteration"], best["validation_accuracy"])
+    assert (state.best_iteration, state.best_score) == (best["iteration"], best["validation_accuracy"])
     with RunDirectory(path) as run:
-        hparams, metadata = training.load_model(run, tiny.tiny_config(), tiny.tiny_data())
-    assert metadata == {"iteration": best["iteration"], "validation_accuracy": best["validation_accuracy"]}
+        hparams, metadata = load_model(run)
+    score = {"iteration": best["iteration"], "validation_score": best["validation_accuracy"]}
+    assert metadata == {**score, "image_shape": [8, 8, 1]}
     assert all(np.array_equal(hparams[name], value) for name, value in state.best_hparams.items())
 
 
@@ -90,10 +93,10 @@ def test_interrupt_saves_and_resume_goes_on(tmp_path, uninterrupted):
 
     with run:
         with pytest.raises(KeyboardInterrupt):
-            training.train(run, config, tiny.tiny_data(), interrupt, snapshot_s=1e9)
-        assert training.load_state(run, training.start(config, tiny.tiny_data())).iteration == 23
+            tiny.tiny_train(run, config, interrupt, snapshot_s=1e9)
+        assert load_state(run, config.training, start(FewShot(config, tiny.tiny_data()))).iteration == 23
         seen = []
-        training.train(run, config, tiny.tiny_data(), lambda record: seen.append(record["iteration"]))
+        tiny.tiny_train(run, config, lambda record: seen.append(record["iteration"]))
     assert seen[0] == 24
     assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
     assert untimed(path) == untimed(whole)
@@ -105,15 +108,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path, uninterrupted):
     before = (path / MODEL).read_bytes()
     seen = []
     with RunDirectory(path) as run:
-        state = training.train(run, tiny.tiny_config(), tiny.tiny_data(), seen.append)
+        state = tiny.tiny_train(run, tiny.tiny_config(), seen.append)
     assert seen == [] and state.iteration == 60 and (path / MODEL).read_bytes() == before
 
 
 def test_early_stopping_counts_validations_without_progress(tmp_path):
     run, config = open_run(tmp_path / "run", outer_lr=1e-12, iterations=1000, eval_every=2, patience=3)
     with run:
-        state = training.train(run, config, tiny.tiny_data())
-    assert training.finished(config, state) == "patience"
+        state = tiny.tiny_train(run, config)
+    assert finished(config.training, state) == "patience"
     assert (state.best_iteration, state.iteration) == (2, 8)
 
 
@@ -128,9 +131,9 @@ def test_a_full_disk_stops_with_one_error_and_the_run_can_go_on(tmp_path, uninte
 
     with run:
         with pytest.raises(RunError, match="disk is full"):
-            training.train(run, config, tiny.tiny_data(), fill, snapshot_s=1e9)
-        assert training.load_state(run, training.start(config, tiny.tiny_data())).iteration == 14
-        training.train(run, config, tiny.tiny_data())
+            tiny.tiny_train(run, config, fill, snapshot_s=1e9)
+        assert load_state(run, config.training, start(FewShot(config, tiny.tiny_data()))).iteration == 14
+        tiny.tiny_train(run, config)
     assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
     assert untimed(path) == untimed(whole)
 
@@ -141,8 +144,8 @@ def test_a_truncated_state_is_refused_and_the_model_stays_usable(tmp_path, unint
     os.truncate(path / STATE, 500)
     with RunDirectory(path) as run:
         with pytest.raises(RunError, match="state.safetensors is damaged"):
-            training.train(run, tiny.tiny_config(), tiny.tiny_data())
-        hparams, _ = training.load_model(run, tiny.tiny_config(), tiny.tiny_data())
+            tiny.tiny_train(run, tiny.tiny_config())
+        hparams, _ = load_model(run)
     assert hparams.keys() == uninterrupted[1].best_hparams.keys()
 
 
@@ -151,25 +154,81 @@ def test_a_state_of_another_network_or_other_data_is_refused(tmp_path, uninterru
     shutil.copytree(uninterrupted[0], path)
     with RunDirectory(path) as run:
         with pytest.raises(RunError, match="other arrays than this run's network"):
-            training.train(run, tiny.tiny_config(filters=5), tiny.tiny_data())
+            tiny.tiny_train(run, tiny.tiny_config(filters=5))
         with pytest.raises(RunError, match="other arrays than this run's network"):
-            training.load_model(run, tiny.tiny_config(filters=5), tiny.tiny_data())
+            load_model(run, FewShot(tiny.tiny_config(filters=5), tiny.tiny_data()).init())
         other = dataclasses.replace(tiny.tiny_data(), train=tiny.tiny_split("train", 13, 1))
         with pytest.raises(RunError, match="was started with other data"):
-            training.train(run, tiny.tiny_config(), other)
+            tiny.tiny_train(run, tiny.tiny_config(), data=other)
 
 
 def test_divergence_is_told_and_the_last_good_state_stays(tmp_path):
     run, config = open_run(tmp_path / "run", outer_lr=1e30, log_step_size=True)
     with run, np.errstate(all="ignore"):
         with pytest.raises(RunError, match="training diverged; lower --outer-lr"):
-            training.train(run, config, tiny.tiny_data(), snapshot_s=0.0)
+            tiny.tiny_train(run, config, snapshot_s=0.0)
         if (run.path / STATE).exists():
-            state = training.load_state(run, training.start(config, tiny.tiny_data()))
+            state = load_state(run, config.training, start(FewShot(config, tiny.tiny_data())))
             assert all(np.isfinite(value).all() for value in state.hparams.values())
         assert all(math.isfinite(record["loss"]) for record in run.read_metrics() if "loss" in record)
 
 
 def test_too_many_ways_are_refused_by_the_sampler():
     with pytest.raises(DataError, match="n_way is 13"):
-        training.sampler(tiny.tiny_config(n_way=13), tiny.tiny_data().train)
+        sampler(tiny.tiny_config(n_way=13), tiny.tiny_data().train)
+
+
+def test_a_finished_run_goes_on_with_more_iterations(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    before = untimed(path)
+    longer = tiny.tiny_config(iterations=70)
+    with RunDirectory(path) as run:
+        check_extension(run, tiny.tiny_config().training, longer.training)
+        state = tiny.tiny_train(run, longer)
+    after = untimed(path)
+    assert state.iteration == 70 and after[: len(before)] == before
+    assert [r["iteration"] for r in after[len(before) :] if "loss" in r] == list(range(61, 71))
+
+
+def test_limits_that_would_stop_a_run_at_once_are_refused(tmp_path):
+    run, config = open_run(tmp_path / "run", outer_lr=1e-12, iterations=1000, eval_every=2, patience=3)
+    with run:
+        tiny.tiny_train(run, config)
+        training = config.training
+        with pytest.raises(ArgumentError, match="iterations is 5, expected at least 1000"):
+            check_extension(run, training, dataclasses.replace(training, iterations=5))
+        with pytest.raises(ArgumentError, match="stopped after 3 validations without progress.*--patience 6"):
+            check_extension(run, training, dataclasses.replace(training, iterations=2000))
+        check_extension(run, training, dataclasses.replace(training, iterations=2000, patience=4))
+
+
+def test_a_state_of_format_2_is_read(tmp_path, uninterrupted):
+    """Up to format 2 the best score was called best_accuracy."""
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    config = tiny.tiny_config()
+    with RunDirectory(path) as run:
+        tensors, numbers = run.read_tensors(STATE)
+        numbers["best_accuracy"] = numbers.pop("best_score")
+        run.write_tensors(STATE, tensors, numbers)
+        assert load_state(run, config.training, start(FewShot(config, tiny.tiny_data()))).best_score == uninterrupted[1].best_score
+
+
+@pytest.mark.parametrize("method", ["maml", "protonet"])
+def test_the_other_methods_train_and_resume_bit_for_bit(tmp_path, method):
+    models = []
+    for stop in (None, 11):
+        run, config = open_run(tmp_path / f"run{stop}", method=method, iterations=20, n_way=3)
+
+        def interrupt(record, stop=stop):
+            if record["iteration"] == stop:
+                raise KeyboardInterrupt
+
+        with run:
+            if stop is not None:
+                with pytest.raises(KeyboardInterrupt):
+                    tiny.tiny_train(run, config, interrupt)
+            tiny.tiny_train(run, config)
+        models.append((run.path / MODEL).read_bytes())
+    assert models[0] == models[1]

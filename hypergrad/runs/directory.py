@@ -99,10 +99,7 @@ class RunDirectory:
 
         Returns: its path. Raises: RunError; the previous file then stays. Cost: the bytes, and two fsync.
         """
-        path = self.path / name
-        with _writing(path):
-            _replace(path, content)
-        return path
+        return write_file(self.path / name, content)
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> Path:
         """Like `write`, for a JSON object."""
@@ -184,6 +181,16 @@ class RunDirectory:
                 f"run: {path} is damaged ({error}), expected a whole safetensors file written by hypergrad; restore "
                 "it from a copy, or start a new run"
             ) from error
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Replace a file by `content`, atomically and durably (temporary file, fsync, rename).
+
+    Returns: `path`. Raises: RunError; the previous file then stays. Cost: the bytes, and two fsync.
+    """
+    with _writing(path):
+        _replace(path, content)
+    return path
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

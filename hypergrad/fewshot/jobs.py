@@ -1,0 +1,82 @@
+"""What the commands do with a few-shot run: open its data, train and evaluate it, evaluate it again."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backends import backend_on
+from ..data import MetaDataset, open_dataset
+from ..data.report import Reporter
+from ..runs.directory import RESULT, RunDirectory
+from ..runs.loop import Record, finished, load_model, train
+from ..runs.view import is_validation, training_view
+from .config import Config
+from .evaluation import evaluate_run, write_curve
+from .problem import FewShot, sampler
+
+EVALUATION = "evaluation.json"
+
+
+def open_data(config: Config, reporter: Reporter) -> MetaDataset:
+    """The run's data set; a missing device and episodes it cannot give are refused here, before anything is written.
+
+    Raises: DeviceError, DataError, ShapeError. Cost: that of `open_dataset`.
+    """
+    backend_on(config.device)
+    chosen, network = config.dataset, config.network
+    data = open_dataset(chosen.data, chosen.root, reporter=reporter, image_size=chosen.image_size)
+    for split in (data.train, data.validation, data.test):
+        sampler(config, split)
+    config.learner.init(config.seed, data.image_shape, network.filters, network.blocks)
+    return data
+
+
+def train_run(run: RunDirectory, config: Config, data: MetaDataset, reporter: Reporter, events: Path | None = None) -> dict[str, Any]:
+    """Train, or go on; evaluate; write result.json and the figures.
+
+    Args: events: folder for TensorBoard's event files, None for none.
+    Returns: what result.json holds. Raises: as `runs.loop.train`. Cost: training, and `evaluate_run`.
+    """
+    begun, problem = time.monotonic(), FewShot(config, data)
+    with training_view(config.training.iterations, events) as view:
+        state = train(run, config.training, problem, view)
+    result = evaluate_run(run, config, data, state.best_hparams, config.evaluation.test_episodes, reporter)
+    result |= {
+        "iterations": state.iteration,
+        "best_iteration": state.best_iteration,
+        "stopped_by": finished(config.training, state),
+        "training_s": round(state.seconds, 2),
+        "iteration_s": _iteration_s(run.read_metrics()),
+        "command_s": round(time.monotonic() - begun, 2),
+        "peak_bytes": _peak_bytes(),
+    }
+    write_curve(run, config, data, result, reporter)
+    run.write_json(RESULT, result)
+    return result
+
+
+def evaluate_again(run: RunDirectory, config: Config, data: MetaDataset, n_episodes: int, reporter: Reporter) -> dict[str, Any]:
+    """Evaluate a run's best model; write evaluation.json and the figures.
+
+    Returns: what evaluation.json holds. Raises: RunError if the model is missing, damaged or of another network. Cost: `evaluate_run`.
+    """
+    hparams, metadata = load_model(run, FewShot(config, data).init())
+    result = evaluate_run(run, config, data, hparams, n_episodes, reporter)
+    run.write_json(EVALUATION, {**result, "iteration": metadata["iteration"]})
+    return result
+
+
+def _iteration_s(metrics: list[Record]) -> float | None:
+    """The median seconds of an outer iteration, so that validations do not count; None for a single one."""
+    ends = [record["seconds"] for record in metrics if not is_validation(record)]
+    return round(float(np.median(np.diff(ends))), 5) if len(ends) > 1 else None
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held; macOS counts in bytes, Linux in KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,146 @@
+"""Few-shot learning as a problem of the outer loop, and the evaluation of a method on episodes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backends import place, to_host
+from ..capture import capture
+from ..data import Episodes, EpisodeSampler, MetaDataset
+from ..errors import ArgumentError
+from ..runs.loop import Record
+from ..transforms import value_and_grad
+from .config import Config
+from .method import Array, HParams, Method
+
+
+class FewShot:
+    """The problem that `runs.loop.train` trains.
+
+    Args: config: the run's configuration; data: its data set, whose train and validation splits are used.
+    Raises: DataError if the episodes do not fit the data.
+    """
+
+    def __init__(self, config: Config, data: MetaDataset) -> None:
+        self.config, self.method, self.data = config, config.learner, data
+        self.train, self.validation = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
+        gradient = value_and_grad(self.method.meta_loss, has_aux=True)
+        self._gradient = capture(gradient) if config.graphs else gradient
+
+    @property
+    def description(self) -> str:
+        """Of the data set."""
+        return self.data.describe()
+
+    @property
+    def metadata(self) -> Record:
+        """What the images are that the model was trained for."""
+        return {"image_shape": list(self.data.image_shape)}
+
+    def init(self) -> HParams:
+        """Hyperparameters to start from, on the configuration's device. Cost: one draw a parameter."""
+        network = self.config.network
+        drawn = self.method.init(self.config.seed, self.data.image_shape, network.filters, network.blocks)
+        return {name: place(value, self.config.device) for name, value in drawn.items()}
+
+    def gradient(self, hparams: HParams, iteration: int) -> tuple[Array, HParams, Mapping[str, Any]]:
+        """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step."""
+        (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration))
+        return loss, grad, {"accuracy": accuracies.mean()}
+
+    def metrics(self, hparams: HParams) -> Record:
+        """The method's own, such as a learned step size. Cost: O(1)."""
+        return self.method.metrics(hparams)
+
+    def validate(self, hparams: HParams) -> tuple[float, Record]:
+        """Mean accuracy on the fixed meta-validation episodes. Cost: `eval_episodes` episodes."""
+        count, steps = self.config.evaluation.eval_episodes, self.method.usual_steps
+        found = evaluate(self.method, hparams, self.validation, count, [steps], graphs=self.config.graphs)
+        accuracy = found.mean(steps)
+        numbers = {"loss": found.loss(steps), "accuracy": accuracy, "interval": found.interval(steps)}
+        return accuracy, {f"validation_{name}": value for name, value in numbers.items()}
+
+
+def sampler(config: Config, split: Any) -> EpisodeSampler:
+    """The seeded sampler of a split's episodes with the configuration's sizes. Raises: DataError if they do not fit. Cost: O(1)."""
+    return EpisodeSampler(split, seed=config.seed, **vars(config.episodes))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses and accuracies of every episode, (n_episodes, len(steps)), for each number of inner steps."""
+
+    steps: tuple[int, ...]
+    losses: Array
+    accuracies: Array
+
+    def mean(self, n_steps: int) -> float:
+        """Mean accuracy over the episodes after `n_steps` inner steps, which must be one of `steps`."""
+        return float(np.mean(self.accuracies[:, self.steps.index(n_steps)]))
+
+    def loss(self, n_steps: int) -> float:
+        """Mean query loss over the episodes after `n_steps` inner steps."""
+        return float(np.mean(self.losses[:, self.steps.index(n_steps)]))
+
+    def interval(self, n_steps: int) -> float:
+        """Half width of the 95% interval of the mean: 1.96 * std / sqrt(n_episodes)."""
+        return interval(self.accuracies[:, self.steps.index(n_steps)])
+
+    def best_steps(self) -> int:
+        """The number of inner steps with the highest mean accuracy, the smallest of equals."""
+        return self.steps[int(np.argmax(self.accuracies.mean(axis=0)))]
+
+
+def interval(accuracies: Array) -> float:
+    """Half width of the 95% interval of a mean, 1.96 * std / sqrt(n). Args: accuracies: (n,). Cost: O(n)."""
+    return float(1.96 * np.std(accuracies) / np.sqrt(len(accuracies)))
+
+
+def evaluate(
+    method: Method,
+    hparams: Mapping[str, Any],
+    episodes: Any,
+    n_episodes: int,
+    steps: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+    graphs: bool = True,
+) -> Evaluation:
+    """Accuracy on the first `n_episodes` episodes after each number of inner steps in `steps`.
+
+    Args:
+        method: with the options of the run.
+        hparams: of `Method.init`.
+        episodes: a sampler; batch(i) gives the i-th meta-batch, and batches 0, 1, ... are read until there are enough.
+        n_episodes: >= 1.
+        steps: numbers of inner steps, in any order.
+        progress: called with the number of episodes just finished.
+        graphs: on a GPU, record the work on one meta-batch as a CUDA graph and replay it for the others.
+    Returns: an Evaluation with `steps` sorted.
+    Raises: ArgumentError if there is no episode or no number of steps.
+    Cost: that of `Method.evaluate` on n_episodes episodes.
+    """
+    ordered = tuple(sorted(set(steps)))
+    if n_episodes < 1 or not ordered or ordered[0] < 0:
+        raise ArgumentError(
+            f"evaluate: n_episodes is {n_episodes} and steps {list(steps)}, expected at least one episode and "
+            "numbers of steps >= 0; pass for instance n_episodes=600, steps=[5]"
+        )
+    losses: list[Array] = []
+    accuracies: list[Array] = []
+    done = index = 0
+
+    def work(hparams: Any, batch: Episodes) -> tuple[Array, Array]:
+        return method.evaluate(hparams, batch, ordered)
+
+    sweep = capture(work) if graphs else work
+    while done < n_episodes:
+        batch_losses, batch_accuracies = sweep(hparams, episodes.batch(index))
+        losses.append(to_host(batch_losses))
+        accuracies.append(to_host(batch_accuracies))
+        fresh = min(len(batch_losses), n_episodes - done)
+        done, index = done + fresh, index + 1
+        if progress is not None:
+            progress(fresh)
+    return Evaluation(ordered, np.concatenate(losses)[:n_episodes], np.concatenate(accuracies)[:n_episodes])

@@ -1,0 +1,1 @@
+"""What every trained thing shares: configuration, run directory, outer loop, progress, event files and the curve."""
