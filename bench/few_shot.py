@@ -22,6 +22,8 @@ from rich.table import Table
 
 JOBS: dict[str, list[str]] = {
     "glyphs": [],
+    "glyphs-maml": ["--method", "maml"],
+    "glyphs-protonet": ["--method", "protonet"],
     "omniglot": ["--data", "omniglot"],
     "omniglot-paper": ["--data", "omniglot", "--preset", "paper"],
     "miniimagenet-300": ["--data", "miniimagenet", "--iterations", "300", "--eval-every", "100"],
@@ -56,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
             root = {"glyphs": None, "omniglot": options.omniglot, "miniimagenet": options.miniimagenet}[name.partition("-")[0]]
-            if root is None and name != "glyphs":
+            if root is None and not name.startswith("glyphs"):
                 console.print(f"{name}: skipped, no folder given")
                 continue
             kept[name] = {**run(name, root, Path(scratch)), "environment": environment()}

@@ -31,10 +31,12 @@ class MAML(LinearMethod):
     """The method and its options.
 
     Batch normalization is by the statistics of the images at hand, in the inner steps by those of the support images, for the query
-    images by their own, as in the authors' code (transductive); there are no running averages.
+    images by their own, as in the authors' code (transductive); there are no running averages. The classifier starts at zero, so that
+    no class is preferred before the first inner step.
 
     Args: see the options' help; n_way: classes of an episode, and outputs of the network.
-    Source: Finn et al. 2017, arXiv:1703.03400; ANIL: Raghu et al. 2020, arXiv:1909.09157.
+    Source: Finn et al. 2017, arXiv:1703.03400; ANIL: Raghu et al. 2020, arXiv:1909.09157; the classifier's start: Ye & Chao 2022,
+        arXiv:2106.16245.
     """
 
     title: ClassVar[str] = "MAML"
@@ -61,9 +63,8 @@ class MAML(LinearMethod):
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
         height, width, channels = image_shape
         size = feature_size(height, width, filters, blocks)
-        limit = np.sqrt(6.0 / (size + self.n_way))
-        weight = np.random.default_rng([seed, 0x68656164]).uniform(-limit, limit, (size, self.n_way)).astype(dtype)
-        return {**init_network(seed, channels, filters, blocks, dtype), WEIGHT: weight, BIAS: np.zeros(self.n_way, dtype)}
+        head = {WEIGHT: np.zeros((size, self.n_way), dtype), BIAS: np.zeros(self.n_way, dtype)}
+        return {**init_network(seed, channels, filters, blocks, dtype), **head}
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
         moving = HEAD if self.moves == "head" else tuple(hparams)
