@@ -20,6 +20,7 @@ from hypergrad.cli import app
 from hypergrad.runs import events
 from hypergrad.runs.directory import RunDirectory
 
+README = Path(__file__).parents[1] / "README.md"
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json"]
 FIGURES = ["curve.png", "pairs.png", "steps.png"]
 SMALL = "--n-way 3 --n-query 3 --filters 4 --n-steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
@@ -204,52 +205,27 @@ def test_a_run_of_format_2_still_evaluates(trained, tmp_path):
     assert again == first
 
 
-TOY = """
-from dataclasses import dataclass
-import numpy as np
-from hypergrad.fewshot.method import Method
-from hypergrad.ops import mean, reshape
-from hypergrad.runs.configuration import option
-from hypergrad.tape import Tensor
-
-
-@dataclass(frozen=True)
-class Toy(Method):
-    title = "toy"
-    warmth: float = option(1.0, "How warm the toy is.", above=0)
-
-    def init(self, seed, image_shape, filters, blocks=4, dtype=np.float32):
-        return {"scale": np.full(image_shape, self.warmth, dtype)}
-
-    def adapt(self, hparams, episodes, n_steps=None, learner=None):
-        count, pixels = len(episodes.support), episodes.support[0, 0].size
-        return mean(reshape(hparams["scale"] * episodes.support, (count, self.n_way, -1, pixels)), axis=2)
-
-    def predict(self, hparams, learner, episodes):
-        query = reshape(hparams["scale"] * episodes.query, (*episodes.query.shape[:2], 1, -1))
-        return -1.0 * mean((query - reshape(learner, (len(episodes.query), 1, self.n_way, -1))) ** 2, axis=-1)
-"""
-
-
 def test_a_method_is_one_file(train_args, tmp_path):
-    """A file in a folder of HYPERGRAD_METHODS is trained, resumed and evaluated by the command; its options are options."""
+    """The README's method in a folder of HYPERGRAD_METHODS is trained, resumed and evaluated by the command; its option is one, too."""
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class PixelWeights" in block)
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "warm_toy.py").write_text(TOY)
+    (tmp_path / "methods" / "pixel_weights.py").write_text(code)
     environment = {**os.environ, "HYPERGRAD_METHODS": str(tmp_path / "methods")}
 
     def hypergrad(*args):
         command = [sys.executable, "-m", "hypergrad.cli", *map(str, args)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
-    assert "warm-toy" in hypergrad("methods") and "How warm the toy is." in hypergrad("train", "--help")
-    output = hypergrad(*without_steps(train_args), "--method", "warm-toy", "--warmth", 2, "--run-dir", "run")
-    assert re.search(r"toy +\d+\.\d+ ± \d+\.\d+ %\n +pixel nearest neighbour", output)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"name": "warm-toy", "warmth": 2.0}
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["loss"] > 0
-    assert "toy" in hypergrad("evaluate", "run", "--episodes", 4)
+    assert "pixel-weights" in hypergrad("methods") and "Initial weight of every pixel." in hypergrad("train", "--help")
+    output = hypergrad(*without_steps(train_args), "--method", "pixel-weights", "--start", 2, "--run-dir", "run")
+    assert re.search(r"weighted pixels +\d+\.\d+ ± \d+\.\d+ %\n +pixel nearest neighbour", output)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"name": "pixel-weights", "start": 2.0}
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert len({line["loss"] for line in lines if "loss" in line}) == 6
+    assert "weighted pixels" in hypergrad("evaluate", "run", "--episodes", 4)
     hypergrad("train", "--resume", "run", "--iterations", 8)
     unknown = invoke("evaluate", tmp_path / "run")
-    assert unknown.exit_code == 1 and "method 'warm-toy', expected one of hyper-representation" in unknown.output
+    assert unknown.exit_code == 1 and "method 'pixel-weights', expected one of hyper-representation" in unknown.output
 
 
 @pytest.mark.parametrize("method", ["maml", "protonet"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import hypergrad as hg
 import hypergrad.data
 import hypergrad.fewshot
+import hypergrad.runs
 import hypergrad.testing
 from hypergrad.rules import Op, Registered
 
@@ -171,10 +174,15 @@ def test_files_have_a_head_that_says_what_they_are_for() -> None:
 # --- documentation --------------------------------------------------------------------------------
 
 
+def modules_below(package: Any) -> list[Any]:
+    """The modules of a package whose names are used one by one, as `hypergrad.runs.loop.train`."""
+    return [importlib.import_module(m.name) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+
+
 def public_names() -> dict[str, Any]:
     """Every public class, function and method."""
     found: dict[str, Any] = {}
-    for module in (hg, hypergrad.data, hypergrad.fewshot, hypergrad.testing):
+    for module in (hg, hypergrad.data, hypergrad.testing, *modules_below(hypergrad.runs), *modules_below(hypergrad.fewshot)):
         names = getattr(module, "__all__", None) or [
             n for n, o in vars(module).items() if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
         ]
@@ -196,7 +204,7 @@ PUBLIC = public_names()
 FULL = {
     name: thing
     for name, thing in PUBLIC.items()
-    if name.count(".") == (2 if name.startswith(("hypergrad.data", "hypergrad.fewshot", "hypergrad.testing")) else 1)
+    if name.count(".") == (2 if name.startswith(("hypergrad.data", "hypergrad.testing")) else 1)
 }
 
 

@@ -29,7 +29,7 @@ DATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Dataset(Section):
-    """The data. Raises: ArgumentError for an unknown data set, or a folder for glyphs."""
+    """The data. Raises: ArgumentError for an unknown data set, or a folder for glyphs. Args: see the options' help."""
 
     data: str = option("glyphs", "Data set.", choices=tuple(DATA_SETS))
     root: str | None = option(None, "Folder with the files of the data set.", on_resume=True)
@@ -46,7 +46,7 @@ class Dataset(Section):
 
 @dataclass(frozen=True)
 class EpisodeSizes(Section):
-    """The episodes of a meta-batch."""
+    """The episodes of a meta-batch. Args: see the options' help."""
 
     n_way: int = option(5, "Classes of an episode.", low=2)
     k_shot: int = option(1, "Support images per class.", low=1)
@@ -56,7 +56,7 @@ class EpisodeSizes(Section):
 
 @dataclass(frozen=True)
 class Network(Section):
-    """The network of four blocks."""
+    """The network. Args: see the options' help."""
 
     filters: int = option(32, "Filters of every block.", low=1)
     blocks: int = option(4, "Blocks of the network.", low=1)
@@ -64,7 +64,7 @@ class Network(Section):
 
 @dataclass(frozen=True)
 class EvaluationSizes(Section):
-    """How much is evaluated."""
+    """How much is evaluated. Args: see the options' help."""
 
     eval_episodes: int = option(100, "Meta-validation episodes of one validation, the same ones each time.", low=1)
     test_episodes: int = option(600, "Meta-test episodes of the final evaluation.", low=1)

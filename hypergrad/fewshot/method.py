@@ -128,7 +128,7 @@ class Method(Section):
 
 
 class LinearMethod(Method):
-    """A method whose classifier is linear in features: fused loss and logits of one product."""
+    """A method whose classifier is linear in features: a fused loss. Args: n_way: classes of an episode."""
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
         """Features of the query images (E, Q, D), weight (E, D, n_way) and bias (E, n_way). Args: learner: of `adapt`."""

@@ -41,7 +41,10 @@ def steps(validation: Evaluation, test: Evaluation, chosen: int, title: str, cha
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images (2, H, W, C), their features (2, D), their classes and the distance of the features."""
+    """Two images.
+
+    Args: images: (2, H, W, C); features: (2, D); classes: their names; distance: of the features.
+    """
 
     images: Array
     features: Array
@@ -51,7 +54,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The nearest and the farthest pair of one episode."""
+    """Two pairs of one episode. Args: name: the episode's; nearest, farthest: by the distance of the features."""
 
     name: str
     nearest: Pair

@@ -70,7 +70,7 @@ def sampler(config: Config, split: Any) -> EpisodeSampler:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses and accuracies of every episode, (n_episodes, len(steps)), for each number of inner steps."""
+    """Every episode's result. Args: steps: numbers of inner steps; losses, accuracies: (n_episodes, len(steps))."""
 
     steps: tuple[int, ...]
     losses: Array

@@ -20,7 +20,7 @@ STYLES = ("--", ":", "-.")
 
 
 class Reference(NamedTuple):
-    """A horizontal line that the score is held against: "chance", a baseline."""
+    """A horizontal line that the score is held against. Args: name: "chance", say; value: the score."""
 
     name: str
     value: float

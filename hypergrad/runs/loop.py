@@ -25,6 +25,7 @@ _GROUPS = {"hparams": "hparams", "best_hparams": "best", "optimizer": "adam"}  #
 class Training(Section):
     """How the hyperparameters are trained.
 
+    Args: see the options' help.
     Raises: ArgumentError for a value out of its range.
     Source of the inverse-time schedule: the authors' public code of Franceschi et al. 2017, arXiv:1712.06283 (FAR-HO).
     """
@@ -55,10 +56,12 @@ class Problem(Protocol):
     """
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """Of the data."""
 
     @property
-    def metadata(self) -> Record: ...
+    def metadata(self) -> Record:
+        """Of the model."""
 
     def init(self) -> Arrays:
         """The hyperparameters to start from: arrays by name, on the device that computes."""
