@@ -148,7 +148,7 @@ def predict_command(
     debug: Debug = False,
 ) -> None:
     """Label your own images with a run's best model, from a few examples of each class."""
-    with _clear_errors(debug), RunDirectory(run_dir) as run:
+    with _clear_errors(debug), RunDirectory(run_dir, locked=False) as run:
         config = load_config(run)
         found = predict(run, config, support, images, _old_shape(run, config), invert)
         if csv is not None:

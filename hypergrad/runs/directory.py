@@ -33,11 +33,13 @@ class RunDirectory:
     model.safetensors the best parameters so far
     result.json       the final result
 
-    Args: path: an existing run directory; see `create` for a new one.
+    Args:
+        path: an existing run directory; see `create` for a new one.
+        locked: False to read only, also while another process trains.
     Raises: RunError if it is no run directory, cannot be written or is in use by another process.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, locked: bool = True) -> None:
         self.path = Path(path)
         if not (self.path / CONFIG).is_file():
             raise RunError(
@@ -45,16 +47,7 @@ class RunDirectory:
                 "there; pass the directory that `hypergrad train` printed"
             )
         self._metrics: IO[bytes] | None = None
-        with _writing(self.path / "lock"):
-            self._lock = open(self.path / "lock", "ab")  # held open: the lock ends with the process, even when killed
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise RunError(
-                f"run: {self.path} is in use by another process, expected no other because two would mix their "
-                "files; wait for it to end, or choose another --run-dir"
-            ) from error
+        self._lock: IO[bytes] | None = _lock(self.path) if locked else None
 
     @classmethod
     def create(cls, path: str | os.PathLike[str] | None, config: Mapping[str, Any], stem: str = "run") -> "RunDirectory":
@@ -92,7 +85,8 @@ class RunDirectory:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def write(self, name: str, content: bytes) -> Path:
         """Replace file `name` by `content`, atomically and durably (temporary file, fsync, rename).
@@ -181,6 +175,21 @@ class RunDirectory:
                 f"run: {path} is damaged ({error}), expected a whole safetensors file written by hypergrad; restore "
                 "it from a copy, or start a new run"
             ) from error
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """The run's lock file, held open: the lock ends with the process, even when it is killed."""
+    with _writing(path / "lock"):
+        lock = open(path / "lock", "ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise RunError(
+            f"run: {path} is in use by another process, expected no other because two would mix their files; wait for it to end, or "
+            "choose another --run-dir"
+        ) from error
+    return lock
 
 
 def write_file(path: Path, content: bytes) -> Path:

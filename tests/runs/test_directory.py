@@ -48,6 +48,8 @@ def test_create_below_a_file_is_refused(tmp_path):
 def test_a_run_in_use_is_refused_until_it_is_closed(run):
     with pytest.raises(RunError, match="in use by another process"):
         RunDirectory(run.path)
+    with RunDirectory(run.path, locked=False) as reader:
+        assert reader.read_json(CONFIG) == {"format": 1}
     run.close()
     RunDirectory(run.path).close()
 
