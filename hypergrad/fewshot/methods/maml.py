@@ -47,7 +47,7 @@ class MAML(LinearMethod):
     }
 
     n_steps: int = option(5, "Inner steps T in meta-training.", low=1)
-    step_size: float = option(0.4, "Inner step size.", above=0)
+    step_size: float = option(0.05, "Inner step size.", above=0)
     moves: Literal["all", "head"] = option("all", "What the inner steps train: all weights, or the classifier alone (ANIL).")
     first_order: bool = option(False, "Take the inner gradients for constants (first-order MAML).")
     sweep: tuple[int, ...] = option((1, 2, 3, 5, 7, 10), "Inner steps tried at the end; the best on meta-validation counts.", low=0)
