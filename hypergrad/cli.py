@@ -158,10 +158,10 @@ def predict_command(
 
 @app.command("methods")
 def methods_command() -> None:
-    """List the few-shot methods, with their presets and papers."""
-    table = Table("--method", "what it is", "presets", "source", box=None, pad_edge=False)
+    """List the few-shot methods, with their presets, batch normalization and papers."""
+    table = Table("--method", "what it is", "presets", "batch normalization by the statistics of", "source", box=None, pad_edge=False)
     for name, kind in METHODS.items():
-        table.add_row(name, kind.title, ", ".join(kind.presets()), kind.source)
+        table.add_row(name, kind.title, ", ".join(kind.presets()), kind.batch_norm, kind.source)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

@@ -29,6 +29,7 @@ class Method(Section):
     Class attributes:
         title: in words, for tables and figures.
         source: the paper.
+        batch_norm: whose statistics normalize support and query images, if there is batch normalization.
         settings: options that presets and data sets change, by (preset, data set); None stands for any. `presets` lists the presets.
     Args:
         n_way: classes of an episode; comes with the episodes and is no option of the method.
@@ -36,6 +37,7 @@ class Method(Section):
 
     title: ClassVar[str]
     source: ClassVar[str] = ""
+    batch_norm: ClassVar[str] = ""
     settings: ClassVar[Settings] = {}
     n_way: int = 5
 

@@ -44,6 +44,7 @@ class HyperRepresentation(LinearMethod):
     """
 
     title: ClassVar[str] = "hyper-representation"
+    batch_norm: ClassVar[str] = "support and query images each by their own (separate) or by all (joint)"
     source: ClassVar[str] = "Franceschi et al. 2017, arXiv:1712.06283"
     settings: ClassVar[Settings] = {
         (None, "miniimagenet"): LARGE_IMAGES,

@@ -40,6 +40,7 @@ class MAML(LinearMethod):
     """
 
     title: ClassVar[str] = "MAML"
+    batch_norm: ClassVar[str] = "support and query images each by their own"
     source: ClassVar[str] = "Finn et al. 2017, arXiv:1703.03400"
     settings: ClassVar[Settings] = {
         (None, "miniimagenet"): {"step_size": 0.01, "outer_lr": 1e-3},

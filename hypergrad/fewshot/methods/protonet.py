@@ -33,6 +33,7 @@ class ProtoNet(LinearMethod):
     """
 
     title: ClassVar[str] = "prototypical network"
+    batch_norm: ClassVar[str] = "support and query images each by their own"
     source: ClassVar[str] = "Snell et al. 2017, arXiv:1703.05175"
 
     temperature: float = option(1.0, "Squared distances are divided by it.", above=0)
