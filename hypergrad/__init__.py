@@ -1,7 +1,7 @@
 """hypergrad: differentiate through training.
 
-Hypergradients of ``min over lambda of E(s_T, lambda)``, s_t being the states of an optimiser, by reverse mode over a
-checkpointed trajectory or by forward mode over tangents, on NumPy arrays, with fused kernels.
+Hypergradients of ``min over lambda of E(s_T, lambda)``, where s_t are the states of an optimiser: by reverse mode over a
+checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arrays, with fused kernels.
 """
 
 from . import errors

@@ -20,7 +20,7 @@ from .trees import PyTree
 
 
 class Batches(Protocol):
-    """What `batches` must offer. Pure: the same t gives the same batch, because a step that is run again asks again."""
+    """What `batches` must offer. It is pure: the same t always gives the same batch, as reverse mode reads batches again."""
 
     def __len__(self) -> int:
         """The number of inner steps T."""
@@ -32,7 +32,7 @@ class Batches(Protocol):
 def count_steps(where: str, batches: Any) -> int:
     """T, the number of batches.
 
-    Raises: ArgumentError for what cannot be asked for batch t again: iterators, loaders, sets, dictionaries.
+    Raises: ArgumentError for objects that cannot give batch t a second time: iterators, loaders, sets, dictionaries.
     """
     kind = type(batches).__name__
     if isinstance(batches, (Mapping, str, bytes)) or not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
@@ -45,7 +45,7 @@ def count_steps(where: str, batches: Any) -> int:
 
 @dataclass(frozen=True)
 class Bilevel:
-    """An inner problem, solved by an optimiser from a start, and an outer objective of its result.
+    """An inner problem, which an optimiser solves from a start, and an outer objective of the result.
 
     The objective is outer_loss(w_T, hparams), plus the sum of running_loss(w_t, hparams, t) over t = 1..T where there is one.
 
@@ -92,7 +92,7 @@ def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
     except TypeError:
         count = -1
     if count < 0 or isinstance(n_steps, bool):
-        raise ArgumentError(f"full_batch: n_steps has {n_steps!r}, expected an integer >= 0 because it counts steps")
+        raise ArgumentError(f"full_batch: n_steps has {n_steps!r}, expected an integer >= 0; pass the number of steps")
     return _FullBatch(data, count)
 
 
@@ -124,18 +124,18 @@ class Stats:
     _held_bytes: int = field(default=0, repr=False)
 
     def measured(self, meter: Meter) -> None:
-        """Takes over what the meter of the whole pass measured."""
+        """Copies the measurements of the meter around the whole pass."""
         self.seconds, self.peak_bytes, self.peak_device_bytes = meter.seconds, meter.peak_bytes, meter.peak_device_bytes
 
     def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
-        """State t is being held from now on."""
-        self._held_bytes += n_bytes - self._held.get(t, 0)  # it is held already where a backward run was broken off
+        """Counts state t as held."""
+        self._held_bytes += n_bytes - self._held.get(t, 0)  # after an error in a backward run, t still counts as held
         self._held[t] = n_bytes
         if len(self._held) * count > self.states_held:
             self.states_held, self.state_bytes = len(self._held) * count, self._held_bytes
 
     def release(self, t: int) -> None:
-        """State t is no longer held."""
+        """Counts state t as dropped."""
         self._held_bytes -= self._held.pop(t)
 
     def as_dict(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class HyperGradient:
-    """What `reverse` and `forward` return. The arrays are the caller's: writable, and shared with nothing.
+    """What `reverse` and `forward` return. The arrays belong to the caller: writable, and sharing memory with nothing.
 
     Attributes:
         value: the outer objective, a 0-d array.

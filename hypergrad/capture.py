@@ -22,15 +22,15 @@ _CONSTANTS = (bool, int, float, str, bytes)
 def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of hundreds.
 
-    The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it; the calls after it copy
-    their arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Each other tree
-    structure, shape, dtype, constant, or setting of `fusion` is recorded by itself. A meta-step of few-shot learning is
-    hundreds of small kernels, which take the GPU less time than the host needs to launch them one by one.
+    The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it. Later calls copy their
+    arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Arguments with another tree
+    structure, shape, dtype or constant, and another setting of `fusion` or `precision`, get a recording of their own.
+    A meta-step of few-shot learning has hundreds of small kernels. The GPU runs them faster than the host launches them.
 
     Args:
-        fn: takes and returns pytrees of arrays; pure: what is no array of its arguments is fixed at the recording, like its
-            random draws and the arrays that it closes over (which may be overwritten in place). It may not make the host wait: no
-            float(array), no copy to or from NumPy. Gradients may be taken inside, as in ``capture(value_and_grad(loss))``.
+        fn: takes and returns pytrees of arrays, and is pure. Only the arrays among its arguments may change between calls:
+            random draws and numbers are fixed at the recording. An array that it closes over may be overwritten in place. It must
+            not make the host wait: no float(array), no copy to or from NumPy. It may take gradients: ``capture(value_and_grad(loss))``.
     Returns: a function of the same arguments. On NumPy arrays, where there is nothing to record, it calls `fn`.
     Raises: DeviceError if `fn` waits for the GPU or copies from the host, or if NumPy arrays stand beside CuPy's;
         ArgumentError for an argument that is neither array nor number nor text; DifferentiationError inside a transform.
@@ -57,7 +57,7 @@ def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _kind(x: Any) -> Any:
-    """What a recording depends on: an array's device, shape and dtype, a constant's type and value."""
+    """What a recording is chosen by: an array's device, shape and dtype; a constant's type and value."""
     if is_on_gpu(x):
         return (x.device.id, x.shape, str(x.dtype))
     if isinstance(x, np.ndarray):
@@ -79,9 +79,9 @@ class _Recording:
     def __init__(self, fn: Callable[..., PyTree], leaves: Sequence[Any], spec: Any) -> None:
         xp = backend_of(*(x for x in leaves if is_on_gpu(x))).xp
         self.inputs = [xp.array(x) if is_on_gpu(x) else x for x in leaves]
-        self.pool = xp.cuda.MemoryPool()  # what the graph writes must never be handed to anyone else
+        self.pool = xp.cuda.MemoryPool()  # the graph keeps writing to its memory, so nobody else may get it
         args = tree_unflatten(spec, self.inputs)
-        xp.cuda.get_current_stream().synchronize()  # the inputs are there for the other stream
+        xp.cuda.get_current_stream().synchronize()  # so that the other stream finds the inputs written
         self.stream = xp.cuda.Stream(non_blocking=True)
         with self.stream, xp.cuda.using_allocator(self.pool.malloc):
             fn(*args)  # compiles kernels, makes library handles and fills the pool: a recording must do none of it
@@ -90,7 +90,7 @@ class _Recording:
             try:
                 out = fn(*args)
             except BaseException as error:
-                with suppress(RuntimeError):  # the recording is void, and says so again
+                with suppress(RuntimeError):  # the recording has failed already; ending it may raise that again
                     self.stream.end_capture()
                 if isinstance(error, RuntimeError):
                     raise DeviceError(

@@ -70,7 +70,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Show the versi
     """Differentiate through training: meta-train few-shot learners."""
 
 
-def train_command(  # its other options are made of the configuration's, below
+def train_command(  # its other options are made from those of the configuration, below
     changes: dict[str, Any],
     run_dir: Annotated[Path | None, typer.Option(help=with_default("New directory of the run.", "runs/..."))] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run; with more --iterations, beyond its end.")] = None,
@@ -85,13 +85,13 @@ def train_command(  # its other options are made of the configuration's, below
         if resume is None:
             config = make_config(**changes)
             config = quick(config) if shorten else config
-            data = open_data(config, _reporter())  # before the directory is made: wrong data leave no empty run
+            data = open_data(config, _reporter())  # before the directory is made, so that wrong data leave no empty run
             run = RunDirectory.create(run_dir, save_config(config), f"{config.dataset.data}-{config.task}")
         else:
             if refused := sorted({*changes} - ON_RESUME.keys()) + ["--quick"] * shorten + ["--run-dir"] * (run_dir is not None):
                 raise ArgumentError(
                     f"train: --resume came with {', '.join(refused)}, expected none but {', '.join(ON_RESUME.values())} because a resumed "
-                    "run keeps its settings; leave them away, or start a new run"
+                    "run keeps its settings; leave them out, or start a new run"
                 )
             run = RunDirectory(resume)
         with run:
@@ -111,7 +111,7 @@ def train_command(  # its other options are made of the configuration's, below
 
 
 def _defaults(name: str) -> str:
-    """What single data sets and methods change an option's default to, for its help."""
+    """The defaults of an option that depend on the data set or the method, for its help."""
     of_data = [f"{data} {table[name]}" for data, table in DATA.items() if name in table]
     chosen = [(method, data, kind.chosen("default", data)) for method, kind in METHODS.items() for data in DATA]
     return "; ".join(of_data + [f"{method} on {data} {table[name]}" for method, data, table in chosen if name in table])
@@ -173,13 +173,13 @@ def info_command() -> None:
 
 
 def _cuda_text(status: str) -> str:
-    """The CUDA kernels, runtime and driver; or `status`, why there are none."""
+    """The CUDA kernels, runtime and driver; or `status`, which says why there are none."""
     build = CUDA.build_info()
     return status if "missing" in build else f"{build['cuda']}, {len(CUDA.kernels())} kernels"
 
 
 def _environment() -> dict[str, str]:
-    """What decides how this installation computes; works without the compiled extension, too."""
+    """Everything that decides how this installation computes. It works without the compiled extension, too."""
     build, kernels = HOST.build_info(), HOST.kernels()
     missing = build.get("missing")
     if missing is None:
@@ -210,12 +210,12 @@ def _environment() -> dict[str, str]:
 
 
 def _of_run(run: RunDirectory, **given: Any) -> Config:
-    """A run's configuration with some options set; None means "as they are"."""
+    """A run's configuration with some options set. None leaves an option as it is."""
     return changed(load_config(run), {name: value for name, value in given.items() if value is not None})
 
 
 def _old_shape(run: RunDirectory, config: Config) -> tuple[int, ...] | None:
-    """The size of the images of a run that does not say it itself: that of its data set."""
+    """The image size of a run whose model file does not record one: that of its data set."""
     _, metadata = run.read_tensors(MODEL)
     return None if "image_shape" in metadata else open_data(config, _reporter()).image_shape
 

@@ -13,14 +13,14 @@ from .trees import PyTree, tree_leaves, tree_map, tree_node
 
 def _checked(where: str, limit: Any) -> Any:
     if isinstance(limit, (int, float)) and not limit > 0:
-        raise ArgumentError(f"{where}: limit has {limit}, expected > 0 because nothing would be left of the gradient; pass a positive one")
+        raise ArgumentError(f"{where}: limit has {limit}, expected > 0; pass a positive limit")
     return limit
 
 
 @tree_node
 @dataclass(frozen=True)
 class ClipByValue:
-    """Every element of the gradient into [-limit, limit]."""
+    """Limits every element of the gradient to [-limit, limit]."""
 
     limit: Any
 
@@ -32,7 +32,7 @@ class ClipByValue:
 @tree_node
 @dataclass(frozen=True)
 class ClipByNorm:
-    """The gradient scaled so that its Euclidean norm over all leaves is at most the limit."""
+    """Scales the gradient so that its Euclidean norm over all leaves is at most the limit."""
 
     limit: Any
 
@@ -42,7 +42,7 @@ class ClipByNorm:
         for x in tree_leaves(g):
             square = sum(x * x) + square
         over = square > self.limit * self.limit
-        # Where the norm is small enough its root is not taken: it has no derivative at 0.
+        # No root is taken of a norm within the limit: the root has no derivative at 0.
         factor = where(over, self.limit / sqrt(where(over, square, 1.0)), 1.0)
         return tree_map(lambda x: x * factor, g)
 
@@ -54,7 +54,7 @@ def clip_by_value(limit: Any) -> ClipByValue:
         limit: a number > 0, or an array or Tensor without axes, which may be a hyperparameter.
     Returns: what an optimiser takes as `clip`.
     Raises: ArgumentError for a number that is not positive.
-    Rules: an element beyond the limit has derivative 0, and the limit gets its sign; at the limit the element has derivative 1.
+    Rules: beyond the limit, the derivative in the element is 0, and in the limit the element's sign. At the limit they are 1 and 0.
     Cost: two passes over the gradient.
     """
     return ClipByValue(_checked("clip_by_value", limit))

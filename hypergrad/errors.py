@@ -1,8 +1,8 @@
 """Every error that hypergrad raises on purpose.
 
-Messages read ``where: argument has X, expected Y because Z; do W``. Each class is also the built-in
-exception that a caller would expect (ValueError, TypeError or RuntimeError), so ``except ValueError``
-keeps working.
+Messages read ``where: argument has X, expected Y; do W``, with a ``because Z`` after Y where the reason is not obvious.
+Each class is also the built-in exception that a caller would expect (ValueError, TypeError or RuntimeError), so
+``except ValueError`` keeps working.
 """
 
 
@@ -15,11 +15,11 @@ class ShapeError(HypergradError, ValueError):
 
 
 class DTypeError(HypergradError, TypeError):
-    """An array has an element type that the operation cannot take, or two arrays differ in theirs."""
+    """An array has an element type that the operation cannot take, or two arrays have different element types."""
 
 
 class DeviceError(HypergradError, ValueError):
-    """Arrays of one operation live on different devices, or on one that has no backend."""
+    """Arrays of one operation live on different devices, or on a device without a backend."""
 
 
 class ArgumentError(HypergradError, ValueError):

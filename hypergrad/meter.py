@@ -8,7 +8,7 @@ import tracemalloc
 from types import TracebackType
 from typing import Any
 
-_open: list[Meter] = []  # meters that are tracing, outermost first: tracemalloc knows one peak only
+_open: list[Meter] = []  # meters that are tracing, outermost first; they share tracemalloc's single peak
 
 
 class Meter:
@@ -16,7 +16,7 @@ class Meter:
 
     NumPy reports its buffers to tracemalloc, so the peak counts arrays as well as Python objects. On a GPU the arrays are in
     CuPy's memory pool, whose hooks count this thread's allocations, rounded up as the pool does. Tracing slows small
-    operations down several times; measure time and memory in runs of their own.
+    operations down several times; measure time and memory in separate runs.
 
     Meters nest.
 
@@ -24,9 +24,9 @@ class Meter:
         memory: start tracemalloc for the duration of the context (it is left running if it already runs).
     Attributes:
         seconds: wall-clock time inside the context.
-        peak_bytes: highest number of bytes allocated above what was held on entry, or None if nothing traced.
-        peak_device_bytes: the same for the GPU, or None if nothing traced, CuPy was not imported on entry, or no GPU array
-            was made or freed inside.
+        peak_bytes: highest number of bytes allocated above what was held on entry, or None if tracemalloc was off.
+        peak_device_bytes: the same for the GPU, or None if tracemalloc was off, CuPy was not imported on entry, or no GPU
+            array was made or freed inside.
     """
 
     def __init__(self, *, memory: bool = False) -> None:
@@ -70,7 +70,7 @@ class Meter:
 
 def _pool_hook() -> Any:
     """A hook of CuPy's memory pools that counts what they hand out from now on; None where CuPy is not imported."""
-    cupy: Any = sys.modules.get("cupy")  # whoever has one of its arrays has imported it
+    cupy: Any = sys.modules.get("cupy")  # an array of CuPy's exists only where CuPy is imported
     if cupy is None:
         return None
 

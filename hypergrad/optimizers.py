@@ -4,8 +4,8 @@ An optimiser is a pure map of (weights, state, gradient, step number); it holds 
 number, an array, a Tensor, a pytree like the weights (one entry per leaf, for instance a step size per direction), or a
 schedule (one value per step).
 
-A step is one kernel call for all leaves where every field is a number or has no axes, and each rule of its derivative is one
-more; with other fields, such as elementwise step sizes, it is composed of ops.
+Where every field is a number or a 0-d array, one kernel call takes a step of all leaves, and each derivative rule of the step
+is one more call. With other fields, such as elementwise step sizes, a step is composed of ops.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _NUMBERS = (bool, int, float)
 
 
 def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
-    """A field as a list with one entry for each leaf of the weights, or as it is where one value serves them all.
+    """A field as a list with one entry for each leaf of the weights; a field with one value for all leaves stays as it is.
 
-    Raises: ArgumentError for another structure than the weights'; ShapeError for an array that would enlarge a leaf.
+    Raises: ArgumentError for a structure that is not the weights'; ShapeError for an array that would enlarge a leaf.
     """
     if type(tree) in _NUMBERS or type(tree) is Tensor and not tree.value.ndim:
         return tree
@@ -41,8 +41,8 @@ def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
     one = is_leaf(own_spec)
     if not one and own_spec != spec:
         raise ArgumentError(
-            f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec} because it serves "
-            f"every leaf or has one entry per leaf; match the weights' structure in {name}"
+            f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec}; give {name} one value, "
+            "or one entry per leaf of the weights"
         )
     for i, w in enumerate(leaves):
         value = own[0 if one else i]
@@ -57,12 +57,11 @@ def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
 
 
 def _leaves(spec: Any, tree: PyTree) -> list[Any]:
-    """One entry for each of the n leaves of a gradient or state."""
+    """The leaves of a gradient or state, one for each leaf of the weights."""
     own, own_spec = tree_flatten(tree)
     if own_spec != spec:
         raise ArgumentError(
-            f"optimizer: the gradient or state has the structure {own_spec}, expected {spec} because it has one entry "
-            "per leaf of the weights"
+            f"optimizer: the gradient or state has the structure {own_spec}, expected {spec}; give one entry per leaf of the weights"
         )
     return own
 
@@ -79,12 +78,12 @@ class Schedule:
         return tree_map(lambda x: x[t, ...], self.values)
 
     def checked(self, name: str, n_steps: int) -> Schedule:
-        """Itself, where it has a value for each of n_steps steps."""
+        """The same schedule. Raises: ShapeError unless it has one value for each of n_steps steps."""
         for x in tree_leaves(self.values):
             if not x.shape or x.shape[0] != n_steps:
                 raise ShapeError(
-                    f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...) because there are {n_steps} "
-                    "steps; give one value per step"
+                    f"schedule: {name} has shape {tuple(x.shape)}, expected ({n_steps}, ...); give one value for each of the "
+                    f"{n_steps} steps"
                 )
         return self
 
@@ -93,8 +92,8 @@ def schedule(values: PyTree) -> Schedule:
     """Marks an array as one value per step, so that a field of an optimiser follows a schedule.
 
     Args:
-        values: array or Tensor of shape (T,) for one value per step, or (T, ...) for one array per step; or a tree like the
-            weights of such.
+        values: array or Tensor of shape (T,) for one value per step, or (T, ...) for one array per step; or a tree of these, like the
+            weights.
     Returns: what `SGD(lr=...)` and every other numeric field takes; every value is a hyperparameter of its own.
     Raises: ShapeError where it is used, if its length is not the number of steps.
     Cost: memory of the values, whatever the number of steps.
@@ -115,8 +114,8 @@ class Optimizer:
 
     clip: Any = field(default=None, kw_only=True)
     linear_in_gradient: ClassVar[bool] = False
-    """Whether `update` is linear in the gradient, with a slope that depends on the fields alone. A class says so for the `update` that it
-    defines itself: what it inherits counts for nothing where it has an `update` of its own."""
+    """Whether `update` is linear in the gradient, with a slope that depends on the fields alone. The declaration holds for the `update`
+    of the same class only: a class that overrides `update` must declare it again."""
     numeric_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that may be a function of the step number or a `schedule`."""
 
@@ -151,16 +150,14 @@ class Optimizer:
             t: number of steps done so far, 0 at the first.
         Returns: (w, state) after the step.
         """
-        raise ArgumentError(
-            f"optimizer: {type(self).__name__} has no update, expected one because a step calls it; define update(self, w, state, g, t)"
-        )
+        raise ArgumentError(f"optimizer: {type(self).__name__} has no update, expected one; define update(self, w, state, g, t)")
 
     def is_linear(self) -> bool:
-        """Whether a step is linear in the gradient: the class that defines `update` says so, and nothing is clipped."""
+        """Whether a step is linear in the gradient: the class that defines `update` declares it, and nothing is clipped."""
         return self.clip is None and bool(_definer(type(self)).__dict__.get("linear_in_gradient", False))
 
     def is_known(self) -> bool:
-        """Whether `update` is this package's own, which its tests prove; every other one is watched more closely."""
+        """Whether a step is this package's own `update` without clipping, which its tests prove. Other steps are checked as they run."""
         return self.clip is None and _definer(type(self)).__module__.startswith(f"{__package__}.")
 
     def begin(self, w: PyTree) -> PyTree:
@@ -168,7 +165,7 @@ class Optimizer:
         return tree_tensors(self.init(w), "optimizer")
 
     def advance(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
-        """One step as the passes take it: the gradient is clipped, and what `update` returns must be like what it got.
+        """One step as the passes take it: it clips the gradient, and checks that `update` returns trees like those it got.
 
         Raises: ArgumentError, ShapeError or DTypeError that names the leaf.
         """
@@ -257,9 +254,7 @@ def _check_class(cls: type) -> None:
                     "fields are its hyperparameters; write @dataclass(frozen=True) above the class"
                 )
     if _definer(cls) is Optimizer and cls is not Optimizer:
-        raise ArgumentError(
-            f"optimizer: {cls.__name__} has no update, expected one because a step calls it; define update(self, w, state, g, t)"
-        )
+        raise ArgumentError(f"optimizer: {cls.__name__} has no update, expected one; define update(self, w, state, g, t)")
 
 
 def _tabulated(name: str, f: Callable[[int], Any], n_steps: int) -> Any:
@@ -284,13 +279,12 @@ def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...])
                 leaf = tree_named(old, root)[i][0]
                 error: type[Exception] = ShapeError if a.shape != b.shape else DTypeError
                 raise error(
-                    f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype}, expected {a.shape} and {a.dtype} because every step "
-                    "keeps them; sum, reshape or convert to the leaf's"
+                    f"{where}: {leaf} has shape {b.shape} and dtype {b.dtype}, expected {a.shape} and {a.dtype}; sum, reshape or convert it"
                 )
 
 
 def digests(tree: PyTree) -> tuple[int | None, ...]:
-    """A digest of every leaf, by which a step that is run again is recognised; None for arrays on a GPU."""
+    """A digest of every leaf, to compare a step that is run again with its first run; None for arrays on a GPU."""
     return tuple(digest(x.value) for x in tree_leaves(tree))
 
 
@@ -301,7 +295,7 @@ class SGD(Optimizer):
     Args:
         lr: step size. This and every other numeric field is a number, an array or Tensor without axes, a tree with one entry per leaf
             of the weights, each broadcasting to its leaf, a function of the step number, or a `schedule`.
-        momentum: mu; the number 0 keeps no velocity, so that the state is w alone.
+        momentum: mu; with the number 0 no velocity is kept.
         nesterov: step along g + mu*v instead of v.
         weight_decay: adds weight_decay * w to g.
         clip: see `Optimizer`.

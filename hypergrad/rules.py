@@ -14,7 +14,7 @@ Fused          a composed reference and four kernel rungs           everything e
 FusedMany      the same for any number of outputs and arguments     -
 =============  ===================================================  ====================================
 
-Every op's instance enters `REGISTRY` under its name; the tests run over it.
+Every op is entered in `REGISTRY` under its name. The tests go through all of them.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Registered:
     """An op known by name. Subclasses add forward, push and pull (see tape.Rule).
 
     Attributes:
-        proven: whether the tests of this package prove that its rules are the derivatives of its value. True for the package's own
-            ops; an op declared elsewhere may be anything, such as a straight-through rounding. What the passes conclude from the
-            symmetry of a Hessian they do for proven ops alone.
+        proven: whether this package's tests prove that the rules are the derivatives of the value. True for the package's own ops.
+            The rules of an op declared elsewhere may be others on purpose, as those of a straight-through rounding. The passes rely
+            on the symmetry of a Hessian only where all its ops are proven.
     """
 
     proven = False
 
     def __init__(self, name: str, arity: int | None) -> None:
         if name in REGISTRY:
-            raise ArgumentError(f"{name}: declared twice, expected unique names because messages and tests go by name; rename one")
+            raise ArgumentError(f"{name}: declared twice, expected unique names; rename one")
         self.name, self.arity = name, arity
         REGISTRY[name] = self
 
@@ -67,8 +67,8 @@ class Op(Registered):
     Args:
         name: its name in messages and in `REGISTRY`.
         value: (backend, *arrays, **attrs) -> array; backend.xp is NumPy or CuPy.
-        vjp: per argument (out_bar, out, *inputs, **attrs) -> cotangent of that argument, or None for a constant one.
-        jvp: per argument (x_dot, out, *inputs, **attrs) -> its share of out_dot, or None for a constant one.
+        vjp: per argument (out_bar, out, *inputs, **attrs) -> cotangent of that argument; None for one without a derivative.
+        jvp: per argument (x_dot, out, *inputs, **attrs) -> its share of out_dot; None for one without a derivative.
     Raises: ArgumentError if the two tables differ in length or in which entries are None, or the name is taken.
     """
 
@@ -82,7 +82,7 @@ class Op(Registered):
         self.value, self.vjp, self.jvp = value, tuple(vjp), tuple(jvp)
 
     def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
-        """The value; nothing is kept."""
+        """The value; nothing is saved."""
         return (self.value(backend, *values, **attrs),), None
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
@@ -107,14 +107,14 @@ class Op(Registered):
 
 
 def align(dot: Tensor, ndim: int, own: int) -> Tensor:
-    """Tangents (P, *shape) with `shape` padded by ones in front, so that its `own` axes line up with `ndim` of them."""
+    """Tangents (P, *shape), where `shape` has `own` axes, with ones inserted after P so that they broadcast against `ndim` axes."""
     if own >= ndim:
         return dot
     return reshape(dot, shape=(dot.shape[0], *(1,) * (ndim - own), *dot.shape[1:]))
 
 
 def elementwise(name: str, value: Callable[..., Array], *partials: Callable[..., Any] | None) -> Op:
-    """An op on broadcast elements.
+    """An op that works element by element, with broadcasting.
 
     Args:
         value: (backend, *arrays, **attrs) -> array.
@@ -133,7 +133,7 @@ def elementwise(name: str, value: Callable[..., Array], *partials: Callable[...,
 
 
 class Linear(Op):
-    """An op that is linear in its one argument. `lead` axes in front are left alone: that is how tangents pass."""
+    """An op that is linear in its one argument. It leaves the first `lead` axes alone, so that it applies to tangents as well."""
 
     def __init__(self, name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> None:
         super().__init__(
@@ -148,8 +148,8 @@ def linear(name: str, value: Callable[..., Array], transpose: Callable[..., Tens
     """A linear op.
 
     Args:
-        value: (backend, x, *, lead, **attrs) -> array; the first `lead` axes of x are carried along untouched.
-        transpose: (out_bar, x, *, lead, **attrs) -> x_bar, in ops; of x only shape and dtype may be used.
+        value: (backend, x, *, lead, **attrs) -> array; it leaves the first `lead` axes of x alone.
+        transpose: (out_bar, x, *, lead, **attrs) -> x_bar, in ops; it may use only the shape and dtype of x.
     """
     return Linear(name, lambda backend, x, lead=0, **attrs: value(backend, x, lead=lead, **attrs), transpose)
 
@@ -159,7 +159,7 @@ def bilinear(name: str, value: Callable[..., Array], transposes: tuple[RuleFn, R
 
     Args:
         value: (backend, x, y, **attrs) -> array.
-        transposes: (out_bar, x, y, **attrs) -> cotangent of x, of y; summed to the argument's shape here.
+        transposes: (out_bar, x, y, **attrs) -> cotangent of x, of y; `bilinear` sums them to the argument's shape.
         core: number of trailing axes of x, y and the result that the op works on; the others are batch axes.
     """
 
@@ -219,10 +219,10 @@ def fusion(enabled: bool) -> Iterator[None]:
     """Context in which fused ops run their kernels (True, the default) or their composed references (False).
 
     Args:
-        enabled: whether kernels of fused ops may run. `conv2d` and the like are no fused ops and stay.
+        enabled: whether kernels of fused ops may run. Ops that are not fused, such as `conv2d`, always run their kernels.
     """
     if not isinstance(enabled, bool):
-        raise ArgumentError(f"fusion: enabled has {enabled!r}, expected True or False because it switches kernels on or off; pass a bool")
+        raise ArgumentError(f"fusion: enabled has {enabled!r}, expected True or False; pass a bool")
     token = _fusion.set(enabled)
     try:
         yield
@@ -230,7 +230,7 @@ def fusion(enabled: bool) -> Iterator[None]:
         _fusion.reset(token)
 
 
-PRECISIONS = ("float32", "tf32", "3xtf32")  # a kernel's attribute `precision` is a position here
+PRECISIONS = ("float32", "tf32", "3xtf32")  # a kernel's attribute `precision` is an index into this tuple
 _precision: ContextVar[int] = ContextVar("precision", default=0)
 
 
@@ -238,8 +238,8 @@ _precision: ContextVar[int] = ContextVar("precision", default=0)
 def precision(name: str) -> Iterator[None]:
     """Context that permits 3x3 convolutions of float32 arrays on a GPU to multiply on tensor cores.
 
-    An op keeps the precision it is applied with: its derivatives use the same, wherever they are taken. Host kernels,
-    float64, GPUs before compute capability 8.0, images of up to 4 channels and other filters compute in full precision.
+    An op's derivatives use the precision that the op was applied with, wherever they are taken. Host kernels, float64,
+    GPUs before compute capability 8.0, images of up to 4 channels and filters of other sizes compute in full precision.
 
     Args:
         name: "float32" (the default); "tf32": factors are rounded to 11 bits, for a relative error of about 1e-3; "3xtf32":
@@ -249,10 +249,7 @@ def precision(name: str) -> Iterator[None]:
     Source: Markidis et al. 2018, arXiv:1803.04014 (products of split factors).
     """
     if name not in PRECISIONS:
-        raise ArgumentError(
-            f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))} because kernels have no "
-            "other; pass one of them"
-        )
+        raise ArgumentError(f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}; pass one of them")
     token = _precision.set(PRECISIONS.index(name))
     try:
         yield
@@ -261,19 +258,19 @@ def precision(name: str) -> Iterator[None]:
 
 
 def precision_now() -> int:
-    """The attribute `precision` of kernels of the ops that are applied here."""
+    """The attribute `precision` that kernels of an op applied now get."""
     return _precision.get()
 
 
 def settings() -> tuple[Any, ...]:
-    """What decides which kernels an op runs, beside its arguments."""
+    """The settings that, with an op's arguments, decide which kernels it runs."""
     return (_fusion.get(), _precision.get())
 
 
 class Surroundings:
-    """What the steps of one run have in common beside their arguments: the settings, and what ops keep while the run lasts.
+    """What all steps of one run share: the settings, and the objects that ops keep until the run ends.
 
-    A step that is run again, or transposed, must have the bits of the first time, so it takes place in the same surroundings.
+    A step that is run again, or transposed, must give the same bits as the first time. So it runs in the same surroundings.
     """
 
     def __init__(self) -> None:
@@ -295,7 +292,7 @@ _kept: ContextVar[dict[Callable[[], Any], Any] | None] = ContextVar("kept", defa
 
 
 def kept_in_run(kind: Callable[[], R]) -> R | None:
-    """The one object of that class that belongs to the run at work, made when it is first asked for; None outside a run."""
+    """The current run's one object of class `kind`, made when it is first asked for; None outside a run."""
     kept = _kept.get()
     if kept is None:
         return None
@@ -310,10 +307,10 @@ def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:
 
 
 class FusedMany(Registered):
-    """An op with any number of outputs, defined by a composed reference, with kernels for rungs: value, vjp, jvp, jvp of vjp.
+    """An op with any number of outputs, defined by a composed reference. Its rungs are kernels: value, vjp, jvp, jvp of vjp.
 
-    The kernels run where their results are final. Where a rung's result will itself be differentiated
-    (reverse over reverse, reverse over forward) the reference runs in its place: it has every order.
+    A derivative kernel runs only where no tape records its result. Where one does (reverse over reverse, reverse over
+    forward), the reference runs instead, which can be differentiated to any order.
 
     Args:
         arity: number of arguments; None for any.
@@ -322,8 +319,8 @@ class FusedMany(Registered):
         jvp: (backend, values, dots, attrs, saved) -> list of y_dots, None for zero; may leave in `saved` what `vjp_jvp` needs.
         vjp: (backend, values, y_bars, want, attrs, saved) -> cotangents, None where not wanted; y_bars are None for zero.
         vjp_jvp: (backend, values, dots, y_bars, y_bar_dots, want, attrs, saved) -> tangents of those cotangents;
-            called only where an input carries a tangent, so after `jvp`. None where there is no such kernel: the reference
-            runs for this nesting, too.
+            called only where an input carries a tangent, and so always after `jvp`. With None, the reference computes
+            this nesting.
     """
 
     def __init__(
@@ -350,7 +347,7 @@ class FusedMany(Registered):
         return tuple(ys), saved
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """The jvp rung, or the reference's tangents where a tape wants their derivative."""
+        """The jvp rung, or the reference's tangents where a tape records them."""
         if levels_of([*inputs, *dots]):
             carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
             return [y.dot for y in self.reference(*carrying, **node.attrs)]
@@ -359,7 +356,7 @@ class FusedMany(Registered):
         return [None if d is None else Tensor(d) for d in y_dots]
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
-        """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape wants the derivative."""
+        """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape records the result."""
         dots = [t.dot for t in node.inputs]
         bar_dots = [None if b is None else b.dot for b in bars]
         curved = any(d is not None for d in dots)
@@ -379,7 +376,7 @@ class FusedMany(Registered):
             assert self.vjp_jvp is not None
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
         elif count := next((len(d) for d in raw_dots if d is not None), 0):
-            # linear in the cotangents: the same rung serves every direction
+            # the vjp is linear in the cotangents, so the same rung maps their tangents, one direction at a time
             each = [
                 self.vjp(backend, values, [None if d is None else d[k, ...] for d in raw_dots], want, node.attrs, node.saved)
                 for k in range(count)
@@ -399,7 +396,7 @@ class Fused(FusedMany):
         jvp: (backend, values, dots, attrs, saved) -> y_dot; may leave in `saved` what `vjp_jvp` needs.
         vjp: (backend, values, y_bar, want, attrs, saved) -> cotangents, None where not wanted.
         vjp_jvp: (backend, values, dots, y_bar, y_bar_dot, want, attrs, saved) -> tangents of those cotangents;
-            called only where an input carries a tangent, so after `jvp`.
+            called only where an input carries a tangent, and so always after `jvp`.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What the engine knows of the code that is running: which tapes are open, which record, whether tangents flow.
+"""The state of the engine: which tapes are open, which of them record, and whether tangents flow.
 
-The state is an immutable object in a context variable. A part of the program that needs another state is run by `within`:
-it gets a copy of the context, and the interpreter itself returns to the old one. No Python code has to put anything back,
-so an exception, or a KeyboardInterrupt at any instruction, leaves the state as it was.
+The state is an immutable object in a context variable. `within` runs a function in another state: it calls the function in a
+copy of the context, and the interpreter itself returns to the old one. No Python code has to restore anything. So an
+exception, or a KeyboardInterrupt at any instruction, leaves the state as it was.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Jvp:
     """One level of tangents.
 
     Attributes:
-        levels: mask of the tapes that were open when the tangents were seeded: those alone may record them.
-        carriers: nodes whose outputs' tangents are on a tape themselves.
+        levels: bit mask of the tapes that recorded when the tangents were seeded. Only these may record the tangents.
+        carriers: nodes whose outputs have tangents that are on a tape themselves.
         open: whether the jvp is still running.
     """
 
@@ -43,9 +43,9 @@ class State(NamedTuple):
         tapes: the open tapes, outermost first.
         open: bit mask of them.
         active: bit mask of those that record.
-        paused: bit mask of those that a run has set aside: inside it nothing may depend on them.
-        jvp: the level of tangents that is open, if there is one.
-        thread: the share of the thread that opened the tapes and tangents.
+        paused: bit mask of those that are set aside while a run computes; nothing inside the run may depend on them.
+        jvp: the jvp that is running, or None.
+        thread: the bit range of the thread that opened the tapes and the jvp.
     """
 
     tapes: tuple[Any, ...] = ()
@@ -56,7 +56,7 @@ class State(NamedTuple):
     thread: _Share | None = None
 
     def with_tape(self, tape: Any) -> State:
-        """The state inside a tape, which gets its bit."""
+        """The state with that tape open. It assigns the tape its bit."""
         share = _thread.share
         if len(self.tapes) == MOST_TAPES:
             raise DifferentiationError(
@@ -67,11 +67,11 @@ class State(NamedTuple):
         return State((*self.tapes, tape), self.open | tape.bit, self.active | tape.bit, self.paused, self.jvp, share)
 
     def recording(self, mask: int) -> State:
-        """The same, but only the tapes in `mask` record."""
+        """The same state, but only the tapes in `mask` record."""
         return self if mask == self.active else self._replace(active=mask)
 
     def aside(self) -> State:
-        """The same, but nothing records, and what a tape follows is refused."""
+        """The same state, but no tape records, and Tensors that a tape follows are refused."""
         return self._replace(active=0, paused=self.paused | self.active)
 
     def with_tangents(self) -> State:
@@ -85,7 +85,7 @@ class State(NamedTuple):
 
 
 class _Share:
-    """A thread's own range of bits, so that no two threads' tapes have a bit in common. Free again when the thread ends."""
+    """A thread's own range of bits, so that tapes of two threads never share a bit. It is free again when the thread ends."""
 
     taken: set[int] = set()
     lock = threading.Lock()
@@ -111,7 +111,7 @@ current = _STATE.get  # () -> State
 
 
 def own_thread(state: State) -> bool:
-    """Whether the state was made in the thread that asks."""
+    """Whether the state belongs to the calling thread, or to none."""
     return state.thread is None or state.thread is _thread.share
 
 

@@ -1,15 +1,15 @@
 """The tape: Tensors, recording and the reverse sweep. The transforms built on it are in transforms.py.
 
-A Tensor is a value, perhaps a tangent (leading axis P of directions), perhaps a place on a tape. A tape lives for one gradient. Tapes
-nest (a gradient of a gradient), and gradients run on Tensors that carry tangents (forward over reverse: a Hessian product in one pass),
-because every derivative rule is itself written in ops:
+A Tensor is a value. It may carry tangents (along a leading axis P of directions), and it may be recorded on tapes. A tape lives for one
+gradient. Every derivative rule is itself written in ops. So tapes nest (a gradient of a gradient), and a gradient can run on Tensors that
+carry tangents (forward over reverse: a Hessian product in one pass):
 
 * ``apply`` computes an op's value, pushes tangents through it if an input has one, and records a Node on every open tape that an input
   depends on.
-* ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule; the rule's own ops are recorded by the
-  tapes still open, and carry the tangents of their inputs.
-* A tangent is recorded only by tapes that were already open when the tangent was seeded, so that grad(jvp(f)) works and jvp(grad(f))
-  does not pay for it. It counts inside that jvp alone.
+* ``Tape.gradients`` walks the nodes backwards and pulls cotangents through each op's vjp rule. The rule's own ops are recorded by the
+  tapes that are still open, and they carry the tangents of their inputs.
+* A tangent is recorded only by tapes that were already open when it was seeded. So grad(jvp(f)) works, and jvp(grad(f)) does not pay
+  for it. A tangent exists only inside the jvp that seeded it.
 
 Source: the structure follows HIPS/autograd (nodes and tracers) and jax's autodidax (vocabulary).
 """
@@ -86,7 +86,7 @@ class Tensor:
         directions = "" if self.dot is None else f", {self.dot.shape[0]} tangents"
         return f"Tensor({self.value!r}{directions}{', taped' if self.node is not None else ''})"
 
-    # The operators are ops: ops/operators.py puts them here, ops/conversions.py and ops/numpy_protocol.py the rest of the protocols.
+    # The operators are ops. ops/operators.py adds them; ops/conversions.py and ops/numpy_protocol.py add the other protocols.
     __add__: Any
     __radd__: Any
     __sub__: Any
@@ -112,9 +112,9 @@ class Tensor:
 
 
 def refuse_if_followed(t: Tensor, how: str) -> None:
-    """Raises DTypeError where `how` takes the number out of a Tensor that a derivative follows.
+    """Raises DTypeError where `how` would take the number out of a Tensor that a derivative follows.
 
-    In a run that a gradient has set aside nothing is followed, although its Tensors stand for some that are.
+    Inside a run under a gradient no tape records a Tensor, yet the run's op differentiates its steps. So every Tensor is refused there.
     """
     if t.node is not None and t.node.levels or t._dot is not None and t._jvp is not None and t._jvp.open or current().paused:
         remedy = "the derivative would be lost; use hg.<op>, or .item() to leave the tape on purpose"
@@ -128,10 +128,10 @@ class Rule(Protocol):
     proven: bool
 
     def forward(self, backend: Any, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
-        """Values of the outputs, and whatever the rules want to keep for later (`node.saved`)."""
+        """Values of the outputs, and what the rules need later (`node.saved`)."""
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """Tangents of the outputs from those of the inputs (jvp); `inputs` come without theirs."""
+        """Tangents of the outputs from those of the inputs (jvp); `inputs` carry no tangents."""
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """Cotangents of the wanted inputs from those of the outputs (vjp)."""
@@ -140,7 +140,7 @@ class Rule(Protocol):
 class Node:
     """One op applied: its inputs, its outputs' values and tangents, and the open tapes it is on.
 
-    The op is None for the alias under which a tape watches a Tensor: an identity to every other tape.
+    `op` is None for the alias by which a tape watches a Tensor. To every other tape the alias is an identity op.
     """
 
     __slots__ = ("op", "inputs", "attrs", "outputs", "saved", "levels", "jvp")
@@ -148,10 +148,10 @@ class Node:
     def __init__(self, op: Rule | None, inputs: list[Tensor], attrs: dict[str, Any], saved: Any, levels: int) -> None:
         self.op, self.inputs, self.attrs, self.saved, self.levels = op, inputs, attrs, saved, levels
         self.outputs: list[tuple[Array, Tensor | None]] = []
-        self.jvp: Jvp | None = current().jvp  # that the tangents belong to
+        self.jvp: Jvp | None = current().jvp  # the one that the tangents belong to
 
     def results(self) -> list[Tensor]:
-        """All outputs as Tensors, off the tape where no tape follows them."""
+        """All outputs as Tensors, without this node where no tape records it."""
         node = self if self.levels else None
         return [Tensor(v, d, node, i) for i, (v, d) in enumerate(self.outputs)]
 
@@ -174,7 +174,7 @@ def untaped(t: Tensor) -> Tensor:
 def levels_of(tensors: Sequence[Tensor | None]) -> int:
     """Bit mask of the recording tapes on which any of the Tensors depends.
 
-    Raises: DifferentiationError if one of them is followed in another thread, or reached into a run through a closure.
+    Raises: DifferentiationError if a gradient of another thread follows one of them, or if one entered a run through a closure.
     """
     mask = 0
     for t in tensors:
@@ -184,7 +184,7 @@ def levels_of(tensors: Sequence[Tensor | None]) -> int:
 
 
 def _recorded(state: State, mask: int) -> int:
-    """Those of the tapes in `mask` that record now."""
+    """The tapes in `mask` that record now."""
     if mask & ~state.open or not own_thread(state):
         raise _other_thread("op")
     if mask & state.paused:
@@ -261,7 +261,7 @@ def record(node: Node) -> None:
 
 
 def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
-    """Arguments of the op `name` as Tensors of one floating dtype; scalars, bools and integers follow it."""
+    """Arguments of the op `name` as Tensors of one floating dtype, to which scalars, bools and integers are converted."""
     first: Any = None
     for a in args:
         if type(a) is not Tensor:
@@ -296,7 +296,7 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
             return [Tensor(np.asarray(a, np.float64)) for a in raw]
         raise DTypeError(
             f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
-            "expected float32 or float64 because derivatives need it; convert with astype"
+            "expected float32 or float64; convert one with astype"
         )
     backend = backend_of(*(a.value if isinstance(a, Tensor) else a for a in raw))
 
@@ -322,7 +322,7 @@ def with_tangents(f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         return within(state, f, *args, **kwargs)
     finally:
         jvp.open = False
-        for node in jvp.carriers:  # a rule may have computed the tangent from the output: a reference cycle
+        for node in jvp.carriers:  # a rule may compute a tangent from the output, which makes a reference cycle
             node.outputs = [(value, None) for value, _ in node.outputs]
         jvp.carriers.clear()
 
@@ -332,7 +332,7 @@ class Tape:
 
     Attributes:
         nodes: what was recorded, in order.
-        proven: whether every op on the tape is one whose derivative rules are proven to be those of its value; see rules.py.
+        proven: whether the derivative rules of every op on the tape are proven to be right; see rules.Registered.
     """
 
     def __init__(self) -> None:
@@ -345,12 +345,12 @@ class Tape:
         try:
             return within(current().with_tape(self), f, *args, **kwargs)
         finally:
-            # From here on the bit may be used by the next tape: these nodes no longer answer to it.
+            # The next tape may reuse the bit, so these nodes give it up.
             for node in self.nodes + self.leaves:
                 node.levels &= ~self.bit
 
     def watch(self, x: Tensor) -> Tensor:
-        """An alias of `x` whose cotangent this tape can give; an enclosing tape sees the identity."""
+        """An alias of `x` whose cotangent this tape can give. Enclosing tapes see an identity op."""
         node = Node(None, [x], {}, None, levels_of([x]))
         node.outputs = [(x.value, x.dot)]
         record(node)
@@ -367,8 +367,8 @@ class Tape:
             outputs: Tensors computed while the tape was open.
             out_bars: their cotangents, or None.
             leaves: what `watch` returned.
-            keep: False frees each node as soon as it is used, so that memory falls during the sweep. To that end
-                `outputs` is emptied, and the caller holds on to none of them.
+            keep: False frees each node as soon as it is used, so that memory falls during the sweep. This empties
+                `outputs`, and the caller must keep no other reference to them.
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}

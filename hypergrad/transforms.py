@@ -16,9 +16,9 @@ from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree
 
 
 def tree_tensors(tree: PyTree, where: str, root: str = "argument", like: Tensor | None = None) -> PyTree:
-    """The tree with every leaf a Tensor (Tensors stay). Python numbers take the dtype of `like`, or of the tree's first array.
+    """The tree with every leaf a Tensor. Python numbers take the dtype of `like`, or of the tree's first array.
 
-    Raises: DTypeError, ArgumentError or DeviceError for a leaf that is no array of floating numbers; `root` is the tree's name there.
+    Raises: DTypeError, ArgumentError or DeviceError for a leaf that is no array of floating numbers. The message calls the tree `root`.
     """
     leaves, spec = tree_flatten(tree)
     model = [x for x in leaves if type(x) not in _NUMBERS][:1] if like is None else [like]
@@ -50,13 +50,13 @@ def arrays_of(*trees: PyTree) -> list[Any]:
 
 
 def owned(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
-    """The tree with every Tensor replaced by an array of its own: writable, sharing memory with no other one and none of `given`.
+    """The tree with every Tensor replaced by a writable array that shares memory with no other result and with none of `given`.
 
     Args:
         tree: a pytree; what is no Tensor stays as it is.
-        given: arrays that somebody else holds.
-        copy: copy every array, also where it looks as if nobody else had it.
-    Cost: nothing is copied that an op made for this result alone.
+        given: arrays that the caller holds already.
+        copy: whether to copy every array, even one that seems to be held nowhere else.
+    Cost: an array that an op made for this result alone is not copied.
     """
     taken = {id(x) for x in given}
 
@@ -73,12 +73,12 @@ def owned(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyT
 
 
 def result(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
-    """What a public transform hands back: arrays of the caller's own, or Tensors where an enclosing transform is still at work."""
+    """What a public transform returns: arrays that belong to the caller, or Tensors inside an enclosing transform."""
     return owned(tree, given, copy=copy) if is_idle() else tree
 
 
 def constant(x: Tensor) -> bool:
-    """Whether nothing at all follows the Tensor, so that its array may be anybody's."""
+    """Whether no derivative follows the Tensor. Its array may then be one that the user passed in."""
     return x.node is None and x.dot is None
 
 
@@ -86,14 +86,13 @@ def scalar(where: str, out: Any) -> Tensor:
     """`out` if it is a scalar Tensor; the error otherwise."""
     if out is None or isinstance(out, (tuple, list, dict)):
         raise ArgumentError(
-            f"{where}: the function's result is a {type(out).__name__}, expected one scalar Tensor because a gradient is "
-            "of a scalar; return the loss alone, or use value_and_grad(..., has_aux=True)"
+            f"{where}: the function's result is a {type(out).__name__}, expected one scalar Tensor; return the loss alone, "
+            "or use value_and_grad(..., has_aux=True)"
         )
     (value,) = to_tensors(where, [out])
     if value.ndim:
         raise ShapeError(
-            f"{where}: the function's result has shape {value.shape}, expected () because a gradient is of a "
-            "scalar; take hg.sum or hg.mean, or use hg.vjp"
+            f"{where}: the function's result has shape {value.shape}, expected (), a scalar; take hg.sum or hg.mean, or use hg.vjp"
         )
     return value
 
@@ -101,9 +100,9 @@ def scalar(where: str, out: Any) -> Tensor:
 def tensor_value_and_grad(
     f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad", has_aux: bool = False, tape: Tape | None = None
 ) -> tuple[Tensor, Any, PyTree]:
-    """(value, aux, gradient) of ``f(tree)``, all Tensors; tangents ride along. What the passes call.
+    """(value, aux, gradient) of ``f(tree)``, all Tensors, with the tangents they carry. The passes call this.
 
-    A caller that wants to know what was recorded gives a new `tape`.
+    A caller that needs to know what was recorded passes a new `tape`.
     """
     tape = Tape() if tape is None else tape
     leaves, spec = tree_flatten(tree_tensors(tree, where))
@@ -151,8 +150,7 @@ def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *,
         numbers = tuple(operator.index(i) for i in ((given,) if single else given))
     except TypeError:
         raise ArgumentError(
-            f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of them because arguments are "
-            "numbered; pass 0 for the first one"
+            f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of integers; pass 0 for the first argument"
         ) from None
 
     def wrapped(*args: Any) -> Any:
@@ -206,12 +204,12 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
     def pullback(out_bar: PyTree) -> tuple[PyTree, ...]:
         given, bar_spec = tree_flatten(out_bar)
         if bar_spec != out_spec:
-            raise ShapeError(f"vjp: out_bar has structure {bar_spec}, expected {out_spec} because a cotangent is like its output")
+            raise ShapeError(f"vjp: out_bar has structure {bar_spec}, expected {out_spec}; pass one cotangent per output")
         bars = [to_tensors("vjp", [o, b])[1] for o, b in zip(outs, given, strict=True)]
         if any(b.shape != o.shape for b, o in zip(bars, outs, strict=True)):
             raise ShapeError(
-                f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]} because a "
-                "cotangent is shaped like its output"
+                f"vjp: out_bar has shapes {[b.shape for b in bars]}, expected {[o.shape for o in outs]}, those of the outputs; "
+                "reshape the cotangents"
             )
         if held is not None:
             held.check()
@@ -223,14 +221,14 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
 
 
 class _Held:
-    """The arrays that a tape will read in its sweep and that somebody else may write to until then."""
+    """The arrays that the tape's sweep will read and that the user may write to before it."""
 
     def __init__(self, tape: Tape) -> None:
         made: set[int] = set()
-        for node in tape.nodes:  # a node may hand on the very array that it was given
+        for node in tape.nodes:  # an op may return one of its input arrays itself
             made |= {id(value) for value, _ in node.outputs} - {id(t.value) for t in node.inputs}
         inputs = {id(t.value): t.value for node in tape.nodes for t in node.inputs}
-        for node in tape.nodes:  # images, labels, indices, conditions
+        for node in tape.nodes:  # arrays among attributes: images, labels, indices, conditions
             inputs |= {id(x): x for x in tree_leaves(node.attrs) if type(x) is np.ndarray}
         self.arrays = [x for k, x in inputs.items() if k not in made]
         self.digests = [digest(x) for x in self.arrays]
@@ -246,14 +244,14 @@ class _Held:
 
 
 def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
-    """Primals carrying `dots` (leading axis P, added where missing), P, and whether that axis was the caller's."""
+    """Primals carrying `dots` (leading axis P, added where missing), P, and whether the caller's tangents had that axis."""
     leaves, spec = tree_flatten(tree_tensors(primals, where))
     given, places = tree_leaves(dots, none_is_leaf=True), tree_leaves(primals, none_is_leaf=True)
-    if len(given) == len(places):  # where a primal is None, there is nothing to move
+    if len(given) == len(places):  # a primal that is None takes no tangent
         given = [d for d, x in zip(given, places, strict=True) if x is not None]
     if len(given) != len(leaves):
         raise ShapeError(
-            f"{where}: tangents have {len(given)} leaves, expected {len(leaves)} because each primal has one; write None for a zero tangent"
+            f"{where}: tangents have {len(given)} leaves, expected {len(leaves)}, one per primal; write None for a zero tangent"
         )
     seeded, batched, counts = [], set(), set()
     for x, d in zip(leaves, given, strict=True):
@@ -264,14 +262,14 @@ def seed(primals: PyTree, dots: PyTree, where: str) -> tuple[PyTree, int, bool]:
         t = t if t is d else Tensor(t.value)
         if t.shape != x.shape and t.shape[1:] != x.shape:
             raise ShapeError(
-                f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}) because a tangent is shaped like its primal"
+                f"{where}: a tangent has shape {t.shape}, expected {x.shape} or (P, *{x.shape}); reshape it to its primal's shape"
             )
         batched.add(t.ndim > x.ndim)
         t = t if t.ndim > x.ndim else t.reshape((1, *t.shape))
         counts.add(t.shape[0])
         seeded.append(Tensor(x.value, t, x.node, x.index))
     if len(batched) > 1 or len(counts) > 1:
-        raise ShapeError(f"{where}: tangents have {sorted(counts)} directions, expected the same number for every leaf")
+        raise ShapeError(f"{where}: tangents have {sorted(counts)} directions, expected the same number for all leaves; match them")
     return tree_unflatten(spec, seeded), max(counts, default=1), batched == {True}
 
 
@@ -293,7 +291,7 @@ def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Args:
         f: takes pytrees of Tensors, returns a pytree of Tensors.
         primals: tuple of arguments, pytrees of float32 or float64 arrays.
-        dots: tangents like primals (None for zero), or every one with a leading axis P: P directions in one run.
+        dots: tangents like primals (None for zero), or all with a leading axis P, for P directions in one run.
     Returns: (out, out_dot); out_dot is like out, with the leading axis P if the tangents have it.
     Raises: ShapeError for tangents that do not fit; DifferentiationError inside another jvp.
     Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
@@ -315,8 +313,8 @@ def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
         f: takes pytrees of Tensors, returns a scalar Tensor.
         primals: tuple of arguments.
         dots: direction of each argument (None for zero), or P directions on a leading axis.
-    Returns: (value, grad, hvp); grad is a tuple like primals, hvp as well (leading axis P if the tangents have it).
-        With a tangent on one argument only, hvp also holds the mixed derivatives of the others.
+    Returns: (value, grad, hvp); grad and hvp are tuples like primals (hvp with a leading axis P if the tangents have it).
+        With a tangent on one argument alone, hvp holds the mixed derivatives for the other arguments.
     Raises: as `jvp` and `value_and_grad`.
     Cost: about 2 + 4P evaluations of f. Source: Pearlmutter 1994, Neural Computation 6(1).
     """
@@ -336,6 +334,6 @@ def stop_gradient(x: PyTree) -> PyTree:
     Args:
         x: a pytree of arrays, numbers or Tensors.
     Returns: a pytree of Tensors like x.
-    Rules: its derivative is zero. A step of `unroll` whose loss holds it is differentiated with that constant, in every pass.
+    Rules: its derivative is zero. In the inner loss of `unroll`, every pass takes x for a constant of the step.
     """
     return tree_map(Tensor.detach, tree_tensors(x, "stop_gradient"))

@@ -1,4 +1,4 @@
-"""Pytrees by optree, with types that stay out of the way: a tree may hold anything."""
+"""Pytrees by optree, loosely typed: a tree may hold anything."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tree_structure(tree: PyTree) -> Any:
 
 
 def is_leaf(spec: Any) -> bool:
-    """Whether a structure is that of a single leaf."""
+    """Whether the structure is a single leaf."""
     return bool(spec.is_leaf())
 
 

@@ -19,7 +19,7 @@ def test_names() -> None:
             assert precision_now() == i
         assert precision_now() == 0
     for wrong in ("fp16", "TF32", ""):
-        with pytest.raises(ArgumentError, match=f"precision: name has '{wrong}', expected one of 'float32', 'tf32', '3xtf32' .*; pass"):
+        with pytest.raises(ArgumentError, match=f"precision: name has '{wrong}', expected one of 'float32', 'tf32', '3xtf32'; pass"):
             with hg.precision(wrong):
                 pass
 

@@ -1,4 +1,4 @@
-"""Where arrays live and who runs kernels on them. The device follows the data."""
+"""Where arrays live, and which backend runs kernels on them. The device follows the data."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def backend_of(*arrays: Any) -> Backend:
 
 
 def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
-    """CUDA, where `first` is a CuPy array and no other array is the host's."""
+    """The CUDA backend, where `first` is a CuPy array and no other array is in host memory."""
     if not is_on_gpu(first):
         raise _no_backend("backend_of", first)
     for a in arrays:
@@ -96,7 +96,7 @@ def backend_on(device: str) -> Backend:
 
 
 def place(x: Any, device: str) -> Array:
-    """A NumPy or CuPy array on the device of that name; where it lies already, the array itself.
+    """A NumPy or CuPy array on the named device: the array itself if it lies there, else a copy.
 
     Raises: as `backend_on`. Cost: one copy where it lies elsewhere.
     """
@@ -110,7 +110,7 @@ def to_host(x: Any) -> Any:
 
 def is_on_gpu(x: Any) -> bool:
     """Whether x is a CuPy array and there are kernels for it."""
-    cupy = sys.modules.get("cupy")  # whoever has one of its arrays has imported it
+    cupy = sys.modules.get("cupy")  # an array of CuPy's exists only where CuPy is imported
     return NO_CUDA is None and cupy is not None and isinstance(x, cupy.ndarray)
 
 
@@ -120,8 +120,8 @@ _WORDS = 512  # of 8 bytes each, in a block of `digest`
 def digest(x: Any) -> int | None:
     """A number that tells whether an array was written to; None for an array on a GPU, which the host does not read.
 
-    Small arrays by CRC-32. Large ones by that of the sums of the rows and of the columns of a table with 4 KiB in a row, which is
-    almost as fast as memory: it misses only what leaves every row's and every column's sum as it is.
+    For a small array it is the CRC-32. A large array is taken as a table with rows of 4 KiB, and the digest is the CRC-32 of its row
+    sums and column sums. That is almost as fast as memory, and misses only changes that keep the sum of every row and column.
     """
     if is_on_gpu(x):
         return None
@@ -140,11 +140,11 @@ def as_array(x: Any) -> Array:
     """x as an array, without a copy where it already is one in host memory and in the processor's byte order.
 
     Args:
-        x: a NumPy array (returned as it is; of a subclass such as `memmap` a plain view), a number or nested sequence of
+        x: a NumPy array (returned as it is, or as a plain view for a subclass such as `memmap`), a number or nested sequence of
             numbers, or an object with `__dlpack__`, `__array_interface__`, `__array__` or the buffer protocol.
     Returns: a plain NumPy array that shares x's memory where x has any; other byte orders are copied.
     Raises: DeviceError if x is on a GPU; DTypeError for an array of anything but numbers; ArgumentError if x cannot be exported, is
-        not made of numbers, or is a masked array or a matrix, which mean something else than their elements.
+        not made of numbers, or is a masked array or a matrix, which mean more than their elements.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
     if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative or is_on_gpu(x):
@@ -181,7 +181,7 @@ def _plain(x: Any) -> Array:
         if isinstance(x, kind):
             raise ArgumentError(f"as_array: x is a {_type_name(x)}, expected a plain array because {reason}; {remedy}")
     if x.dtype.char not in _PLAIN:
-        raise DTypeError(f"as_array: x has dtype {x.dtype}, expected numbers because ops compute with them; convert with astype")
+        raise DTypeError(f"as_array: x has dtype {x.dtype}, expected numbers; convert with astype")
     x = x if type(x) is np.ndarray else x.view(np.ndarray)
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, DTypeError, ExtensionError, ShapeError
 try:
     from .. import _emulated
 except ImportError as error:
-    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+    MISSING: str | None = str(error)  # why there are no kernels; None if there are
 else:
     MISSING = None
     _emulated.set_error_types(ShapeError, DTypeError, ArgumentError)
@@ -24,7 +24,7 @@ _ABSENT = np.empty(0, np.float32)
 
 
 def _scratch(size: int) -> Any:
-    """Scratch full of NaN, so that a kernel that reads what no kernel wrote shows it."""
+    """Scratch filled with NaN, so that a result shows when a kernel read what no kernel wrote."""
     return np.full(size, 0xFF, np.uint8)
 
 

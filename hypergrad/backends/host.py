@@ -16,7 +16,7 @@ from ..errors import ArgumentError, DTypeError, ExtensionError, ShapeError
 try:
     from .. import _host
 except ImportError as error:
-    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+    MISSING: str | None = str(error)  # why there are no kernels; None if there are
 else:
     MISSING = None
     _host.set_error_types(ShapeError, DTypeError, ArgumentError)
@@ -45,8 +45,8 @@ class HostBackend:
         if MISSING is not None:
             raise ExtensionError(
                 f"{name}: the compiled extension hypergrad._host is missing, expected it inside the package "
-                f"because kernels are compiled ({MISSING}); install with pip install ., and run from another folder than "
-                "the checkout, whose sources would stand in for the installed package"
+                f"({MISSING}); install with pip install ., and run from another folder than the checkout, whose sources would be "
+                "imported instead"
             )
         _host.run(name, [_ABSENT if a is None else a for a in (*inputs, *outputs)], attrs)
 

@@ -15,15 +15,15 @@ from .dynamics import Bars, Pulled, Step, transposed_by_tape
 
 @dataclass(frozen=True)
 class Descent:
-    """What a step needs beside the state (weights, the optimiser's state) and the arguments {"hparams", "fields"}.
+    """Descent of an inner loss. Its state is (weights, the optimiser's state), its arguments are {"hparams", "fields"}.
 
     Attributes:
         inner_loss: (w, hparams, batch) -> scalar Tensor.
         batches: batches[t] is the batch of step t.
         optimizer: its differentiable fields are replaced by args["fields"].
-        running_loss: (w, hparams, t) -> scalar Tensor or None. The output of step t is its value for the weights before the step, 0 at
-            t = 0: the transposed step then has those weights at hand, and the caller adds the term of the last weights.
-        first_order: whether the gradient of the inner loss counts as a constant to every derivative.
+        running_loss: (w, hparams, t) -> scalar Tensor, or None. Step t outputs its value for the weights before the step (0 at t = 0),
+            because the transposed step has these weights at hand. The caller adds the term of the last weights.
+        first_order: whether every derivative takes the gradient of the inner loss for a constant.
     """
 
     inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
@@ -64,16 +64,16 @@ class Descent:
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
         """See `Dynamics`.
 
-        With U(s, g, fields) the optimiser's update, L the inner loss and beta = g_bar the cotangent of the gradient:
+        Let U(s, g, fields) be the optimiser's update, L the inner loss and beta = g_bar the cotangent of the gradient. Then
 
-            w_bar = (dU/dw)^T bars + H_ww beta,    hparams_bar = H_lambda,w beta,    the rest (dU/d.)^T bars
+            w_bar = (dU/dw)^T bars + H_ww beta,    hparams_bar = H_lambda,w beta,    every other bar (dU/d.)^T bars.
 
-        H_ww beta and H_lambda,w beta come out of one pass: the gradient of L in (w, lambda) while w carries the tangent beta.
-        That pass gives g, too. So an update that is linear in g needs no gradient of its own.
+        One pass gives H_ww beta and H_lambda,w beta: the gradient of L in (w, lambda) while w carries the tangent beta. It gives
+        g as well, so an update that is linear in g needs no separate gradient.
 
-        The pass gives H beta where the step needs H^T beta. That is the same where L is a function of (w, lambda) whose derivatives
-        are those of its rules: where every op is proven, the values cut by `stop_gradient` being constants to each derivative.
-        Everything else goes through the tape.
+        The pass gives H beta, and the step needs H^T beta. The two are equal where H is symmetric. That holds where every op of L
+        has rules that are proven to be the derivatives of its value; values cut by `stop_gradient` are constants to all of them.
+        Every other step goes through a tape.
 
         Equation: Franceschi et al. 2017, eq. 7 (alpha_{t-1} = alpha_t A_t and alpha_t B_t).
         """
@@ -81,9 +81,9 @@ class Descent:
             return transposed_by_tape(self, state, args, t, state_bar, output_bar)
         w, hparams, fields = state[0], args["hparams"], args["fields"]
         optimizer = self._optimizer(args)
-        # The last transposition of the update wants the gradient itself: fields depend on it, and so does the trace of an own update.
+        # The last transposition of the update needs g itself for the cotangents of fields and for the trace of an update that is checked.
         linear, wants_g = optimizer.is_linear(), bool(tree_leaves(fields)) or not optimizer.is_known()
-        loss, g, products, hparams_bar = None, w, None, None  # the derivative of a linear update in g needs no g: any array like it will do
+        loss, g, products, hparams_bar = None, w, None, None  # a linear update has the same slope at any g, so w will do for g
         if not linear or self.first_order and wants_g:
             loss, g, _ = self._gradient(w, hparams, t)
         if linear and wants_g and not self.first_order:

@@ -23,7 +23,7 @@ class Step(NamedTuple):
         state: the state after it, a pytree of Tensors.
         output: what is stacked over all steps, a pytree of Tensors; None for nothing.
         loss: the inner loss, where the step descends one.
-        trace: numbers by which the same step is recognised when it is run again, beside the loss.
+        trace: digests that, with the loss, show whether the step is the same when it is run again.
         proven: whether the loss was made of proven ops alone, so that its Hessian is symmetric; see rules.Registered.
     """
 
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """What pulling cotangents through one step gives: those of its state and arguments, and what the step itself gave again."""
+    """Cotangents of a step's state and arguments, and the loss and trace that the step gave when it was run again for them."""
 
     state_bar: Bars
     args_bar: Bars
@@ -44,21 +44,21 @@ class Pulled(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """What the passes need of a run, whatever it computes. All of it is pure in (state, args, t)."""
+    """What the passes need of a run, whatever it computes. Every method is a pure function of its arguments."""
 
     @property
     def name(self) -> str:
         """The op's name in messages."""
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
-        """The state before the first step, from what the caller starts with; ordinary taped code."""
+        """The state before the first step, made from the caller's start. It is ordinary code, which open tapes record."""
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
         """Step t, written in ops: tangents and tapes of any argument pass through it.
 
         Args:
             state: pytree of Tensors.
-            args: pytree of Tensors, the hyperparameters of whatever kind.
+            args: pytree of Tensors, all the hyperparameters.
             t: number of steps done so far.
         """
 
@@ -73,9 +73,9 @@ class Dynamics(Protocol):
 
 
 def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars) -> Pulled:
-    """The transposed step of any dynamics: the step is recorded on a tape of its own. It assumes nothing.
+    """The transposed step of any dynamics, by a tape that records the step. It assumes nothing of the step.
 
-    Time: about three steps; more where the step takes a gradient, which is then recorded itself.
+    Time: about three steps; more where the step takes a gradient, as the tape then records that gradient.
     """
     leaves, spec = tree_flatten((state, args))
     tape = Tape()

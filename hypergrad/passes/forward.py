@@ -15,7 +15,7 @@ from ..trees import PyTree, tree_flatten, tree_map, tree_unflatten
 from .reverse import collect, objective
 from .unroll import Callback, Unrolled
 
-DIRECTIONS = 256  # at once, unless the caller says otherwise: enough to fill a machine, while the seeds stay small
+DIRECTIONS = 256  # in a block by default: enough to fill a machine, while the seeds stay small
 
 
 def forward(
@@ -31,7 +31,7 @@ def forward(
 ) -> HyperGradient:
     """Hypergradient by forward mode: memory does not grow with T, time grows with the number N of hyperparameters.
 
-    The N directions go through the run in blocks, on a leading axis. One block is one run.
+    The N directions are taken in blocks. Each block takes one run, with its directions on a leading axis.
 
     Args:
         problem: the bilevel problem.
@@ -47,7 +47,7 @@ def forward(
     Time: T steps for each block, with N Hessian products a step in all.
     """
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 1:
-        raise ArgumentError(f"forward: directions has {directions!r}, expected an integer >= 1 because a block has at least one direction")
+        raise ArgumentError(f"forward: directions has {directions!r}, expected an integer >= 1; pass for instance {DIRECTIONS}")
     stats = Stats("forward")
     with Meter() as meter:
         leaves, spec = tree_flatten(tree_tensors(hparams, "forward", "hparams"))
@@ -86,7 +86,7 @@ def forward(
 def _block(
     problem: Bilevel, leaves: list[Tensor], spec: Any, start: int, stop: int, batches: Batches, stats: Stats, **more: Any
 ) -> tuple[Tensor, Unrolled, Array]:
-    """The objective, its run and its derivatives in the hyperparameters `start` to `stop`, counted through all leaves."""
+    """The objective, its run and its derivatives in the hyperparameters `start` to `stop`, numbered across all leaves."""
     seeded, offset = [], 0
     for x in leaves:
         seeded.append(Tensor(x.value, _seeds(x, start - offset, stop - offset)))
@@ -96,7 +96,7 @@ def _block(
 
 
 def _seeds(x: Tensor, start: int, stop: int) -> Tensor | None:
-    """Unit tangents of the elements of x from `start` to `stop`, zero where that is outside; None where there are only zeros."""
+    """Unit tangents of the elements `start` to `stop` of x, zero for indices outside x; None where all of them are zero."""
     if stop <= 0 or start >= x.size or stop == start:
         return None
     rows = backend_of(x.value).xp.eye(stop - start, x.size, start, x.dtype)

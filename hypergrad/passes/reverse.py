@@ -16,7 +16,7 @@ from .unroll import Callback, Unrolled, unrolled
 def objective(
     problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats, *, outer_batch: Any = None, **more: Any
 ) -> tuple[Tensor, Unrolled]:
-    """The outer objective and the run under it, as taped code around the run's op. `more` is what `unrolled` takes."""
+    """The outer objective and its inner run. Open tapes record them, the run as one op. `more` goes to `unrolled`."""
     run = unrolled(
         problem.inner_loss,
         problem.init(hparams),
@@ -35,7 +35,7 @@ def objective(
 
 
 def collect(value: Tensor, grad: PyTree, run: Unrolled, stats: Stats, given: list[Any]) -> HyperGradient:
-    """What a pass hands back: arrays that nobody else holds."""
+    """The result of a pass, in arrays that belong to the caller."""
     rows = [x.value.reshape(1) for x in run.losses]
     losses = backend_of(*rows).concatenate(rows, 0) if rows else value.value.reshape(1)[:0].copy()
     value, grad, w, state = owned((value, grad, run.w, run.state), given)
@@ -53,13 +53,13 @@ def reverse(
     first_order: bool = False,
     callback: Callback | None = None,
 ) -> HyperGradient:
-    """Hypergradient by reverse mode: memory grows with the states held, time not with the number of hyperparameters.
+    """Hypergradient by reverse mode: memory grows with the states held, time does not grow with the number of hyperparameters.
 
     Args:
         problem: the bilevel problem.
         hparams: pytree of float32 or float64 arrays.
         batches: indexable and pure; T = len(batches).
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1. The result is the same bit for bit.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1. Every policy gives the same bits.
         outer_batch: what outer_loss takes as its third argument, such as a validation minibatch; None for none.
         state, first_order, callback: as in `unroll`.
     Returns: HyperGradient(value, grad, params, state, losses, stats).

@@ -32,8 +32,8 @@ class Run:
         n_steps: T.
         schedule: which states reverse mode holds.
         stats: what is counted into.
-        per_step: for each leaf of `args`, whether it has a row for each step, of which the step sees its own.
-        callback: called with (t, state, loss) when step t of the first run has been taken, with the state before it.
+        per_step: for each leaf of `args`, whether it has one row for each step. Step t then gets row t alone.
+        callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
     """
 
     proven = True
@@ -67,7 +67,7 @@ class Run:
         if levels and any(t.dot is not None for t in self.inputs):
             raise self._error(_FIRST_ORDER)
         outs, spec = tree_flatten(self._first(self.inputs, keep=bool(levels)))
-        self.callback = None  # a pullback that is called again runs the steps once more, and tells nobody
+        self.callback = None  # it is for the first run alone, not for those of a pullback that is called again
         self.stats.steps_run += self.n_steps
         if not levels:
             held = outs[: self.n_state]
@@ -75,7 +75,7 @@ class Run:
             self.stats.release(self.n_steps)
         if is_idle():
             outs = [Tensor(x) for x in owned(outs, [t.value for t in self.inputs])]
-        node = Node(cast(Rule, self), self.inputs, {}, None, levels)  # its forward and push are the first run
+        node = Node(cast(Rule, self), self.inputs, {}, None, levels)  # no forward or push: the first run has done their work
         node.outputs = [(t.value, t.dot) for t in outs]
         record(node)
         state, outputs = tree_unflatten(spec, node.results())
@@ -125,7 +125,7 @@ class Run:
         inputs = [Tensor(t.value) for t in node.inputs]
         losses, traces = self.losses, self.traces
         try:
-            if self.store is None:  # the pullback is called again: the states were dropped as it used them
+            if self.store is None:  # the pullback is called again: its first call dropped the states as it used them
                 self._first(inputs, keep=True)
                 self.stats.steps_rerun += self.n_steps
                 for t in range(self.n_steps):
@@ -169,7 +169,7 @@ class Run:
     def _same(
         self, t: int, loss: Tensor | None, trace: tuple[int | None, ...], again: Tensor | None, trace_again: tuple[int | None, ...]
     ) -> None:
-        """Raises: DifferentiationError unless step t was the same when it was run again. The host does not read a GPU's arrays."""
+        """Raises: DifferentiationError unless step t was the same when it was run again. Arrays on a GPU are not compared."""
         if loss is not None and again is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != again.value.tobytes():
             raise self._error(
                 f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is "
@@ -201,14 +201,14 @@ def _row(x: Tensor, t: int) -> Tensor:
 
 
 class _Total:
-    """The sum of an argument's cotangents over the steps; of one with a row per step, those rows."""
+    """The sum of an argument's cotangents over the steps. For an argument with a row per step: an array of the rows' cotangents."""
 
     def __init__(self, n_rows: int | None) -> None:
         self.n_rows, self.own = n_rows, False
         self.sum: Any = None
 
     def add(self, bar: Tensor | None, t: int) -> None:
-        """Adds step t's."""
+        """Adds the cotangent from step t."""
         if bar is None:
             return
         if self.n_rows is not None:
@@ -220,7 +220,7 @@ class _Total:
             self.sum = bar.value
         elif self.own:
             self.sum += bar.value
-        else:  # the first one may be somebody else's
+        else:  # the first cotangent's array may have another owner, so it is not added to in place
             self.sum, self.own = self.sum + bar.value, True
 
     def value(self) -> Tensor | None:

@@ -30,19 +30,19 @@ def scan(
 
     Args:
         step: (state, hparams, batch) -> (state, output). The state keeps its structure, shapes and dtypes; the output is a pytree
-            of Tensors, the same in every step, or None. It must use no Tensor from outside that a gradient follows, and be pure.
+            of Tensors, the same in every step, or None. It must be pure, and use no Tensor from outside that a gradient follows.
         state: the state before the first step, a pytree of float32 or float64 arrays or Tensors.
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
         stats: a Stats to count into.
     Returns: (state, outputs): the last state, and the outputs with a leading axis T; None where there are none or T is 0.
-    Raises: ArgumentError for the checkpoint policy, for batches that cannot be asked again, and for a step that returns something else;
+    Raises: ArgumentError for the checkpoint policy, for batches that cannot be read again, and for a step that returns something else;
         ShapeError and DTypeError that name the leaf of a state that changes; DifferentiationError for a closure over a followed Tensor,
         where the gradient of a scan is differentiated again, and where a step that is run again leads to another state.
     Equation: s_t = Phi(s_{t-1}, lambda, batch_t), t = 1..T (Franceschi et al. 2017, eq. 3).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, beside one step; forward mode 1 + P states for P directions.
-    Time: T steps, plus those run again; a step backward costs about three. A digest of each state is taken to recognise steps.
+    Time: T steps, plus those run again; a step backward costs about three. A digest of each state serves to compare re-run steps.
     """
     n_steps = count_steps("scan", batches)
     plan = schedule.parse(checkpoints, n_steps)

@@ -1,7 +1,7 @@
 """Which states of the inner run are stored, and in which order they are run again.
 
 A schedule says which states the first run stores, and by which actions the backward run visits every state from T-1 down to 0.
-State t is the one before step t. Its costs are numbers that are known before anything runs.
+State t is the one before step t. The costs of a schedule are known before anything runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ stored state t."""
 
 
 class Schedule(Protocol):
-    """What the passes and whoever plans them need of a schedule."""
+    """What the passes, and code that chooses among them, need of a schedule."""
 
     @property
     def n_steps(self) -> int:
@@ -39,11 +39,11 @@ class Schedule(Protocol):
         """The states that the first run stores."""
 
     def backward(self) -> Iterator[Action]:
-        """The actions of the backward run, the states of `first_run` being stored."""
+        """The actions of the backward run, which starts with the states of `first_run` stored."""
 
 
 def bytes_of(schedule: Schedule, state_bytes: int) -> int:
-    """The bytes of the states that a schedule holds at most, one state having `state_bytes`."""
+    """The most bytes that a schedule's states take, at `state_bytes` for one state."""
     return schedule.states * state_bytes
 
 
@@ -108,13 +108,13 @@ class Sqrt:
 
     @property
     def states(self) -> int:
-        """The starts of the segments, and the rest of the last or of the longest one before it."""
+        """The starts of the segments before the last, and all states of the last segment, or the other states of a full one if more."""
         before = self.last // self.stride
         return before + max(self.n_steps - self.last, self.stride - 1 if before else 0)
 
     @property
     def reruns(self) -> int:
-        """All but one step of every segment before the last."""
+        """All but one step of each segment before the last."""
         return self.last // self.stride * (self.stride - 1)
 
     def first_run(self) -> set[int]:
@@ -153,8 +153,8 @@ class Binomial:
 
     @property
     def reruns(self) -> int:
-        """Griewank & Walther's count r*l - binom(c + r, c + 1), r being the smallest with binom(c + r, c) >= l, is that of every step run,
-        for l = T + 1 (the outer objective is the last); the first run makes T of them."""
+        """The steps run in all, less the T of the first run. Griewank & Walther count r*l - binom(c + r, c + 1) in all for l = T + 1 steps
+        (the outer objective is the last one), where r is the smallest number with binom(c + r, c) >= l."""
         r, reach = _repeats(self.n_steps + 1, self.c)
         return r * (self.n_steps + 1) - reach * r // (self.c + 1) - self.n_steps
 
@@ -167,7 +167,7 @@ class Binomial:
         starts, t, c = [], 0, self.c
         while c and t < self.n_steps:
             starts.append(t)
-            # The outer objective is one more step behind the last: only its state is current when the first run ends.
+            # The outer objective counts as one more step, T. Its state needs no store: it is the current one when the first run ends.
             t = t + _split(self.n_steps + 1 - t, c) if c > 1 else self.n_steps
             c -= 1
         return starts
@@ -175,8 +175,8 @@ class Binomial:
     def backward(self) -> Iterator[Action]:
         """See `Schedule`."""
         starts = self._descent()
-        # Segments still to visit, the next one last: (start, stop, number of states for it), its start being stored.
-        # A stack and no recursion: the nesting may be as deep as c, or as the square root of 2T.
+        # Segments still to visit, the next one at the end: (start, stop, states it may use). The state at each start is stored.
+        # A stack instead of recursion, which could nest as deep as c, or as the square root of 2T.
         pending = [(t, stop, self.c - i) for i, (t, stop) in enumerate(zip(starts, [*starts[1:], self.n_steps], strict=True))]
         while pending:
             start, stop, c = pending.pop()
@@ -197,7 +197,7 @@ class Binomial:
 
 
 def _repeats(length: int, c: int) -> tuple[int, int]:
-    """The smallest r with binom(c + r, c) >= length, and that binomial: how often a step is run at most."""
+    """The smallest r with binom(c + r, c) >= length, and that binomial. No step is run more than r times."""
     r, reach = 0, 1
     while reach < length:
         r += 1
@@ -206,11 +206,11 @@ def _repeats(length: int, c: int) -> tuple[int, int]:
 
 
 def _split(length: int, c: int) -> int:
-    """How far to go before the next state is stored: the first choice with the fewest steps in all.
+    """The number of steps to the next stored state: the smallest of those with the fewest steps run in all.
 
-    With r as in `Binomial.reruns`, each part must stay within the lengths that can be visited with the fewest repeats: r for the
-    part behind the split, and r - 1 for the part in front of it, whose steps the way to the split has already run once. So the
-    split is at least binom(c + r - 2, c) and leaves at most binom(c + r - 1, c - 1) behind it.
+    Let r be as in `Binomial.reruns`. A step after the split may be run r times. A step before it may be run r - 1 times more, as
+    going to the split has run it once. So the fewest steps need a split of at least binom(c + r - 2, c) that leaves at most
+    binom(c + r - 1, c - 1) steps after it.
     """
     r, _ = _repeats(length, c)
     return max(1, comb(c + r - 2, c), length - comb(c + r - 1, c - 1))

@@ -9,16 +9,16 @@ from ..trees import PyTree, tree_leaves
 
 
 class Store(Protocol):
-    """What a run needs of a store of states, each a pytree of Tensors off every tape."""
+    """What a run needs of a store of states. Each state is a pytree of Tensors that no tape records."""
 
     def put(self, t: int, state: PyTree) -> None:
         """Keeps the state before step t."""
 
     def get(self, t: int) -> PyTree:
-        """The state before step t, with the bits that were put."""
+        """The state before step t, bit for bit as it was put."""
 
     def drop(self, t: int) -> None:
-        """The state before step t is not needed any more."""
+        """Forgets the state before step t."""
 
 
 class Memory:

@@ -96,7 +96,7 @@ def unroll(
     Tensor: by reverse mode inside `grad`, by forward mode inside `jvp`. Code before and after it is ordinary taped code.
 
     Args:
-        inner_loss: (w, hparams, batch) -> scalar Tensor. It must use no Tensor from outside that a gradient follows, and be pure.
+        inner_loss: (w, hparams, batch) -> scalar Tensor. It must be pure, and use no Tensor from outside that a gradient follows.
         w_0: start, a pytree of arrays or Tensors, float32 or float64.
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
@@ -104,16 +104,16 @@ def unroll(
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
         state: the optimiser's state to start from; None for that of `optimizer.init`. The step number starts from 0 again.
         return_state: whether the optimiser's last state is returned, too.
-        first_order: whether the gradient of the inner loss counts as a constant to every derivative, as in first-order MAML.
-        callback: called as callback(t, w, loss) in the order of the steps, once each: w the weights before step t (arrays that may not be
-            written to) and loss their inner loss, a 0-d array.
+        first_order: whether every derivative takes the gradient of the inner loss for a constant, as in first-order MAML.
+        callback: called as callback(t, w, loss) once for each step, in order. w are the weights before step t, in arrays that must not
+            be written to. loss is their inner loss, a 0-d array.
         stats: a Stats to count into.
     Returns: w_T, a pytree of Tensors like w_0; (w_T, state_T) with `return_state`.
-    Raises: ArgumentError for the checkpoint policy and for batches that cannot be asked again; DTypeError for hyperparameters of another
+    Raises: ArgumentError for the checkpoint policy and for batches that cannot be read again; DTypeError for hyperparameters of another
         dtype than the weights; DifferentiationError for a closure over a followed Tensor, where the gradient of an unroll is
-        differentiated again, and where a step that is run again is not the same (on a GPU that is not looked at).
-    Rules: a step is transposed by one second-order pass, which uses that the Hessian of the inner loss is symmetric; where an op of the
-        loss was declared outside this package, by a tape of its own instead.
+        differentiated again, and where a step that is run again is not the same (not checked on a GPU).
+    Rules: one second-order pass transposes a step. It relies on the symmetry of the inner loss's Hessian. So where an op of the loss
+        was declared outside this package, a tape that records the step takes its place.
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions.
     Time: T steps, plus those run again ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
@@ -134,7 +134,7 @@ def unroll(
 
 
 def _holds_arrays(field: Any) -> bool:
-    """Whether a field may be differentiated: a number alone, a function or a name is a constant."""
+    """Whether a field may be differentiated. A plain number, a function or a string is a constant."""
     return not isinstance(field, (bool, int, float)) and any(
         isinstance(x, Tensor) or hasattr(x, "dtype") or type(x) in (int, float, bool) for x in tree_leaves(field)
     )
@@ -168,7 +168,7 @@ def _no_mistaken_schedule(fields: dict[str, PyTree], w_0: PyTree, n_steps: int) 
 
 
 def _on_arrays(callback: Callback) -> Callable[[int, PyTree, Tensor | None], None]:
-    """The callback, given arrays that it cannot write to: the pass may read them again."""
+    """The callback on arrays, read-only ones where NumPy can enforce it, since the pass may read them again."""
 
     def call(t: int, state: PyTree, loss: Tensor | None) -> None:
         assert loss is not None

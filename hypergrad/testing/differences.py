@@ -1,14 +1,14 @@
-"""Finite differences, and what a derivative may differ from them.
+"""Finite differences, and how far a derivative may be from them.
 
 Everything is in float64. A derivative is compared with central differences with one Richardson extrapolation,
-D = (4 D(h/2) - D(h)) / 3, whose error falls as h^4. The steps 1e-3 to 1e-6 are tried in turn until D(h/2) and D agree. A
-direction is as large as the argument itself, so that a step size of 1e-3 is moved by 1e-6 and not by 1e-3.
+D = (4 D(h/2) - D(h)) / 3, whose error falls as h^4. The steps h = 1e-3 to 1e-6 are tried in turn until D(h/2) and D agree. A
+direction is as large as the argument itself: a learning rate of 1e-3 is moved by 1e-6, not by 1e-3.
 
 Where a derivative is zero because large terms cancel, its own size says nothing about the error to expect. Two measurements do.
-The rounding of the differences is read off the function near the point. The rounding of the derivative follows from the size of the
-terms that cancel: everything that it is computed from is moved a little, each leaf on its own, and the derivative moves in proportion,
-or, where it is zero at every point, jumps by its rounding. What is allowed is a few hundred units in the last place of those terms: a
-derivative that is wrong by more is still found.
+The rounding of the differences is measured from the function's values near the point. The rounding of the derivative follows from
+the size of the terms that cancel. To measure that, every input is moved a little, in a random direction: the derivative moves in
+proportion to the terms. Where it is zero at every point, it jumps by its rounding instead. A few hundred units in the last place of
+those terms are allowed, so a derivative that is wrong by more is still found.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Vector = Any
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 EPS = float(np.finfo(np.float64).eps)
 _SHAKE = 1e-9  # far above rounding, far below what changes the terms themselves
-_NOISE = 1e-8  # of a function: the most that its derivative may jump by rounding
-_ROUNDINGS = 100  # units in the last place of the terms that a derivative may be off: a term has been through many operations
+_NOISE = 1e-8  # the largest jump of a derivative that counts as rounding, relative to the size of its function
+_ROUNDINGS = 100  # allowed error of a derivative in units in the last place of its terms, each the result of many operations
 _LOOK_FOR = "look for a detached value, a wrong rule, or a kink within the step"
 
 
@@ -53,12 +53,12 @@ def float64(tree: PyTree, where: str, root: str) -> PyTree:
 
 
 def direction(tree: PyTree, rng: np.random.Generator) -> PyTree:
-    """A random direction, in every leaf as large as the leaf (as 1 where that is zero)."""
+    """A random direction. In each leaf it is as large as the leaf, or as 1 where the leaf is zero."""
 
     def one(x: Array) -> Array:
         xp = backend_of(x).xp
         size = float(xp.sqrt(xp.mean(x * x))) if x.size else 1.0
-        return xp.asarray(rng.standard_normal(x.shape) * (size or 1.0))  # an array, also without axes
+        return xp.asarray(rng.standard_normal(x.shape) * (size or 1.0))  # an array even where x has no axes
 
     return tree_map(one, tree)
 
@@ -81,7 +81,7 @@ def host(x: Any) -> Any:
 
 
 def vector(tree: PyTree) -> Vector:
-    """All elements."""
+    """All elements of a tree, in host memory."""
     flat = [np.ravel(host(x)) for x in tree_leaves(tree)]
     return np.concatenate(flat) if flat else np.zeros(0)
 
@@ -96,7 +96,7 @@ def split(values: Vector, tree: PyTree, root: str) -> list[tuple[str, Vector]]:
 
 
 def largest(values: Vector) -> float:
-    """The largest magnitude, 0 of nothing."""
+    """The largest magnitude; 0 for an empty vector."""
     return float(np.abs(values).max(initial=0.0))
 
 
@@ -106,7 +106,7 @@ class Difference:
 
     Attributes:
         values: the derivative, as a vector.
-        spread: how far it has settled.
+        spread: its distance from D(h/2), which shows how far it has settled.
         rounding: the rounding error to expect in it, if f is exact to the last places of its value.
         h: its step.
         at: s -> f(x + s v), as a vector.
@@ -119,7 +119,7 @@ class Difference:
     at: Callable[[float], Vector]
 
     def noise(self) -> float:
-        """The rounding error to expect in it, measured where the function was evaluated; 0 for a function that is not the same twice."""
+        """The rounding error to expect in it, measured from values of f; 0 for an f that gives two values at one point."""
         found = 0.0
         if self.at(self.h).tobytes() != self.at(self.h).tobytes():
             return found
@@ -128,7 +128,7 @@ class Difference:
         return 2 * found / self.h
 
     def size(self) -> float:
-        """The largest value of f that it was made of."""
+        """The largest value of f that went into it."""
         return self.rounding * self.h / (20 * EPS)
 
     def kink(self) -> bool:
@@ -176,29 +176,29 @@ class Rounding:
 
     Attributes:
         terms: from the size of the terms that cancel in it.
-        noise: how much it jumps from point to point, where its terms cancel at every point and moving it tells nothing.
+        noise: how much the derivative jumps from point to point; this is its rounding where its terms cancel at every point.
     """
 
     terms: Any = 0.0
     noise: Any = 0.0
 
     def largest(self) -> Rounding:
-        """That of the worst element."""
+        """The rounding of the worst element."""
         return Rounding(largest(self.terms), largest(self.noise))
 
     def along(self, v: Vector) -> Rounding:
-        """That of the derivative along v."""
+        """The rounding of the derivative along v."""
         return Rounding(float(self.terms @ np.abs(v)), float(self.noise @ np.abs(v)))
 
     def allowed(self, size: float) -> float:
-        """The error allowed in the derivative of a function as large as `size`: what jumps by more is no rounding, but a kink."""
+        """The error allowed in the derivative of a function as large as `size`. A larger jump is a kink and no rounding."""
         return float(self.terms) + min(float(self.noise), _NOISE * size)
 
 
 def rounding_of(f: Callable[[PyTree], Vector], x: PyTree, rng: np.random.Generator) -> Rounding:
-    """The rounding error to expect in each element of f(x), which may be what is left of large terms that cancel.
+    """The rounding error to expect in each element of f(x), which may be a small rest of large terms that cancel.
 
-    A function that is not the same twice has none: 0.
+    It is 0 for an f that gives two values at one point.
     """
     middle = f(x)
     if middle.tobytes() != f(x).tobytes():
@@ -213,7 +213,7 @@ def rounding_of(f: Callable[[PyTree], Vector], x: PyTree, rng: np.random.Generat
 
 
 def _noise(points: Any) -> Vector:
-    """A bound of the rounding in values at neighbouring points, from their fourth differences, in which nothing smooth is left.
+    """A bound on the rounding in values at neighbouring points, from their fourth differences, which remove what is smooth.
 
     Source: More & Wild 2011, SIAM J. Sci. Comput. 33(3).
     """
@@ -236,9 +236,9 @@ def compare(
 
     Args:
         scale: what the error is relative to, if it is larger than the derivative.
-        size: how large the function is whose derivative it is, if that is more than what the difference is of: of a gradient, the scalar.
-        rounding: the rounding error to expect in `got`; asked for only where the error is larger than rtol.
-        cause: what to say of the likely cause.
+        size: the size of the function that was differentiated: for a Hessian product the scalar, whose gradient `against` differences.
+        rounding: gives the rounding error to expect in `got`; called only where the error is larger than rtol.
+        cause: gives the words on the likely cause.
     Raises: AssertionError for an error beyond rtol and both roundings.
     """
     got, values = np.atleast_1d(got), np.atleast_1d(values)
@@ -257,7 +257,7 @@ def compare(
 
 
 def _excused(against: Difference, rounding: Rounding, rtol: float, size: float) -> float:
-    """The rounding of a derivative and of its difference, which is at most rtol of the terms that cancel, or jumps by `_NOISE`."""
+    """The rounding of the derivative, and that of the difference up to rtol of the terms that cancel or a jump of `_NOISE`."""
     size = max(size, against.size())
     return rounding.allowed(size) + min(against.noise(), max(rtol * float(rounding.terms) / (_ROUNDINGS * EPS), _NOISE * size))
 
@@ -274,13 +274,13 @@ def agree(
     size: float,
     cause: Callable[[], str],
 ) -> float:
-    """The largest relative difference of two ways to one derivative.
+    """The largest relative difference between one derivative computed in two ways.
 
     Args:
         scale, rounding, cause: as in `compare`.
         other: the name of the second way.
-        size: how large the function is whose derivative it is.
-    Raises: AssertionError for a difference beyond rtol and the rounding, which is asked for only where it matters.
+        size: the size of the function whose derivative it is.
+    Raises: AssertionError for a difference beyond rtol and the rounding, which is measured only if needed.
     """
     scale = max(scale, largest(want))
     errors = np.abs(got - want)
@@ -295,5 +295,5 @@ def agree(
 
 
 def _relative(error: float, scale: float, allowed: float) -> float:
-    """The error to report: one that is rounding of terms that cancel is none of the derivative."""
+    """The relative error to report: 0 where the error is only the rounding of terms that cancel."""
     return error / scale if scale and error <= allowed else 0.0

@@ -1,4 +1,4 @@
-"""The functions of a bilevel problem one by one, and which of them a wrong hypergradient looks like."""
+"""Checks of the functions of a bilevel problem one by one, to name the one that makes a hypergradient wrong."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run is before step t: weights, optimiser's state and gradient, pytrees of arrays."""
+    """A run just before step t: weights, the optimiser's state and the gradient, pytrees of arrays."""
 
     t: int
     w: PyTree
@@ -64,7 +64,7 @@ class Point:
 
 
 def walk(subject: Subject, hparams: PyTree, state: PyTree) -> tuple[list[Point], PyTree]:
-    """The first and the last step of a run that is written out here, and w_T.
+    """The points before the first and the last step, and w_T, from a plain loop over the steps.
 
     Raises: AssertionError that names the leaf, for an update that does not keep its structure, shapes and dtypes.
     """
@@ -93,7 +93,7 @@ def walk(subject: Subject, hparams: PyTree, state: PyTree) -> tuple[list[Point],
 
 @dataclass(frozen=True)
 class Part:
-    """One function of the problem at one point: f(*args), the arguments being named `roots`."""
+    """One function of the problem at one point: f(*args). `roots` are the names of the arguments."""
 
     name: str
     f: Callable[..., PyTree]
@@ -101,7 +101,7 @@ class Part:
     roots: tuple[str, ...]
 
     def values(self, args: PyTree) -> PyTree:
-        """What it gives, as arrays."""
+        """The result of f, as arrays."""
         return tree_values(tree_tensors(self.f(*tree_tensors(args, _WHERE)), _WHERE))
 
     def leaves(self) -> list[str]:
@@ -121,7 +121,7 @@ def loss_part(subject: Subject, hparams: PyTree, point: Point) -> Part:
 
 
 def update_part(subject: Subject, hparams: PyTree, point: Point) -> Part:
-    """The optimiser's step, as a function of the hyperparameters, too."""
+    """The optimiser's step, as a function of w, the state, the gradient and the hyperparameters."""
     return Part(
         f"optimizer at step {point.t}",
         lambda w, v, g, h: subject.optimizer(h, point.t).advance(w, v, g, point.t),
@@ -131,7 +131,7 @@ def update_part(subject: Subject, hparams: PyTree, point: Point) -> Part:
 
 
 def parts(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree) -> Iterator[Part]:
-    """Everything that the problem consists of."""
+    """All functions of the problem."""
     problem, more = subject.problem, () if subject.outer_batch is None else (subject.outer_batch,)
     yield Part("init", problem.init, (hparams,), ("hparams",))
     for point in points:
@@ -146,11 +146,11 @@ def parts(subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree
     yield Part("outer_loss", lambda w, h: problem.outer_loss(w, h, *more), *at_end)
 
 
-# --- what is looked at in a part --------------------------------------------------------------------------
+# --- the checks of one part -------------------------------------------------------------------------------
 
 
 def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
-    """The derivative of a part along a random direction of its arguments, by its vjp and by its jvp.
+    """Compares the derivatives of a part along random directions of its arguments, by its vjp and by its jvp.
 
     Raises: AssertionError that names the leaf and the ops.
     """
@@ -166,7 +166,7 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
 
             size = float(np.abs(vector(bar)) @ np.abs(vector(part.values(part.args))))
             if alone is v or abs(a.sum() - b.sum()) <= rounding_of(gap, part.args, rng).largest().allowed(size):
-                continue  # rounding, or the leaves one by one name the one that is wrong
+                continue  # it is rounding, or the next turns name the leaf that is wrong
             i = next(i for i, x in enumerate(tree_leaves(alone)) if largest(vector(x)))
             fail(
                 f"{_WHERE}: {part.name}: the derivative along a random direction of {part.leaves()[i]} is {a.sum():.12g} by its vjp and "
@@ -231,7 +231,7 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
 def likely_cause(
     subject: Subject, hparams: PyTree, points: list[Point], w_last: PyTree, seed: int, *, whole: Callable[[], str | None] = lambda: None
 ) -> str:
-    """Which fault of which function a wrong hypergradient looks like, by trying them one by one, and then what `whole` finds."""
+    """The likely cause of a wrong hypergradient: the first finding in the functions one by one, or else that of `whole`."""
     rng = np.random.default_rng(seed)
     for part in parts(subject, hparams, points, w_last):
         try:
@@ -248,7 +248,7 @@ def likely_cause(
 
 
 def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.random.Generator, cause: Callable[[], str]) -> None:
-    """The transposed step that the passes take, against one that assumes nothing.
+    """Compares the transposed step of the passes with that of a tape, which assumes nothing of the step.
 
     Raises: AssertionError that names the leaf, and the declaration of the optimiser that is wrong.
     """

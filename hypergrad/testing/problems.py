@@ -21,7 +21,7 @@ from .differences import Rounding, agree, compare, difference, direction, fail, 
 from .parts import Point, Subject, check_adjoint, check_transposed, likely_cause, loss_part, update_part, walk
 from .purity import Watched, check_batches, check_pullback, check_same_bits
 
-_FULL_FORWARD = 64  # up to so many hyperparameters the forward pass is compared in every one
+_FULL_FORWARD = 64  # the most hyperparameters for which forward mode is compared in every one of them
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class HypergradReport:
         difference_error: largest difference of a finite difference from reverse mode, by leaf of the hyperparameters and of the
             optimiser's first state, where one is given.
         inner_error: the same for the inner loss's gradient and Hessian products.
-        without_influence: the leaves on which the objective does not depend at all: the derivative is exactly 0, and so are the
-            differences.
+        without_influence: the leaves on which the objective does not depend at all: both the derivative and the differences are
+            exactly 0.
     """
 
     value: float
@@ -67,13 +67,13 @@ def check_hypergrad(
 ) -> HypergradReport:
     """Check a bilevel problem's hypergradient in every mode, in float64: your own problem, with few steps.
 
-    In this order: batches give the same twice and are not overwritten; the optimiser keeps the shapes and dtypes of every leaf; reverse
-    mode gives the same bits twice and under every checkpoint policy, and holds no more states than it promises; a pullback gives the same
-    bits when it is called again, and the same or an error when what it reads was written to; an update that declares to be linear in the
-    gradient is; vjp and jvp of the update and of the inner loss agree, and so do the inner loss's gradient and Hessian products and finite
-    differences, at the first and the last step; forward mode equals reverse mode; reverse mode equals finite differences.
+    The checks, in order: Batches give the same twice and are not overwritten. The optimiser keeps shape and dtype of every leaf. Reverse
+    mode gives the same bits twice and under every policy, and holds no more states than it promises. A pullback gives the same bits when
+    called again, and after a write to what it reads the same bits or an error. At the first and the last step, an update declared linear
+    in the gradient is linear, the vjp and jvp of the update and of the inner loss agree, and the inner loss's gradient and Hessian
+    products equal finite differences. Forward mode equals reverse mode. Reverse mode equals finite differences.
 
-    Where something differs, the functions of the problem are looked at one by one, and the error says what it looks like: a detached
+    Where something differs, the functions of the problem are checked one by one, and the error names the likely cause: a detached
     value, a wrong rule of a custom op, randomness or state, a kink within the step, or an update that is wrongly declared as linear.
 
     Args:
@@ -126,7 +126,7 @@ class _Check:
         if not np.isfinite(float(r.value)):
             fail(f"check_hypergrad: the outer objective is {float(r.value)}, expected a finite number; lower the step size or T")
         held = {}
-        for policy in ("all", *(c for c in checkpoints if c != "all")):  # "all" a second time: is it the same twice?
+        for policy in ("all", *(c for c in checkpoints if c != "all")):  # "all" once more, to see the same bits twice
             other = self._reverse(self.subject, policy)
             check_same_bits(r, other, policy, self._cause)
             held[policy] = other.stats.states_held
@@ -144,7 +144,7 @@ class _Check:
         )
 
     def _reverse(self, subject: Subject, policy: Any) -> HyperGradient:
-        """A reverse run; a step that is not the same twice is a finding of the check."""
+        """A reverse run. A step that is not the same twice fails the check."""
         try:
             return reverse(
                 subject.problem, self.hparams, subject.batches, checkpoints=policy, outer_batch=subject.outer_batch, state=self.state
@@ -234,8 +234,8 @@ class _Check:
     def _roundings(self) -> tuple[list[Rounding], Rounding]:
         """The rounding to expect in each leaf of the derivative and in the objective, from the terms that cancel in them.
 
-        The hyperparameters are moved, and the weights where the run starts, in every inner loss, and where the run ends. In each inner
-        loss they are moved by another amount: a run that converges would come to rest at weights moved by the same, as if by nothing.
+        For that the hyperparameters and the state are moved, and the weights at the start, in every inner loss and at the end. Each
+        inner loss moves them by another amount: one amount for all would only shift the point to which a run converges.
         """
         subject, problem = self.subject, self.subject.problem
         w_first = self.points[0].w if self.points else self.w_last
@@ -280,7 +280,7 @@ class _Check:
         return vector(self.bars[i]) * own, lambda: self._roundings[0][i].along(own)
 
     def _check_forward(self, r: HyperGradient, moves: list[tuple[int, PyTree]]) -> float:
-        """Forward against reverse mode: in every hyperparameter, or along the directions where there are many."""
+        """Compares forward with reverse mode: in every hyperparameter or, where there are many, along the directions."""
         worst, value, subject, rtol, n = 0.0, abs(float(r.value)), self.subject, self.forward_rtol, len(tree_leaves(self.hparams))
         if sum(x.size for x in tree_leaves(self.hparams)) <= _FULL_FORWARD:
             f = forward(subject.problem, self.hparams, subject.batches, outer_batch=subject.outer_batch, state=self.state)
@@ -331,7 +331,7 @@ class _Check:
         return worst
 
     def _check_differences(self, moves: list[tuple[int, PyTree]]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """Reverse mode against finite differences along the directions, and the leaves that have no influence."""
+        """Compares reverse mode with finite differences along the directions, and finds the leaves without influence."""
         errors = dict.fromkeys(self.names, 0.0)
         still = dict.fromkeys(self.names, True)
 

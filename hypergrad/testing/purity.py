@@ -1,4 +1,4 @@
-"""Whether batches and functions give the same twice, and whether what a pass reads again is safe from being written to."""
+"""Checks that batches and functions give the same twice, and that no write to an array changes a result unnoticed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RESHUFFLED = (
 
 
 def check_batches(batches: Batches) -> None:
-    """The batches of some steps, read in order and then once more from the end.
+    """Reads the batches of some steps in order, and then once more from the end.
 
     Raises: AssertionError that names the step and the leaf.
     """
@@ -56,13 +56,13 @@ def check_batches(batches: Batches) -> None:
 
 
 def _frozen(x: Any) -> Any:
-    """Something to compare a leaf of a batch by, that does not change when the leaf does."""
+    """A copy of a leaf's dtype, shape and bytes, for a later comparison."""
     value = x.value if isinstance(x, Tensor) else x
     return (str(value.dtype), value.shape, value.tobytes()) if hasattr(value, "tobytes") else value
 
 
 class Watched:
-    """The arrays that `init` returns and the caller's own, with copies by which it is seen who writes to them."""
+    """The arrays that `init` returns and the caller's own, with copies that show whether they were written to."""
 
     def __init__(self, subject: Subject, own: PyTree, root: str) -> None:
         self.arrays = [(name, x, x.copy()) for name, x in tree_named(own, root)]
@@ -91,7 +91,7 @@ class Watched:
 
 
 def check_same_bits(r: HyperGradient, other: HyperGradient, policy: Any, cause: Callable[[], str]) -> None:
-    """Value, gradient and weights of two reverse runs, bit for bit.
+    """Compares value, gradient and weights of two reverse runs bit for bit.
 
     Raises: AssertionError that names the leaf.
     """
@@ -111,13 +111,13 @@ def _same(a: PyTree, b: PyTree, root: str, now: str, then: str, cause: Callable[
 
 
 def check_pullback(subject: Subject, hparams: PyTree, state: PyTree, r: HyperGradient, cause: Callable[[], str]) -> PyTree:
-    """A pullback of the objective that is called after its inputs were written to, then twice with them as they were.
+    """Calls a pullback of the objective after a write to each array that it reads, and then twice with the old values restored.
 
-    The arrays that `init` returns are written to for that, and get their old values back. Arrays on a GPU are left alone, since the host
-    does not read them to see whether they changed.
+    These arrays are the hyperparameters, the state and what `init` returns. Arrays on a GPU are left alone, since the passes do not
+    compare them.
 
     Returns: the gradient in the optimiser's first state, like `state`.
-    Raises: AssertionError that names the array that was written to, for another number than that of reverse mode.
+    Raises: AssertionError that names the array written to, where the pullback gives another number than reverse mode.
     """
     own = tree_map(lambda x: x.copy(), (hparams, state))
     watched = Watched(subject, own[0], "hparams")
