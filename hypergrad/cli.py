@@ -238,7 +238,7 @@ def _open(config: Config, root: str | None) -> MetaDataset:
     """The run's data set; a missing device and episodes it cannot give are refused here, before anything is written."""
     backend_on(config.device)
     folder = root if root is not None else config.root
-    data = open_dataset(config.data, folder, reporter=_reporter(), image_size=config.image_size)
+    data = open_dataset(config.data, folder, n_way=config.n_way, reporter=_reporter(), image_size=config.image_size)
     for split in (data.train, data.validation, data.test):
         sampler(config, split)
     config.method().init(config.seed, data.image_shape, config.filters, config.blocks)

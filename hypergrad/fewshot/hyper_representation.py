@@ -8,7 +8,7 @@ arXiv:1712.06283).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from ..backends import backend_of, to_host
 from ..bilevel import full_batch
 from ..capture import capture
+from ..data import Episodes
 from ..errors import ArgumentError
 from ..ops import exp, linear_cross_entropy, matmul, mean, reshape, sqrt
 from ..ops import sum as sum_
@@ -29,33 +30,6 @@ HParams = dict[str, Array]
 STEP_SIZE = "inner.step_size"
 LOG_STEP_SIZE = "inner.log_step_size"
 SMALLEST_SQUARE = 1e-12  # keeps the derivative of the norm finite where all features are zero
-
-
-class EpisodeBatch(Protocol):
-    """E episodes: images (E, N, H, W, C) and integer labels (E, N) of the support and of the query part."""
-
-    @property
-    def support(self) -> Array: ...
-    @property
-    def support_labels(self) -> Array: ...
-    @property
-    def query(self) -> Array: ...
-    @property
-    def query_labels(self) -> Array: ...
-
-
-class Batch(NamedTuple):
-    """The arrays of an EpisodeBatch as a pytree, which `capture` can take."""
-
-    support: Array
-    support_labels: Array
-    query: Array
-    query_labels: Array
-
-    @classmethod
-    def of(cls, episodes: EpisodeBatch) -> "Batch":
-        """Those of `episodes`. Cost: O(1)."""
-        return cls(episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
 
 
 class Sampler(Protocol):
@@ -118,7 +92,7 @@ class HyperRepresentation:
         value = to_host(hparams[LOG_STEP_SIZE if self.log_step_size else STEP_SIZE])
         return float(np.exp(value) if self.log_step_size else value)
 
-    def represent(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    def represent(self, hparams: Mapping[str, Any], episodes: Episodes) -> tuple[Tensor, Tensor]:
         """Features of the support images (E, S, D) and of the query images (E, Q, D).
 
         Args: hparams: of `init`, arrays or Tensors; episodes: E episodes.
@@ -158,7 +132,7 @@ class HyperRepresentation:
         xp = backend_of(support.value).xp
         return {"weight": xp.zeros((episodes, size, self.n_way), support.dtype), "bias": xp.zeros((episodes, 1, self.n_way), support.dtype)}
 
-    def meta_loss(self, hparams: Mapping[str, Any], episodes: EpisodeBatch) -> tuple[Tensor, Array]:
+    def meta_loss(self, hparams: Mapping[str, Any], episodes: Episodes) -> tuple[Tensor, Array]:
         """The outer objective of one meta-batch: mean query cross-entropy after T inner steps.
 
         Args: hparams: of `init`, arrays or Tensors; episodes: E episodes of `n_way` classes.
@@ -170,7 +144,7 @@ class HyperRepresentation:
         loss = mean(ground_losses(w, query, episodes.query_labels))
         return loss, accuracy(w, query, episodes.query_labels)
 
-    def sweep(self, hparams: Mapping[str, Any], episodes: EpisodeBatch, steps: Sequence[int]) -> tuple[Array, Array]:
+    def sweep(self, hparams: Mapping[str, Any], episodes: Episodes, steps: Sequence[int]) -> tuple[Array, Array]:
         """Query loss and accuracy after each number of inner steps in `steps`, in one run.
 
         Args: steps: increasing numbers of steps, >= 0.
@@ -286,12 +260,12 @@ def evaluate(
     accuracies: list[Array] = []
     done = index = 0
 
-    def work(hparams: Any, batch: Batch) -> tuple[Array, Array]:
+    def work(hparams: Any, batch: Episodes) -> tuple[Array, Array]:
         return method.sweep(hparams, batch, ordered)
 
     sweep = capture(work) if graphs else work
     while done < n_episodes:
-        batch_losses, batch_accuracies = sweep(hparams, Batch.of(sampler.batch(index)))
+        batch_losses, batch_accuracies = sweep(hparams, sampler.batch(index))
         losses.append(to_host(batch_losses))
         accuracies.append(to_host(batch_accuracies))
         fresh = min(len(batch_losses), n_episodes - done)

@@ -10,12 +10,12 @@ import optree
 
 from ..backends import backend_of, place, to_host
 from ..capture import capture
-from ..data import EpisodeSampler, MetaDataset
+from ..data import Episodes, EpisodeSampler, MetaDataset
 from ..errors import RunError
 from ..optimizers import Adam
 from ..transforms import value_and_grad
 from .config import Config
-from .hyper_representation import Batch, HParams, HyperRepresentation, evaluate
+from .hyper_representation import HParams, HyperRepresentation, evaluate
 from .run import MODEL, STATE, RunDirectory
 
 Record = dict[str, Any]
@@ -123,7 +123,7 @@ def check_like(found: Mapping[str, Any], expected: Mapping[str, Any], where: str
         )
 
 
-MetaGradient = Callable[[HParams, Batch], Any]
+MetaGradient = Callable[[HParams, Episodes], Any]
 
 
 def meta_gradient(config: Config) -> MetaGradient:
@@ -133,14 +133,14 @@ def meta_gradient(config: Config) -> MetaGradient:
     return capture(gradient) if config.graphs else gradient
 
 
-def step(config: Config, gradient: MetaGradient, state: State, episodes: Any) -> tuple[State, Record]:
+def step(config: Config, gradient: MetaGradient, state: State, episodes: Episodes) -> tuple[State, Record]:
     """One outer iteration: hypergradient of one meta-batch, one Adam step.
 
     Args: gradient: of `meta_gradient`.
     Returns: the new state and what to record. Raises: RunError if a number is not finite.
     Cost: one forward and one backward run of the network, T inner steps and their reverse pass.
     """
-    (loss, accuracies), grad = gradient(state.hparams, Batch.of(episodes))
+    (loss, accuracies), grad = gradient(state.hparams, episodes)
     i = state.iteration
     optimizer = Adam(lr=config.outer_step_size(i))
     hparams, adam = optimizer.step(state.hparams, state.adam, grad, i)
