@@ -1,18 +1,16 @@
 """Data sets for meta-learning, and the episodes drawn from them.
 
-`open_dataset` gives three splits of images grouped by class; `EpisodeSampler` draws few-shot episodes from a
-split; `pixel_baseline` says what raw pixels achieve. Nothing is ever downloaded.
+`open_dataset` gives three splits of images grouped by class; `EpisodeSampler` draws few-shot episodes from a split; `pixel_baseline` says
+what raw pixels achieve; `read_images` and `read_support_folder` read a person's own images for prediction. Nothing is ever downloaded.
 """
 
-from .baseline import Accuracy, pixel_baseline
 from .cache import cache_dir
-from .episodes import Episodes, EpisodeSampler
+from .decode import read_images, read_support_folder
+from .episodes import Accuracy, Episodes, EpisodeSampler, pixel_baseline
 from .images import ImageClasses, MetaDataset, gather, to_float
 from .registry import OPTIONS, open_dataset
 from .report import Reporter, SilentReporter
 from .unpickle import read_pickle
-
-read_images = read_support_folder = None
 
 __all__ = [
     "OPTIONS",
@@ -27,6 +25,8 @@ __all__ = [
     "gather",
     "open_dataset",
     "pixel_baseline",
+    "read_images",
     "read_pickle",
+    "read_support_folder",
     "to_float",
 ]

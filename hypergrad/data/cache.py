@@ -1,269 +1,196 @@
 """Decoded images on disk: uint8 arrays that the next start maps into memory.
 
-A cache entry is a folder `<name>-<key>/` with one `.npy` file a split and `meta.json`. It is written under a
-temporary name and renamed when whole, so a reader never sees half of one; two writers at once are fine, the
-first rename wins. On opening, the size of each array and a CRC-32 of up to 16 MiB of it (all of a smaller
-one, evenly spaced blocks of a larger one) are compared with `meta.json`.
+A cache entry is one file: the images of all splits as a .npy file, behind them a description as JSON, and behind that its length and
+CRC-32. It is written under a temporary name and renamed when whole, so a reader never sees half of one, and two writers at once are fine.
+On opening, a CRC-32 of up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
 """
-
-from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from ..errors import DataError, ShapeError
-from .images import ImageClasses, MetaDataset
+from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter
 
-FORMAT = 1
-SPLITS = ("train", "validation", "test")
-_BLOCK_BYTES = 1 << 16
-_N_BLOCKS = 256
+FORMAT = 2
+_BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
+_END = struct.Struct("<II")
 _STALE_S = 86400.0
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """How one split will be built.
-
-    Args:
-        class_names: one name a class.
-        counts: images in each class.
-        image_shape: (H, W, C).
-        blocks: gives, class by class, the images (counts[c], H, W, C), uint8.
-    """
+class SplitPlan(NamedTuple):
+    """How one split will be built: names and sizes of its classes, (H, W, C), and what gives, class by class, the images
+    (counts[c], H, W, C), uint8."""
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
     image_shape: tuple[int, int, int]
     blocks: Callable[[], Iterator[NDArray[np.uint8]]]
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the images."""
-        return sum(self.counts) * int(np.prod(self.image_shape))
+    def turned(self, turns: Sequence[Sequence[int]]) -> "SplitPlan":
+        """The plan where class c stands once for each of turns[c], its images turned by so many times 90 degrees."""
+
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            for block, own in zip(self.blocks(), turns, strict=True):
+                yield from (np.rot90(block, turn, axes=(1, 2)) for turn in own)
+
+        classes = [(f"{name}/rot{90 * turn:03d}", n) for name, n, own in zip(*self[:2], turns, strict=True) for turn in own]
+        return SplitPlan(tuple(name for name, _ in classes), tuple(n for _, n in classes), self.image_shape, blocks)
 
 
-class Source(Protocol):
-    """A data set that can be decoded: what the readers of this package implement.
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be decoded: what the readers of this package return.
 
-    `key` holds all that the decoded bytes depend on (files with sizes and times, options, versions), as JSON
-    values; `plan` is called only when the cache has no entry for the key.
+    Args:
+        name: of the data set.
+        options: those it was opened with.
+        key: all that the decoded bytes depend on (options, files with sizes and times, versions), as JSON values.
+        plan: gives the plan of every split; called only when the cache has no entry for the key.
+        notes: what a user should know.
     """
 
     name: str
-
-    @property
-    def key(self) -> Mapping[str, Any]: ...
-
-    @property
-    def options(self) -> Mapping[str, Any]: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    def plan(self) -> Mapping[str, SplitPlan]: ...
+    options: Mapping[str, Any]
+    key: Mapping[str, Any]
+    plan: Callable[[], Mapping[str, SplitPlan]]
+    notes: tuple[str, ...] = ()
 
 
 def cache_dir(override: str | os.PathLike[str] | None = None) -> Path:
     """Where decoded data sets are kept.
 
-    Args:
-        override: a folder to use instead.
-    Returns: `override`, else the environment variable HYPERGRAD_CACHE, else the user's cache folder of the
-        platform (on Linux ~/.cache/hypergrad). The folder need not exist. Deleting it is always safe.
+    Args: override: a folder to use instead.
+    Returns: `override`, else the environment variable HYPERGRAD_CACHE, else the user's cache folder of the platform (on Linux
+        ~/.cache/hypergrad). The folder need not exist. Deleting it is always safe.
     """
-    if override is not None:
-        return Path(override)
-    chosen = os.environ.get("HYPERGRAD_CACHE")
+    chosen = override if override is not None else os.environ.get("HYPERGRAD_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("hypergrad"))
 
 
-def load(source: Source, folder: Path, reporter: Reporter) -> MetaDataset:
+class _Damaged(DataError):
+    """A cache entry is not what was written."""
+
+
+def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> MetaDataset:
     """Open a data set from the cache, building its entry first where there is none.
 
     Args:
         source: what to decode.
         folder: the cache folder; made if missing.
         reporter: shows the progress of decoding, and says so when a damaged entry is rebuilt.
+        n_way: classes that every split must have; asked before anything is decoded.
     Returns: MetaDataset whose images are read-only memory maps.
     Raises: DataError if the source is faulty, or the cache cannot be written (a full disk leaves no file).
-    Cost: from the cache, at most 16 MiB read a split; otherwise one decoding and n bytes written.
+    Cost: from the cache, at most 48 MiB read; otherwise one decoding and n bytes written.
     """
-    digest = hashlib.sha256(json.dumps({"format": FORMAT, **source.key}, sort_keys=True).encode()).hexdigest()
-    entry = folder / f"{source.name}-{digest[:20]}"
+    key = hashlib.sha256(json.dumps({"format": FORMAT, **source.key}, sort_keys=True).encode()).hexdigest()
+    entry = folder / f"{source.name}-{key[:20]}.images"
     if entry.exists():
         try:
-            return _open(source, entry)
+            return _open(source, entry, n_way)
         except _Damaged as fault:
-            reporter.message(f"cache: {entry} is damaged ({fault}); decoding the images again")
+            reporter.message(f"{fault}; decoding the images again")
     try:
-        _build(source, entry, reporter)
+        _build(source, entry, reporter, n_way)
     except OSError as error:
-        raise DataError(_write_fault(error, folder)) from error
-    try:
-        return _open(source, entry)
-    except _Damaged as fault:
+        what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"a fault ({error.strerror or error})"
         raise DataError(
-            f"cache: {entry} has damage ({fault}) right after it was written, expected what was written because the "
-            "disk should keep it; check the disk or set HYPERGRAD_CACHE to another"
-        ) from fault
+            f"cache: writing under {folder} has {what}, expected room and permission to write because decoded images are kept there "
+            "(nothing of this attempt was left behind); free space, or set HYPERGRAD_CACHE to another folder"
+        ) from error
+    return _open(source, entry, n_way)
 
 
-class _Damaged(Exception):
-    """A cache entry is not what was written."""
-
-
-def _open(source: Source, entry: Path) -> MetaDataset:
+def _open(source: Source, entry: Path, n_way: int) -> MetaDataset:
+    splits: dict[str, ImageClasses] = {}
     try:
-        meta = json.loads((entry / "meta.json").read_text("utf-8"))
-        splits = {name: _open_split(entry, name, meta["splits"][name]) for name in SPLITS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged(f"{type(error).__name__}: {error}") from error
+        with open(entry, "rb") as file:
+            end = file.seek(-_END.size, os.SEEK_END)
+            length, crc = _END.unpack(file.read())
+            file.seek(end - length)
+            text = file.read(length)
+            if zlib.crc32(text) != crc:
+                raise ValueError("other checksum of the description")
+            meta = json.loads(text)
+            if _sampled_crc(file, end - length) != meta["crc32"]:
+                raise ValueError("other checksum of the images")
+        images: NDArray[np.uint8] = np.load(entry, mmap_mode="r", allow_pickle=False)
+        for name, class_names, counts in meta["splits"]:
+            offsets = np.cumsum([0, *counts])
+            splits[name] = ImageClasses(name, images[: offsets[-1]], offsets, tuple(class_names))
+            images = images[offsets[-1] :]
+    except (OSError, ValueError) as error:
+        raise _Damaged(f"cache: {entry} is damaged ({error}), expected what was written; delete it or check the disk") from error
+    for name, split in splits.items():
+        check_classes(name, split.class_names, split.sizes, n_way)
     return MetaDataset(source.name, **splits, options=dict(source.options), notes=source.notes)
 
 
-def _open_split(entry: Path, name: str, meta: Mapping[str, Any]) -> ImageClasses:
-    path = entry / f"{name}.npy"
-    if path.stat().st_size != meta["file_bytes"]:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {meta['file_bytes']}")
-    with open(path, "rb") as file:
-        if _sampled_crc(file, meta["file_bytes"]) != meta["crc32"]:
-            raise ValueError(f"{path.name} has another checksum than when it was written")
-    images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    offsets = np.concatenate([[0], np.cumsum(meta["counts"])]).astype(np.int64)
-    return ImageClasses(name, images, offsets, tuple(meta["class_names"]))
-
-
 def _sampled_crc(file: BinaryIO, n_bytes: int) -> int:
-    """CRC-32 of the whole file, or of _N_BLOCKS evenly spaced blocks, the first and the last among them."""
-    crc = 0
-    n_all = -(-n_bytes // _BLOCK_BYTES)
-    count = min(n_all, _N_BLOCKS)
-    for i in range(count):
-        block = i if count == n_all else i * (n_all - 1) // (_N_BLOCKS - 1)
-        file.seek(block * _BLOCK_BYTES)
-        crc = zlib.crc32(file.read(_BLOCK_BYTES), crc)
+    """CRC-32 of the first n_bytes, or of _N_BLOCKS evenly spaced blocks of them, the first and the last among them."""
+    crc, n_all = 0, -(-n_bytes // _BLOCK_BYTES)
+    for i in np.linspace(0, n_all - 1, min(n_all, _N_BLOCKS)).astype(int).tolist():
+        file.seek(i * _BLOCK_BYTES)
+        crc = zlib.crc32(file.read(min(_BLOCK_BYTES, n_bytes - i * _BLOCK_BYTES)), crc)
     return crc
 
 
-def _build(source: Source, entry: Path, reporter: Reporter) -> None:
-    folder = entry.parent
-    plans = source.plan()
+def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
+    folder, plans = entry.parent, source.plan()
     for name in SPLITS:
-        _check_classes(name, plans[name])
+        check_classes(name, plans[name].class_names, plans[name].counts, n_way)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    need = sum(plan.n_bytes for plan in plans.values())
-    free = shutil.disk_usage(folder).free
-    if free < need + (1 << 20):
+    for path in folder.glob(".*.tmp"):  # what processes that were killed while writing left behind
+        with suppress(OSError):  # its owner has just finished, or it is another's
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
+    n_images, shape = sum(sum(plan.counts) for plan in plans.values()), plans["train"].image_shape
+    need, free = n_images * math.prod(shape) + (1 << 20), shutil.disk_usage(folder).free
+    if free < need:
         raise DataError(
-            f"cache: the disk of {folder} has {_mib(free)} free, expected {_mib(need)} because the decoded images of "
+            f"cache: the disk of {folder} has {free >> 20} MiB free, expected {need >> 20} MiB because the decoded images of "
             f"'{source.name}' are kept there; free space, or set HYPERGRAD_CACHE to a folder on another disk"
         )
-    temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", suffix=".tmp", dir=folder))
+    handle, temporary = tempfile.mkstemp(prefix=f".{entry.stem}-", suffix=".tmp", dir=folder)
     try:
-        meta: dict[str, Any] = {"format": FORMAT, "name": source.name, "key": dict(source.key), "splits": {}}
-        total = sum(sum(plan.counts) for plan in plans.values())
-        with reporter.progress(f"decoding {source.name}", total) as tick:
+        # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
+        with open(handle, "w+b") as file, reporter.progress(f"decoding {source.name}", n_images) as tick:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n_images, *shape)})
             for name in SPLITS:
-                meta["splits"][name] = _write_split(temporary / f"{name}.npy", plans[name], tick)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
-        _publish(source, temporary, entry)
+                for count, block in zip(plans[name].counts, plans[name].blocks(), strict=True):
+                    if block.shape != (count, *shape) or block.dtype != np.uint8:
+                        raise ShapeError(
+                            f"cache: a class of split '{name}' decoded to {block.shape} {block.dtype}, expected {(count, *shape)} uint8 "
+                            "because the plan says so; correct the source"
+                        )
+                    file.write(np.ascontiguousarray(block).data)
+                    tick(count)
+            file.flush()
+            n_bytes = file.tell()
+            splits = [(name, plans[name].class_names, plans[name].counts) for name in SPLITS]
+            text = json.dumps({"key": dict(source.key), "crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
+            file.seek(n_bytes)
+            file.write(text + _END.pack(len(text), zlib.crc32(text)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, entry)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_split(path: Path, plan: SplitPlan, tick: Callable[[int], None]) -> dict[str, Any]:
-    shape = (sum(plan.counts), *plan.image_shape)
-    # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
-    with open(path, "w+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for count, block in zip(plan.counts, plan.blocks(), strict=True):
-            if block.shape != (count, *plan.image_shape) or block.dtype != np.uint8:
-                raise ShapeError(
-                    f"cache: a class of split '{path.stem}' decoded to {block.shape} {block.dtype}, expected "
-                    f"{(count, *plan.image_shape)} uint8 because the plan says so; correct the source"
-                )
-            file.write(np.ascontiguousarray(block).data)
-            tick(count)
-        file.flush()
-        os.fsync(file.fileno())
-        n_bytes = file.tell()
-        crc = _sampled_crc(file, n_bytes)
-    return {"file_bytes": n_bytes, "crc32": crc, "counts": list(plan.counts), "class_names": list(plan.class_names)}
-
-
-def _publish(source: Source, temporary: Path, entry: Path) -> None:
-    """Rename the finished folder into place, unless another process has just done so with the same images."""
-    while True:
-        try:
-            os.replace(temporary, entry)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        try:
-            _open(source, entry)
-            return
-        except _Damaged:
-            aside = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", suffix=".tmp", dir=entry.parent))
-            try:
-                os.replace(entry, aside)
-            except FileNotFoundError:
-                continue  # another process has moved it first
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed while writing left behind more than a day ago."""
-    for path in folder.glob(".*.tmp"):
-        try:
-            stale = time.time() - path.stat().st_mtime > _STALE_S
-        except FileNotFoundError:
-            continue  # its owner has just finished
-        if stale:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _check_classes(split: str, plan: SplitPlan) -> None:
-    if not plan.class_names:
-        raise DataError(
-            f"dataset: split '{split}' has 0 classes, expected at least 1 because episodes are drawn from classes; "
-            "check the folder or the split list"
-        )
-    for name, count in zip(plan.class_names, plan.counts, strict=True):
-        if count == 0:
-            raise DataError(
-                f"dataset: class '{name}' of split '{split}' has 0 images, expected at least 1 because an episode "
-                "draws images of every class; add images or remove the class"
-            )
-
-
-def _write_fault(error: OSError, folder: Path) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = "no space left" if full else f"a fault ({error.strerror or error})"
-    remedy = "free space, or " if full else ""
-    return (
-        f"cache: writing under {folder} has {what}, expected room and permission to write because decoded images are "
-        f"kept there (nothing of this attempt was left behind); {remedy}set HYPERGRAD_CACHE to another folder"
-    )
-
-
-def _mib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.0f} MiB"
+        Path(temporary).unlink(missing_ok=True)

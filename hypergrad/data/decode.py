@@ -1,159 +1,48 @@
-"""From files of images to bytes of one size, class by class."""
+"""From files of images to bytes of one size: for the data sets, class by class, and for a person's own images."""
 
-from __future__ import annotations
-
-import hashlib
 import io
-import json
 import os
-import struct
-import zipfile
-import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DataError
+from .cache import SplitPlan
+from .files import Classes, File, Opener, list_classes, reading
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# What Pillow raises on damaged or hostile contents, format by format (UnidentifiedImageError is an OSError).
-IMAGE_ERRORS = (
-    OSError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Image.DecompressionBombError,
-    struct.error,
-    zlib.error,
-)
-# Below this many bytes a file the interpreter's lock, which decoding releases, costs more than a second
-# thread gains.
+# Below this many bytes a file the interpreter's lock, which decoding releases, costs more than a second thread gains.
 _THREADS_FROM_BYTES = 1 << 14
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image on disk, or inside a zip file.
-
-    Args:
-        path: the file, or the zip file that holds it.
-        member: its name inside the zip file; "" where the image is a file of its own.
-        n_bytes: size as stored.
-    """
-
-    path: Path
-    member: str
-    n_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an image becomes an array.
-
-    Args:
-        size: height and width of the result; an image of another size is resized (both sides, nothing cut off).
-        channels: 1 (grey) or 3 (red, green, blue).
-        invert: exchange dark and light, so that dark ink on light paper becomes 255.
-    """
+class Look(NamedTuple):
+    """How an image becomes an array: height and width, to which it is resized (both sides, nothing cut off), 1 or 3 channels, and
+    whether dark and light are exchanged, so that dark ink on light paper becomes 255."""
 
     size: tuple[int, int]
     channels: int
     invert: bool = False
 
 
-class Reader:
-    """Opens image files and zip members; keeps zip files open until closed; safe among threads."""
-
-    def __init__(self) -> None:
-        self._zips: dict[Path, zipfile.ZipFile] = {}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for archive in self._zips.values():
-            archive.close()
-
-    def prepare(self, files: Iterable[ImageFile]) -> None:
-        """Open the zip files that `files` need. Raises: DataError if one cannot be read."""
-        for path in {file.path for file in files if file.member} - self._zips.keys():
-            self._zips[path] = open_zip(path)
-
-    def read(self, file: ImageFile) -> bytes:
-        """The stored bytes. Raises: DataError naming the file if it cannot be read."""
-        try:
-            return self._zips[file.path].read(file.member) if file.member else file.path.read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"image: {file} has no readable bytes ({error}), expected an image because it is listed in the data set; restore the file"
-            ) from error
-
-    def decode(self, file: ImageFile, look: Look) -> NDArray[np.uint8]:
-        """One image, (H, W, C), uint8. Raises: DataError naming the file if it is not a whole image."""
-        try:
-            with Image.open(io.BytesIO(self.read(file))) as image:
-                return to_array(image, look)
-        except DataError:
-            raise
-        except IMAGE_ERRORS as error:
-            raise DataError(
-                f"image: {file} has damaged or unknown contents ({error}), expected a whole image because every "
-                "image of a class is used; restore or remove the file"
-            ) from error
-
-
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip file for reading. Raises: DataError naming it if it is missing or damaged."""
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"zip: {path} has unreadable contents ({error}), expected a zip file because of its name; fetch it again"
-        ) from error
-
-
-def read_text(path: Path, member: str = "") -> str:
-    """The text of a file, or of a member of a zip file. Raises: DataError naming it if it cannot be read."""
-    try:
-        if not member:
-            return path.read_text("utf-8-sig")
-        with open_zip(path) as archive:
-            return archive.read(member).decode("utf-8-sig")
-    except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
-        place = f"{path}:{member}" if member else str(path)
-        raise DataError(
-            f"list: {place} has unreadable contents ({error}), expected UTF-8 text because it is a split list; fetch it again"
-        ) from error
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width from the option image_size. Raises: ArgumentError unless both are 4 to 1024."""
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or not all(4 <= side <= 1024 for side in size):
+        raise ArgumentError(f"dataset: image_size is {image_size}, expected one side or (height, width), each 4 to 1024; choose another")
+    return size[0], size[1]
 
 
 def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
-    """Convert and resize a picture.
-
-    16-bit grey is brought to 8 bits; transparency is laid on white paper; resizing uses Lanczos' filter.
-
-    Args:
-        image: any mode and size.
-        look: what to make of it.
-    Returns: (H, W, C), uint8.
-    """
+    """A picture as (H, W, C), uint8: 16-bit grey is brought to 8 bits, transparency laid on white paper, resized by Lanczos' filter."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(grey.astype(np.uint8))
+        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if look.channels == 1 else "RGB")
     height, width = look.size
     if image.size != (width, height):
@@ -162,7 +51,20 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
     return 255 - pixels if look.invert else pixels
 
 
-def decode_classes(classes: Sequence[Sequence[ImageFile]], look: Look, threads: int | None = None) -> Iterator[NDArray[np.uint8]]:
+def decode(opener: Opener, file: File, look: Look) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The image and its height and width on disk. Raises: DataError naming the file if it is not a whole image."""
+    contents = opener.read(file)
+    with reading("image", file), Image.open(io.BytesIO(contents)) as image:
+        return to_array(image, look), (image.height, image.width)
+
+
+def header(file: File) -> tuple[bool, tuple[int, int]]:
+    """Whether an image is grey, and its height and width, from its first bytes. Raises: DataError as `decode`."""
+    with reading("image", file), Image.open(file.path) as image:
+        return image.mode.startswith(("1", "L", "I;16")), (image.height, image.width)
+
+
+def decode_classes(classes: Sequence[Sequence[File]], look: Look, threads: int | None = None) -> Iterator[NDArray[np.uint8]]:
     """Decode the files of each class.
 
     Args:
@@ -171,95 +73,71 @@ def decode_classes(classes: Sequence[Sequence[ImageFile]], look: Look, threads: 
         threads: at once; by default 1 for small files and up to 4 for large ones.
     Returns: for each class (n_c, H, W, C), uint8; the same whatever the number of threads.
     Raises: DataError naming the first file that cannot be decoded.
-    Memory: one class, and with threads two classes a thread.
+    Memory: four classes a thread.
     """
     if threads is None:
         sizes = [file.n_bytes for files in classes[:32] for file in files[:8]]
-        large = bool(sizes) and sum(sizes) / len(sizes) >= _THREADS_FROM_BYTES
-        threads = min(4, os.cpu_count() or 1) if large else 1
-    with Reader() as reader:
-        reader.prepare(file for files in classes for file in files)
+        threads = min(4, os.cpu_count() or 1) if sizes and np.mean(sizes) >= _THREADS_FROM_BYTES else 1
+    with Opener() as opener, ThreadPoolExecutor(threads) as pool:
 
-        def decode(files: Sequence[ImageFile]) -> NDArray[np.uint8]:
-            block = np.empty((len(files), *look.size, look.channels), np.uint8)
+        def block(files: Sequence[File]) -> NDArray[np.uint8]:
+            images = np.empty((len(files), *look.size, look.channels), np.uint8)
             for i, file in enumerate(files):
-                block[i] = reader.decode(file, look)
-            return block
+                images[i] = decode(opener, file, look)[0]
+            return images
 
-        if threads == 1:
-            yield from map(decode, classes)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: deque[Future[NDArray[np.uint8]]] = deque()
-            try:
-                for files in classes:
-                    waiting.append(pool.submit(decode, files))
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        step = 4 * threads
+        for start in range(0, len(classes), step):
+            yield from (pool.map if threads > 1 else map)(block, classes[start : start + step])
 
 
-def list_images(folder: Path) -> list[ImageFile]:
-    """The image files directly inside a folder, by name; hidden files are left out.
+def plan_files(splits: Mapping[str, Classes], look: Look) -> dict[str, SplitPlan]:
+    """The plan of splits whose classes are lists of image files."""
+    shape = (*look.size, look.channels)
+    return {
+        split: SplitPlan(tuple(classes), tuple(map(len, classes.values())), shape, partial(decode_classes, [*classes.values()], look))
+        for split, classes in splits.items()
+    }
 
-    Raises: DataError if the folder cannot be read.
-    Cost: one directory read and one stat a file.
+
+def read_images(
+    paths: Iterable[str | os.PathLike[str]], image_size: tuple[int, int, int], *, invert: bool = False
+) -> tuple[NDArray[np.uint8], list[Path]]:
+    """Read image files for prediction, as the folder data set reads them.
+
+    Args:
+        paths: N image files.
+        image_size: (H, W, C) of the result, for instance `MetaDataset.image_shape`; C is 1 or 3.
+        invert: exchange dark and light, as the option of the folder data set.
+    Returns: images (N, H, W, C), uint8; and the paths of those that were resized, both sides, nothing cut off.
+    Raises: DataError naming the file that is missing, unreadable or no whole image; ArgumentError on another image_size.
+    Cost: one decoding a file.
     """
-    return [
-        ImageFile(Path(entry.path), "", entry.stat().st_size)
-        for entry in scan(folder)
-        if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
-    ]
+    if len(image_size) != 3 or image_size[2] not in (1, 3):
+        raise ArgumentError(f"read_images: image_size is {image_size}, expected (H, W, C) with C 1 or 3; pass the data set's image_shape")
+    look = Look(sides(image_size[:2]), image_size[2], invert)
+    files = [File(os.fspath(path)) for path in paths]
+    with Opener() as opener:
+        decoded = [decode(opener, file, look) for file in files]
+    images = np.array([pixels for pixels, _ in decoded], np.uint8).reshape(len(files), *image_size)
+    return images, [Path(file.path) for file, (_, stored) in zip(files, decoded, strict=True) if stored != look.size]
 
 
-def list_folders(folder: Path) -> list[Path]:
-    """The folders directly inside a folder, by name, hidden ones left out. Raises: DataError as `scan`."""
-    return [Path(entry.path) for entry in scan(folder) if entry.is_dir()]
+def read_support_folder(
+    root: str | os.PathLike[str], image_size: tuple[int, int, int], *, invert: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...], list[Path]]:
+    """Read the labelled examples of a task of one's own: one folder a class, each with at least one image.
 
-
-def scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder by name, hidden ones left out. Raises: DataError if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise DataError(
-            f"folder: {folder} has no readable contents ({error.strerror}), expected a folder because the data set "
-            "lies there; check the path and its permissions"
-        ) from error
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """SHA-256 over path, size and time of change of each file: equal while nobody has touched them.
-
-    Raises: DataError if a file has vanished.
-    Cost: one stat a file.
+    Args:
+        root: the folder that holds the class folders.
+        image_size, invert: as `read_images`.
+    Returns: images (N, H, W, C), uint8, class by class; labels (N,), int64; the names of the classes; and the paths that were resized.
+    Raises: DataError if there are fewer than two class folders or one holds no image; otherwise as `read_images`.
+    Cost: one decoding a file.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            state = os.stat(path)
-        except OSError as error:
-            raise DataError(
-                f"file: {path} has vanished or is unreadable ({error.strerror}), expected a file because it was "
-                "listed a moment ago; try again"
-            ) from error
-        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def digest_of(value: object) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def square(image_size: int | None, default: int) -> tuple[int, int]:
-    """Height and width from the option image_size. Raises: ArgumentError if it is not 4 to 1024."""
-    size = default if image_size is None else image_size
-    if not 4 <= size <= 1024:
-        raise ArgumentError(f"dataset: image_size is {size}, expected 4 to 1024 because images are kept decoded; choose a size between")
-    return size, size
+    classes = list_classes(Path(root), 1)
+    if len(classes) < 2 or not all(classes.values()):
+        have = ", ".join(f"{name}: {len(files)} images" for name, files in classes.items()) or "none"
+        raise DataError(f"read_support_folder: {root} has class folders ({have}), expected two or more with images in each; add them")
+    images, resized = read_images([file.path for files in classes.values() for file in files], image_size, invert=invert)
+    return images, np.repeat(np.arange(len(classes)), [*map(len, classes.values())]), tuple(classes), resized

@@ -1,8 +1,6 @@
 """Images grouped by class, and the three splits of a data set for meta-learning."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +10,13 @@ from numpy.typing import DTypeLike, NDArray
 from ..backends import Array, backend_of, place
 from ..errors import ArgumentError, DataError, DTypeError, ShapeError
 
+SPLITS = ("train", "validation", "test")
+
 
 def to_float(images: NDArray[Any], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Pixels as numbers in [0, 1]: value / 255.
 
-    Args:
-        images: any shape, uint8.
-        dtype: float32 or float64.
+    Args: images: any shape, uint8; dtype: float32 or float64.
     Returns: a new array of the same shape; each element is the correctly rounded quotient.
     Raises: DTypeError if `images` is not uint8 or `dtype` is not one of the two.
     Cost: one pass; no scratch.
@@ -45,8 +43,8 @@ def gather(images: Array, rows: Array, dtype: DTypeLike = np.float32) -> Array:
     backend = backend_of(images, rows)
     if isinstance(rows, np.ndarray) and rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
         raise ArgumentError(
-            f"gather: rows has values {rows.min()} to {rows.max()}, expected 0 to {len(images) - 1} because there are "
-            f"{len(images)} images; correct the rows"
+            f"gather: rows has values {rows.min()} to {rows.max()}, expected 0 to {len(images) - 1} because there are {len(images)} "
+            "images; correct the rows"
         )
     if isinstance(images, np.ndarray) and not images[:1].flags.c_contiguous:  # a view of larger images, say
         images, rows = np.ascontiguousarray(images[rows.reshape(-1)]), np.arange(rows.size).reshape(rows.shape)
@@ -59,10 +57,36 @@ def _float_of_bytes(where: str, images: Array, dtype: DTypeLike) -> np.dtype[Any
     """The dtype to convert the bytes to, if both are of the right kind."""
     kind = np.dtype(dtype)
     if images.dtype != np.uint8:
-        raise DTypeError(f"{where}: images has dtype {images.dtype}, expected uint8 because pixels are bytes; pass the images of a split")
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise DTypeError(f"{where}: dtype is {kind}, expected float32 or float64 because the engine computes in those; choose one of them")
+        raise DTypeError(f"{where}: images has dtype {images.dtype}, expected uint8; pass the images of a split")
+    if kind not in (np.float32, np.float64):
+        raise DTypeError(f"{where}: dtype is {kind}, expected float32 or float64; choose one of them")
     return kind
+
+
+def check_number(what: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise ArgumentError unless least <= value <= most; `what` names the argument, as in "glyphs: seed"."""
+    if value < least or (most is not None and value > most):
+        raise ArgumentError(f"{what} is {value}, expected {f'at least {least}' if most is None else f'{least} to {most}'}; choose another")
+
+
+def check_choice(what: str, value: object, known: Collection[object]) -> None:
+    """Raise ArgumentError unless value is among those known; `what` names the argument, as in "omniglot: split"."""
+    if value not in known:
+        raise ArgumentError(f"{what} is '{value}', expected {', '.join(map(str, known))}; choose one of them")
+
+
+def check_classes(split: str, class_names: Sequence[str], counts: Sequence[int] | NDArray[np.int64], n_way: int = 1) -> None:
+    """Raise DataError unless a split has n_way classes and each of them an image."""
+    if len(class_names) < n_way:
+        lower = f", or lower n_way (--n-way) to {len(class_names)}" if len(class_names) > 1 else ""
+        raise DataError(
+            f"dataset: split '{split}' has {len(class_names)} classes, expected at least {n_way} to draw {n_way}-way episodes from; "
+            f"add classes{lower}"
+        )
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        names = ", ".join(f"'{name}'" for name in empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise DataError(f"dataset: class {names} of split '{split}' has 0 images, expected at least 1; add images or remove the class")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,47 +110,29 @@ class ImageClasses:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        of = f"of split '{self.name}'"
         if self.images.dtype != np.uint8:
-            raise DTypeError(
-                f"ImageClasses: images of split '{self.name}' has dtype {self.images.dtype}, expected uint8 because "
-                "pixels are kept as bytes; convert with (255 * x).astype('uint8')"
-            )
+            raise DTypeError(f"ImageClasses: images {of} has dtype {self.images.dtype}, expected uint8; use (255 * x).astype('uint8')")
         if self.images.ndim != 4:
             raise ShapeError(
-                f"ImageClasses: images of split '{self.name}' has shape {self.images.shape}, expected (n, H, W, C) "
-                "because channels come last; add the axis with images[..., None]"
+                f"ImageClasses: images {of} has shape {self.images.shape}, expected (n, H, W, C); add axes, as images[..., None]"
             )
         if self.offsets.shape != (len(self.class_names) + 1,):
             raise ShapeError(
-                f"ImageClasses: offsets of split '{self.name}' has shape {self.offsets.shape}, expected "
-                f"({len(self.class_names) + 1},) because there are {len(self.class_names)} class names; give where "
-                "each class begins and where the last one ends"
+                f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected ({len(self.class_names) + 1},) because there are "
+                f"{len(self.class_names)} class names; give where each class begins and where the last one ends"
             )
-        sizes = np.diff(self.offsets)
-        if len(sizes) == 0:
-            raise DataError(
-                f"ImageClasses: split '{self.name}' has 0 classes, expected at least 1 because episodes are drawn "
-                "from classes; check the folder or the split list"
-            )
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (sizes < 0).any():
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (self.sizes < 0).any():
             raise ShapeError(
-                f"ImageClasses: offsets of split '{self.name}' runs from {self.offsets[0]} to {self.offsets[-1]}, "
-                f"expected 0 to {len(self.images)} without a decrease because classes lie one after the other; use "
-                "ImageClasses.from_labels"
+                f"ImageClasses: offsets {of} runs from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to {len(self.images)} without a "
+                "decrease; use ImageClasses.from_labels"
             )
-        empty = np.flatnonzero(sizes == 0)
-        if len(empty):
-            names = ", ".join(f"'{self.class_names[c]}'" for c in empty[:5])
-            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            raise DataError(
-                f"ImageClasses: class {names}{more} of split '{self.name}' has 0 images, expected at least 1 because "
-                "an episode draws images of every class; add images or remove the class"
-            )
+        check_classes(self.name, self.class_names, self.sizes)
 
     @classmethod
     def from_labels(
         cls, name: str, images: NDArray[np.uint8], labels: NDArray[Any], class_names: Sequence[str] | None = None
-    ) -> ImageClasses:
+    ) -> "ImageClasses":
         """Group images that lie in any order.
 
         Args:
@@ -138,33 +144,28 @@ class ImageClasses:
         Raises: DataError if a label is out of range or a class is empty; ShapeError, DTypeError as the class.
         Cost: one copy of the images.
         """
-        given = np.asarray(labels)
+        given, of = np.asarray(labels), f"labels of split '{name}'"
         if given.dtype.kind not in "iu":
-            raise DTypeError(
-                f"from_labels: labels of split '{name}' has dtype {given.dtype}, expected integers because a label "
-                "is a class number; convert it"
-            )
+            raise DTypeError(f"from_labels: {of} has dtype {given.dtype}, expected integers; convert it")
         if given.shape != images.shape[:1]:
             raise ShapeError(
-                f"from_labels: labels of split '{name}' has shape {given.shape}, expected {images.shape[:1]} because "
-                "each image has one label; check both arrays"
+                f"from_labels: {of} has shape {given.shape}, expected {images.shape[:1]}, one label an image; check both arrays"
             )
         largest = int(given.max()) if given.size else -1
         names = tuple(class_names) if class_names is not None else tuple(str(c) for c in range(largest + 1))
         if given.size and (int(given.min()) < 0 or largest >= len(names)):
             raise DataError(
-                f"from_labels: labels of split '{name}' has values {given.min()} to {largest}, expected 0 to "
-                f"{len(names) - 1} because there are {len(names)} classes; correct the labels"
+                f"from_labels: {of} has values {given.min()} to {largest}, expected 0 to {len(names) - 1} because there are "
+                f"{len(names)} classes; correct the labels"
             )
         counts = np.bincount(given.astype(np.int64), minlength=len(names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(name, images[np.argsort(given, kind="stable")], offsets, names)
 
-    def on(self, device: str) -> ImageClasses:
+    def on(self, device: str) -> "ImageClasses":
         """The split with its images on a device, as the bytes they are; episodes are then gathered there.
 
-        Args: device: "cpu" or "cuda".
-        Raises: as `backend_on`. Cost: one copy of the bytes where they lie elsewhere.
+        Args: device: "cpu" or "cuda". Raises: as `backend_on`. Cost: one copy of the bytes where they lie elsewhere.
         """
         return replace(self, images=place(self.images, device))
 
@@ -197,15 +198,9 @@ class ImageClasses:
     def class_images(self, index: int) -> NDArray[np.uint8]:
         """The images of one class, (n_c, H, W, C), uint8, without a copy.
 
-        Args:
-            index: class number, 0 to n_classes - 1.
-        Raises: ArgumentError if there is no such class.
+        Args: index: class number, 0 to n_classes - 1. Raises: ArgumentError if there is no such class.
         """
-        if not 0 <= index < self.n_classes:
-            raise ArgumentError(
-                f"class_images: index is {index}, expected 0 to {self.n_classes - 1} because split '{self.name}' has "
-                f"{self.n_classes} classes; choose one of them"
-            )
+        check_number("class_images: index", index, 0, self.n_classes - 1)
         return self.images[self.offsets[index] : self.offsets[index + 1]]
 
 
@@ -231,11 +226,11 @@ class MetaDataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        shapes = {split.name: split.image_shape for split in (self.train, self.validation, self.test)}
+        shapes = {name: self.split(name).image_shape for name in SPLITS}
         if len(set(shapes.values())) != 1:
             raise ShapeError(
-                f"MetaDataset: images of '{self.name}' have shapes {shapes}, expected one shape because one network "
-                "reads all splits; resize them alike"
+                f"MetaDataset: images of '{self.name}' have shapes {shapes}, expected one shape because one network reads all splits; "
+                "resize them alike"
             )
 
     @property
@@ -243,25 +238,17 @@ class MetaDataset:
         """(H, W, C) of every image."""
         return self.train.image_shape
 
-    def split(self, name: str) -> ImageClasses:
+    def split(self, name: str) -> "ImageClasses":
         """One split by name.
 
-        Args:
-            name: "train", "validation" (or "val") or "test".
-        Raises: ArgumentError on another name.
+        Args: name: "train", "validation" (or "val") or "test". Raises: ArgumentError on another name.
         """
         splits = {"train": self.train, "validation": self.validation, "val": self.validation, "test": self.test}
-        if name not in splits:
-            raise ArgumentError(
-                f"split: name is '{name}', expected train, validation or test because '{self.name}' has those; choose one of them"
-            )
+        check_choice("split: name", name, splits)
         return splits[name]
 
     def describe(self) -> str:
         """One line: name, image shape, classes and images of each split."""
-        parts = ", ".join(
-            f"{label} {split.n_classes} classes / {split.n_images} images"
-            for label, split in (("train", self.train), ("validation", self.validation), ("test", self.test))
-        )
+        parts = (f"{name} {self.split(name).n_classes} classes / {self.split(name).n_images} images" for name in SPLITS)
         height, width, channels = self.image_shape
-        return f"{self.name} {height}x{width}x{channels}: {parts}"
+        return f"{self.name} {height}x{width}x{channels}: {', '.join(parts)}"

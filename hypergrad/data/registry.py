@@ -1,41 +1,32 @@
 """One door to every data set."""
 
-from __future__ import annotations
-
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, DataError
+from . import folder, glyphs, miniimagenet, omniglot
 from .cache import Source, cache_dir, load
-from .folder import WHERE as WHERE_FOLDER
-from .folder import Folder
-from .glyphs import Glyphs
-from .images import MetaDataset
-from .miniimagenet import WHERE as WHERE_MINIIMAGENET
-from .miniimagenet import MiniImagenet
-from .omniglot import WHERE as WHERE_OMNIGLOT
-from .omniglot import Omniglot
+from .images import MetaDataset, check_choice, check_number
 from .report import Reporter
 
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "glyphs": ("drawings", "rotations", "seed"),
-    "omniglot": ("image_size", "split", "train_on", "rotations"),
-    "miniimagenet": ("image_size", "form", "seed"),
-    "folder": ("image_size", "channels", "invert", "fractions", "seed"),
+_SOURCES: Mapping[str, tuple[Callable[..., Source], str]] = {
+    "glyphs": (glyphs.source, ""),
+    "omniglot": (omniglot.source, omniglot.WHERE),
+    "miniimagenet": (miniimagenet.source, miniimagenet.WHERE),
+    "folder": (folder.source, folder.WHERE),
 }
-_WITH_ROOT: Mapping[str, tuple[Callable[..., Source], str]] = {
-    "omniglot": (Omniglot, WHERE_OMNIGLOT),
-    "miniimagenet": (MiniImagenet, WHERE_MINIIMAGENET),
-    "folder": (Folder, WHERE_FOLDER),
-}
+_PARAMETERS = {name: tuple(inspect.signature(source).parameters) for name, (source, _) in _SOURCES.items()}
+OPTIONS: Mapping[str, tuple[str, ...]] = {name: tuple(p for p in ps if p not in ("root", "n_way")) for name, ps in _PARAMETERS.items()}
 
 
 def open_dataset(
     name: str,
     root: str | os.PathLike[str] | None = None,
     *,
+    n_way: int = 5,
     cache: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
     **options: Any,
@@ -47,49 +38,40 @@ def open_dataset(
     Args:
         name: "glyphs" (needs no file), "omniglot", "miniimagenet" or "folder".
         root: where the files lie; all but glyphs need it.
+        n_way: classes that every split must have; class folders that are not yet divided among splits are divided so that they do.
         cache: folder for decoded images; default see `cache_dir`.
-        reporter: where progress is shown; by default a bar on standard error. Pass SilentReporter() for quiet.
-        **options: glyphs: drawings=20, rotations=False, seed=0; omniglot: image_size=28, split="vinyals" or
-            "alphabets", train_on="train" or "trainval", rotations=True; miniimagenet: image_size=84,
-            form="auto", "csv", "splits", "pickle" or "classes", seed=0; folder: image_size=84, channels=None,
-            1 or 3, invert=False, fractions=(0.64, 0.16, 0.20), seed=0.
+        reporter: where progress and the data set's notes are shown; by default on standard error. Pass SilentReporter() for quiet.
+        **options: glyphs: drawings=20, rotations=False, seed=0; omniglot: image_size=28, split="vinyals" or "alphabets",
+            train_on="train" or "trainval", rotations=True; miniimagenet: image_size=84, form="auto", "csv", "splits", "pickle" or
+            "classes", seed=0; folder: image_size=None (that of the images), channels=None, 1 or 3, invert=False,
+            fractions=(0.64, 0.16, 0.20), seed=0.
     Returns: MetaDataset with splits train, validation and test; images are uint8, read-only memory maps.
-    Raises: ArgumentError on an unknown name or option; DataError if files are missing (it says what to get
-        and where to put it), an image is corrupt, a class is empty, a pickle asks for code, or the cache
-        cannot be written.
+    Raises: ArgumentError on an unknown name or option; DataError if files are missing (it says what to get and where to put it), there
+        are too few classes, an image is corrupt, a class is empty, a pickle asks for code, or the cache cannot be written.
     Cost: glyphs 3 s, Omniglot 10 s, MiniImagenet 15 s once, then some milliseconds and one stat a file.
     """
-    if name not in OPTIONS:
-        raise ArgumentError(
-            f"open_dataset: name is '{name}', expected {', '.join(OPTIONS)} because those are known; choose one of "
-            "them (any folder of class folders is 'folder')"
-        )
-    unknown = [option for option in options if option not in OPTIONS[name]]
+    check_choice("open_dataset: name", name, _SOURCES)
+    check_number("open_dataset: n_way", n_way, 1)
     given = {option: value for option, value in options.items() if value is not None}
-    if any(option in given for option in unknown):
-        wrong = ", ".join(option for option in unknown if option in given)
-        raise ArgumentError(
-            f"open_dataset: '{name}' has no option {wrong}, expected {', '.join(OPTIONS[name])} because it has those; leave it out"
-        )
-    source: Source
-    if name == "glyphs":
+    for option in given:
+        check_choice(f"open_dataset: option of '{name}'", option, OPTIONS[name])
+    source, where = _SOURCES[name]
+    if not where:
         if root is not None:
-            raise ArgumentError(
-                f"open_dataset: root is '{root}', expected none because glyphs is rendered from fonts; leave it out "
-                "or choose another data set"
-            )
-        source = Glyphs(**given)
+            raise ArgumentError(f"open_dataset: root is '{root}', expected none because {name} is rendered from fonts; leave it out")
+    elif root is None or not Path(root).expanduser().is_dir():
+        have = f"'{name}' has no root" if root is None else f"root {Path(root).expanduser().resolve()} is no folder"
+        raise DataError(f"open_dataset: {have}, expected one (--root) with its files because nothing is downloaded; {where}")
     else:
-        opener, where = _WITH_ROOT[name]
-        if root is None:
-            raise DataError(
-                f"open_dataset: '{name}' has no root, expected a folder because nothing is downloaded; {where}, then "
-                "pass that folder (--root)"
-            )
-        path = Path(root).expanduser().resolve()
-        if not path.is_dir():
-            raise DataError(
-                f"open_dataset: root {path} is no folder, expected the files of '{name}' there because nothing is downloaded; {where}"
-            )
-        source = opener(path, **given)
-    return load(source, cache_dir(cache), reporter if reporter is not None else Reporter())
+        given["root"] = Path(root).expanduser().resolve()
+    if "n_way" in _PARAMETERS[name]:
+        given["n_way"] = n_way
+    try:
+        opened = source(**given)
+    except OSError as error:
+        raise DataError(f"open_dataset: root {root} has unreadable contents ({error}); check its permissions") from error
+    reporter = reporter if reporter is not None else Reporter()
+    data = load(opened, cache_dir(cache), reporter, n_way)
+    for note in data.notes:
+        reporter.message(f"{name}: {note}")
+    return data

@@ -1,10 +1,4 @@
-"""Where loaders tell of their progress and of anything a user should see.
-
-Loaders take a `Reporter`. The default draws a rich progress bar on standard error; tests and programs that
-want quiet pass a `SilentReporter`, which keeps the messages for reading.
-"""
-
-from __future__ import annotations
+"""Where loaders tell of their progress and of anything a user should see: a progress bar on standard error, or nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +17,7 @@ class Tick(Protocol):
 class Reporter:
     """Shows progress bars and messages of data loading.
 
-    Args:
-        console: a rich console to draw on, None for standard error.
+    Args: console: a rich console to draw on, None for standard error.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -36,21 +29,11 @@ class Reporter:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
-        """Show a bar of `total` items while the block runs.
-
-        Args:
-            description: what is being done, a few words.
-            total: number of items, >= 0.
-        Returns: a context manager that gives a callable; call it with the number of items just finished.
-        """
+        """Show a bar of `total` items, >= 0, while the block runs; it is given a callable that takes the number of items just done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(description, total=total)
-
-            def tick(n: int) -> None:
-                bar.advance(task, n)
-
-            yield tick
+            yield lambda n: bar.advance(task, n)
 
 
 class LineReporter(Reporter):

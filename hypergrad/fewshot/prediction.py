@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Episodes, read_images, read_support_folder, to_float
-from ..errors import DataError, RunError
+from ..errors import RunError
 from ..ops import softmax
 from ..runs.directory import MODEL, RESULT, RunDirectory, write_file
 from ..runs.loop import load_model
@@ -65,15 +65,12 @@ def predict(
     Cost: for each image one adaptation, and one forward run of the network on it and the support images.
     """
     hparams, metadata = load_model(run)
-    shape = tuple(image_shape or metadata.get("image_shape") or ())
-    if len(shape) != 3:
+    height, width, channels = image_shape or metadata.get("image_shape") or (0, 0, 0)
+    if not height:
         raise RunError(f"predict: {run.path / MODEL} does not say the size of its images, expected image_shape; pass it")
-    images, labels, classes, resized = read_support_folder(support, shape)
-    asked, also_resized = read_images(paths, shape)
-    if len(classes) < 2:
-        raise DataError(
-            f"predict: {support} has {len(classes)} class folders, expected at least 2; add a folder with examples for each class"
-        )
+    shape = (height, width, channels)
+    images, labels, classes, resized = read_support_folder(support, shape, invert=invert)
+    asked, also_resized = read_images(paths, shape, invert=invert)
     method: Method = dataclasses.replace(config.method, n_way=len(classes))
     network = config.network
     drawn = method.init(config.seed, shape, network.filters, network.blocks)
@@ -84,7 +81,7 @@ def predict(
             "classifier"
         )
     dtype = next(iter(hparams.values())).dtype
-    known, new = (to_float(255 - part if invert else part, dtype) for part in (images, asked))
+    known, new = (to_float(part, dtype) for part in (images, asked))
     steps = run.read_json(RESULT)["n_steps"] if (run.path / RESULT).is_file() else method.usual_steps
     probabilities = np.concatenate([_judge(method, hparams, known, labels, image[None], steps) for image in new])
     return Predictions(tuple(map(str, paths)), tuple(classes), probabilities, (*map(str, resized), *map(str, also_resized)), shape)

@@ -1,11 +1,12 @@
 """The cache: decoded once, mapped afterwards, rebuilt when damaged, and nothing left behind on failure."""
 
+import contextlib
 import errno
-import json
 import os
 import shutil
 import threading
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -13,132 +14,119 @@ import pytest
 from hypergrad.data import Reporter, SilentReporter, cache, cache_dir
 from hypergrad.errors import DataError, ShapeError
 
+SIZES = (5, 7, 6)
 
+
+@dataclass
 class Toy:
     """Three splits of random classes; counts how often it is decoded."""
 
-    name = "toy"
-    notes = ("a note",)
-
-    def __init__(self, seed=0, shape=(8, 8, 3), counts=(5, 7, 6), empty=""):
-        self.seed, self.shape, self.counts, self.empty = seed, shape, counts, empty
-        self.decoded = 0
-
-    @property
-    def options(self):
-        return {"seed": self.seed}
+    seed: int = 0
+    shape: tuple = (8, 8, 3)
+    counts: dict = field(default_factory=dict)  # split -> images of each class, where it is not SIZES
+    drawn: tuple = SIZES
+    decoded: int = 0
 
     @property
-    def key(self):
-        return {"seed": self.seed, "shape": list(self.shape)}
+    def source(self):
+        return cache.Source("toy", {"seed": self.seed}, {"seed": self.seed, "shape": self.shape}, self.plan, ("a note",))
 
     def plan(self):
-        def blocks():
-            self.decoded += 1
-            rng = np.random.default_rng(self.seed)
-            for count in self.counts:
-                yield rng.integers(0, 256, (count, *self.shape), dtype=np.uint8)
+        def plan(counts):
+            return cache.SplitPlan(tuple(f"class{i}" for i in range(len(counts))), counts, self.shape, self.blocks)
 
-        names = tuple(f"class{i}" for i in range(len(self.counts)))
-        return {
-            split: cache.SplitPlan(() if self.empty == split else names, () if self.empty == split else self.counts, self.shape, blocks)
-            for split in cache.SPLITS
-        }
+        return {split: plan(self.counts.get(split, SIZES)) for split in ("train", "validation", "test")}
+
+    def blocks(self):
+        self.decoded += 1
+        rng = np.random.default_rng(self.seed)
+        for count in self.drawn:
+            yield rng.integers(0, 256, (count, *self.shape), dtype=np.uint8)
 
 
-def everything(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+def load(toy, folder, reporter=None, **options):
+    return cache.load(toy.source, folder, reporter or SilentReporter(), **options)
+
+
+def entry_of(folder):
+    (entry,) = folder.iterdir()
+    return entry
+
+
+def change(path, place):
+    """Turn one bit of a byte, counted from the end where place is negative."""
+    contents = bytearray(path.read_bytes())
+    contents[place] ^= 1
+    path.write_bytes(bytes(contents))
 
 
 def test_decoded_once_and_mapped_afterwards(tmp_path):
-    source, reporter = Toy(), SilentReporter()
-    first = cache.load(source, tmp_path / "deep" / "cache", reporter)
-    second = cache.load(source, tmp_path / "deep" / "cache", reporter)
-    assert source.decoded == 3 and reporter.finished == {"decoding toy": 54} and reporter.messages == []
-    for data in (first, second):
-        assert isinstance(data.train.images, np.memmap) and not data.train.images.flags.writeable
-        assert data.train.class_names == ("class0", "class1", "class2")
-        assert data.train.sizes.tolist() == [5, 7, 6]
-        assert data.options == {"seed": 0} and data.notes == ("a note",)
-    expected = np.concatenate(list(source.plan()["train"].blocks()))
-    assert (second.train.images == expected).all() and (second.test.images == expected).all()
+    toy, reporter = Toy(), SilentReporter()
+    expected = np.concatenate(list(toy.blocks()))
+    data = [load(toy, tmp_path / "deep" / "cache", reporter) for _ in range(2)]
+    assert toy.decoded == 4 and reporter.finished == {"decoding toy": 54} and reporter.messages == []
+    for split in (data[i].split(name) for i in (0, 1) for name in ("train", "validation", "test")):
+        assert isinstance(split.images, np.memmap) and not split.images.flags.writeable
+        assert split.class_names == ("class0", "class1", "class2") and split.sizes.tolist() == [5, 7, 6]
+        assert (split.images == expected).all()
+    assert data[1].options == {"seed": 0} and data[1].notes == ("a note",)
 
 
 def test_another_key_is_another_entry(tmp_path):
-    one = cache.load(Toy(seed=1), tmp_path, SilentReporter())
-    two = cache.load(Toy(seed=2), tmp_path, SilentReporter())
-    assert (one.train.images != two.train.images).any()
-    assert len(list(tmp_path.iterdir())) == 2
+    one, two = (load(Toy(seed=seed), tmp_path) for seed in (1, 2))
+    assert (one.train.images != two.train.images).any() and len(list(tmp_path.iterdir())) == 2
 
 
-def _truncate(entry):
-    with open(entry / "train.npy", "r+b") as file:
-        file.truncate(1000)
+def test_classes_may_be_turned():
+    plan = Toy().plan()["train"]
+    turned = plan.turned([[0, 3], [1], []])
+    assert turned.class_names == ("class0/rot000", "class0/rot270", "class1/rot090") and turned.counts == (5, 5, 7)
+    first, second, _ = plan.blocks()
+    expected = (first, np.rot90(first, 3, (1, 2)), np.rot90(second, 1, (1, 2)))
+    assert all((a == b).all() for a, b in zip(turned.blocks(), expected, strict=True))
 
 
-def _flip_a_bit(entry):
-    with open(entry / "test.npy", "r+b") as file:
-        file.seek(2000)
-        byte = file.read(1)[0]
-        file.seek(2000)
-        file.write(bytes([byte ^ 1]))
-
-
-def _break_the_header(entry):
-    with open(entry / "train.npy", "r+b") as file:
-        file.write(b"X")
-
-
-def _cut_the_metadata(entry):
-    text = (entry / "meta.json").read_text()
-    (entry / "meta.json").write_text(text[: len(text) // 2])
-
-
-def _change_the_counts(entry):
-    meta = json.loads((entry / "meta.json").read_text())
-    meta["splits"]["test"]["counts"][0] += 1
-    (entry / "meta.json").write_text(json.dumps(meta))
-
-
-def _remove_a_file(entry):
-    (entry / "validation.npy").unlink()
-
-
-def _put_a_file_in_its_place(entry):
-    shutil.rmtree(entry)
-    entry.write_text("not a folder")
-
-
-@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _break_the_header, _cut_the_metadata, _change_the_counts, _remove_a_file])
+# An entry has 10,498 bytes of header and images, then its description, then 8 bytes of length and checksum.
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: change(entry, 0),
+        lambda entry: change(entry, 2000),
+        lambda entry: change(entry, 10_400),
+        lambda entry: change(entry, -20),
+        lambda entry: change(entry, -8),
+        lambda entry: change(entry, -5),
+        lambda entry: change(entry, -1),
+        lambda entry: os.truncate(entry, 5000),
+        lambda entry: os.truncate(entry, entry.stat().st_size - 1),
+        lambda entry: os.truncate(entry, 5),
+        lambda entry: os.truncate(entry, 0),
+    ],
+)
 def test_a_damaged_entry_is_rebuilt_visibly(tmp_path, damage):
-    source = Toy()
-    before = np.array(cache.load(source, tmp_path, SilentReporter()).test.images)
-    (entry,) = tmp_path.iterdir()
+    toy, reporter = Toy(), SilentReporter()
+    before = np.array(load(toy, tmp_path).test.images)
+    entry = entry_of(tmp_path)
+    whole = entry.read_bytes()
     damage(entry)
-    reporter = SilentReporter()
-    after = cache.load(source, tmp_path, reporter)
+    after = load(toy, tmp_path, reporter)
     assert len(reporter.messages) == 1 and "is damaged" in reporter.messages[0]
-    assert source.decoded == 6 and (after.test.images == before).all()
-    assert list(tmp_path.iterdir()) == [entry]
-    cache.load(source, tmp_path, reporter)
-    assert source.decoded == 6
+    assert toy.decoded == 6 and (after.test.images == before).all()
+    assert entry_of(tmp_path) == entry and entry.read_bytes() == whole
+    load(toy, tmp_path, reporter)
+    assert toy.decoded == 6
 
 
-def test_large_files_are_checked_by_sample(tmp_path):
-    # 24 MiB a split: the middle block is sampled, and so are the first and the last
-    source = Toy(shape=(512, 512, 3), counts=(16, 8, 8))
-    cache.load(source, tmp_path, SilentReporter())
-    (entry,) = tmp_path.iterdir()
-    size = (entry / "train.npy").stat().st_size
-    for place in (300, size - 1):
-        with open(entry / "train.npy", "r+b") as file:
-            file.seek(place)
-            byte = file.read(1)[0]
-            file.seek(place)
-            file.write(bytes([byte ^ 255]))
-        reporter = SilentReporter()
-        cache.load(source, tmp_path, reporter)
-        assert len(reporter.messages) == 1
+def test_large_files_are_checked_by_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_N_BLOCKS", 16)  # of 163
+    toy, reporter = Toy(shape=(256, 256, 3)), SilentReporter()
+    load(toy, tmp_path)
+    with open(entry_of(tmp_path), "rb") as file:
+        n_bytes = len(file.readline()) + 3 * 18 * 256 * 256 * 3
+    for place in (300, 54 * 65536, n_bytes - 1):  # in the first block, one between (54 = 5 * 162 // 15) and the last
+        change(entry_of(tmp_path), place)
+        load(toy, tmp_path, reporter)
+    assert len(reporter.messages) == 3
 
 
 class _FullDisk:
@@ -163,104 +151,98 @@ class _FullDisk:
         return self.file.write(data)
 
 
-@pytest.mark.parametrize("room", [0, 200, 3000])
+@pytest.mark.parametrize("room", [0, 200, 3000, 10_500])
 def test_a_full_disk_while_writing(tmp_path, monkeypatch, room):
-    folder = tmp_path / "cache"
     monkeypatch.setattr(cache, "open", lambda *a: _FullDisk(open(*a), room), raising=False)
     with pytest.raises(DataError, match="no space left.*free space, or set HYPERGRAD_CACHE"):
-        cache.load(Toy(), folder, SilentReporter())
-    assert everything(folder) == []
+        load(Toy(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert cache.load(Toy(), folder, SilentReporter()).train.n_images == 18
+    assert load(Toy(), tmp_path).train.n_images == 18
 
 
 def test_a_disk_that_will_be_full_is_noticed_before_decoding(tmp_path, monkeypatch):
-    source = Toy(shape=(512, 512, 3))
-    usage = shutil.disk_usage(tmp_path)
+    toy, usage = Toy(shape=(512, 512, 3)), shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30 * 2**20))
-    with pytest.raises(DataError, match="has 30 MiB free, expected 40 MiB .* HYPERGRAD_CACHE"):
-        cache.load(source, tmp_path, SilentReporter())
-    assert source.decoded == 0 and everything(tmp_path) == []
+    with pytest.raises(DataError, match="has 30 MiB free, expected 41 MiB .* HYPERGRAD_CACHE"):
+        load(toy, tmp_path)
+    assert toy.decoded == 0 and list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_while_decoding_leaves_nothing(tmp_path):
-    source = Toy()
-    plans = source.plan()
-
-    def broken():
-        yield np.zeros((5, 8, 8, 3), np.uint8)
-        raise DataError("image: x.png has damaged contents")
-
-    plans["test"] = cache.SplitPlan(plans["test"].class_names, (5, 7, 6), (8, 8, 3), broken)
-    source.plan = lambda: plans
-    with pytest.raises(DataError, match="x.png"):
-        cache.load(source, tmp_path, SilentReporter())
-    assert everything(tmp_path) == []
-
-
-def test_a_source_that_breaks_its_plan_is_caught(tmp_path):
-    source = Toy()
-    plans = source.plan()
-    plans["train"] = cache.SplitPlan(("a",), (5,), (8, 8, 3), lambda: iter([np.zeros((4, 8, 8, 3), np.uint8)]))
-    source.plan = lambda: plans
-    with pytest.raises(ShapeError, match="because the plan says so"):
-        cache.load(source, tmp_path, SilentReporter())
-    assert everything(tmp_path) == []
+@pytest.mark.parametrize(
+    ("toy", "error", "words", "decoded"),
+    [
+        (Toy(drawn=(5, 4, 6)), ShapeError, "because the plan says so", 1),
+        (Toy(drawn=(5, 7)), ValueError, "shorter", 1),
+        (Toy(counts={"train": (5, 0, 6)}), DataError, "class 'class1' of split 'train' has 0 images.*add images or remove", 0),
+        (Toy(counts={"validation": ()}), DataError, "split 'validation' has 0 classes, expected at least 2 .*; add classes", 0),
+        (Toy(counts={"test": (5,)}), DataError, "split 'test' has 1 classes, expected at least 2", 0),
+    ],
+)
+def test_a_faulty_source_leaves_nothing(tmp_path, toy, error, words, decoded):
+    with pytest.raises(error, match=words):
+        load(toy, tmp_path, n_way=2)
+    assert toy.decoded == decoded and list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+def test_an_interrupt_while_decoding_leaves_nothing(tmp_path):
+    def tick(n):
+        raise KeyboardInterrupt
+
+    toy, reporter = Toy(), SilentReporter()
+    reporter.progress = lambda *_: contextlib.nullcontext(tick)
+    with pytest.raises(KeyboardInterrupt):
+        load(toy, tmp_path, reporter)
+    assert toy.decoded == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_too_few_classes_are_noticed_from_the_cache_too(tmp_path):
+    load(Toy(), tmp_path)
+    with pytest.raises(DataError, match=r"has 3 classes, expected at least 4 .*; add classes, or lower n_way \(--n-way\) to 3"):
+        load(Toy(), tmp_path, n_way=4)
+
+
+@pytest.mark.parametrize("in_the_way", ["file where the folder should be", "folder where the entry should be"])
+def test_a_cache_that_cannot_be_written(tmp_path, in_the_way):
+    if in_the_way.startswith("file"):
+        folder = tmp_path / "file" / "cache"
+        (tmp_path / "file").write_text("in the way")
+    else:
+        folder = tmp_path / "cache"
+        load(Toy(), folder)
+        entry = entry_of(folder)
+        entry.unlink()
+        entry.mkdir()
     with pytest.raises(DataError, match="permission to write.*set HYPERGRAD_CACHE"):
-        cache.load(Toy(), tmp_path / "file" / "cache", SilentReporter())
+        load(Toy(), folder)
+    assert not folder.exists() or list(folder.iterdir()) == [entry]
 
 
-def test_a_file_in_the_place_of_an_entry(tmp_path):
-    cache.load(Toy(), tmp_path, SilentReporter())
-    (entry,) = tmp_path.iterdir()
-    _put_a_file_in_its_place(entry)
-    with pytest.raises(DataError, match="set HYPERGRAD_CACHE"):
-        cache.load(Toy(), tmp_path, SilentReporter())
-    assert list(tmp_path.iterdir()) == [entry]
-
-
-def test_empty_classes_and_splits(tmp_path):
-    with pytest.raises(DataError, match="class 'class1' of split 'train' has 0 images"):
-        cache.load(Toy(counts=(5, 0, 6)), tmp_path, SilentReporter())
-    with pytest.raises(DataError, match="split 'validation' has 0 classes"):
-        cache.load(Toy(empty="validation"), tmp_path, SilentReporter())
-    assert everything(tmp_path) == []
-
-
-def test_two_writers_at_once(tmp_path):
+def test_four_writers_at_once(tmp_path):
     barrier = threading.Barrier(4)
-    results, errors = [], []
+    results = []
 
     def build():
-        source = Toy()
-        plan = source.plan
-        source.plan = lambda: (barrier.wait(), plan())[1]
-        try:
-            results.append(np.array(cache.load(source, tmp_path, SilentReporter()).train.images))
-        except Exception as error:
-            errors.append(error)
+        toy = Toy()
+        plan = toy.plan
+        toy.plan = lambda: (barrier.wait(), plan())[1]
+        results.append(np.array(load(toy, tmp_path).train.images))
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == [] and len(results) == 4
-    assert all((r == results[0]).all() for r in results)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(results) == 4 and all((r == results[0]).all() for r in results)
+    assert entry_of(tmp_path).is_file()
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
     old, young = tmp_path / ".toy-1-x.tmp", tmp_path / ".toy-2-x.tmp"
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "train.npy").write_bytes(b"half")
+    for path in (old, young):
+        path.write_bytes(b"half")
     os.utime(old, (time.time() - 90000,) * 2)
-    cache.load(Toy(), tmp_path, SilentReporter())
+    load(Toy(), tmp_path)
     assert not old.exists() and young.exists()
 
 
@@ -275,6 +257,6 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
 def test_the_default_reporter_draws_on_standard_error(tmp_path, capsys):
     reporter = Reporter()
     reporter.message("cache: [x] is damaged")
-    cache.load(Toy(), tmp_path, reporter)
+    load(Toy(), tmp_path, reporter)
     captured = capsys.readouterr()
     assert "cache: [x] is damaged" in captured.err and captured.out == ""

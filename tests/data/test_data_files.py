@@ -1,35 +1,27 @@
-"""Image files: decoding, and the readers of Omniglot and MiniImagenet on small trees."""
+"""The readers of Omniglot and MiniImagenet on small trees, in every form, and the one door to all data sets."""
 
 import io
 import pickle
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from trees import opened, save, zip_tree
 
-from hypergrad.data import SilentReporter, decode, open_dataset
+from hypergrad.data import OPTIONS, SilentReporter, open_dataset
 from hypergrad.errors import ArgumentError, DataError
 
 
-def opened(name, root, cache, **options):
-    return open_dataset(name, root, cache=cache, reporter=SilentReporter(), **options)
+@pytest.fixture
+def copied(tmp_path):
+    """Copies a tree, for a test to damage."""
 
+    def copy(tree):
+        return shutil.copytree(tree, tmp_path / "root")
 
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def zip_tree(root, archive, members):
-    with zipfile.ZipFile(archive, "w") as file:
-        for member in members:
-            for path in sorted((root / member).rglob("*.*")):
-                file.write(path, path.relative_to(root).as_posix())
+    return copy
 
 
 # ---------------------------------------------------------------------------------------------- Omniglot
@@ -109,65 +101,74 @@ def test_omniglot_options(omniglot, tmp_path):
     assert {name.split("/")[0] for name in free.test.class_names} == {"Omega1", "Omega2"}
     assert {name.split("/")[0] for name in free.train.class_names} == {"Alpha0", "Alpha1"}
     assert free.validation.n_classes == 10
-    turned = opened("omniglot", omniglot, tmp_path, split="alphabets")
-    assert turned.test.n_classes == 16
+    assert opened("omniglot", omniglot, tmp_path, split="alphabets").test.n_classes == 16
+    both = opened("omniglot", omniglot, tmp_path, split="alphabets", train_on="trainval")
+    assert both.train.n_classes == 56 and both.validation.n_classes == 40
 
 
-def test_omniglot_says_what_is_missing(omniglot, tmp_path):
-    with pytest.raises(DataError, match="neither images_background/ nor .*brendenlake/omniglot.*into the root"):
-        opened("omniglot", tmp_path, tmp_path / "cache")
-    root = tmp_path / "root"
-    shutil.copytree(omniglot, root)
-    shutil.rmtree(root / "splits")
-    with pytest.raises(DataError, match=r"no split list train.txt.*splits/vinyals.*or choose split='alphabets'"):
+@pytest.mark.parametrize(
+    ("path", "contents", "words"),
+    [
+        ("images_background", None, "neither images_background/ nor .*brendenlake/omniglot.*into the root"),
+        ("images_background/Alpha0", None, "train.txt names 'Alpha0/character01', expected a character of the images under"),
+        ("splits", None, r"no split list train.txt.*splits/vinyals.*or choose split='alphabets'"),
+        ("splits/vinyals/val.txt", b"Alpha0/character99/rot000\n", "val.txt names 'Alpha0/character99', expected a character"),
+        ("splits/vinyals/val.txt", b"../character01/rot000\n", "val.txt names '../character01'"),
+        ("splits/vinyals/val.txt", b"Alpha0/character01/rot045\n", "val.txt has the line 'Alpha0/character01/rot045', expected Alphabet/"),
+        ("splits/vinyals/val.txt", b"\xff\xfe\x00", "split list: .*val.txt has unreadable contents"),
+        ("splits/vinyals/val.txt", b"", "split 'validation' has 0 classes"),
+    ],
+)
+def test_omniglot_says_what_is_missing(omniglot, copied, tmp_path, path, contents, words):
+    root = copied(omniglot)
+    if contents is not None:
+        (root / path).write_bytes(contents)
+    else:
+        shutil.rmtree(root / path)
+    with pytest.raises(DataError, match=words):
         opened("omniglot", root, tmp_path / "cache")
-    assert opened("omniglot", root, tmp_path / "cache", split="alphabets").train.n_classes == 16
-    lists = root / "splits" / "vinyals"
-    shutil.copytree(omniglot / "splits", root / "splits")
-    (lists / "val.txt").write_text("Alpha0/character99/rot000\n")
-    with pytest.raises(DataError, match="val.txt names 'Alpha0/character99'"):
-        opened("omniglot", root, tmp_path / "cache")
-    (lists / "val.txt").write_text("Alpha0/character01/rot045\n")
-    with pytest.raises(DataError, match="val.txt has the line 'Alpha0/character01/rot045'"):
-        opened("omniglot", root, tmp_path / "cache")
-    (lists / "val.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="val.txt has unreadable contents"):
-        opened("omniglot", root, tmp_path / "cache")
-    (lists / "val.txt").write_text("")
-    with pytest.raises(DataError, match="split 'validation' has 0 classes"):
-        opened("omniglot", root, tmp_path / "cache")
+    if path.startswith("splits"):
+        assert opened("omniglot", root, tmp_path / "cache", split="alphabets").train.n_classes == 16
 
 
-def test_omniglot_lists_without_rotations(omniglot, tmp_path):
-    root = tmp_path / "root"
-    shutil.copytree(omniglot, root)
+def test_omniglot_without_alphabets_to_spare(omniglot, copied, tmp_path):
+    root = copied(omniglot)
+    for i in (0, 1):
+        shutil.rmtree(root / "images_background" / f"Alpha{i}")
+    with pytest.raises(DataError, match="has 5 alphabets, expected more than 5"):
+        opened("omniglot", root, tmp_path / "cache", split="alphabets")
+    shutil.rmtree(root / "images_background")
+    (root / "images_background" / "Alpha1").mkdir(parents=True)
+    with pytest.raises(DataError, match="no Alphabet/characterNN folders"):
+        opened("omniglot", root, tmp_path / "cache", split="alphabets")
+
+
+def test_omniglot_lists_without_rotations(omniglot, copied, tmp_path):
+    root = copied(omniglot)
     (root / "val.txt").write_text("Alpha4/character01\n")  # the root comes before splits/vinyals
     data = opened("omniglot", root, tmp_path / "cache")
-    turns = ("000", "090", "180", "270")
-    assert data.validation.class_names == tuple(f"Alpha4/character01/rot{t}" for t in turns)
+    assert data.validation.class_names == tuple(f"Alpha4/character01/rot{t}" for t in ("000", "090", "180", "270"))
 
 
-def test_omniglot_with_an_empty_class_or_a_damaged_file(omniglot, tmp_path):
-    root = tmp_path / "root"
-    shutil.copytree(omniglot, root)
+def test_omniglot_with_an_empty_class_or_a_damaged_file(omniglot, copied, tmp_path):
+    root = copied(omniglot)
     folder = root / "images_background" / "Alpha3" / "character02"
     victim = sorted(folder.iterdir())[1]
     victim.write_bytes(victim.read_bytes()[:60])
-    with pytest.raises(DataError, match=f"image: .*{victim.name} has damaged or unknown contents"):
+    with pytest.raises(DataError, match=f"image: .*{victim.name} has unreadable contents"):
         opened("omniglot", root, tmp_path / "cache")
     for path in folder.iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="class 'Alpha3/character02' .* has 0 images"):
+    with pytest.raises(DataError, match="class 'Alpha3/character02/rot000', .* of split 'train' has 0 images"):
         opened("omniglot", root, tmp_path / "cache")
     (root / "omniglot_images_background.zip").write_bytes(b"no zip file")
     shutil.rmtree(root / "images_background")
-    with pytest.raises(DataError, match="zip: .*omniglot_images_background.zip has unreadable contents"):
+    with pytest.raises(DataError, match="zip file: .*omniglot_images_background.zip has unreadable contents"):
         opened("omniglot", root, tmp_path / "cache")
 
 
-def test_a_changed_file_is_read_again(omniglot, tmp_path):
-    root = tmp_path / "root"
-    shutil.copytree(omniglot, root)
+def test_a_changed_file_is_read_again(omniglot, copied, tmp_path):
+    root = copied(omniglot)
     before = np.array(opened("omniglot", root, tmp_path / "cache").train.images)
     save(root / "images_background" / "Alpha0" / "character01" / "0000_01.png", drawing(20, 20))
     after = opened("omniglot", root, tmp_path / "cache").train.images
@@ -250,68 +251,57 @@ def test_miniimagenet_in_another_size(mini, tmp_path, form):
     assert (data.validation.class_images(0)[2] == np.asarray(expected)).all()
 
 
-def test_miniimagenet_says_what_is_missing(mini, tmp_path):
-    roots, _ = mini
-    root = tmp_path / "root"
-    root.mkdir()
-    with pytest.raises(DataError, match="none of the four known forms.*put one of these into root: images/"):
+@pytest.mark.parametrize(
+    ("form", "path", "contents", "words"),
+    [
+        ("csv", "images", None, "neither images/ nor zip files that hold it"),
+        ("csv", "train.csv", None, "has no train.csv, expected it beside images/"),
+        ("csv", "images/n0500000002.jpg", None, "test.csv names n0500000002.jpg, expected it in images/ or a zip file"),
+        ("csv", "test.csv", b"filename,label\n../../secret.jpg,n05\n", "test.csv names ../../secret.jpg"),
+        ("csv", "test.csv", b"file,class\n", "columns .*'file', 'class'.*expected filename and label"),
+        ("csv", "test.csv", b"", "columns .., expected filename and label"),
+        ("csv", "test.csv", b"label,filename\nn05\n", "split list: .*test.csv has unreadable contents .*index out of range"),
+        ("csv", "test.csv", b"filename,label\n\xff,n05\n", "split list: .*test.csv has unreadable contents"),
+        ("csv", "test.csv", b"filename,label\n", "split 'test' has 0 classes"),
+        ("pickle", "mini-imagenet-cache-val.pkl", None, "has no mini-imagenet-cache-val.pkl, expected one cache file a split; put"),
+        ("pickle", "mini-imagenet-cache-val.pkl", b"", "mini-imagenet-cache-val.pkl has unreadable contents"),
+        ("splits", "val", None, "has no folder for validation, expected all"),
+        ("zip", "miniimagenet-all.zip", None, "none of the four known forms.*put one of these into root: images/"),
+        ("zip", "split_lists.zip", b"no zip file", "zip file: .*split_lists.zip has unreadable contents"),
+    ],
+)
+def test_miniimagenet_says_what_is_missing(mini, copied, tmp_path, form, path, contents, words):
+    root = copied(mini[0][form])
+    if contents is not None:
+        (root / path).write_bytes(contents)
+    elif (root / path).is_dir():
+        shutil.rmtree(root / path)
+    else:
+        (root / path).unlink()
+    with pytest.raises(DataError, match=words):
         opened("miniimagenet", root, tmp_path / "cache")
-    shutil.copy(roots["pickle"] / "mini-imagenet-cache-train.pkl", root)
-    with pytest.raises(DataError, match="no mini-imagenet-cache-val.pkl and no mini-imagenet-cache-test.pkl"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    shutil.copytree(roots["csv"] / "images", root / "images")
-    with pytest.raises(DataError, match="has no train.csv, expected it beside images/"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    for stem in WNIDS:
-        shutil.copy(roots["csv"] / f"{stem}.csv", root)
-    (root / "images" / "n0500000002.jpg").unlink()
-    with pytest.raises(DataError, match="test.csv names n0500000002.jpg"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    (root / "test.csv").write_text("file,class\n")
-    with pytest.raises(DataError, match="columns .*'file', 'class'.*expected filename and label"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    shutil.rmtree(root / "images")
-    with pytest.raises(DataError, match="neither images/ nor zip files"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    with pytest.raises(ArgumentError, match="form is 'hdf5'"):
-        opened("miniimagenet", root, tmp_path / "cache", form="hdf5")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_miniimagenet_takes_the_form_asked_for(mini, tmp_path):
+    with pytest.raises(ArgumentError, match="form is 'hdf5', expected auto, csv, splits, pickle, classes"):
+        opened("miniimagenet", mini[0]["csv"], tmp_path, form="hdf5")
     with pytest.raises(DataError, match="has the form 'classes', expected 'splits'"):
-        opened("miniimagenet", roots["classes"], tmp_path / "cache", form="splits")
+        opened("miniimagenet", mini[0]["classes"], tmp_path, form="splits")
+    with pytest.raises(DataError, match="has 6 class folders, expected at least 9"):
+        opened("miniimagenet", mini[0]["classes"], tmp_path, n_way=3)
+    assert opened("miniimagenet", mini[0]["classes"], tmp_path, n_way=2).validation.n_classes == 2
 
 
-def test_miniimagenet_with_a_damaged_zip_member(mini, tmp_path):
-    roots, _ = mini
-    root = tmp_path / "root"
-    shutil.copytree(roots["zip"], root)
+def test_miniimagenet_with_a_damaged_zip_member(mini, copied, tmp_path):
+    root = copied(mini[0]["zip"])
     archive = root / "miniimagenet-all.zip"
     with zipfile.ZipFile(archive) as file:
         info = file.getinfo("images/n0200000001.jpg")
     contents = bytearray(archive.read_bytes())
     contents[info.header_offset + 200] ^= 255
     archive.write_bytes(bytes(contents))
-    with pytest.raises(DataError, match="miniimagenet-all.zip:images/n0200000001.jpg has no readable bytes"):
-        opened("miniimagenet", root, tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    ("contents", "words"),
-    [
-        ([1, 2], "no image_data and class_dict"),
-        ({"image_data": [1], "class_dict": {}}, "image_data of .* is list"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.float32), "class_dict": {}}, r"float32 \(2, 84, 84, 3\)"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": [0]}, "class_dict of .* is a list"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": []}}, "class 'a' of .* 0 images"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [2]}}, "outside 0 to 1"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [-1]}}, "outside 0 to 1"),
-        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [[0], [1, 0]]}}, "outside 0 to"),
-    ],
-)
-def test_miniimagenet_pickles_of_another_form(mini, tmp_path, contents, words):
-    roots, _ = mini
-    root = tmp_path / "root"
-    shutil.copytree(roots["pickle"], root)
-    (root / "mini-imagenet-cache-test.pkl").write_bytes(pickle.dumps(contents))
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match="miniimagenet-all.zip:images/n0200000001.jpg has unreadable contents .Bad CRC-32"):
         opened("miniimagenet", root, tmp_path / "cache")
 
 
@@ -320,103 +310,66 @@ class _Call:
         return eval, ("1 + 1",)
 
 
-def test_miniimagenet_pickle_with_a_forbidden_global(mini, tmp_path):
-    roots, _ = mini
-    root = tmp_path / "root"
-    shutil.copytree(roots["pickle"], root)
-    (root / "mini-imagenet-cache-val.pkl").write_bytes(pickle.dumps({"image_data": _Call()}))
-    with pytest.raises(DataError, match="val.pkl asks for builtins.eval.*nothing of it was executed"):
-        opened("miniimagenet", root, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("**/*.npy"))
-
-
-# ---------------------------------------------------------------------------------------------- decoding
-
-
-def test_threads_give_the_same_images(tmp_path):
-    rng = np.random.default_rng(3)
-    classes = []
-    for c in range(12):
-        for j in range(3):
-            save(tmp_path / f"c{c}" / f"{j}.png", rng.integers(0, 256, (90, 70, 3), dtype=np.uint8))
-        classes.append(decode.list_images(tmp_path / f"c{c}"))
-    look = decode.Look((40, 40), 3)
-    one, four = (list(decode.decode_classes(classes, look, threads=n)) for n in (1, 4))
-    assert len(four) == 12 and all((a == b).all() for a, b in zip(one, four, strict=True))
-    assert classes[0][0].n_bytes >= 1 << 14  # so threads are the default here
-    assert all((a == b).all() for a, b in zip(one, decode.decode_classes(classes, look), strict=True))
-    Path(str(classes[7][1])).write_bytes(b"damaged")
-    for threads in (1, 4):
-        with pytest.raises(DataError, match="c7.*1.png has damaged"):
-            list(decode.decode_classes(classes, look, threads=threads))
+IMAGES, ENDLESS = np.zeros((2, 84, 84, 3), np.uint8), []
+ENDLESS.append(ENDLESS)
 
 
 @pytest.mark.parametrize(
-    ("image", "channels", "expected"),
+    ("contents", "words"),
     [
-        (Image.new("1", (4, 4), 1), 1, [255]),
-        (Image.new("L", (4, 4), 77), 3, [77, 77, 77]),
-        (Image.new("RGB", (4, 4), (10, 20, 30)), 3, [10, 20, 30]),
-        (Image.new("RGBA", (4, 4), (10, 20, 30, 0)), 3, [255, 255, 255]),
-        (Image.new("RGBA", (4, 4), (10, 20, 30, 255)), 3, [10, 20, 30]),
-        (Image.new("LA", (4, 4), (9, 0)), 1, [255]),
-        (Image.fromarray(np.full((4, 4), 0x4DFF, np.uint16)), 1, [0x4D]),
-        (Image.new("I", (4, 4), 0xFFFF), 1, [255]),
-        (Image.new("CMYK", (4, 4), (0, 0, 0, 255)), 1, [0]),
+        ([1, 2], "another form"),
+        (5, "another form"),
+        ({"image_data": IMAGES}, "another form"),
+        ({"image_data": [1], "class_dict": {}}, "another form, expected a dict of image_data, uint8 .*fetch it again"),
+        ({"image_data": IMAGES.astype(np.float32), "class_dict": {}}, "another form"),
+        ({"image_data": IMAGES[..., :1], "class_dict": {"a": [0]}}, "another form"),
+        ({"image_data": IMAGES[0], "class_dict": {"a": [0]}}, "another form"),
+        ({"image_data": IMAGES, "class_dict": [0]}, "another form"),
+        ({"image_data": IMAGES, "class_dict": {"a": []}}, "class 'a' of split 'test' has 0 images"),
+        ({"image_data": IMAGES, "class_dict": {"a": [2]}}, "numbers 0 to N - 1"),
+        ({"image_data": IMAGES, "class_dict": {"a": [-1]}}, "numbers 0 to N - 1"),
+        ({"image_data": IMAGES, "class_dict": {"a": [0.5]}}, "numbers 0 to N - 1"),
+        ({"image_data": IMAGES, "class_dict": {"a": 1}}, "numbers 0 to N - 1"),
+        ({"image_data": IMAGES, "class_dict": {"a": [[0], [1, 0]]}}, "another form"),
+        ({"image_data": IMAGES, "class_dict": {"a": [[0], [1]]}}, "another form"),
+        ({"image_data": IMAGES, "class_dict": ENDLESS}, "unreadable contents .*recursion"),
+        ({"image_data": _Call()}, "asks for builtins.eval.*nothing of it was executed"),
     ],
 )
-def test_modes_of_images(image, channels, expected):
-    pixels = decode.to_array(image, decode.Look((4, 4), channels))
-    assert pixels.dtype == np.uint8 and pixels.shape == (4, 4, channels)
-    assert (pixels == np.array(expected)).all()
-    inverted = decode.to_array(image, decode.Look((4, 4), channels, invert=True))
-    assert (inverted == 255 - pixels).all()
-
-
-@given(form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]), mode=st.sampled_from(["L", "RGB"]), data=st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it can mend; here only errors count
-def test_damaged_images_give_one_clear_error(tmp_path, form, mode, data):
-    rng = np.random.default_rng(0)
-    stored = io.BytesIO()
-    shape = (9, 7) if mode == "L" else (9, 7, 3)
-    Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(stored, form)
-    contents = bytearray(stored.getvalue())
-    if data.draw(st.booleans()):
-        del contents[data.draw(st.integers(0, len(contents) - 1)) :]
-    else:
-        for _ in range(data.draw(st.integers(1, 3))):
-            contents[data.draw(st.integers(0, min(len(contents) - 1, 200)))] = data.draw(st.integers(0, 255))
-    path = tmp_path / f"image.{form.lower()}"
-    path.write_bytes(bytes(contents))
-    with decode.Reader() as reader:
-        try:
-            pixels = reader.decode(decode.ImageFile(path, "", len(contents)), decode.Look((8, 8), 3))
-        except DataError as error:
-            assert path.name in str(error)
-        else:
-            assert pixels.shape == (8, 8, 3)
+def test_miniimagenet_pickles_of_another_form(mini, copied, tmp_path, contents, words):
+    root = copied(mini[0]["pickle"])
+    (root / "mini-imagenet-cache-test.pkl").write_bytes(pickle.dumps(contents))
+    with pytest.raises(DataError, match=words):
+        opened("miniimagenet", root, tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))
 
 
 # ------------------------------------------------------------------------------------------ one entry point
 
 
-def test_open_dataset_says_what_it_needs(tmp_path):
-    with pytest.raises(ArgumentError, match="name is 'cifar', expected glyphs, omniglot, miniimagenet, folder"):
-        opened("cifar", tmp_path, tmp_path)
-    for name, words in (("omniglot", "brendenlake"), ("miniimagenet", "Ravi"), ("folder", "one folder a class")):
-        with pytest.raises(DataError, match=f"'{name}' has no root.*nothing is downloaded.*{words}.*--root"):
-            opened(name, None, tmp_path)
-        with pytest.raises(DataError, match=f"absent is no folder.*{words}"):
-            opened(name, tmp_path / "absent", tmp_path)
-    with pytest.raises(ArgumentError, match="root is .* rendered from fonts"):
-        opened("glyphs", tmp_path, tmp_path)
-    with pytest.raises(ArgumentError, match="'omniglot' has no option form, expected image_size, split"):
-        opened("omniglot", tmp_path, tmp_path, form="csv")
-    with pytest.raises(ArgumentError, match="split is 'lake'"):
-        opened("omniglot", tmp_path, tmp_path, split="lake")
-    with pytest.raises(ArgumentError, match="train_on is 'test'"):
-        opened("omniglot", tmp_path, tmp_path, train_on="test")
+@pytest.mark.parametrize(("name", "words"), [("omniglot", "brendenlake"), ("miniimagenet", "Ravi"), ("folder", "one folder a class")])
+def test_open_dataset_says_which_files_it_needs(tmp_path, name, words):
+    with pytest.raises(DataError, match=f"'{name}' has no root.*--root.*nothing is downloaded; .*{words}"):
+        opened(name, None, tmp_path)
+    with pytest.raises(DataError, match=f"absent is no folder.*{words}"):
+        opened(name, tmp_path / "absent", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cifar", {}, "name is 'cifar', expected glyphs, omniglot, miniimagenet, folder"),
+        ("glyphs", {}, "root is .* rendered from fonts"),
+        ("omniglot", {"form": "csv"}, "option of 'omniglot' is 'form', expected image_size, split, train_on, rotations"),
+        ("omniglot", {"split": "lake"}, "split is 'lake', expected vinyals, alphabets"),
+        ("omniglot", {"train_on": "test"}, "train_on is 'test'"),
+        ("miniimagenet", {"n_way": 0}, "n_way is 0, expected at least 1"),
+        ("miniimagenet", {"image_size": 3}, "image_size is 3"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path, name, options, words):
+    with pytest.raises(ArgumentError, match=words):
+        opened(name, tmp_path, tmp_path, **options)
 
 
 def test_options_that_are_none_take_their_default(omniglot, tmp_path):
@@ -424,10 +377,25 @@ def test_options_that_are_none_take_their_default(omniglot, tmp_path):
     assert data.options["rotations"] is True and data.image_shape == (28, 28, 1)
 
 
-def test_nothing_is_downloaded():
-    """No module of the package's data part imports anything that talks to a network."""
-    folder = Path(decode.__file__).parent
-    for path in folder.glob("*.py"):
-        words = path.read_text("utf-8")
-        for module in ("urllib", "requests", "socket", "http.client", "httpx", "ftplib"):
-            assert f"import {module}" not in words and f"from {module}" not in words
+def test_every_data_set_is_opened_for_5_way_episodes_by_default(omniglot, mini, tmp_path):
+    assert opened("omniglot", omniglot, tmp_path, n_way=8).validation.n_classes == 8
+    with pytest.raises(DataError, match="split 'validation' has 8 classes, expected at least 9 .*lower n_way"):
+        opened("omniglot", omniglot, tmp_path, n_way=9)
+    with pytest.raises(DataError, match="split 'train' has 3 classes, expected at least 5"):
+        open_dataset("miniimagenet", mini[0]["csv"], cache=tmp_path)
+
+
+def test_notes_are_shown_and_options_listed(mini, tmp_path):
+    reporter = SilentReporter()
+    open_dataset("miniimagenet", mini[0]["csv"], n_way=1, cache=tmp_path, reporter=reporter)
+    assert reporter.messages == [f"miniimagenet: read in the form 'csv' from {mini[0]['csv']}"]
+    assert OPTIONS["miniimagenet"] == ("image_size", "form", "seed")
+
+
+def test_a_root_that_cannot_be_listed(mini, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(DataError, match="csv has unreadable contents .*check its permissions"):
+        opened("miniimagenet", mini[0]["csv"], tmp_path)

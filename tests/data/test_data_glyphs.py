@@ -4,8 +4,9 @@ import unicodedata
 
 import numpy as np
 import pytest
+from trees import opened
 
-from hypergrad.data import SilentReporter, glyphs, open_dataset, pixel_baseline
+from hypergrad.data import glyphs, pixel_baseline
 from hypergrad.errors import ArgumentError, DataError
 
 
@@ -16,7 +17,7 @@ def letters():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return open_dataset("glyphs", cache=tmp_path_factory.mktemp("cache"), reporter=SilentReporter())
+    return opened("glyphs", None, tmp_path_factory.mktemp("cache"))
 
 
 def test_enough_classes_of_20_drawings(data):
@@ -83,21 +84,20 @@ def test_pixels_alone_do_not_solve_it(data):
 
 def test_rotations_are_classes_of_train_alone(letters, tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "find_letters", lambda: letters[::40])
-    plain, turned = (open_dataset("glyphs", cache=tmp_path, reporter=SilentReporter(), rotations=r, drawings=5) for r in (False, True))
+    plain, turned = (opened("glyphs", None, tmp_path, rotations=r, drawings=5) for r in (False, True))
     assert turned.train.n_classes == 4 * plain.train.n_classes and turned.test.n_classes == plain.test.n_classes
     assert turned.train.class_names[1] == plain.train.class_names[0] + "/rot090"
     assert (turned.train.class_images(1) == np.rot90(plain.train.class_images(0), axes=(1, 2))).all()
     assert (turned.train.sizes == 5).all()
 
 
-def test_options_out_of_range():
-    with pytest.raises(ArgumentError, match="drawings is 1"):
-        glyphs.Glyphs(drawings=1)
-    with pytest.raises(ArgumentError, match="seed is -1"):
-        glyphs.Glyphs(seed=-1)
+@pytest.mark.parametrize(("option", "value"), [("drawings", 1), ("drawings", 1001), ("seed", -1), ("seed", 2**64)])
+def test_options_out_of_range(option, value):
+    with pytest.raises(ArgumentError, match=f"glyphs: {option} is {value}, expected"):
+        opened("glyphs", None, None, **{option: value})
 
 
 def test_missing_fonts(tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs.matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(DataError, match="has no fonts.*reinstall matplotlib"):
-        open_dataset("glyphs", cache=tmp_path, reporter=SilentReporter())
+        opened("glyphs", None, tmp_path)

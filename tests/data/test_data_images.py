@@ -47,7 +47,7 @@ def test_labels_out_of_range(labels):
     [
         (np.zeros((2, 2, 2, 1), np.float32), [0, 1], DTypeError, "float32, expected uint8"),
         (np.zeros((2, 2, 2), np.uint8), [0, 1], ShapeError, r"\(n, H, W, C\)"),
-        (np.zeros((2, 2, 2, 1), np.uint8), [0, 1, 1], ShapeError, "each image has one label"),
+        (np.zeros((2, 2, 2, 1), np.uint8), [0, 1, 1], ShapeError, "one label an image"),
         (np.zeros((2, 2, 2, 1), np.uint8), [0.0, 1.0], DTypeError, "expected integers"),
         (np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, int), DataError, "0 classes"),
     ],
@@ -94,7 +94,7 @@ def test_dataset_gives_its_splits():
     assert data.image_shape == (6, 5, 1)
     assert data.split("val") is data.validation and data.split("test") is data.test
     assert data.describe().startswith("toy 6x5x1: train 3 classes / 12 images")
-    with pytest.raises(ArgumentError, match="train, validation or test"):
+    with pytest.raises(ArgumentError, match="expected train, validation, val, test"):
         data.split("dev")
 
 

@@ -118,7 +118,7 @@ def test_wrong_folders_and_files_are_told(drawings, run_of, tmp_path):
         predict(run, config, tmp_path / "two", images)
     (tmp_path / "one" / "a").mkdir(parents=True)
     drawing("disc", 1).save(tmp_path / "one" / "a" / "1.png")
-    with pytest.raises(DataError, match="expected at least 2"):
+    with pytest.raises(DataError, match="expected two or more"):
         predict(run, config, tmp_path / "one", images)
     broken = tmp_path / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:60])
