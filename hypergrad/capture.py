@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .backends import backend_of, is_on_gpu
+from .backends.cuda import recordable
 from .errors import ArgumentError, DeviceError, DifferentiationError
 from .rules import settings
 from .state import is_idle
@@ -32,6 +33,8 @@ def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
             random draws and numbers are fixed at the recording. An array that it closes over may be overwritten in place. It must
             not make the host wait: no float(array), no copy to or from NumPy. It may take gradients: ``capture(value_and_grad(loss))``.
     Returns: a function of the same arguments. On NumPy arrays, where there is nothing to record, it calls `fn`.
+        Products of matrices are computed by a kernel of this package, because CuPy records no cuBLAS: they equal those outside up to
+            rounding, and large ones are slower.
     Raises: DeviceError if `fn` waits for the GPU or copies from the host, or if NumPy arrays stand beside CuPy's;
         ArgumentError for an argument that is neither array nor number nor text; DifferentiationError inside a transform.
     Cost: one copy of each array in and out, and one launch; the memory of one run of `fn` is held for each recording.
@@ -84,18 +87,18 @@ class _Recording:
         xp.cuda.get_current_stream().synchronize()  # so that the other stream finds the inputs written
         self.stream = xp.cuda.Stream(non_blocking=True)
         with self.stream, xp.cuda.using_allocator(self.pool.malloc):
-            fn(*args)  # compiles kernels, makes library handles and fills the pool: a recording must do none of it
+            recordable(fn, *args)  # compiles kernels, makes library handles and fills the pool: a recording must do none of it
             self.stream.synchronize()
             self.stream.begin_capture()
             try:
-                out = fn(*args)
+                out = recordable(fn, *args)
             except BaseException as error:
                 with suppress(RuntimeError):  # the recording has failed already; ending it may raise that again
                     self.stream.end_capture()
                 if isinstance(error, RuntimeError):
                     raise DeviceError(
                         f"capture: the function cannot be recorded ({error}), expected kernels only because the host must "
-                        "not wait for the GPU inside; take float(...), printing and copies to NumPy out of it"
+                        "not wait for the GPU inside; take float(...), printing, copies to NumPy and products by CuPy itself out of it"
                     ) from error
                 raise
             self.graph = self.stream.end_capture()

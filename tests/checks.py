@@ -3,7 +3,7 @@
 A case gives an op as a function of Tensors, an independent NumPy reference and sampled arguments.
 `derivatives` computes everything the engine can say about it up to second order, and the checks compare:
 
-* float64 with the reference, and with finite differences of it (first order) or of the gradient (second);
+* float64 with the reference, and with the finite differences of hypergrad.testing up to the third order;
 * the ways to one derivative with each other: vjp with jvp, forward-over-reverse with reverse-over-reverse and
   reverse-over-forward, several directions in one run with one at a time;
 * float32 with float64, by the largest element error against what roundings bring about (rounding.py);
@@ -21,7 +21,9 @@ import numpy as np
 import rounding
 
 import hypergrad as hg
-from hypergrad.backends.host import HostBackend
+from hypergrad import backends
+from hypergrad.testing import check_gradients
+from hypergrad.testing.differences import difference
 
 Array = Any
 EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
@@ -30,11 +32,9 @@ EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float6
 # amplified by the cases' conditioning (at most about 50). A wrong formula is off by far more than 1e-11 of
 # the largest element.
 SAME = 1e-11
-# The five-point rule with step 1e-3 has a truncation error of h^4 f^(5) / 30 = 3e-14 f^(5), f^(5) staying
-# below 1e4 at the cases' distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13,
-# amplified as above.
-DIFFERENCED = 1e-9
-STEP = 1e-3  # for polynomials up to degree 4 the rule is exact, and the step is 1
+# Differences with step 1e-3 have a truncation error of h^4 f^(5) / 480 = 2e-15 f^(5), f^(5) staying below 1e5 at the cases'
+# distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13, amplified as above.
+DIFFERENCED = 1e-8
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Case:
     high: float = 1.5
     exact: bool = False
     margin: Callable[..., float] | None = None
-    clear: float = 4 * STEP
+    clear: float = 4e-3
     seed: int = 0
     make: Callable[[np.random.Generator], Sequence[Array]] | None = None
 
@@ -95,13 +95,10 @@ def assert_same(got: Array, want: Array, what: str, tolerance: float = SAME, sca
     assert error <= bound, f"{what}: largest element error {error:.3g}, allowed {bound:.3g}"
 
 
-def five_point(f: Callable[[Sequence[Array]], Array], args: Sequence[Array], dots: Sequence[Array | None], step: float) -> Array:
-    """Directional derivative of f; exact for polynomials up to degree 4."""
-
-    def at(s: float) -> Array:
-        return f([a if d is None else a + s * d for a, d in zip(args, dots, strict=True)])
-
-    return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+def differenced(f: Callable[..., Any], args: Sequence[Array], dots: Sequence[Array], step: float | None = None) -> Array:
+    """The derivative of a function of arrays along `dots`, by hypergrad.testing's finite difference."""
+    values: Array = difference(lambda a: f(*a), list(args), list(dots), step, 1e-9).values
+    return values.reshape(np.shape(f(*args)))
 
 
 @dataclass(frozen=True)
@@ -136,15 +133,6 @@ class Weights:
         def scalar(*args: Any) -> hg.Tensor:
             y = f(*args)
             return hg.sum(y * self.c) + 0.5 * hg.sum(y * y * self.e)
-
-        return scalar
-
-    def reference_loss(self, f: Callable[..., Array]) -> Callable[..., Array]:
-        """The same on arrays."""
-
-        def scalar(*args: Array) -> Array:
-            y = f(*args)
-            return np.sum(self.c * y) + 0.5 * np.sum(self.e * y * y)
 
         return scalar
 
@@ -204,62 +192,31 @@ def check_float64(case: Case) -> None:
     wanted = case.reference(*args)
     w = Weights.draw(args, np.shape(wanted), np.float64)
     found = derivatives(case.f, args, w)
-    step, near = (1.0, SAME) if case.exact else (STEP, DIFFERENCED)
     assert_same(found["value|vjp"][0], wanted, f"{case}: value against NumPy")
     for key in ("bars|vjp", "grad|grad", "hvp|P=1"):
         shapes = [np.shape(a) for a in found[key]]
         assert shapes == [a.shape for a in args], f"{case}: {key} has shapes {shapes}, expected those of the arguments"
     check_routes(found, case.name, SAME)
-
-    for i, direction in enumerate(zip(*w.dots, strict=True)):  # first order: jvp elementwise, vjp by the adjoint identity
-        y_dot = found["dots|P=3"][0][i]
-        assert_same(
-            y_dot, five_point(lambda a: case.reference(*a), args, direction, step), f"{case}: jvp, direction {i}, against differences", near
-        )
-        terms = [w.y_bar * y_dot, *(-b * d for b, d in zip(found["bars|vjp"], direction, strict=True))]
+    for i, direction in enumerate(zip(*w.dots, strict=True)):
+        terms = [w.y_bar * found["dots|P=3"][0][i], *(-b * d for b, d in zip(found["bars|vjp"], direction, strict=True))]
         assert_same(
             sum(np.sum(t) for t in terms),
             0.0,
             f"{case}: <y_bar, J x_dot> - <J^T y_bar, x_dot>, direction {i}",
             scale=sum(float(np.sum(np.abs(t))) for t in terms),
         )
-    reference_loss = w.reference_loss(case.reference)
-    one = [d[0] for d in w.dots]
-    slope = sum(float(np.sum(g * d)) for g, d in zip(found["grad|grad"], one, strict=True))
-    assert_same(
-        slope,
-        five_point(lambda a: reference_loss(*a), args, one, step),
-        f"{case}: gradient of the loss along a direction",
-        near,
-        scale=sum(float(np.sum(np.abs(g * d))) for g, d in zip(found["grad|grad"], one, strict=True)),
-    )
-    check_second_order(case, args, w, found, step, near)
-
-
-def check_second_order(case: Case, args: Sequence[Array], w: Weights, found: dict[str, list[Array]], step: float, near: float) -> None:
-    """Hessian products, block by block, against differences of the gradient; and one of third order."""
-    loss, numbers = w.loss(case.f), tuple(range(len(args)))
-    gradient = hg.grad(loss, argnums=numbers)
-    for j in numbers:
-        chosen = [w.dots[i][0] if i == j else None for i in numbers]
-        _, _, products = hg.hvp(loss, tuple(args), tuple(chosen))
-        for i, product in enumerate(products):
-            assert_same(
-                product,
-                five_point(lambda a, i=i: gradient(*a)[i], args, chosen, step),
-                f"{case}: Hessian block ({i}, {j}) against differences of the gradient",
-                near,
-                scale=max(largest(product), largest(found["hvp|P=1"][i])),
-            )
-    one, two = ([d[k] for d in w.dots] for k in (0, 1))
+    eps, rtol = (1.0, SAME) if case.exact else (None, DIFFERENCED)
+    one, two, loss = tuple(d[0] for d in w.dots), tuple(d[1] for d in w.dots), w.loss(case.f)
+    check_gradients(case.f, *args, order=1, eps=eps, rtol=rtol)
+    check_gradients(loss, *args, eps=eps, rtol=rtol)
 
     def curvature(*a: Any) -> Any:
-        return inner(hg.grad(loss, argnums=numbers)(*a), one)
+        return inner(hg.grad(loss, argnums=tuple(range(len(args))))(*a), one)
 
-    third = hg.hvp(curvature, tuple(args), tuple(two))[2]
-    by_difference = five_point(lambda a: _joined(hg.hvp(loss, tuple(a), tuple(one))[2]), args, two, step)
     # d/dt of H(x + t v2) v1 is T[v1, v2], which forward over reverse over reverse gives as H(curvature) v2.
-    assert_same(_joined(third), by_difference, f"{case}: third derivative against differences of the Hessian product", near)
+    third = _joined(hg.hvp(curvature, tuple(args), two)[2])
+    by_difference = differenced(lambda *a: _joined(hg.hvp(loss, a, one)[2]), args, two, eps)
+    assert_same(third, by_difference, f"{case}: third derivative against differences of the Hessian product", rtol)
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
@@ -372,22 +329,23 @@ def essentials(f: Callable[..., hg.Tensor], args: Sequence[Array], w: Weights) -
 def guarded_outputs() -> Iterator[None]:
     """Context in which `empty` gives arrays of NaN (255 for integers) between canaries, checked at exit."""
     ring, handed = 8, []
-    original = HostBackend.empty
+    kind = type(backends.HOST)
+    original = kind.empty
 
-    def empty(self: HostBackend, shape: Sequence[int], dtype: Any) -> Array:
-        kind = np.dtype(dtype)
-        filling = np.nan if kind.kind == "f" else 255
-        canary = kind.type(12345.0) if kind.kind == "f" else kind.type(77)
-        buffer = np.full(int(np.prod(shape)) + 2 * ring, filling, kind)
+    def empty(self: Any, shape: Sequence[int], dtype: Any) -> Array:
+        number = np.dtype(dtype)
+        filling = np.nan if number.kind == "f" else 255
+        canary = number.type(12345.0) if number.kind == "f" else number.type(77)
+        buffer = np.full(int(np.prod(shape)) + 2 * ring, filling, number)
         buffer[:ring] = buffer[len(buffer) - ring :] = canary
         handed.append((buffer, canary))
         return buffer[ring : len(buffer) - ring].reshape(tuple(shape))
 
-    HostBackend.empty = empty  # type: ignore[method-assign]
+    kind.empty = empty
     try:
         yield
     finally:
-        HostBackend.empty = original  # type: ignore[method-assign]
+        kind.empty = original
     assert handed, "guarded_outputs: no array was asked for"
     for buffer, canary in handed:
         assert np.all(buffer[:ring] == canary) and np.all(buffer[len(buffer) - ring :] == canary), "written outside an output"

@@ -7,8 +7,10 @@ installed package. It is tested where it has them, else the installed package is
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +44,6 @@ def missing() -> str | None:
 
 
 choose_package()
-sys.path.insert(0, str(TESTS))
 MISSING = missing()
 if MISSING is None:
     from hypothesis import settings
@@ -55,3 +56,35 @@ def pytest_configure() -> None:
     """Ends with one line where nothing can be tested."""
     if MISSING is not None:
         raise pytest.UsageError(f"{MISSING} is not installed, expected it because the tests import it: pip install '.[test]'")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that names its backends runs on each of them."""
+    marker = metafunc.definition.get_closest_marker("backends")
+    if marker is not None:
+        metafunc.parametrize("backend", marker.args, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The places.Place that the test runs on, in use; None for a test that names no backends."""
+    name = getattr(request, "param", None)
+    if name is None:
+        yield None
+        return
+    places = importlib.import_module("places")
+    reason = places.unavailable(name)
+    if reason is not None:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch, places.placed(name, patch) as place:
+        yield place
+
+
+@pytest.fixture
+def planted() -> Iterator[None]:
+    """For ops that a test declares, wrong ones among them: the registry is as before at the end."""
+    registry = importlib.import_module("hypergrad.rules").REGISTRY
+    before = dict(registry)
+    yield
+    registry.clear()
+    registry.update(before)

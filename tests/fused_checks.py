@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from checks import SAME, Array, Case, Weights, assert_same, derivatives, essentials, within_rounding
+from places import counted
 
 import hypergrad as hg
 from hypergrad import _host
-from hypergrad.backends.host import HostBackend
 
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
-
-
-@contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """How often each kernel runs inside."""
-    runs: Counter[str] = Counter()
-    original = HostBackend.run
-
-    def run(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
-        runs[name] += 1
-        original(self, name, inputs, outputs, **attrs)
-
-    HostBackend.run = run  # type: ignore[method-assign]
-    try:
-        yield runs
-    finally:
-        HostBackend.run = original  # type: ignore[method-assign]
 
 
 def setting(case: Case, dtype: Any = np.float64) -> tuple[list[Array], Weights]:

@@ -279,3 +279,17 @@ def test_unexportable_array_is_an_argument_error():
 
     with pytest.raises(ArgumentError, match="requires grad"):
         as_array(NeedsDetach())
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_emulated_kernels_have_no_instruction_set_to_choose(level):
+    code = """
+import numpy as np
+from hypergrad.backends.emulated import EMULATED, MISSING
+x, y, codes = np.ones((1, 2, 2, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), np.uint8)
+if MISSING is None:
+    EMULATED.run("max_pool_value", [x], [y, codes], size=2)
+print(MISSING or float(y[0, 0, 0, 0]))
+"""
+    result = python(code, HYPERGRAD_SIMD=level)
+    assert result.stdout.strip() == "1.0" or "_emulated" in result.stdout, result.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,7 @@ from hypergrad.tape import Tensor, primal, untaped
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")
 
 
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Takes temporary ops out of the registry again."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
+pytestmark = pytest.mark.usefixtures("planted")
 
 
 def exp_case(op: Callable[..., Tensor], shape: tuple[int, ...] = (3, 4)) -> Case:
@@ -81,7 +75,7 @@ def test_wrong_jvp() -> None:
 
 
 def test_wrong_derivative_on_which_vjp_and_jvp_agree() -> None:
-    with pytest.raises(AssertionError, match="jvp, direction 0, against differences"):
+    with pytest.raises(AssertionError, match="jvp along .*a finite difference gives"):
         check_float64(exp_case(elementwise("planted", value, lambda out, x: out * (1 + 1e-7))))
 
 
@@ -95,7 +89,7 @@ def test_jvp_that_ignores_all_directions_but_the_first() -> None:
 
 def test_second_order_wrong_in_every_nesting_where_first_order_is_right() -> None:
     op = elementwise("planted", value, lambda out, x: Tensor(out.value))  # a constant, to all routes alike
-    with pytest.raises(AssertionError, match="Hessian block .* differences of the gradient"):
+    with pytest.raises(AssertionError, match="Hessian product, forward over reverse.*a finite difference gives"):
         check_float64(exp_case(op))
 
 

@@ -10,6 +10,8 @@ from hypergrad import _host
 from hypergrad.data import EpisodeSampler, ImageClasses, gather, to_float
 from hypergrad.errors import ArgumentError, DeviceError, DTypeError, ShapeError
 
+kernels = pytest.mark.backends("host", "emulated", "gpu")
+
 # M, E, N, H, W, C: single bytes, images that fill no vector, quad or block, and some that fill several.
 SIZES = [(1, 1, 1, 1, 1, 1), (3, 2, 5, 1, 3, 1), (5, 1, 4, 2, 2, 1), (4, 3, 2, 5, 7, 3), (7, 2, 9, 28, 28, 1), (4, 2, 3, 33, 31, 3)]
 NOWHERE = [-1, -(2**63), 2**31, 2**32, 2**63 - 1]
@@ -35,13 +37,15 @@ def assert_bits(x, images, index, dtype):
     assert x.tobytes() == ref.gather_images(images, index, dtype).tobytes()
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_values(sizes, dtype):
+def test_values(sizes, dtype, backend):
     images, index = draw(sizes)
-    assert_bits(run(images, index, dtype), images, index, dtype)
+    assert_bits(backend.same_bits(lambda: [run(images, index, dtype)])[0], images, index, dtype)
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_byte(dtype):
     """Each byte is the correctly rounded quotient, whole vectors and single elements alike."""
@@ -51,6 +55,7 @@ def test_every_byte(dtype):
         assert run(images.reshape(shape), index, dtype).reshape(-1).tolist() == to_float(images, dtype).tolist()
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_may_lie_anywhere(dtype):
     """Images at odd addresses, apart, reversed or shared; rows likewise."""
@@ -63,6 +68,7 @@ def test_rows_may_lie_anywhere(dtype):
             assert_bits(run(given, rows, dtype), given, rows, dtype)
 
 
+@kernels
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [(3, 2, 5, 1, 3, 1), (4, 3, 2, 8, 8, 3)], ids=str)
 def test_a_row_out_of_range_is_nan(sizes, dtype):
@@ -75,6 +81,7 @@ def test_a_row_out_of_range_is_nan(sizes, dtype):
     assert np.isnan(run(images[:0], index, dtype)).all()
 
 
+@pytest.mark.backends("host", "emulated")
 @pytest.mark.parametrize("axis", range(6))
 def test_sizes_of_zero(axis):
     sizes = [2, 3, 4, 4, 2, 5]
@@ -84,6 +91,7 @@ def test_sizes_of_zero(axis):
     assert x.shape == (*sizes[1:3], *sizes[3:]) and np.isnan(x).all() == (axis == 0 or x.size == 0)
 
 
+@pytest.mark.backends("host", "emulated")
 def test_offsets_take_64_bits():
     """Images that begin beyond 2**31 bytes; the memory between them is never touched, so it is none."""
     step = 2**30 + 4
@@ -95,18 +103,20 @@ def test_offsets_take_64_bits():
     assert_bits(run(images, index, np.float32), images, index, np.float32)
 
 
+@pytest.mark.backends("host")
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_instruction_set(level):
+def test_every_instruction_set(level, backend):
     chosen = _host.build_info()["simd"]
     try:
         _host.set_simd(level)
         for dtype in DTYPES:
             test_every_byte(dtype)
-            test_values(SIZES[-1], dtype)
+            test_values(SIZES[-1], dtype, backend)
     finally:
         _host.set_simd(chosen)
 
 
+@pytest.mark.backends("host", "emulated")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gather_reads_memory_maps_and_views(tmp_path, dtype):
     images, rows = draw((9, 3, 4, 6, 5, 3))

@@ -1,4 +1,4 @@
-"""The host kernels against a float64 reference, and what they promise.
+"""The kernels of every backend against a float64 reference, and what they promise.
 
 Every element is written and none beyond; the bits are the same for any number of threads; all instruction
 sets agree closely; every wrong call is an exception.
@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from hypergrad import _host
+from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
-from hypergrad.errors import ShapeError
+from hypergrad.errors import ArgumentError, DTypeError, ShapeError
+
+pytestmark = pytest.mark.backends("host", "emulated", "gpu")
 
 EPS = 1e-5
 DTYPES = [np.float32, np.float64]
@@ -29,6 +32,8 @@ BLOCKS = [
     (1, 40, 6, 5, 4, 20),
 ]
 FIRST = [b for b in BLOCKS if b[4] <= 5]
+# Several tiles down and across, more filters and channels than a tile holds, tiles of several images.
+TILED = [(1, 1, 46, 92, 3, 36), (1, 2, 42, 42, 36, 32), (2, 9, 10, 10, 33, 40), (1, 5, 21, 21, 32, 64), (1, 1, 3, 300, 2, 4)]
 
 
 def ringed(shape, dtype):
@@ -221,16 +226,50 @@ def check_rungs(p, dots, y_bar_dot):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", BLOCKS, ids=str)
-def test_block_rungs(sizes, dtype):
+def test_block_rungs(sizes, dtype, backend):
     p = Problem(sizes, dtype, shared=sizes[1] == 3, directions=1 + sizes[0])
     check_rungs(p, [p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+    backend.same_bits(p.everything)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", FIRST, ids=str)
-def test_first_block_rungs(sizes, dtype):
+def test_first_block_rungs(sizes, dtype, backend):
     p = Problem(sizes, dtype, shared=sizes[1] == 3, directions=1 + sizes[0], first=True)
     check_rungs(p, [None, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+    backend.same_bits(p.everything)
+
+
+@pytest.mark.backends("emulated", "gpu")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("sizes", TILED, ids=str)
+def test_blocks_of_several_tiles(sizes, first, dtype, backend):
+    p = Problem((*sizes[:4], 4, sizes[5]) if first else sizes, dtype, first=first)
+    check_rungs(p, [None if first else p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
+    backend.same_bits(p.everything)
+
+
+@pytest.mark.backends("gpu")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(4, 75, 42, 42, 32, 32), (4, 5, 84, 84, 3, 32)], ids=str)
+def test_blocks_of_a_few_shot_step_repeat_their_bits(sizes, dtype, backend):
+    backend.same_bits(Problem(sizes, dtype, first=sizes[4] <= 4).everything)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 20, 20, 32, 32), (2, 3, 14, 14, 8, 24)], ids=str)
+def test_float32_error_is_at_most_twice_the_composed_one(sizes):
+    """Against float64, the value and the gradients are at most twice as far off as the same formulas in NumPy's float32."""
+    p = Problem(sizes, np.float32)
+    check_value(p)
+    exact = [per_episode(lambda *a: ref.block(*a, EPS), sizes[0], p.x, p.w, p.gamma, p.beta, p.code), *reference_vjp(p)]
+    rows = range(sizes[0])
+    single = [np.stack([ref.block(p.x[e], p.w[e], p.gamma[e], p.beta[e], p.code[e], np.float32(EPS)) for e in rows])]
+    vjps = [ref.block_vjp(p.x[e], p.w[e], p.gamma[e], p.y_bar[e], p.code[e], np.float32(EPS)) for e in rows]
+    for ours, theirs, true in zip([p.y, *p.vjp()], [*single, *map(np.stack, zip(*vjps, strict=True))], exact, strict=True):
+        assert theirs.dtype == np.float32
+        floor = np.finfo(np.float32).eps * np.abs(true).max()  # rounding the true result
+        assert np.abs(ours - true).max() <= 2 * max(np.abs(theirs - true).max(), floor)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -323,12 +362,13 @@ CONVOLUTIONS = [
     (1, 1, 3, 7, 6, 2, 9, 2, 3, 5, 0, 3),
     (1, 1, 1, 14, 13, 32, 64, 3, 3, 1, 0, 2),
     (1, 1, 30, 10, 10, 3, 7, 4, 4, 2, 1, 1),
+    (1, 2, 3, 30, 34, 33, 40, 3, 3, 1, 1, 1),
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", CONVOLUTIONS, ids=str)
-def test_convolutions(sizes, dtype):
+def test_convolutions(sizes, dtype, backend):
     a, b, n, h, w, c, k, r, s, stride, pad_h, pad_w = sizes
     rng = np.random.default_rng(list(sizes))
     p, q = (h + 2 * pad_h - r) // stride + 1, (w + 2 * pad_w - s) // stride + 1
@@ -338,9 +378,13 @@ def test_convolutions(sizes, dtype):
     f = np.broadcast_to(f[:, None], (a, b, *f.shape[1:]))  # shared along the second
     y_bar = rng.standard_normal((b, a, n, p, q, k)).astype(dtype).swapaxes(0, 1)
     attrs = {"stride": stride, "pad_h": pad_h, "pad_w": pad_w}
-    y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs, precision=0)
-    x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs, precision=0)
-    w_bar = call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs, precision=0)
+
+    def run():
+        y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs, precision=0)
+        x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs, precision=0)
+        return y, x_bar, call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs, precision=0)
+
+    y, x_bar, w_bar = backend.same_bits(run)
     for i in range(a):
         for j in range(b):
             x_, f_, g_ = (v[i, j].astype(np.float64) for v in (x, f, y_bar))
@@ -349,6 +393,7 @@ def test_convolutions(sizes, dtype):
             close(w_bar[i, j], ref.conv2d_wgrad(x_, g_, r, s, **attrs), dtype)
 
 
+@pytest.mark.backends("host")
 def test_reference_vjp_is_the_transpose_of_its_jvp():
     """The reference itself: <y_bar, J v> = <J' y_bar, v>."""
     p = Problem((1, 2, 5, 6, 3, 4), np.float64)
@@ -359,6 +404,7 @@ def test_reference_vjp_is_the_transpose_of_its_jvp():
     assert abs(left - right) < 1e-11 * abs(left)
 
 
+@pytest.mark.backends("host")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("level", LEVELS)
 def test_bits_do_not_depend_on_threads_or_repetition(level, first):
@@ -377,9 +423,10 @@ def test_bits_do_not_depend_on_threads_or_repetition(level, first):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.backends("host")
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_instruction_set_passes(level, first):
+def test_every_instruction_set_passes(level, first, backend):
     chosen = _host.build_info()["simd"]
     try:
         _host.set_simd(level)
@@ -388,8 +435,8 @@ def test_every_instruction_set_passes(level, first):
                 p = Problem(sizes, dtype, first=first)
                 check_rungs(p, [None if first else p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot], p.y_bar_dot)
         for dtype in DTYPES:
-            test_convolutions(CONVOLUTIONS[1], dtype)
-            test_convolutions(CONVOLUTIONS[7], dtype)
+            test_convolutions(CONVOLUTIONS[1], dtype, backend)
+            test_convolutions(CONVOLUTIONS[7], dtype, backend)
     finally:
         _host.set_simd(chosen)
 
@@ -442,3 +489,26 @@ def test_batch_axes_may_have_any_stride():
         setattr(p, a, np.ascontiguousarray(getattr(p, a)))
     for a, b in zip(strided, p.everything(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.backends("emulated", "gpu")
+def test_every_backend_has_the_same_kernels(backend):
+    kernels = CUDA.kernels() if backend.name == "gpu" else backend.kernels.kernels()
+    assert kernels == _host.kernels()
+
+
+@pytest.mark.backends("emulated")
+def test_wrong_calls_of_the_emulator_are_exceptions(backend):
+    x, w = np.ones((1, 1, 1, 4, 4, 2)), np.ones((1, 1, 3, 3, 2, 2))
+    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
+    for arrays, y, changes, error, text in (
+        ([x, w], np.ones((1, 1, 1, 4, 4, 3)), {}, ShapeError, "conv2d_fprop: .*expected"),
+        ([x, w.astype("f")], x.copy(), {}, DTypeError, "float32"),
+        ([x, w], x.copy(), {"stride": 0}, ArgumentError, "stride"),
+        ([x, w], x.copy(), {"precision": 3}, ArgumentError, "precision is 3, expected an integer from 0 to 2"),
+        ([x, w], x.copy(), {"pad_h": 2}, ShapeError, "output images are"),
+    ):
+        with pytest.raises(error, match=text):
+            HOST.run("conv2d_fprop", arrays, [y], **{**attrs, **changes})
+    with pytest.raises(ValueError, match="order is 'backwards'"):
+        backend.kernels.set_order("backwards")

@@ -4,8 +4,8 @@ import sys
 import threading
 import tracemalloc
 
-import fake_cupy
 import numpy as np
+import pretended
 import pytest
 
 from hypergrad.meter import Meter
@@ -84,9 +84,15 @@ def test_tracing_switched_on_or_off_inside():
     assert after.peak_bytes == near(MB)
 
 
-def test_peak_of_the_pool(monkeypatch):
+@pytest.fixture
+def pool(monkeypatch):
+    """The common pool of a pretended GPU."""
+    with pretended.gpu(monkeypatch) as machine:
+        yield machine.pool
+
+
+def test_peak_of_the_pool(pool):
     """Above what was held on entry, rounded as the pool rounds, over what is freed, forgotten and refused."""
-    pool = fake_cupy.install(monkeypatch).pool
     before = pool.malloc(10_240)
     with Meter(memory=True) as meter:
         a = pool.malloc(1000)
@@ -99,11 +105,10 @@ def test_peak_of_the_pool(monkeypatch):
         before.free()
         del b, c
     assert meter.peak_device_bytes == 1024 + 512 and pool.used == 0
-    assert fake_cupy.hooks() == []
+    assert not pretended.hooks.by_name
 
 
-def test_meters_nest_on_the_device(monkeypatch):
-    pool = fake_cupy.install(monkeypatch).pool
+def test_meters_nest_on_the_device(pool):
     with Meter(memory=True) as outer:
         kept = pool.malloc(2048)
         with Meter() as inner:
@@ -117,8 +122,7 @@ def test_meters_nest_on_the_device(monkeypatch):
     assert peaks == [2048 + 4096, 4096, 0, None]
 
 
-def test_the_device_is_not_measured_without_tracing_or_cupy(monkeypatch):
-    pool = fake_cupy.install(monkeypatch).pool
+def test_the_device_is_not_measured_without_tracing_or_cupy(pool, monkeypatch):
     with Meter() as untraced:
         pool.malloc(512)
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
@@ -127,16 +131,14 @@ def test_the_device_is_not_measured_without_tracing_or_cupy(monkeypatch):
     assert untraced.peak_device_bytes is None and without.peak_device_bytes is None and without.peak_bytes is not None
 
 
-def test_an_error_inside_takes_the_hook_away(monkeypatch):
-    pool = fake_cupy.install(monkeypatch).pool
+def test_an_error_inside_takes_the_hook_away(pool):
     with pytest.raises(KeyError), Meter(memory=True) as meter:
         pool.malloc(512)
         raise KeyError("x")
-    assert meter.peak_device_bytes == 512 and fake_cupy.hooks() == []
+    assert meter.peak_device_bytes == 512 and not pretended.hooks.by_name
 
 
-def test_other_threads_have_pools_of_their_own_to_count(monkeypatch):
-    pool = fake_cupy.install(monkeypatch).pool
+def test_other_threads_have_pools_of_their_own_to_count(pool):
     with Meter(memory=True) as meter:
         kept = pool.malloc(512)
         worker = threading.Thread(target=lambda: pool.malloc(1 << 20))

@@ -9,6 +9,8 @@ from test_kernels import DTYPES, LEVELS
 from hypergrad import _host
 from hypergrad.errors import ArgumentError, DTypeError, ShapeError
 
+pytestmark = pytest.mark.backends("host", "emulated", "gpu")
+
 KINDS = {
     "sgd": (("w", "v", "g"), ("lr", "momentum", "weight_decay"), 0),
     "adam": (("w", "m", "s", "g"), ("lr", "beta1", "beta2", "eps"), 1),
@@ -111,8 +113,19 @@ class Step:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("leaves", LEAVES)
 @pytest.mark.parametrize("arrays", ["none", "all"])
-def test_rungs(kind, leaves, dtype, arrays):
-    Step(kind, LEAVES[leaves], dtype, KINDS[kind][1] if arrays == "all" else ()).check()
+def test_rungs(kind, leaves, dtype, arrays, backend):
+    step = Step(kind, LEAVES[leaves], dtype, KINDS[kind][1] if arrays == "all" else ())
+    step.check()
+    backend.same_bits(step.everything)
+
+
+@EVERY
+@pytest.mark.backends("emulated", "gpu")
+def test_leaves_so_large_that_a_thread_owns_several_quads(kind, backend):
+    step = Step(kind, [(3,), (1_048_577,), (1025,)], np.float32, KINDS[kind][1], directions=1)
+    step.check()
+    if backend.name == "gpu":
+        backend.same_bits(step.everything)
 
 
 @EVERY
@@ -204,6 +217,7 @@ def test_zero_eps_of_a_last_vector(dtype):
 
 
 @EVERY
+@pytest.mark.backends("host")
 @pytest.mark.parametrize("level", LEVELS)
 def test_bits_do_not_depend_on_threads_and_instruction_sets_pass(kind, level):
     chosen, threads = _host.build_info()["simd"], _host.threads()
@@ -283,6 +297,7 @@ BAD = {
 }
 
 
+@pytest.mark.backends("host", "emulated")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_lists_raise(case):
     make, error, text = BAD[case]
@@ -290,6 +305,7 @@ def test_bad_lists_raise(case):
         run(make())
 
 
+@pytest.mark.backends("host", "emulated")
 def test_the_number_of_arrays_must_fit():
     a = np.ones(2)
     wrong = (
@@ -305,6 +321,7 @@ def test_the_number_of_arrays_must_fit():
         suite.HOST.run("sgd_step_vjp", [a, None, a, *[None] * 3, a, None], [None] * 3 + [np.ones(2), None, None], **attrs)
 
 
+@pytest.mark.backends("host", "emulated")
 def test_directions_and_attributes_must_fit():
     a, p = np.ones(2), np.ones((3, 2))
     attrs = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "nesterov": 0}

@@ -44,6 +44,9 @@ class Backend(Protocol):
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined along an axis; like `number`, without a copy from the host."""
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The product of (..., M, K) and (..., K, N), arrays of one dtype; like `number`, a graph can record it."""
+
     def build_info(self) -> dict[str, Any]:
         """What the kernels were built with, or why they are missing."""
 

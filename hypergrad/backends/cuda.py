@@ -6,10 +6,14 @@ every use raises an error that names what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, copy_context
 from functools import cached_property
 from importlib import import_module
 from typing import Any
+
+import numpy as np
 
 from ..errors import ArgumentError, DeviceError, DTypeError, ExtensionError, ShapeError
 
@@ -20,6 +24,15 @@ except ImportError as error:
 else:
     MISSING = None
     _cuda.set_error_types(ShapeError, DTypeError, ArgumentError)
+
+_recordable: ContextVar[bool] = ContextVar("hypergrad_recordable", default=False)
+
+
+def recordable(f: Callable[..., Any], /, *args: Any) -> Any:
+    """f(*args), run without what a CUDA graph cannot record, in the warm-up and in the recording alike."""
+    context = copy_context()
+    context.run(_recordable.set, True)
+    return context.run(f, *args)
 
 
 class CudaBackend:
@@ -100,6 +113,22 @@ class CudaBackend:
         while len(rows) > 1:
             rows = [self.xp.concatenate(rows[i : i + 8], axis) for i in range(0, len(rows), 8)]
         return rows[0]
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The matrix product, by cuBLAS; for a recording by a convolution of images of one pixel.
+
+        CuPy refuses to call cuBLAS while a stream records (github.com/cupy/cupy/issues/6290).
+        """
+        if not _recordable.get():
+            return self.xp.matmul(x, y)
+        (m, k), n = x.shape[-2:], y.shape[-1]
+        batch: tuple[int, ...] = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+        a, b = math.prod(batch[:-1]), batch[-1]
+        images, filters = (self.xp.broadcast_to(self.xp.ascontiguousarray(p), (*batch, *p.shape[-2:])) for p in (x, y))
+        product = self.empty((a, b, m, 1, 1, n), x.dtype)
+        given = [images.reshape(a, b, m, 1, 1, k), filters.reshape(a, b, 1, 1, k, n)]
+        self.run("conv2d_fprop", given, [product], stride=1, pad_h=0, pad_w=0, precision=0)
+        return product.reshape(*batch[2:], m, n)
 
     def build_info(self) -> dict[str, Any]:
         """Compiler, runtime, driver and devices of the extension, or why there is none."""

@@ -60,6 +60,10 @@ class EmulatedBackend:
         """Arrays joined along an axis."""
         return np.concatenate(arrays, axis)
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The matrix product."""
+        return np.matmul(x, y)
+
     def set_order(self, order: str) -> None:
         """Order of threads and blocks: "forward", "reverse" or "shuffle:SEED"."""
         _emulated.set_order(order)

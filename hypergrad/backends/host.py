@@ -62,6 +62,10 @@ class HostBackend:
         """Arrays joined along an axis."""
         return np.concatenate(arrays, axis)
 
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The matrix product."""
+        return np.matmul(x, y)
+
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _host.build_info()

@@ -14,7 +14,7 @@ from .reductions import sum
 
 _matmul: Op = bilinear(
     "matmul",
-    lambda b, x, y: b.xp.matmul(x, y),
+    lambda b, x, y: b.matmul(x, y),
     (lambda bar, x, y: _matmul(bar, swap_last(y)), lambda bar, x, y: _matmul(swap_last(x), bar)),
     core=(2, 2, 2),
 )

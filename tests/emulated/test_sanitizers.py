@@ -15,6 +15,7 @@ import test_gather_images
 import test_kernels as suite
 import test_step_kernels as steps
 import toolchain
+from places import Place
 from test_kernels import CONVOLUTIONS, Problem
 
 import hypergrad as hg
@@ -34,6 +35,7 @@ BLOCKS = [(1, 2, 5, 7, 2, 16), (2, 3, 7, 5, 5, 33), (1, 1, 22, 20, 36, 8), (1, 5
 def recorder():
     """Calls of every kernel, general and vectorised paths, in both precisions."""
     recorder = toolchain.Recorder()
+    recording = Place("recorder", recorder)
     EMULATED.set_order("forward")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "HOST", recorder)
@@ -42,9 +44,9 @@ def recorder():
                 Problem(sizes, dtype, shared=sizes[1] == 3).everything()
                 Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
             for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
-                suite.test_convolutions(sizes, dtype)
+                suite.test_convolutions(sizes, dtype, recording)
             for sizes in test_gather_images.SIZES[1:]:
-                test_gather_images.test_values(sizes, dtype)
+                test_gather_images.test_values(sizes, dtype, recording)
                 if sizes[1] > 1:
                     test_gather_images.test_a_row_out_of_range_is_nan(sizes, dtype)
             for kind, (_, fields, _) in steps.KINDS.items():

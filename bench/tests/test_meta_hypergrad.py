@@ -1,17 +1,12 @@
 """The engine on CuPy arrays: meta-steps agree with the host's, and repeat themselves bit for bit."""
 
-import sys
-from pathlib import Path
-
+import meta_hypergrad
+import meta_problems
 import numpy as np
 import pytest
+from meta_problems import PROBLEMS, TINY, Sizes
 
 from hypergrad.backends.cuda import CUDA
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-import meta_hypergrad  # noqa: E402
-import meta_problems  # noqa: E402
-from meta_problems import PROBLEMS, TINY, Sizes  # noqa: E402
 
 MEDIUM = Sizes(episodes=3, ways=4, queries=5, side=33, filters=32, blocks=3, steps=3)
 

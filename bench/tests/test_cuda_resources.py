@@ -6,9 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cuda_resources as gate
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "bench" / "results" / "cuda_resources.json"
 BLOCK = "_ZN2hg4cuda46_GLOBAL__N__102d12df_9_conv2d_cu_28f1f2a3_179711plain_wgradIfEEvPKT_iPS3_"
 CONV = "_ZN2hg4cuda7conv3x3IfNS0_6ImagesIfEENS0_5StoreIfEEEEvNS0_11ConvolutionIT_T0_EET1_"
@@ -52,14 +53,6 @@ SASS = """\
 """
 
 
-@pytest.fixture
-def gate(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import cuda_resources
-
-    return cuda_resources
-
-
 def figures(**changes):
     return {
         "stack": 0,
@@ -76,7 +69,7 @@ def figures(**changes):
     }
 
 
-def test_figures_of_every_kernel(gate):
+def test_figures_of_every_kernel():
     found = gate.parse_ptxas(PTXAS)
     assert found == {
         CONV: {"stack": 56, "spill_stores": 64, "spill_loads": 104, "registers": 128, "constant": None, "shared": 1040},
@@ -88,18 +81,18 @@ def test_figures_of_every_kernel(gate):
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt on the PATH")
-def test_names_are_readable(gate):
+def test_names_are_readable():
     assert gate.readable([BLOCK, CONV]) == {BLOCK: "plain_wgrad<float>", CONV: "conv3x3<float, Images<float>, Store<float>>"}
     assert gate.readable([]) == {}
 
 
-def test_short_names(gate):
+def test_short_names():
     assert gate._short("void hg::cuda::(anonymous namespace)::gather<float, (int)3>(hg::cuda::Block, int)") == "gather<float, 3>"
     assert gate._short("plain(float*, int)") == "plain"
     assert gate._short("void hg::cuda::mma3x3<(hg::cuda::Precision)1, hg::cuda::Images<float> >(int)") == "mma3x3<1, Images<float>>"
 
 
-def test_machine_code(gate):
+def test_machine_code():
     code = gate.sass.read(SASS)
     kernel = code["_Z6kernelPf"]
     # The loop 0x30..0x60 lies within 0x20..0x80: the inner one counts, 2 of its 4 instructions.
@@ -108,7 +101,7 @@ def test_machine_code(gate):
     assert code["_Z5emptyv"] == gate.sass.Code(0, 0, "", 0, 0) and code["_Z5emptyv"].share == 0.0
 
 
-def test_tensor_cores_go_before_a_larger_loop_without_them(gate):
+def test_tensor_cores_go_before_a_larger_loop_without_them():
     """An epilogue may hold more multiply-adds than the loop of products."""
     lines = ["FFMA R8, R4, R5, R8 ;", "HMMA.1688.F32.TF32 R4, R8, R12, R4 ;", "MOV R8, R9 ;", "@P0 BRA 0x10 ;",
              *["FFMA R8, R4, R5, R8 ;"] * 3, "@P0 BRA 0x40 ;", "EXIT ;"]  # fmt: skip
@@ -131,7 +124,7 @@ REGRESSIONS = [
 
 
 @pytest.mark.parametrize(("change", "message"), REGRESSIONS, ids=[next(iter(change)) for change, _ in REGRESSIONS])
-def test_regressions_are_told_by_the_kernels_name(gate, change, message):
+def test_regressions_are_told_by_the_kernels_name(change, message):
     why = {NAME: "planted"}
     lines = gate.compare({NAME: figures(**change)}, {NAME: figures()}, why, "sm_90")
     assert len([line for line in lines if line.startswith(f"{NAME}: ")]) == len(lines) >= 1
@@ -139,7 +132,7 @@ def test_regressions_are_told_by_the_kernels_name(gate, change, message):
     assert gate.compare({NAME: figures()}, {NAME: figures(**change)}, why, "sm_90") == []  # the other way round it is an improvement
 
 
-def test_what_is_no_regression(gate):
+def test_what_is_no_regression():
     better = figures(registers=72, share=0.88, wide_loads=1)
     assert gate.compare({NAME: better}, {NAME: figures()}, {}, "sm_90") == []
     assert gate.compare({NAME: figures(constant=None)}, {NAME: figures()}, {}, "sm_90") == []
@@ -147,12 +140,12 @@ def test_what_is_no_regression(gate):
     assert gate.compare({NAME: without_tools}, {NAME: figures()}, {}, "sm_90") == []
 
 
-def test_kernels_on_one_side_only(gate):
+def test_kernels_on_one_side_only():
     lines = gate.compare({"a: new": figures()}, {"b: old": figures()}, {}, "sm_90")
     assert len(lines) == 2 and lines[0].startswith("a: new: new, not in the table") and lines[1].startswith("b: old: in the table, but not")
 
 
-def test_spills_need_a_reason_and_inner_loops_a_share(gate):
+def test_spills_need_a_reason_and_inner_loops_a_share():
     spilling = {"a: kernel": figures(stack=8, spill_stores=8)}
     assert "no reason" in gate.compare(spilling, spilling, {}, "sm_90")[0]
     assert gate.compare(spilling, spilling, {"a: kernel": "once per block, 8 bytes"}, "sm_90") == []
@@ -163,7 +156,7 @@ def test_spills_need_a_reason_and_inner_loops_a_share(gate):
 
 
 @pytest.mark.parametrize("kernel", ["mma3x3<1, Images<float>, Store<float>>", "mma_wgrad3x3<2, Images<float>>"])
-def test_products_need_tensor_cores_where_there_are_some(gate, kernel):
+def test_products_need_tensor_cores_where_there_are_some(kernel):
     name = f"conv2d: {kernel}"
     good, without = {name: figures(unit="HMMA", share=0.35)}, {name: figures(unit="FFMA", share=0.9)}
     assert gate.compare(good, good, {}, "sm_80") == []
@@ -174,7 +167,7 @@ def test_products_need_tensor_cores_where_there_are_some(gate, kernel):
     assert gate.compare(nothing, nothing, {}, "sm_75") == []
 
 
-def test_the_table_is_whole(gate):
+def test_the_table_is_whole():
     """Every architecture has the same kernels, and every spill a reason."""
     table = json.loads(TABLE.read_text())
     assert set(table["kernels"]) == {f"sm_{arch}" for arch in gate.ARCHITECTURES}
@@ -187,21 +180,21 @@ def test_the_table_is_whole(gate):
         assert gate.unexplained(kernels, table["why"], arch) == []
 
 
-def test_the_tables_text_is_the_table(gate):
+def test_the_tables_text_is_the_table():
     table = {"nvcc": "13.0", "why": {}, "kernels": {"sm_90": {NAME: figures(), "a: b": figures(constant=None)}, "sm_80": {NAME: figures()}}}
     text = gate.text_of(table)
     assert json.loads(text) == table and text.count("\n") == 15
     assert gate.text_of(json.loads(TABLE.read_text())) == TABLE.read_text()
 
 
-def test_without_a_compiler_it_says_so(gate, monkeypatch, capsys):
+def test_without_a_compiler_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(gate.shutil, "which", lambda tool: None)
     assert gate.main(["--arch", "90"]) == 2
     assert "nvcc and c++filt not found" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None or shutil.which("c++filt") is None, reason="needs nvcc and c++filt on the PATH")
-def test_kernels_hold_the_table(gate, capsys):
+def test_kernels_hold_the_table(capsys):
     """The gate itself, for one architecture; with another release of nvcc it compiles and says why it does not compare."""
     status = gate.main(["--arch", "90"])
     printed = capsys.readouterr().out
@@ -210,7 +203,7 @@ def test_kernels_hold_the_table(gate, capsys):
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH")
-def test_a_source_that_does_not_compile_is_named(gate, tmp_path):
+def test_a_source_that_does_not_compile_is_named(tmp_path):
     source = tmp_path / "broken.cu"
     source.write_text("__global__ void kernel() { undeclared(); }\n")
     with pytest.raises(SystemExit, match="broken.cu does not compile for sm_90"):

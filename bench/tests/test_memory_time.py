@@ -2,28 +2,17 @@
 
 import gzip
 import json
-from pathlib import Path
 
+import common
+import memory_time
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
 TINY = dict(steps=(2, 5), hparams=(3, 6), steps_fixed=4, hparams_fixed=4, hidden=4, batch=10, repeats=2)
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    """The modules, imported as the script imports them, with a setting of seconds instead of minutes."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import common
-    import memory_time
-
+def test_a_run_writes_lines_a_plot_and_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory_time, "QUICK", memory_time.Setting(**TINY))
-    return memory_time, common
-
-
-def test_a_run_writes_lines_a_plot_and_a_table(bench, tmp_path, capsys):
-    memory_time, _ = bench
     memory_time.main(["--quick", "--out", str(tmp_path)])
     head, *lines = [json.loads(line) for line in (tmp_path / "memory_time-cpu.jsonl").read_text().splitlines()]
     assert {"device", "commit", "date", "versions", "cores", "weights"} <= set(head)
@@ -46,8 +35,8 @@ def test_a_run_writes_lines_a_plot_and_a_table(bench, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["memory_time-cpu.jsonl", "memory_time-cpu.png"]
 
 
-def test_crossings_in_words(bench):
-    where = bench[0].less_where
+def test_crossings_in_words():
+    where = memory_time.less_where
     assert where("T", [1, 2, 4], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == "everywhere"
     assert where("T", [1, 2, 4], [3.0, 3.0, 3.0], [2.0, 2.0, 2.0]) == "nowhere"
     assert where("T", [1, 4, 16], [8.0, 8.0, 8.0], [2.0, 4.0, 16.0]) == "above T ≈ 8.0"
@@ -61,8 +50,7 @@ def idx(path, magic, shape, values, opener=gzip.open):
 
 
 @pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), ("", open)])
-def test_mnist_files(bench, tmp_path, ending, opener):
-    _, common = bench
+def test_mnist_files(tmp_path, ending, opener):
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
     idx(tmp_path / f"train-images-idx3-ubyte{ending}", 2051, (5, 28, 28), images, opener)
     idx(tmp_path / f"train-labels-idx1-ubyte{ending}", 2049, (5,), [3, 1, 4, 1, 5], opener)
@@ -73,8 +61,7 @@ def test_mnist_files(bench, tmp_path, ending, opener):
         common.mnist(tmp_path, 6)
 
 
-def test_mnist_errors_say_what_is_missing(bench, tmp_path):
-    _, common = bench
+def test_mnist_errors_say_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match="no train-images-idx3-ubyte.gz"):
         common.mnist(tmp_path, 4)
     idx(tmp_path / "train-images-idx3-ubyte.gz", 7, (), [])
@@ -82,8 +69,7 @@ def test_mnist_errors_say_what_is_missing(bench, tmp_path):
         common.mnist(tmp_path, 4)
 
 
-def test_synthetic_digits_are_like_mnist_and_repeat(bench):
-    _, common = bench
+def test_synthetic_digits_are_like_mnist_and_repeat():
     x, y = common.synthetic_digits(200)
     assert x.shape == (200, 784) and x.dtype == np.float32 and 0 <= x.min() < x.max() <= 1
     assert np.bincount(y).tolist() == [20] * 10

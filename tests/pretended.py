@@ -1,8 +1,12 @@
 """A GPU pretended on the CPU: a module `cupy` on host memory, the CUDA kernels by the emulator, and graphs.
 
 Stricter than CuPy: an array of the device never meets a NumPy array, nothing but `asarray` and `asnumpy` crosses over, and
-what makes the host wait is counted. While a stream records, waiting and crossing fail as on a GPU, everything else is
-written down, and a graph's launch does it again, in the same memory, on poisoned temporaries.
+what makes the host wait is counted. While a stream records, everything fails that fails on a GPU: waiting, crossing, CuPy's
+libraries (it refuses to call cuBLAS, cupy/cupy#6290), memory of the common pool, and kernels that the warm-up did not load.
+All else is written down, and a graph's launch does it again, in the same memory, on poisoned temporaries.
+
+The memory pool and its hooks are CuPy 14's: hooks are registered by name in each thread; malloc hooks hear the requested size,
+the size rounded up to 512 bytes and the address, which is 0 where the allocation failed or was of no bytes; free hooks the rounded size.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +26,96 @@ import hypergrad.backends as backends
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import EMULATED
 
+UNIT = 512
+PRODUCTS = {"dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"}  # cuBLAS
+# The host reads how large the result is, or a library of sorts waits.
+WAITS = {"argpartition", "argsort", "argwhere", "bincount", "compress", "dump", "dumps", "extract", "flatnonzero", "histogram", "lexsort",
+         "nonzero", "partition", "sort", "tobytes", "tofile", "tolist", "unique"}  # fmt: skip
+
 
 class CaptureUnsupported(RuntimeError):
     """What CUDA answers with while a stream records: cudaErrorStreamCaptureUnsupported."""
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+class _Hooks(threading.local):
+    """The hooks of a thread by name."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Any] = {}
+
+    def call(self, method: str, **what: Any) -> None:
+        for hook in self.by_name.values():
+            getattr(hook, method)(**what)
+
+
+hooks = _Hooks()
+
+
+class MemoryHook:
+    """The base class of hooks."""
+
+    name = "MemoryHook"
+
+    def __enter__(self) -> MemoryHook:
+        if self.name in hooks.by_name:
+            raise KeyError(f"memory hook {self.name} already exists")
+        hooks.by_name[self.name] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del hooks.by_name[self.name]
+
+    def _ignore(self, **_: Any) -> None:
+        """What a hook does not ask for."""
+
+    malloc_preprocess = malloc_postprocess = free_preprocess = free_postprocess = _ignore
+
+
+class Memory:
+    """A piece of a pool; goes back when it is freed or forgotten."""
+
+    def __init__(self, pool: MemoryPool, address: int, size: int) -> None:
+        self.pool, self.ptr, self.size = pool, address, size
+
+    def free(self) -> None:
+        if self.ptr:
+            what = {"device_id": 0, "mem_size": self.size, "mem_ptr": self.ptr, "pmem_id": id(self)}
+            self.ptr = 0
+            hooks.call("free_preprocess", **what)
+            self.pool.used -= self.size
+            hooks.call("free_postprocess", **what)
+
+    __del__ = free
+
+
+class MemoryPool:
+    """Hands out addresses, up to `limit` bytes."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self.limit, self.used, self.next = limit, 0, UNIT
+
+    def used_bytes(self) -> int:
+        return self.used
+
+    def malloc(self, size: int) -> Memory:
+        rounded = (size + UNIT - 1) // UNIT * UNIT
+        hooks.call("malloc_preprocess", device_id=0, size=size, mem_size=rounded)
+        memory = None
+        try:
+            if self.used + rounded > self.limit:
+                raise MemoryError("out of memory")
+            memory = Memory(self, self.next if rounded else 0, rounded)
+            self.used, self.next = self.used + rounded, self.next + rounded
+        finally:
+            address, name = (0, 0) if memory is None else (memory.ptr, id(memory))
+            hooks.call("malloc_postprocess", device_id=0, size=size, mem_size=rounded, mem_ptr=address, pmem_id=name)
+        return memory
+
+
+# --- the machine -------------------------------------------------------------------------------------------
 
 
 class Machine:
@@ -30,9 +123,10 @@ class Machine:
 
     def __init__(self) -> None:
         self.recording: list[Callable[[], None]] | None = None
-        self.private = False  # allocations come from a graph's own pool
+        self.pool = self.allocator = MemoryPool()
         self.waits = self.launches = 0
         self.kernels: list[str] = []
+        self.loaded: set[Any] = set()  # kernels, by name and dtypes
         self.streams: list[Any] = []
 
     def wait(self, what: str) -> None:
@@ -41,26 +135,48 @@ class Machine:
             raise CaptureUnsupported(f"cudaErrorStreamCaptureUnsupported: {what}")
         self.waits += 1
 
-    def do(self, f: Callable[..., Any], *args: Any, **attrs: Any) -> Any:
+    def load(self, name: str, inputs: list[Any]) -> None:
+        """The module of a kernel is loaded at its first launch, which no graph can record."""
+        key = (name, *(a.dtype.char for a in inputs))
+        if self.recording is not None and key not in self.loaded:
+            raise CaptureUnsupported(f"cudaErrorStreamCaptureUnsupported: {name} is loaded, expected it loaded by the warm-up")
+        self.loaded.add(key)
+
+    def do(self, f: Callable[..., Any], *args: Any, name: str | None = None, **attrs: Any) -> Any:
         """f on arrays of the device, queued: recorded where a stream records."""
-        raw_args, raw_attrs = bare(args), bare(attrs)
+        raw_args, raw_attrs, name = bare(args), bare(attrs), name or f.__name__
+        inputs = arrays_in((raw_args, raw_attrs))
+        if name in PRODUCTS and self.recording is not None:
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        if name in WAITS or name == "where" and len(args) == 1:
+            self.wait(name)
         out = solid(f(*raw_args, **raw_attrs))
+        own = self._fresh(out, inputs)
+        if own or out is None:  # a view is no kernel
+            self.load(name, inputs)
+        for a in own:
+            self._allocate(a)
         if self.recording is not None:
-            self._record(lambda: f(*raw_args, **raw_attrs), out, arrays_in((raw_args, raw_attrs)))
+
+            def replay() -> None:
+                for a, b in zip(own, self._fresh(solid(f(*raw_args, **raw_attrs)), inputs), strict=True):
+                    a[...] = b
+
+            self.recording.append(replay)
         return worn(out)
 
-    def _record(self, again: Callable[[], Any], out: Any, inputs: list[Any]) -> None:
-        own = [a for a in arrays_in(out) if not any(np.may_share_memory(a, x) for x in inputs)]
-        if own and not self.private:
+    @staticmethod
+    def _fresh(out: Any, inputs: list[Any]) -> list[Any]:
+        """Results with memory of their own."""
+        return [a for a in arrays_in(out) if a.size and not any(np.may_share_memory(a, x) for x in inputs)]
+
+    def _allocate(self, a: Any) -> None:
+        """Memory of the current allocator, as long as the NumPy array that has it lives."""
+        if self.recording is not None and self.allocator is self.pool:
             raise AssertionError("recorded memory comes from the common pool, expected the graph's own: others would overwrite it")
-
-        def replay() -> None:
-            fresh = [a for a in arrays_in(solid(again())) if not any(np.may_share_memory(a, x) for x in inputs)]
-            for a, b in zip(own, fresh, strict=True):
-                a[...] = b
-
-        assert self.recording is not None
-        self.recording.append(replay)
+        while isinstance(a.base, np.ndarray):
+            a = a.base
+        weakref.finalize(a, self.allocator.malloc(a.nbytes).free)
 
 
 machine = Machine()
@@ -136,7 +252,7 @@ class ndarray:
 
     @property
     def T(self) -> ndarray:
-        return machine.do(operator.attrgetter("T"), self)
+        return machine.do(lambda a: a.T, self, name="T")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -144,7 +260,7 @@ class ndarray:
         found = getattr(self._a, name)
         if not callable(found) or name in ("dtype", "flags"):
             return found
-        return lambda *args, **attrs: machine.do(lambda a, *rest, **more: getattr(a, name)(*rest, **more), self, *args, **attrs)
+        return lambda *args, **attrs: machine.do(lambda a, *rest, **more: getattr(a, name)(*rest, **more), self, *args, name=name, **attrs)
 
     def get(self) -> Any:
         machine.wait("get")
@@ -160,8 +276,17 @@ class ndarray:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __index__(self) -> int:
+        return operator.index(self.item())
+
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __repr__(self) -> str:
+        return repr(self.get())
 
     def __len__(self) -> int:
         return len(self._a)
@@ -170,7 +295,12 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        return machine.do(lambda a, i: np.asarray(a[i]), self, index)
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(i, ndarray) and i.dtype == bool for i in parts):
+            machine.wait("the number of elements that a mask chooses")
+        if any(isinstance(i, list) for i in parts):
+            machine.wait("copy of an index from the host")
+        return machine.do(lambda a, i: np.asarray(a[i]), self, index, name="getitem")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         machine.do(operator.setitem, self, index, value)
@@ -251,20 +381,13 @@ class Graph:
             step()
 
 
-class MemoryPool:
-    """A graph's own memory."""
-
-    def malloc(self, size: int) -> Any:
-        raise AssertionError("memory is NumPy's")
-
-
 @contextlib.contextmanager
-def using_allocator(allocator: Any = None) -> Iterator[None]:
-    before, machine.private = machine.private, True
+def using_allocator(allocator: Any) -> Iterator[None]:
+    before, machine.allocator = machine.allocator, allocator.__self__
     try:
         yield
     finally:
-        machine.private = before
+        machine.allocator = before
 
 
 class _Ufunc:
@@ -277,21 +400,21 @@ class _Ufunc:
         return machine.do(self.f, *args, **attrs)
 
     def at(self, *args: Any) -> None:
-        machine.do(self.f.at, *args)
+        machine.do(self.f.at, *args, name=f"{self.f.__name__}.at")
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
     """Copies to the device what is not there."""
     if isinstance(a, ndarray):
-        return machine.do(lambda x: x if dtype is None else x.astype(dtype, copy=False), a)
+        return machine.do(lambda x: x if dtype is None else x.astype(dtype, copy=False), a, name="astype")
     if machine.recording is not None:
         raise CaptureUnsupported("cudaErrorStreamCaptureUnsupported: copy from the host")
-    return ndarray(np.array(a, dtype))
+    return machine.do(lambda: np.array(a, dtype), name="copy from the host")
 
 
 def array(a: Any, dtype: Any = None) -> Any:
     """A copy on the device."""
-    return machine.do(lambda x: np.array(x, dtype), a) if isinstance(a, ndarray) else asarray(a, dtype)
+    return machine.do(lambda x: np.array(x, dtype), a, name="copy") if isinstance(a, ndarray) else asarray(a, dtype)
 
 
 def asnumpy(a: Any) -> Any:
@@ -304,12 +427,14 @@ def empty(shape: Any, dtype: Any = float) -> Any:
     def poisoned() -> Any:
         return np.frombuffer(bytearray(b"\xff") * (int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
-    return machine.do(poisoned)
+    return machine.do(poisoned, name="empty")
 
 
 def _wrapped(f: Callable[..., Any]) -> Callable[..., Any]:
     """take_along_axis or put_along_axis with CuPy's indices, which wrap around."""
-    return lambda a, index, *rest, axis: machine.do(lambda x, i, *more: f(x, i % x.shape[axis], *more, axis=axis), a, index, *rest)
+    return lambda a, index, *rest, axis: machine.do(
+        lambda x, i, *more: f(x, i % x.shape[axis], *more, axis=axis), a, index, *rest, name=f.__name__
+    )
 
 
 def concatenate(arrays: Any, axis: int = 0) -> Any:
@@ -341,7 +466,8 @@ def cupy() -> Any:
     module.take_along_axis, module.put_along_axis = _wrapped(np.take_along_axis), _wrapped(np.put_along_axis)  # type: ignore[attr-defined]
     module.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         is_available=lambda: True, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
-        get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
+        MemoryHook=MemoryHook, get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
+    module.get_default_memory_pool = lambda: machine.pool  # type: ignore[attr-defined]
     return module
 
 
@@ -349,6 +475,7 @@ def run(name: str, arrays: Any, attrs: Any, stream: int, allocate: Any) -> None:
     """`_cuda.run` by the emulator."""
     given = [None if a is None else a._a for a in arrays]
     machine.kernels.append(name)
+    machine.load(name, [a for a in given if a is not None])
 
     def again() -> None:
         EMULATED.run(name, given, (), **attrs)

@@ -1,34 +1,35 @@
-"""Whole jobs on the device: ops, hypergradients, graphs and training, on a GPU and on one pretended by the emulator.
+"""Arrays on a device: ops, NumPy's functions, training and the command line, on a GPU and on a pretended one; and what is missing.
 
-The pretended one shows on any machine that no NumPy array meets the device's, that a meta-step never waits for the GPU, and
-that a recorded graph depends on nothing but its arguments; the real one, that CuPy and CUDA agree.
+The pretended GPU shows on any machine that no NumPy array meets the device's; the real one, that CuPy and CUDA agree.
 """
 
 import json
+import re
 import sys
-from pathlib import Path
+import types
 
 import numpy as np
-import pretend
 import pytest
+import tiny
+from cases import CASES
 from PIL import Image
 from typer.testing import CliRunner
 
 import hypergrad as hg
+import hypergrad.backends as backends
 import hypergrad.data
-from hypergrad.backends import is_on_gpu
-from hypergrad.backends.cuda import CUDA
-from hypergrad.backends.emulated import MISSING as NO_EMULATOR
+from hypergrad.backends import as_array, backend_of, is_on_gpu
+from hypergrad.backends.cuda import CUDA, MISSING
+from hypergrad.backends.host import HOST
 from hypergrad.cli import app
+from hypergrad.errors import DeviceError, DTypeError, ExtensionError, ShapeError
 from hypergrad.fewshot.config import save_config
 from hypergrad.fewshot.evaluation import evaluate_run
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.runs.directory import RESULT, RunDirectory
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "fewshot")]
-import tiny  # noqa: E402
-from cases import CASES  # noqa: E402
-
+on_devices = pytest.mark.backends("pretended", "gpu")
+built = pytest.mark.skipif(MISSING is not None, reason=f"_cuda is not built: {MISSING}")
 # Cases with an array of the host bound in them are no jobs for a GPU; getitem and softmax_cross_entropy reach put, pick, place.
 OF_THE_HOST = (
     "put[",
@@ -43,18 +44,10 @@ OF_THE_HOST = (
 )
 
 
-@pytest.fixture(params=["pretended", "real"])
-def cupy(request, monkeypatch):
+@pytest.fixture
+def cupy(backend):
     """The module cupy, of a GPU or of a pretended one."""
-    if request.param == "real":
-        if CUDA.device_count() == 0:
-            pytest.skip("needs a GPU and the extension hypergrad._cuda")
-        yield CUDA.xp
-    else:
-        if NO_EMULATOR is not None:
-            pytest.skip(f"build with -DHYPERGRAD_EMULATOR=ON: {NO_EMULATOR}")
-        with pretend.gpu(monkeypatch):
-            yield CUDA.xp
+    return backend.xp
 
 
 def close(there, here, dtype):
@@ -78,6 +71,7 @@ def second_order(f, arguments, dots):
     return [out, out_dot, value, *grad, *product]
 
 
+@on_devices
 @pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith(OF_THE_HOST)], ids=str)
 def test_ops(case, cupy):
     """Every case of every op: nothing of it needs the host."""
@@ -89,138 +83,7 @@ def test_ops(case, cupy):
         close(a, b, np.float64)
 
 
-def few_shot(cupy, seed, dtype="float32"):
-    """Hyperparameters and a meta-batch of two episodes for `hyper_representation`."""
-    rng = np.random.default_rng(seed)
-    labels = np.tile(np.arange(3), (2, 1))
-    images = rng.standard_normal((2, 2, 3, 8, 8, 1)).astype(dtype)
-    return {"support": cupy.asarray(images[0]), "query": cupy.asarray(images[1]), "labels": cupy.asarray(labels)}
-
-
-def parameters(cupy, dtype="float32"):
-    rng = np.random.default_rng(0)
-    shapes = {"w0": (3, 3, 1, 4), "w1": (3, 3, 4, 4), "head": (16, 3)}
-    drawn = {name: (0.4 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
-    drawn |= {"gamma": np.ones(4, dtype), "beta": np.zeros(4, dtype), "bias": np.zeros(3, dtype), "lr": np.asarray(0.02, dtype)}
-    return {name: cupy.asarray(a) for name, a in drawn.items()}
-
-
-def network(p, images):
-    for w in (p["w0"], p["w1"]):
-        images = hg.conv_bn_relu_pool(images, w, p["gamma"], p["beta"])
-    return hg.reshape(images, (2, 3, 16))
-
-
-def maml(optimizer):
-    """Two inner steps on the whole network."""
-
-    def losses(w, images, labels):
-        return hg.linear_cross_entropy(network(w, images), w["head"], w["bias"], labels)
-
-    def meta_loss(p, batch):
-        start = {name: a for name, a in p.items() if name != "lr"}
-        steps = hg.full_batch((batch["support"], batch["labels"]), 2)
-        w = hg.unroll(lambda w, h, b: hg.sum(losses(w, *b)), start, {}, steps, optimizer=optimizer(p["lr"]), checkpoints="sqrt")
-        return hg.mean(losses(w, batch["query"], batch["labels"]))
-
-    return hg.value_and_grad(meta_loss)
-
-
-def unfused(step):
-    """The meta-step with composed ops only."""
-
-    def run(*args):
-        with hg.fusion(False):
-            return step(*args)
-
-    return run
-
-
-STEPS = {
-    "SGD": maml(lambda lr: hg.SGD(lr=lr)),
-    "momentum": maml(lambda lr: hg.SGD(lr=lr, momentum=0.9, nesterov=True, weight_decay=0.01)),
-    "Adam": maml(lambda lr: hg.Adam(lr=lr)),
-    "composed": unfused(maml(lambda lr: hg.SGD(lr=lr, momentum=0.5))),
-}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", STEPS)
-def test_a_graph_repeats_the_meta_step(name, dtype, cupy):
-    """Bit for bit, for data that came after the recording, too."""
-    step = STEPS[name]
-    captured = hg.capture(step)
-    p = parameters(cupy, dtype)
-    for seed in range(3):
-        batch = few_shot(cupy, seed, dtype)
-        value, grad = step(p, batch)
-        other, repeated = captured(p, batch)
-        assert other.get() == value.get()
-        for key, g in grad.items():
-            np.testing.assert_array_equal(repeated[key].get(), g.get(), err_msg=key)
-        p = {key: a - 0.01 * grad[key] for key, a in p.items()}
-    here, batch = parameters(np, dtype), few_shot(np, 0, dtype)
-    there = captured(parameters(cupy, dtype), few_shot(cupy, 0, dtype))
-    value, grad = step(here, batch)
-    for a, b in zip([there[0], *there[1].values()], [value, *grad.values()], strict=True):
-        close(a, b, dtype) if dtype == "float64" else np.testing.assert_allclose(a.get(), b, rtol=0, atol=0.02 * max(1, abs(b).max()))
-
-
-def test_meta_steps_never_wait(monkeypatch):
-    """Neither an eager nor a recorded meta-step makes the host wait; a recorded one is one launch."""
-    if NO_EMULATOR is not None:
-        pytest.skip(f"build with -DHYPERGRAD_EMULATOR=ON: {NO_EMULATOR}")
-    with pretend.gpu(monkeypatch) as machine:
-        cupy = CUDA.xp
-        p, batch, captured = parameters(cupy), few_shot(cupy, 0), hg.capture(STEPS["momentum"])
-        STEPS["momentum"](p, batch)
-        assert machine.waits == 0
-        captured(p, batch)
-        before, launches = machine.waits, machine.launches
-        ran = len(machine.kernels)
-        captured(p, few_shot(cupy, 1))
-        assert (machine.waits, machine.launches) == (before, launches + 1)
-        assert len(machine.kernels) == ran  # nothing was issued by the host
-
-
-def test_what_cannot_be_recorded_says_so(cupy):
-    x = cupy.asarray(np.ones(3))
-    with pytest.raises(hg.errors.DeviceError, match="capture: the function cannot be recorded .*expected kernels only"):
-        hg.capture(lambda a: a * float(a.sum()))(x)
-    assert hg.capture(lambda a: a * 2)(x).get().tolist() == [2, 2, 2]  # the failed recording left nothing behind
-    with pytest.raises(hg.errors.DeviceError, match="capture: an argument is a NumPy array of shape .3,. beside CuPy arrays"):
-        hg.capture(lambda a, b: a)(x, np.ones(3))
-    with pytest.raises(hg.errors.ArgumentError, match="capture: an argument is a object, expected arrays"):
-        hg.capture(lambda a, b: a)(x, object())
-    with pytest.raises(hg.errors.DifferentiationError, match="capture: called inside a transform"):
-        hg.grad(lambda a: hg.sum(hg.capture(lambda b: b)(a)))(x)
-    with pytest.raises(hg.errors.ShapeError, match="matmul"):
-        hg.capture(hg.matmul)(x, cupy.asarray(np.ones(4)))
-
-
-def test_each_kind_of_arguments_is_a_recording(cupy):
-    calls = []
-
-    def f(a, power):
-        calls.append(a.shape)
-        return {"out": hg.power(a, power).value, "power": power}
-
-    captured = hg.capture(f)
-    for shape in ((2,), (3,), (2,), (3,)):
-        for power in (2, 3):
-            got = captured(cupy.full(shape, 3.0), power)
-            assert got["power"] == power and got["out"].get().tolist() == [3.0**power] * shape[0]
-    assert len(calls) == 2 * 4  # warmed up and recorded: two shapes, two powers
-    first, second = captured(cupy.full(2, 2.0), 2), captured(cupy.full(2, 5.0), 2)
-    assert first["out"].get().tolist() == [4, 4] and second["out"].get().tolist() == [25, 25]  # results are the caller's
-
-
-def test_many_arrays_are_joined_in_a_graph(cupy):
-    rows = [np.full((2, 3), float(i)) for i in range(75)]
-    got = hg.capture(lambda arrays: hg.stack(arrays, axis=1).value)([cupy.asarray(a) for a in rows])
-    np.testing.assert_array_equal(got.get(), np.stack(rows, axis=1))
-
-
+@on_devices
 def test_labels_on_the_device_are_not_read(cupy):
     logits, labels = np.zeros((3, 2)), np.array([0, 1, 2])
     x, w, b = np.zeros((3, 4)), np.zeros((4, 2)), np.zeros(2)
@@ -235,6 +98,7 @@ def test_labels_on_the_device_are_not_read(cupy):
         hg.take(on(logits), [0, 7])
 
 
+@on_devices
 def test_numpys_functions_and_the_devices_arrays(cupy):
     """CuPy asks the same two protocols as NumPy: its arrays stand on either side of a Tensor, and NumPy's functions take both."""
     x, v = np.array([[0.5, 1.25], [2.0, 0.75]]), np.array([[1.0, -0.5], [0.25, 3.0]])
@@ -258,6 +122,7 @@ def test_numpys_functions_and_the_devices_arrays(cupy):
             write()
 
 
+@on_devices
 def test_sides_may_not_mix(cupy):
     one, other = cupy.asarray(np.ones((1, 1, 2, 2, 1))), np.ones((3, 3, 1, 1))
     with pytest.raises(hg.errors.DeviceError, match="expected one side|expected all on one side"):
@@ -266,6 +131,7 @@ def test_sides_may_not_mix(cupy):
         CUDA.run("patch_cov", [one], [np.ones((1, 9)), cupy.ones((1, 9, 9))])
 
 
+@on_devices
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graphs", [True, False])
 def test_training(graphs, method, cupy, tmp_path):
@@ -297,6 +163,7 @@ def test_training(graphs, method, cupy, tmp_path):
         np.testing.assert_array_equal(resumed.hparams[name].get(), expected, err_msg=name)
 
 
+@on_devices
 def test_the_command(cupy, tmp_path):
     """`hypergrad train --device cuda` and `hypergrad evaluate` from images in a folder to the figures."""
     rng = np.random.default_rng(0)
@@ -314,3 +181,70 @@ def test_the_command(cupy, tmp_path):
         assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cuda"
     assert (tmp_path / "run" / "curve.png").stat().st_size > 0
+
+
+# --- which backend, and what is missing -----------------------------------------------------------------
+
+
+@on_devices
+def test_cupy_arrays_go_to_cuda(cupy):
+    a = cupy.asarray(np.ones(3))
+    assert backend_of(a, 1.0, np.float64(2)) is CUDA and as_array(a) is a
+    assert backend_of(np.ones(3)) is HOST
+    with pytest.raises(DeviceError, match="a NumPy array of shape .3,., expected one side"):
+        backend_of(a, np.ones(3))
+    with pytest.raises(DeviceError, match="CuPy"):
+        backend_of(a, types.SimpleNamespace(__cuda_array_interface__={}))
+
+
+class FakeArray:
+    """Host memory that says it is a GPU's, as far as a CUDA call without a GPU gets."""
+
+    def __init__(self, a):
+        self.a = a
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.a.__array_interface__, "strides": self.a.strides}
+
+
+def test_cupy_is_missing_or_has_no_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    CUDA.__dict__.pop("xp", None)
+    with pytest.raises(DeviceError, match="CuPy is missing.*install hypergrad-engine"):
+        CUDA.empty((2,), np.float32)
+    no_gpu = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "cupy", no_gpu)
+    with pytest.raises(DeviceError, match="CuPy finds no usable GPU"):
+        CUDA.empty((2,), np.float32)
+
+
+@pytest.mark.skipif(MISSING is None, reason="_cuda is built")
+def test_extension_is_missing():
+    assert CUDA.device_count() == 0 and CUDA.kernels() == {} and CUDA.build_info() == {"missing": MISSING}
+    with pytest.raises(ExtensionError, match="_cuda is missing.*nvcc"):
+        CUDA.run("patch_cov", [], [])
+
+
+@built
+def test_no_device_is_said_by_every_call():
+    assert re.match(r"CUDA \d+\.\d.* for .*, runtime \d+\.\d+, driver ", CUDA.build_info()["cuda"])
+    if CUDA.device_count() > 0:
+        pytest.skip("there is a GPU")
+    x = FakeArray(np.ones((1, 1, 2, 2, 1)))
+    m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
+    with pytest.raises(RuntimeError, match="patch_cov: there is no CUDA device.*nvidia-smi"):
+        backends.cuda._cuda.run("patch_cov", [x, m, cov], {}, 0, lambda n: None)
+
+
+@built
+def test_scratch_is_said_before_the_call():
+    """Arrays are read through __cuda_array_interface__; what scratch a call takes needs no GPU."""
+    scratch_bytes = backends.cuda._cuda.scratch_bytes
+    x = FakeArray(np.ones((1, 1, 2, 2, 1)))
+    m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
+    assert scratch_bytes("patch_cov", [x, m, cov], {}) > 0
+    with pytest.raises(ShapeError, match="patch_cov: patch_cov has shape .* expected"):
+        scratch_bytes("patch_cov", [x, m, m], {})
+    with pytest.raises(DTypeError, match="x is a ndarray, expected a CuPy array"):
+        scratch_bytes("patch_cov", [np.ones(3), m, cov], {})

@@ -6,34 +6,31 @@ import signal
 import sys
 from pathlib import Path
 
-import fake_cupy
+import gpu
+import meta_hypergrad
+import meta_times
 import numpy as np
+import pretended
 import pytest
+from kernel_times import dims_of, family_of, operations, shapes_of, signatures
+from meta_problems import Sizes
+from meta_worker import GPU_ONLY, VARIANTS
 
+from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import gpu
-    import meta_times
-
-    return gpu, meta_times
-
-
-def run(gpu, out, *more):
+def run(out, *more):
     return gpu.main(["--out", str(out), "--device", "cpu", "--sizes", "tiny", "--block", "0.01", "--variants", "hypergrad host", *more])
 
 
-def test_parts_are_done_once(bench, tmp_path, capsys):
-    gpu, _ = bench
+def test_parts_are_done_once(tmp_path, capsys):
     parts = ("ceilings", "kernels", "training", "maml-float32")
-    assert run(gpu, tmp_path, "--only", *parts) == 0
+    assert run(tmp_path, "--only", *parts) == 0
     capsys.readouterr()
-    assert run(gpu, tmp_path, "--only", *parts) == 0
+    assert run(tmp_path, "--only", *parts) == 0
     printed = capsys.readouterr().out
     assert printed.count("done before") == 4 and "conv_bn_relu_pool_first_vjp_jvp" in printed
     head, *lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
@@ -50,40 +47,35 @@ def test_parts_are_done_once(bench, tmp_path, capsys):
     assert step["float64_difference"] == 0.0 and 0 < step["difference"] < 1e-3
 
 
-def test_failed_parts_and_other_sources_run_again(bench, tmp_path, monkeypatch, capsys):
-    gpu, _ = bench
+def test_failed_parts_and_other_sources_run_again(tmp_path, monkeypatch, capsys):
     (tmp_path / "test_red.py").write_text("def test_red():\n    assert False\n")
     red = ("--only", "tests", "--tests", str(tmp_path / "test_red.py"))
-    assert run(gpu, tmp_path, *red) == 1
+    assert run(tmp_path, *red) == 1
     assert "tests are not green" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "test_red.py").write_text("def test_green():\n    pass\n")
-    assert run(gpu, tmp_path, *red) == 0  # what failed runs again
+    assert run(tmp_path, *red) == 0  # what failed runs again
     assert "done before" not in capsys.readouterr().out
-    assert run(gpu, tmp_path, *red) == 0
+    assert run(tmp_path, *red) == 0
     assert "done before" in capsys.readouterr().out
     monkeypatch.setattr(gpu, "sources", lambda: "others")
-    assert run(gpu, tmp_path, *red) == 0
+    assert run(tmp_path, *red) == 0
     assert "done before" not in capsys.readouterr().out
 
 
-def test_unknown_parts_are_refused(bench, tmp_path):
+def test_unknown_parts_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="unknown parts nonsense, expected some of ceilings, tests"):
-        run(bench[0], tmp_path, "--only", "nonsense")
+        run(tmp_path, "--only", "nonsense")
 
 
-def test_without_a_gpu_it_says_so(bench, tmp_path, monkeypatch):
-    gpu, _ = bench
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "output", lambda command, default: default)
     monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
     with pytest.raises(SystemExit, match="nvidia-smi lists no GPU"):
         gpu.main(["--out", str(tmp_path)])
 
 
-def test_floors(bench):
+def test_floors():
     """Operations of every kernel of a block, counted by hand; the signatures give its arrays."""
-    from kernel_times import dims_of, family_of, operations, shapes_of, signatures
-    from meta_problems import Sizes
-
     assert signatures()["conv_bn_relu_pool_jvp"]["w_dot"] == "PE33CK" and signatures().keys() >= HOST.kernels().keys()
     assert family_of("conv_bn_relu_pool_first_vjp_jvp") == "conv_bn_relu_pool_first" and family_of("patch_cov") == "patch_cov"
     first, *others = dims_of("conv2d_fprop", Sizes())
@@ -101,18 +93,16 @@ def test_floors(bench):
         dims_of("unheard_of", Sizes())
 
 
-def test_peak_of_a_step_on_the_gpu(bench, monkeypatch):
+def test_peak_of_a_step_on_the_gpu(monkeypatch):
     """What was held before counts as well, as the peers count it; so it does where a step allocates nothing."""
-    from meta_hypergrad import _OnGpu
-
-    cupy = fake_cupy.install(monkeypatch)
-    held = cupy.pool.malloc(2048)
-    assert _OnGpu(lambda: lambda params: cupy.pool.malloc(5000), {}, cupy).peak_bytes() == 2048 + 5120
-    assert _OnGpu(lambda: lambda params: None, {}, cupy).peak_bytes() == 2048 == held.size
+    with pretended.gpu(monkeypatch) as machine:
+        held = machine.pool.malloc(2048)
+        assert meta_hypergrad._OnGpu(lambda: lambda params: machine.pool.malloc(5000), {}, CUDA.xp).peak_bytes() == 2048 + 5120
+        assert meta_hypergrad._OnGpu(lambda: lambda params: None, {}, CUDA.xp).peak_bytes() == 2048 == held.size
 
 
-def test_differences(bench):
-    differences = bench[1].differences
+def test_differences():
+    differences = meta_times.differences
     exact = {"a": np.array([3.0, 4.0]), "b": np.array(1.0)}
     assert differences(exact, exact) == (0.0, 0.0)
     leaf, whole = differences({"a": np.array([3.0, 4.0]), "b": np.array(1.5)}, exact)
@@ -126,9 +116,8 @@ def test_differences(bench):
     ("exact", "timed", "status"),
     [(1.0, 1.0, "right"), (1 + 1e-5, 1.0, "wrong"), (1.0, 1.5, "wrong"), (float("nan"), 1.0, "wrong"), (1.0, float("nan"), "wrong")],
 )
-def test_a_peer_that_computes_something_else_is_not_timed(bench, tmp_path, monkeypatch, exact, timed, status):
+def test_a_peer_that_computes_something_else_is_not_timed(tmp_path, monkeypatch, exact, timed, status):
     """A factor on the gradient in float64, and on that in float32."""
-    meta_times = bench[1]
     compared = meta_times.Comparison("maml", meta_times.Sizes(), "cpu", False, tmp_path, {}, 10.0, print)
     reference = ({"loss": 1.0}, {"w": np.arange(4.0)})
 
@@ -140,9 +129,8 @@ def test_a_peer_that_computes_something_else_is_not_timed(bench, tmp_path, monke
     assert compared.check(None, reference)["status"] == status
 
 
-def test_a_worker_that_fails_is_a_result(bench, tmp_path):
+def test_a_worker_that_fails_is_a_result(tmp_path):
     """Errors, endings and silence of the other process."""
-    meta_times = bench[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = meta_times.Process("hypergrad", "maml", "cpu", tmp_path / "log", environment)
     try:
@@ -160,12 +148,8 @@ def test_a_worker_that_fails_is_a_result(bench, tmp_path):
         process.close()
 
 
-def test_every_variant_has_one_module(bench):
+def test_every_variant_has_one_module():
     """The names that the driver knows are those that the modules define; modules of frameworks that are missing are not read."""
-    gpu, meta_times = bench
-    import meta_hypergrad
-    from meta_worker import GPU_ONLY, VARIANTS
-
     assert tuple(meta_hypergrad.VARIANTS) == VARIANTS["meta_hypergrad"]
     for module in ("peers_torch", "peers_jax"):
         text = (ROOT / "bench" / f"{module}.py").read_text()

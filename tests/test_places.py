@@ -1,0 +1,91 @@
+"""What backends are tested with finds faults: stray writes on a device, bits that change, and recordings that no GPU would make."""
+
+import numpy as np
+import pretended
+import pytest
+import test_kernels as suite
+from places import RIM, Mirror, Place
+
+import hypergrad as hg
+from hypergrad.backends.host import HOST
+
+
+def view(memory, offset, a):
+    return np.ndarray(a.shape, a.dtype, memory, offset, a.strides)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 7, 7, 5, 33), (2, 3, 2, 3, 3, 5)], ids=str)
+def test_kernels_run_through_a_mirror(sizes, monkeypatch):
+    mirror = Mirror(HOST.run, np.copy, np.copy, view)
+    monkeypatch.setattr(suite, "HOST", mirror)
+    suite.test_block_rungs(sizes, np.float32, Place("mirror", mirror))
+    suite.test_batch_axes_may_have_any_stride()
+    suite.test_empty_sums_are_zero()
+
+
+def test_writes_beyond_an_output_are_found():
+    def overrun(name, inputs, outputs, **attrs):
+        outputs[0].base[RIM + outputs[0].nbytes] = 1
+
+    with pytest.raises(AssertionError, match="some_kernel wrote beyond an output"):
+        Mirror(overrun, np.copy, np.copy, view).run("some_kernel", [], [np.ones(3)])
+
+
+def test_only_outputs_change_and_gaps_keep_their_bytes():
+    def add(name, inputs, outputs, **attrs):
+        outputs[0][...] = inputs[0] + 1
+        inputs[0][...] = 0
+
+    whole = np.arange(12.0)
+    a, out = np.arange(6.0), whole[::-2]
+    Mirror(add, np.copy, np.copy, view).run("add", [a], [out])
+    assert (a == np.arange(6.0)).all()
+    assert (whole[1::2] == [6, 5, 4, 3, 2, 1]).all() and (whole[::2] == np.arange(0, 12, 2)).all()
+
+
+def test_bits_that_change_are_found():
+    calls = iter(range(3))
+    with pytest.raises(AssertionError, match="again"):
+        Place("device", None, orders=["again"]).same_bits(lambda: [np.nextafter(1.0, 2.0) if next(calls) else 1.0])
+
+
+@pytest.mark.backends("pretended")
+def test_a_graph_holds_no_foreign_memory_and_loads_no_kernel(backend):
+    xp, machine = backend.xp, backend.machine
+    x, warm = xp.asarray(np.ones(3)), []
+
+    def cold(a):
+        warm.append(1)
+        return a + 1.0 if len(warm) < 2 else xp.cos(a)  # another kernel when it is recorded
+
+    with pytest.raises(hg.errors.DeviceError, match="cos is loaded, expected it loaded by the warm-up"):
+        hg.capture(cold)(x)
+    stream = xp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(AssertionError, match="recorded memory comes from the common pool"):
+            x + 1.0
+        stream.end_capture()
+    assert machine.pool.used == 512 and machine.recording is None
+
+
+@pytest.mark.backends("pretended")
+def test_what_the_host_reads_is_counted(backend):
+    x = backend.put(np.arange(3.0))
+    for n, read in enumerate((float, bool, repr, lambda a: a.get(), lambda a: a.tolist()), 1):
+        read(x[1])
+        assert backend.machine.waits == n
+    assert len(x[x > 0]) == 2 and backend.machine.waits == 6
+    with pytest.raises(TypeError, match="an array of the host"):
+        x + np.ones(3)
+
+
+def test_memory_that_is_forgotten_goes_back(monkeypatch):
+    with pretended.gpu(monkeypatch) as machine:
+        a = pretended.asarray(np.ones(100))
+        b = a[10:]
+        assert machine.pool.used == 1024
+        del a
+        assert machine.pool.used == 1024  # the view holds it
+        del b
+        assert machine.pool.used == 0
