@@ -121,11 +121,11 @@ class CudaBackend:
         """
         if not _recordable.get():
             return self.xp.matmul(x, y)
-        batch = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+        batch: tuple[int, ...] = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
         x, y = (self.xp.broadcast_to(self.xp.ascontiguousarray(a), (*batch, *a.shape[-2:])) for a in (x, y))
-        a, b, m, k, n = math.prod(batch[:-1]), batch[-1], *x.shape[-2:], y.shape[-1]
-        product = self.empty((a, b, m, 1, 1, n), x.dtype)
-        images, filters = x.reshape(a, b, m, 1, 1, k), y.reshape(a, b, 1, 1, k, n)
+        lead, (m, k), n = (math.prod(batch[:-1]), batch[-1]), x.shape[-2:], y.shape[-1]
+        product = self.empty((*lead, m, 1, 1, n), x.dtype)
+        images, filters = x.reshape(*lead, m, 1, 1, k), y.reshape(*lead, 1, 1, k, n)
         self.run("conv2d_fprop", [images, filters], [product], stride=1, pad_h=0, pad_w=0, precision=0)
         return product.reshape(*batch[2:], m, n)
 
