@@ -270,21 +270,6 @@ class ndarray:
         machine.wait("item")
         return self._a.item()
 
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __index__(self) -> int:
-        return operator.index(self.item())
-
-    def __bool__(self) -> bool:
-        return bool(self.item())
-
-    def __complex__(self) -> complex:
-        return complex(self.item())
-
     def __repr__(self) -> str:
         return repr(self.get())
 
@@ -338,6 +323,8 @@ def _operators() -> None:
 
 
 _operators()
+for _convert in (float, int, bool, complex, operator.index):
+    setattr(ndarray, f"__{_convert.__name__}__", lambda self, convert=_convert: convert(self.item()))
 
 
 class Stream:

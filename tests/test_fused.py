@@ -158,7 +158,7 @@ CASES = [
 ]
 # Several parts of pixels and of examples, several tiles of channels and of classes.
 CASES += [
-    head((1, 530, 3), (3, 4), (4,)),
+    head((1, 513, 2), (2, 2), (2,)),
     head((2, 2, 700), (700, 9), (2, 9)),
     norm((2, 2, 25, 43, 5), (2, 5)),
     norm((1, 3, 7, 68), (68,)),
@@ -196,7 +196,9 @@ def test_all_rungs_and_nestings_in_float32(case: Case) -> None:
 
 
 @pytest.mark.backends("emulated")
-@pytest.mark.parametrize("case", [c for c in CASES if "conv" not in c.name], ids=str)  # a block's float32 is held by test_kernels.py
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if "conv" not in c.name and "1100" not in c.name], ids=str
+)  # a block's float32 is held by test_kernels.py
 def test_float32_in_every_order_of_threads(case: Case, backend: Any) -> None:
     check_float32(case)
     args, w = setting(case, np.float32)
@@ -377,9 +379,10 @@ def test_constant_channels_are_shifted_only() -> None:
 
 
 def tied(name: str, first: bool) -> tuple[Callable[..., hg.Tensor], list[Array]]:
-    """Blocks with exact ties in every window, or in many; integers keep the convolution exact."""
+    """Blocks with exact ties in every window, or in many; integers of mean zero keep the convolution exact, also of shifted images."""
     rng = np.random.default_rng(11)
     x = rng.integers(-1, 2, (2, 2, 7, 6, 3)).astype(np.float64)
+    x[:, 1] = -x[:, 0]
     w = rng.integers(-2, 3, (3, 3, 3, 4)).astype(np.float64)
     gamma, beta = np.array([0.5, -1.0, 2.0, -0.25]), np.array([0.3, -0.2, 0.1, 0.7])
     if name == "gamma = 0":

@@ -7,7 +7,9 @@ import test_kernels as suite
 from places import RIM, Mirror, Place
 
 import hypergrad as hg
+from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
+from hypergrad.errors import ArgumentError, DTypeError, ShapeError
 
 
 def view(memory, offset, a):
@@ -89,3 +91,26 @@ def test_memory_that_is_forgotten_goes_back(monkeypatch):
         assert machine.pool.used == 1024  # the view holds it
         del b
         assert machine.pool.used == 0
+
+
+@pytest.mark.backends("emulated", "gpu")
+def test_every_backend_has_the_same_kernels(backend):
+    kernels = CUDA.kernels() if backend.name == "gpu" else backend.kernels.kernels()
+    assert kernels == HOST.kernels()
+
+
+@pytest.mark.backends("emulated")
+def test_wrong_calls_of_the_emulator_are_exceptions(backend):
+    x, w = np.ones((1, 1, 1, 4, 4, 2)), np.ones((1, 1, 3, 3, 2, 2))
+    attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
+    for arrays, y, changes, error, text in (
+        ([x, w], np.ones((1, 1, 1, 4, 4, 3)), {}, ShapeError, "conv2d_fprop: .*expected"),
+        ([x, w.astype("f")], x.copy(), {}, DTypeError, "float32"),
+        ([x, w], x.copy(), {"stride": 0}, ArgumentError, "stride"),
+        ([x, w], x.copy(), {"precision": 3}, ArgumentError, "precision is 3, expected an integer from 0 to 2"),
+        ([x, w], x.copy(), {"pad_h": 2}, ShapeError, "output images are"),
+    ):
+        with pytest.raises(error, match=text):
+            backend.kernels.run("conv2d_fprop", arrays, [y], **{**attrs, **changes})
+    with pytest.raises(ValueError, match="order is 'backwards'"):
+        backend.kernels.set_order("backwards")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,7 @@ from hypergrad.errors import ArgumentError
 from hypergrad.rules import REGISTRY, Fused, Op, bilinear, elementwise, linear
 from hypergrad.tape import Tensor
 
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Takes temporary ops out of the registry again."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
+pytestmark = pytest.mark.usefixtures("planted")
 
 
 def check(case: Case) -> None:

@@ -48,20 +48,6 @@ def fails(match, problem=SOUND, *, batches=None, hparams=H, **options):
     return str(caught.value)
 
 
-@pytest.fixture
-def planted():
-    """Declare ops with wrong rules; the registry is as before at the end."""
-    before = set(rules.REGISTRY)
-    yield
-    for name in set(rules.REGISTRY) - before:
-        del rules.REGISTRY[name]
-
-
-def test_the_sound_problem_passes():
-    report = check_hypergrad(SOUND, H, Minibatches())
-    assert max(report.difference_error.values()) < 1e-6 and report.without_influence == ()
-
-
 # --- detached values ----------------------------------------------------------------------------------------
 
 CUTS = {"stop_gradient": hg.stop_gradient, "value": lambda x: x.value, "detach": lambda x: x.detach()}

@@ -8,6 +8,8 @@ import hypergrad as hg
 from hypergrad.rules import REGISTRY, Op, elementwise, linear
 from hypergrad.tape import Tensor
 
+pytestmark = pytest.mark.usefixtures("planted")
+
 A = np.array([0.7, -0.4, 1.3])
 B = np.array([[0.5, -1.0, 0.2], [0.3, 0.8, -0.6]])
 
@@ -112,14 +114,6 @@ def test_stop_gradient_takes_trees_and_arrays_and_is_zero_in_both_modes():
 
 
 # --- rules that are no derivatives: the Hessian need not be symmetric -------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def identity(b, x, *rest, **attrs):
