@@ -24,9 +24,9 @@ def counted() -> Iterator[Counter[str]]:
     runs: Counter[str] = Counter()
     original = HostBackend.run
 
-    def run(self: HostBackend, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
+    def run(self: HostBackend, name: str, **arguments: Any) -> dict[str, Any]:
         runs[name] += 1
-        original(self, name, inputs, outputs, **attrs)
+        return original(self, name, **arguments)
 
     HostBackend.run = run  # type: ignore[method-assign]
     try:

@@ -50,9 +50,7 @@ def test_kernels_refuse_others(kernel: str, precision: int) -> None:
     given = {"eps": 1e-5, "stride": 1, "pad_h": 1, "pad_w": 1}
     arrays = {name: np.ones(shape_of(kernel, name), np.uint8 if name == "code" else np.float32) for name in (*inputs, *outputs)}
     with pytest.raises(ArgumentError, match=f"{kernel}: attribute precision is {precision}, expected an integer from 0 to 2"):
-        HOST.run(
-            kernel, [arrays[n] for n in inputs], [arrays[n] for n in outputs], **{name: given.get(name, precision) for name in attributes}
-        )
+        HOST.run(kernel, **arrays, **{name: given.get(name, precision) for name in attributes})
 
 
 def shape_of(kernel: str, name: str) -> tuple[int, ...]:

@@ -262,7 +262,7 @@ def test_sides_may_not_mix(cupy):
     with pytest.raises(hg.errors.DeviceError, match="expected one side|expected all on one side"):
         hg.conv2d(one, other)
     with pytest.raises(hg.errors.DeviceError, match="patch_cov: its arrays lie on GPU, host, GPU"):
-        CUDA.run("patch_cov", [one], [np.ones((1, 9)), cupy.ones((1, 9, 9))])
+        CUDA.run("patch_cov", x=one, patch_mean=np.ones((1, 9)), patch_cov=cupy.ones((1, 9, 9)))
 
 
 @pytest.mark.parametrize("graphs", [True, False])

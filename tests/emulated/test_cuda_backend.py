@@ -62,7 +62,7 @@ def test_cupy_is_missing_or_has_no_gpu(monkeypatch):
 def test_extension_is_missing():
     assert CUDA.device_count() == 0 and CUDA.kernels() == {} and CUDA.build_info() == {"missing": MISSING}
     with pytest.raises(ExtensionError, match="_cuda is missing.*nvcc"):
-        CUDA.run("patch_cov", [], [])
+        CUDA.run("patch_cov")
 
 
 @built
@@ -73,7 +73,7 @@ def test_no_device_is_said_by_every_call():
     x = FakeArray(np.ones((1, 1, 2, 2, 1)))
     m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
     with pytest.raises(RuntimeError, match="patch_cov: there is no CUDA device.*nvidia-smi"):
-        backends.cuda._cuda.run("patch_cov", [x, m, cov], {}, 0, lambda n: None)
+        backends.cuda._cuda.run("patch_cov", {"x": x, "patch_mean": m, "patch_cov": cov}, None, lambda n: None)
 
 
 @built
@@ -82,11 +82,12 @@ def test_scratch_is_said_before_the_call():
     scratch_bytes = backends.cuda._cuda.scratch_bytes
     x = FakeArray(np.ones((1, 1, 2, 2, 1)))
     m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
-    assert scratch_bytes("patch_cov", [x, m, cov], {}) > 0
+    given = {"x": x, "patch_mean": m, "patch_cov": cov}
+    assert scratch_bytes("patch_cov", given) > 0
     with pytest.raises(ShapeError, match="patch_cov: patch_cov has shape .* expected"):
-        scratch_bytes("patch_cov", [x, m, m], {})
+        scratch_bytes("patch_cov", {**given, "patch_cov": m})
     with pytest.raises(DTypeError, match="x is a ndarray, expected a CuPy array"):
-        scratch_bytes("patch_cov", [np.ones(3), m, cov], {})
+        scratch_bytes("patch_cov", {**given, "x": np.ones(3)})
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
@@ -94,10 +95,7 @@ def test_emulated_kernels_have_no_instruction_set_to_choose(level):
     code = """
 import numpy as np
 from hypergrad.backends.emulated import EMULATED, MISSING
-x, y, codes = np.ones((1, 2, 2, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), np.uint8)
-if MISSING is None:
-    EMULATED.run("max_pool_value", [x], [y, codes], size=2)
-print(MISSING or float(y[0, 0, 0, 0]))
+print(MISSING or EMULATED.run("max_pool_value", x=np.ones((1, 2, 2, 1)), size=2)["y"].item())
 """
     result = python(code, HYPERGRAD_SIMD=level)
     assert result.stdout.strip() == "1.0" or "_emulated" in result.stdout, result.stderr

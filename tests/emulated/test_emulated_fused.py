@@ -33,9 +33,9 @@ def runs(monkeypatch):
     counts = Counter()
     original = type(EMULATED).run
 
-    def run(name, inputs, outputs, **attrs):
+    def run(name, **arguments):
         counts[name] += 1
-        original(EMULATED, name, inputs, outputs, **attrs)
+        return original(EMULATED, name, **arguments)
 
     monkeypatch.setattr(EMULATED, "run", run, raising=False)
     monkeypatch.setattr(backends, "HOST", EMULATED)
@@ -93,17 +93,19 @@ def test_every_element_is_written():
     """Also those of sizes that fill no block; the host's results are the reference."""
     rng = np.random.default_rng(9)
     label = rng.integers(0, 3, (2, 5))
-    for name, inputs, shapes, attrs in (
-        ("max_pool_vjp", [rng.normal(size=(3, 2, 2, 3, 5)), rng.integers(0, 9, (2, 2, 3, 5)).astype(np.uint8)], [(3, 2, 8, 11, 5)],
-         {"size": 3}),
-        ("linear_cross_entropy_value", [rng.normal(size=s) for s in ((2, 5, 7), (2, 7, 3), (2, 3))] + [label], [(2, 5), (2, 5, 3)], {}),
-        ("linear_cross_entropy_vjp", [rng.normal(size=s) for s in ((2, 0), (2, 0, 3), (2, 0, 4), (2, 4, 3))],
-         [(2, 0, 4), (2, 4, 3), (2, 3)], {}),
-        ("batch_norm_vjp", [rng.normal(size=s) for s in ((2, 1, 33), (2, 33), (2, 33), (2, 1, 33), (2, 33))],
-         [(2, 1, 33), (2, 33), (2, 33)], {}),
+    draw = rng.normal
+    for name, arguments in (
+        ("max_pool_vjp", {"y_bar": draw(size=(3, 2, 2, 3, 5)), "code": rng.integers(0, 9, (2, 2, 3, 5)).astype(np.uint8),
+                          "size": 3, "H": 8, "W": 11}),
+        ("linear_cross_entropy_value", {"x": draw(size=(2, 5, 7)), "w": draw(size=(2, 7, 3)), "bias": draw(size=(2, 3)), "label": label}),
+        ("linear_cross_entropy_vjp", {"y_bar": draw(size=(2, 0)), "residual": draw(size=(2, 0, 3)), "x": draw(size=(2, 0, 4)),
+                                      "w": draw(size=(2, 4, 3))}),
+        ("batch_norm_vjp", {"y_bar": draw(size=(2, 1, 33)), "mean": draw(size=(2, 33)), "rstd": draw(size=(2, 33)),
+                            "x": draw(size=(2, 1, 33)), "gamma": draw(size=(2, 33))}),
     ):  # fmt: skip
-        mine, theirs = ([np.full(s, np.nan) for s in shapes] for _ in range(2))
-        EMULATED.run(name, inputs, mine, **attrs)
-        HOST.run(name, inputs, theirs, **attrs)
+        outs = [type(b).run(b, name, **arguments) for b in (EMULATED, HOST)]
+        mine, theirs = [[np.full(y.shape, np.nan) for y in out.values()] for out in outs]
+        for b, rows in ((EMULATED, mine), (HOST, theirs)):
+            type(b).run(b, name, **arguments, **dict(zip(outs[0], rows, strict=True)))
         for a, b in zip(mine, theirs, strict=True):
             assert_same(a, b, name)

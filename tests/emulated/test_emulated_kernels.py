@@ -73,7 +73,8 @@ def test_convolutions(sizes, dtype, monkeypatch):
         EMULATED.set_order(order)
         suite.test_convolutions(sizes, dtype)
     for i, out in enumerate(runs[3:]):
-        np.testing.assert_array_equal(runs[i % 3], out)
+        for key, y in out.items():
+            np.testing.assert_array_equal(runs[i % 3][key], y)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -129,14 +130,14 @@ def test_wrong_calls_are_exceptions():
     x, w = np.ones((1, 1, 1, 4, 4, 2)), np.ones((1, 1, 3, 3, 2, 2))
     attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
     with pytest.raises(ShapeError, match="conv2d_fprop: .*expected"):
-        EMULATED.run("conv2d_fprop", [x, w], [np.ones((1, 1, 1, 4, 4, 3))], **attrs)
+        EMULATED.run("conv2d_fprop", x=x, w=w, y=np.ones((1, 1, 1, 4, 4, 3)), **attrs)
     with pytest.raises(DTypeError, match="float32"):
-        EMULATED.run("conv2d_fprop", [x, w.astype("f")], [x.copy()], **attrs)
+        EMULATED.run("conv2d_fprop", x=x, w=w.astype("f"), **attrs)
     with pytest.raises(ArgumentError, match="stride"):
-        EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "stride": 0})
+        EMULATED.run("conv2d_fprop", x=x, w=w, **{**attrs, "stride": 0})
     with pytest.raises(ArgumentError, match="precision is 3, expected an integer from 0 to 2"):
-        EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "precision": 3})
-    with pytest.raises(ShapeError, match="output images are"):
-        EMULATED.run("conv2d_fprop", [x, w], [x.copy()], **{**attrs, "pad_h": 2})
+        EMULATED.run("conv2d_fprop", x=x, w=w, **{**attrs, "precision": 3})
+    with pytest.raises(ShapeError, match=r"y has shape .*, expected .*, where P = \(H\+2\*pad_h-R\)/stride\+1"):
+        EMULATED.run("conv2d_fprop", x=x, w=w, y=x.copy(), **{**attrs, "pad_h": 2})
     with pytest.raises(ValueError, match="order is 'backwards'"):
         EMULATED.set_order("backwards")

@@ -205,9 +205,9 @@ def test_higher_nestings_use_the_reference_in_the_same_precision(monkeypatch):
     f, args = block_problem()
     asked = Counter()
 
-    def run(name, inputs, outputs, **attrs):
-        asked[name, attrs.get("precision")] += 1
-        type(EMULATED).run(EMULATED, name, inputs, outputs, **attrs)
+    def run(name, **arguments):
+        asked[name, arguments.get("precision")] += 1
+        return type(EMULATED).run(EMULATED, name, **arguments)
 
     monkeypatch.setattr(EMULATED, "run", run, raising=False)
     with hg.precision("tf32"):
