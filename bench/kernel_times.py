@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,24 +24,10 @@ from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
 from hypergrad.rules import PRECISIONS
 
-SIGNATURES = Path(__file__).resolve().parents[1] / "csrc" / "signatures.h"
 REPEATS = 7
 RUNGS = ("value", "jvp", "vjp", "vjp_jvp")  # in an order in which each finds what the ones before saved
 Dims = dict[str, Any]  # of an axis letter its length, of ~ the shapes of the leaves
 Row = dict[str, Any]
-
-
-def signatures() -> dict[str, dict[str, str]]:
-    """Axes of every argument of every kernel, such as {"x": "ENHWC", "w": "*~"} with * for a list, read off csrc/signatures.h."""
-    found = re.findall(r'constexpr Signature \w+\{\s*"(\w+)",\s*((?:"[^"]*"\s*)+),', SIGNATURES.read_text())
-    return {
-        name: {
-            word.partition("=")[0].partition(":")[0].rstrip("?*"): "*" * ("*" in word) + word.partition("=")[2].replace("|", "")
-            for word in "".join(re.findall(r'"([^"]*)"', text)).split()
-            if word != "->"
-        }
-        for name, text in found
-    }
 
 
 def family_of(kernel: str) -> str:
@@ -76,7 +61,7 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         filters = [shape for _, c in blocks for shape in ((3, 3, c, k), (k,), (k,))]
         leaves = [*filters, (sizes.features, sizes.ways), (sizes.ways,)]
         return [{"~": leaves, "n": len(leaves), "P": 1}]
-    raise ValueError(f"kernel_times: no sizes for {family}, expected some for every family of kernels; add them to dims_of")
+    return [{**d, "A": 1, "B": e, "P": 1, "D": sizes.features, "M": n * d["H"] * d["W"]} for d in images]
 
 
 def operations(kernel: str, d: Dims) -> float:
@@ -86,10 +71,10 @@ def operations(kernel: str, d: Dims) -> float:
     """
     family = family_of(kernel)
     rung = kernel.removeprefix(f"{family}_")
-    if family in ("batch_norm", "max_pool", "gather_images", "sgd_step", "adam_step"):
-        return 0.0
     if family == "linear_cross_entropy":
         return 2.0 * d["E"] * d["N"] * d["D"] * d["K"] * {"value": 1, "vjp": 2, "jvp": 2, "vjp_jvp": 4}[rung]
+    if family not in ("patch_cov", "conv_bn_relu_pool_first", "conv_bn_relu_pool") and not family.startswith("conv2d_"):
+        return 0.0
     pixels = float(d["E"] * d["N"] * d["H"] * d["W"])
     if kernel == "patch_cov":
         return pixels * d["g"] * (d["g"] + 1)  # half of a symmetric matrix
@@ -120,11 +105,11 @@ class Timer:
         numbers = self.rng.standard_normal(shape, dtype=np.float32)
         return self.xp.asarray(np.abs(numbers) if name == "s" else numbers)
 
-    def seconds(self, run: Callable[[], None]) -> list[float]:
+    def seconds(self, run: Callable[[], Any]) -> list[float]:
         """Seconds of one run, REPEATS times."""
         return self._on_gpu(run) if self.on_gpu else self._on_host(run)
 
-    def _on_host(self, run: Callable[[], None]) -> list[float]:
+    def _on_host(self, run: Callable[[], Any]) -> list[float]:
         run()
         out = []
         for _ in range(REPEATS):
@@ -133,7 +118,7 @@ class Timer:
             out.append(time.perf_counter() - start)
         return out
 
-    def _on_gpu(self, run: Callable[[], None]) -> list[float]:
+    def _on_gpu(self, run: Callable[[], Any]) -> list[float]:
         cuda, in_graph = self.xp.cuda, 10
         with cuda.Stream(non_blocking=True) as stream:
             for _ in range(3):  # the pool then has the scratch, which a capture cannot allocate
@@ -157,7 +142,6 @@ class Timer:
 
 def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None) -> Iterator[Row]:
     """A row for each kernel and size, on a GPU in every precision that the kernel has."""
-    axes = signatures()
     known = timer.backend.kernels()
     for family in dict.fromkeys(family_of(kernel) for kernel in known):
         kernels = [kernel for kernel in (f"{family}_{rung}" for rung in RUNGS) if kernel in known] or [family]
@@ -166,7 +150,7 @@ def measure(timer: Timer, sizes: Sizes, ceilings: dict[str, float] | None) -> It
             for kernel in kernels:
                 mixed = timer.on_gpu and "precision" in known[kernel][2]
                 for precision in range(len(PRECISIONS) if mixed else 1):
-                    yield _row(timer, kernel, precision, axes[kernel], dims, arrays, ceilings)
+                    yield _row(timer, kernel, precision, dims, arrays, ceilings)
 
 
 def shapes_of(axes: str, dims: Dims) -> list[tuple[int, ...] | None]:
@@ -179,17 +163,16 @@ def shapes_of(axes: str, dims: Dims) -> list[tuple[int, ...] | None]:
     return [(*own, *leaf) if axes.endswith("~") else None for leaf in dims["~"]]
 
 
-def _row(
-    timer: Timer, kernel: str, precision: int, axes: dict[str, str], dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None
-) -> Row:
+def _row(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None) -> Row:
     inputs, outputs, attributes = timer.backend.kernels()[kernel]
-    given: list[list[Any]] = [[], []]
-    for part, names in zip(given, (inputs, outputs), strict=True):
-        for name in names:
-            for i, shape in enumerate(shapes_of(axes[name], dims)):
-                if shape is not None and (name, i, shape) not in arrays:
-                    arrays[name, i, shape] = timer.array(name, shape, dims.get("K", 0))
-                part.append(None if shape is None else arrays[name, i, shape])
+    given: dict[str, Any] = {}
+    for name, axes in (inputs | outputs).items():
+        row = []
+        for i, shape in enumerate(shapes_of(axes, dims)):
+            if shape is not None and (name, i, shape) not in arrays:
+                arrays[name, i, shape] = timer.array(name, shape, dims.get("K", 0))
+            row.append(None if shape is None else arrays[name, i, shape])
+        given[name] = row if axes.startswith("*") else row[0]
     values = {
         "eps": EPS,
         "stride": 1,
@@ -205,8 +188,10 @@ def _row(
         "beta2": 0.999,
         "t": 1,
     }
-    all_seconds = timer.seconds(lambda: timer.backend.run(kernel, *given, **{name: values[name] for name in attributes}))
-    flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for part in given for a in part if a is not None))
+    used = [a for row in given.values() for a in (row if isinstance(row, list) else [row]) if a is not None]
+    call = given | {name: values[name] for name in attributes}
+    all_seconds = timer.seconds(lambda: timer.backend.run(kernel, **call))
+    flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for a in used))
     seconds = statistics.median(all_seconds)
     row: Row = {
         "kernel": kernel,

@@ -4,8 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "check.h"
@@ -41,12 +41,14 @@ struct ErrorTypes {
 };
 ErrorTypes error_types;
 
+std::string type_of(py::handle object) { return std::string(py::str(py::type::of(object).attr("__name__"))); }
+
 // Names an array in messages; costs nothing where nothing is wrong.
 struct Where {
-  const std::string& kernel;
+  const char* kernel;
   const hg::Argument& argument;
   int element;
-  std::string operator+(const std::string& text) const { return kernel + ": " + hg::label(argument, element) + text; }
+  std::string operator+(const std::string& text) const { return std::string(kernel) + ": " + hg::label(argument, element) + text; }
 };
 
 // Reads the element type from its kind ('f', 'u', 'i') and size; `name()` is for the message.
@@ -65,17 +67,12 @@ void check_axes(const Where& where, py::ssize_t ndim) {
 }
 
 #if defined(HG_CUDA_MODULE)
-// An array on the device, from its __cuda_array_interface__; None is an absent argument.
+// An array on the device, from its __cuda_array_interface__.
 hg::View view_of(const Where& where, py::handle object) {
   hg::View view{};
-  if (object.is_none()) {
-    view.ndim = 1;
-    return view;
-  }
   const py::object given = py::getattr(object, "__cuda_array_interface__", py::none());
   if (given.is_none())
-    throw hg::DTypeMismatch(where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
-                                     ", expected a CuPy array or another with __cuda_array_interface__"));
+    throw hg::DTypeMismatch(where + (" is a " + type_of(object) + ", expected a CuPy array or another with __cuda_array_interface__"));
   const auto interface = py::reinterpret_borrow<py::dict>(given);
   const std::string type = py::str(interface["typestr"]);
   view.dtype = dtype_of(where, type.size() < 3 || type[0] == '>' ? '?' : type[1], type.size() < 3 ? 0 : std::stoi(type.substr(2)),
@@ -98,8 +95,7 @@ hg::View view_of(const Where& where, py::handle object) {
 }
 #else
 hg::View view_of(const Where& where, py::handle object) {
-  if (!py::isinstance<py::array>(object))
-    throw hg::DTypeMismatch(where + (" is a " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", expected a NumPy array"));
+  if (!py::isinstance<py::array>(object)) throw hg::DTypeMismatch(where + (" is a " + type_of(object) + ", expected a NumPy array"));
   const auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   hg::View view{};
@@ -120,120 +116,251 @@ hg::View view_of(const Where& where, py::handle object) {
 }
 #endif
 
-// A call and what it borrows.
-struct Prepared {
+// A kernel with the names of its arguments and attributes as Python's strings, kept for the life of the module.
+struct Named {
   const hg::Kernel* kernel;
-  std::vector<py::object> keep;  // held for the whole call: another thread could change the sequence
-  std::vector<hg::View> views;
-  hg::Layout layout;
-  hg::Call call;
+  std::vector<PyObject*> arguments, attributes;
 };
-
-void prepare(const std::string& name, const py::sequence& arrays, const py::dict& attributes, Prepared& prepared) {
-  const auto found = hg::kernels().find(name);
-  if (found == hg::kernels().end()) throw hg::BadArgument("run: kernel is '" + name + "', expected one of kernels()");
-  const hg::Kernel& kernel = found->second;
-  const std::size_t n = arrays.size();
-  prepared.layout = hg::layout_of(kernel, n);
-  std::vector<py::object>& keep = prepared.keep;
-  std::vector<hg::View>& views = prepared.views;
-  keep.reserve(n);
-  views.reserve(n);
-  for (const hg::Argument& argument : kernel.arguments)
-    for (int i = 0; i < (argument.list ? prepared.layout.length : 1); ++i) {
-      keep.push_back(arrays[keep.size()]);
-      views.push_back(view_of({name, argument, i}, keep.back()));
-    }
-  prepared.kernel = &kernel;
-  hg::Call& call = prepared.call;
-  call = hg::Call{};
-  call.signature = kernel.signature;
-  call.arrays = views.data();
-  call.n_arrays = static_cast<int>(n);
-  call.length = prepared.layout.length;
-  call.first = prepared.layout.first.data();
-  std::size_t used = 0;
-  for (std::size_t i = 0; i < kernel.attributes.size(); ++i) {
-    const hg::Attribute& attribute = kernel.attributes[i];
-    const py::str key(attribute.name);
-    if (!attributes.contains(key)) throw hg::BadArgument(name + ": attribute " + attribute.name + " is missing");
-    const py::object value = attributes[key];
-    double number = attribute.integer ? static_cast<double>(PyLong_AsLongLong(value.ptr())) : PyFloat_AsDouble(value.ptr());
-    if (PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      throw hg::BadArgument(name + ": attribute " + attribute.name + " is " + std::string(py::repr(value)) + ", expected " +
-                            (attribute.integer ? "an integer" : "a number"));
-    }
-    call.attributes[i] = number;
-    ++used;
-  }
-  if (attributes.size() != used)
-    for (const auto& item : attributes) {
-      bool known = false;
-      for (const hg::Attribute& attribute : kernel.attributes) known = known || attribute.name == std::string(py::str(item.first));
-      if (!known) throw hg::BadArgument(name + ": attribute " + std::string(py::str(item.first)) + " is not known");
-    }
-  hg::check_arrays(call);
+const Named& named(const std::string& name) {
+  static std::unordered_map<std::string, Named> known;
+  const auto found = known.find(name);
+  if (found != known.end()) return found->second;
+  const auto entry = hg::kernels().find(name);
+  if (entry == hg::kernels().end()) throw hg::BadArgument("run: kernel is '" + name + "', expected one of kernels()");
+  Named made{&entry->second, {}, {}};
+  for (const hg::Argument& argument : entry->second.arguments) made.arguments.push_back(PyUnicode_InternFromString(argument.name.c_str()));
+  for (const hg::Attribute& attribute : entry->second.attributes)
+    made.attributes.push_back(PyUnicode_InternFromString(attribute.name.c_str()));
+  return known.emplace(name, std::move(made)).first->second;
 }
+
+// A call being made of Python's arguments. Arrays are held until it ends: another thread could change a list.
+class Prepared {
+ public:
+  Prepared(const std::string& name, const py::dict& arguments, const py::object& empty)
+      : named_(named(name)), kernel_(*named_.kernel), given_(arguments) {
+    call.signature = kernel_.signature;
+    call.kernel = &kernel_;
+    for (std::int64_t& size : call.dims) size = -1;
+    take_arrays();
+    take_attributes();
+    if (used_ != given_.size()) take_axes();
+    hg::read_axes(call);
+    for (const Wanted& output : wanted_) allocate(output, empty);
+    hg::check_arrays(call, written_);
+  }
+
+  // The outputs by name: arrays, lists of arrays, None for those that were not asked for.
+  py::dict outputs() const {
+    py::dict result;
+    for (std::size_t a = 0; a < kernel_.arguments.size(); ++a) {
+      const hg::Argument& argument = kernel_.arguments[a];
+      if (!argument.output) continue;
+      const py::object* const first = keep_.data() + call.first[a];
+      if (argument.list) {
+        py::list rows;
+        for (int i = 0; i < call.length; ++i) rows.append(first[i]);
+        result[named_.arguments[a]] = rows;
+      } else {
+        result[named_.arguments[a]] = *first;
+      }
+    }
+    return result;
+  }
+
+  void launch() const { kernel_.launchers[hg::chosen_level()](call); }
+
+  hg::Call call{};
+
+ private:
+  struct Wanted {
+    const hg::Argument* argument;
+    int element;
+    std::size_t at;
+  };
+
+  [[noreturn]] void refuse(const std::string& text) const { throw hg::BadArgument(std::string(kernel_.signature->name) + ": " + text); }
+
+  PyObject* find(PyObject* name) {  // borrowed; null where it is left out
+    PyObject* const object = PyDict_GetItemWithError(given_.ptr(), name);
+    used_ += object != nullptr;
+    return object;
+  }
+
+  // Whether it stands for all arrays of a list: a word that take() knows, or the number that is an attribute of the same name.
+  static bool is_no_list(PyObject* object) {
+    return object == nullptr || object == Py_None || PyBool_Check(object) || PyFloat_Check(object) || PyLong_Check(object);
+  }
+
+  void take_arrays() {
+    const std::size_t n = kernel_.arguments.size();
+    std::vector<PyObject*> objects(n);
+    const hg::Argument* longest = nullptr;
+    for (std::size_t a = 0; a < n; ++a) {
+      const hg::Argument& argument = kernel_.arguments[a];
+      objects[a] = find(named_.arguments[a]);
+      if (!argument.list || is_no_list(objects[a])) continue;
+      if (!PyList_Check(objects[a]) && !PyTuple_Check(objects[a]))
+        refuse(argument.name + " is a " + type_of(objects[a]) + ", expected a list of arrays; pass one array for each leaf");
+      const int length = static_cast<int>(PySequence_Fast_GET_SIZE(objects[a]));
+      if (longest != nullptr && length != call.length)
+        refuse(argument.name + " has " + std::to_string(length) + " arrays, expected " + std::to_string(call.length) + " as " +
+               longest->name);
+      call.length = length;
+      longest = &argument;
+    }
+    first_ = hg::first_arrays(kernel_, call.length);
+    const auto total = static_cast<std::size_t>(first_.back());
+    views_.resize(total);
+    keep_.reserve(total);
+    for (std::size_t a = 0; a < n; ++a) {
+      const hg::Argument& argument = kernel_.arguments[a];
+      if (!argument.list)
+        take(argument, 0, objects[a]);
+      else
+        for (int i = 0; i < call.length; ++i) take(argument, i, !is_no_list(objects[a]) ? PySequence_Fast_GET_ITEM(objects[a], i) : argument.output ? objects[a] : nullptr);
+    }
+    call.arrays = views_.data();
+    call.n_arrays = static_cast<int>(total);
+    call.first = first_.data();
+  }
+
+  // Of an output, nothing and True ask for a new array, None and False for none.
+  void take(const hg::Argument& argument, int element, PyObject* object) {
+    hg::View& view = views_[keep_.size()];
+    view.ndim = -1;
+    keep_.push_back(py::none());
+    if (argument.output ? object == nullptr || object == Py_True : object == nullptr || object == Py_None) {
+      if (argument.output) wanted_.push_back({&argument, element, keep_.size() - 1});
+      return;
+    }
+    if (argument.output && (object == Py_None || object == Py_False)) {
+      if (!argument.optional) refuse(hg::label(argument, element) + " is not wanted, expected an output because it is always computed");
+      return;
+    }
+    view = view_of({kernel_.signature->name, argument, element}, object);
+    keep_.back() = py::reinterpret_borrow<py::object>(object);
+    written_ = written_ || argument.output;
+  }
+
+  void take_attributes() {
+    for (std::size_t i = 0; i < kernel_.attributes.size(); ++i) {
+      const hg::Attribute& attribute = kernel_.attributes[i];
+      PyObject* const value = find(named_.attributes[i]);
+      const bool is_argument = hg::find(kernel_.signature->arrays, attribute.name.c_str()) >= 0;  // a number, or a list of arrays
+      used_ -= is_argument && value != nullptr;
+      if (is_argument && value != nullptr && !is_no_list(value)) continue;
+      if (value == nullptr) refuse("attribute " + attribute.name + " is missing, expected a number; pass it");
+      call.attributes[i] = attribute.integer ? static_cast<double>(PyLong_AsLongLong(value)) : PyFloat_AsDouble(value);
+      if (PyErr_Occurred() != nullptr) {
+        PyErr_Clear();
+        refuse("attribute " + attribute.name + " is " + std::string(py::repr(value)) + ", expected " +
+               (attribute.integer ? "an integer" : "a number"));
+      }
+    }
+  }
+
+  // What is left: the sizes of axes, by their letter.
+  void take_axes() {
+    for (const auto& item : given_) {
+      const std::string key = py::str(item.first);
+      bool known = false;
+      for (const hg::Argument& argument : kernel_.arguments) known = known || argument.name == key;
+      for (const hg::Attribute& attribute : kernel_.attributes) known = known || attribute.name == key;
+      if (known) continue;
+      if (key.size() != 1 || key[0] < 'A' || key[0] > 'Z' || !hg::has_axis(*kernel_.signature, key[0]))
+        refuse("argument " + key + " is not known, expected one of " + kernel_.signature->arrays + " " + kernel_.signature->attributes);
+      const long long size = PyLong_AsLongLong(item.second.ptr());
+      if (PyErr_Occurred() != nullptr) PyErr_Clear();
+      if (size < 0) refuse("axis " + key + " is " + std::string(py::repr(item.second)) + ", expected a size >= 0");
+      call.dims[static_cast<int>(key[0])] = size;
+    }
+  }
+
+  void allocate(const Wanted& output, const py::object& empty) {
+    static const py::object* const dtypes =
+        new py::object[4]{py::dtype("float32"), py::dtype("float64"), py::dtype("uint8"), py::dtype("int64")};
+    hg::View& view = views_[output.at];
+    hg::shape_output(call, *output.argument, output.element, view);
+    py::tuple shape(static_cast<std::size_t>(view.ndim));
+    for (int i = 0; i < view.ndim; ++i) PyTuple_SET_ITEM(shape.ptr(), i, PyLong_FromLongLong(view.shape[i]));
+    keep_[output.at] = empty(shape, dtypes[static_cast<int>(view.dtype)]);
+    view = view_of({kernel_.signature->name, *output.argument, output.element}, keep_[output.at]);
+  }
+
+  const Named& named_;
+  const hg::Kernel& kernel_;
+  const py::dict& given_;
+  std::vector<py::object> keep_;  // of every array, None where it is absent
+  std::vector<hg::View> views_;
+  std::vector<int> first_;
+  std::vector<Wanted> wanted_;
+  std::size_t used_ = 0;  // entries of given_
+  bool written_ = false;  // whether an output is the caller's own array
+};
 
 #if defined(HG_CUDA_MODULE) || defined(HG_EMULATED_MODULE)
 std::size_t scratch_of(Prepared& prepared) {
   std::size_t needed = 0;
   prepared.call.needed = &needed;
-  prepared.kernel->launchers[hg::chosen_level()](prepared.call);
+  prepared.launch();
   prepared.call.needed = nullptr;
   return needed;
 }
 
-std::size_t scratch_bytes(const std::string& name, const py::sequence& arrays, const py::dict& attributes) {
-  Prepared prepared;
-  prepare(name, arrays, attributes, prepared);
+std::size_t scratch_bytes(const std::string& name, const py::dict& arguments) {
+  Prepared prepared(name, arguments, py::none());
   return scratch_of(prepared);
 }
 
-// `allocate(bytes)` gives the call's scratch, an array of uint8 that is released when the kernels have been queued: as
+// `scratch(bytes)` gives the call's scratch, an array of uint8 that is released when the kernels have been queued: as
 // with CuPy's pool, whoever gets the memory next uses it on the same stream.
-void run(const std::string& name, const py::sequence& arrays, const py::dict& attributes, std::uintptr_t stream,
-         const py::function& allocate) {
+py::dict run(const std::string& name, const py::dict& arguments, const py::object& empty, const py::function& scratch,
+             std::uintptr_t stream) {
 #if defined(HG_CUDA_MODULE)
   hg::cuda::check_device(name);
-#else
-  if (stream != 0) throw hg::BadArgument(name + ": stream is not 0, expected 0 because this is the emulator");
 #endif
-  Prepared prepared;
-  prepare(name, arrays, attributes, prepared);
+  Prepared prepared(name, arguments, empty);
   prepared.call.stream = reinterpret_cast<void*>(stream);
   const std::size_t needed = scratch_of(prepared);
   py::object memory;
   if (needed > 0) {
-    memory = allocate(needed);
-    const hg::Argument scratch{"scratch", "s", 0, false, false, false, true, false, hg::DType::u8};
-    const hg::View view = view_of({name, scratch, 0}, memory);
+    memory = scratch(needed);
+    static const hg::Argument argument{"scratch", "s", 0, false, false, false, true, false, hg::DType::u8};
+    const hg::View view = view_of({name.c_str(), argument, 0}, memory);
     if (view.ndim != 1 || view.dtype != hg::DType::u8 || view.shape[0] < static_cast<std::int64_t>(needed))
-      throw hg::BadArgument(name + ": allocate gave no " + std::to_string(needed) + " bytes of uint8");
+      throw hg::BadArgument(name + ": scratch gave no " + std::to_string(needed) + " bytes of uint8");
     prepared.call.scratch = view.data;
     prepared.call.scratch_bytes = needed;
   }
-  const py::gil_scoped_release release;
-  prepared.kernel->launchers[hg::chosen_level()](prepared.call);
+  {
+    const py::gil_scoped_release release;
+    prepared.launch();
+  }
+  return prepared.outputs();
 }
 #else
-void run(const std::string& name, const py::sequence& arrays, const py::dict& attributes, std::uintptr_t stream) {
-  if (stream != 0) throw hg::BadArgument(name + ": stream is not 0, expected 0 because this is the host backend");
-  Prepared prepared;
-  prepare(name, arrays, attributes, prepared);
-  const py::gil_scoped_release release;
-  prepared.kernel->launchers[hg::chosen_level()](prepared.call);
+py::dict run(const std::string& name, const py::dict& arguments, const py::object& empty) {
+  const Prepared prepared(name, arguments, empty);
+  {
+    const py::gil_scoped_release release;
+    prepared.launch();
+  }
+  return prepared.outputs();
 }
 #endif
 
+// Of every kernel: the axes of its inputs and outputs by name, "*" before those of lists, and the names of its attributes.
 py::dict kernels() {
   py::dict table;
   for (const auto& entry : hg::kernels()) {
-    py::list inputs, outputs, attributes;
-    for (const hg::Argument& argument : entry.second.arguments) (argument.output ? outputs : inputs).append(argument.name);
+    py::dict inputs, outputs;
+    py::list attributes;
+    for (const hg::Argument& argument : entry.second.arguments)
+      (argument.output ? outputs : inputs)[py::str(argument.name)] =
+          (argument.list ? "*" : "") + argument.axes + (argument.leaf ? "~" : "");
     for (const hg::Attribute& attribute : entry.second.attributes) attributes.append(attribute.name);
-    table[py::str(entry.first)] = py::make_tuple(py::tuple(inputs), py::tuple(outputs), py::tuple(attributes));
+    table[py::str(entry.first)] = py::make_tuple(inputs, outputs, py::tuple(attributes));
   }
   return table;
 }
@@ -287,10 +414,9 @@ PYBIND11_MODULE(HG_MODULE, m) {
   m.def("kernels", &kernels, "Names of all kernels with the names of their inputs, outputs and attributes.");
   m.def("build_info", &build_info, "Compiler, instruction sets and why CUDA is or is not there.");
 #if defined(HG_CUDA_MODULE) || defined(HG_EMULATED_MODULE)
-  m.def("run", &run, py::arg("name"), py::arg("arrays"), py::arg("attributes"), py::arg("stream"), py::arg("allocate"),
-        "Queues a kernel on its inputs, then outputs; `allocate(bytes)` gives its scratch.");
-  m.def("scratch_bytes", &scratch_bytes, py::arg("name"), py::arg("arrays"), py::arg("attributes"),
-        "Bytes that `run` asks `allocate` for.");
+  m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"), py::arg("scratch"), py::arg("stream") = 0,
+        "Queues a kernel, as the host's; `scratch(bytes)` gives its scratch.");
+  m.def("scratch_bytes", &scratch_bytes, py::arg("name"), py::arg("arguments"), "Bytes of scratch of a call with all its outputs.");
 #endif
 #if defined(HG_CUDA_MODULE)
   m.def("device_count", &hg::cuda::device_count, "CUDA devices this module can use; 0 without a driver.");
@@ -305,8 +431,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
   } catch (const hg::BadArgument& error) {
     throw py::import_error(error.what());
   }
-  m.def("run", &run, py::arg("name"), py::arg("arrays"), py::arg("attributes"), py::arg("stream") = 0,
-        "Runs a kernel on its inputs, then outputs; an optional array is absent where it is 1-d and empty.");
+  m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"),
+        "Runs a kernel on arguments by name; returns its outputs by name, those not given made by `empty(shape, dtype)`.");
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("threads", &hg::thread_count, "Threads that kernels use.");
   m.def("set_threads", &hg::set_thread_count, py::arg("n"), "Sets the number of threads; results keep their bits.");

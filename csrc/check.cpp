@@ -47,23 +47,20 @@ std::string shape_text(const View& view) {
   return text + (view.ndim == 1 ? ",)" : ")");
 }
 
-bool is_absent(const View& view) { return view.ndim == 1 && view.shape[0] == 0; }
+std::int64_t axis_size(const Call& call, char axis) { return axis >= '0' && axis <= '9' ? axis - '0' : call.dims[static_cast<int>(axis)]; }
 
-std::int64_t axis_size(const Call& call, char axis) {
-  if (axis >= '0' && axis <= '9') return axis - '0';
-  return call.dims[static_cast<int>(axis)];
-}
-
+// "(P, Q) = (3, 4), where P = H/2"
 std::string expected_text(const Call& call, const Argument& argument) {
-  std::string letters = "(", sizes = "(";
-  for (std::size_t i = 0; i < argument.axes.size(); ++i) {
-    const char axis = argument.axes[i];
-    letters += i ? ", " : "";
-    letters += axis == 'h' ? "H//2" : axis == 'w' ? "W//2" : axis == 'g' ? "9*C" : std::string(1, axis);
+  std::string letters, sizes, formulas;
+  for (const char axis : argument.axes) {
+    const std::string comma = letters.empty() ? "" : ", ";
     const std::int64_t size = axis_size(call, axis);
-    sizes += (i ? ", " : "") + (size < 0 ? std::string("?") : std::to_string(size));
+    letters += comma + axis;
+    sizes += comma + (size < 0 ? "?" : std::to_string(size));
+    for (const Derived& derived : call.kernel->derived)
+      if (derived.axis == axis) formulas += (formulas.empty() ? ", where " : " and ") + (axis + (" = " + derived.formula));
   }
-  return letters + ") = " + sizes + ")";
+  return "(" + letters + ") = (" + sizes + ")" + formulas;
 }
 
 // An array of the call, and which one it is.
@@ -71,23 +68,25 @@ struct Entry {
   const Argument* argument;
   int element;
   const View* view;
-  bool given() const { return !(argument->optional && is_absent(*view)); }
   int own_axes() const { return static_cast<int>(argument->axes.size()); }
   std::string name() const { return label(*argument, element); }
 };
 
-std::vector<Entry> entries_of(const Call& call, const Kernel& kernel) {
-  std::vector<Entry> entries;
-  entries.reserve(static_cast<std::size_t>(call.n_arrays));
+// body(entry) for every array that is not absent.
+template <class Body>
+void each_entry(const Call& call, const Body& body) {
   const View* view = call.arrays;
-  for (const Argument& argument : kernel.arguments)
-    for (int i = 0; i < (argument.list ? call.length : 1); ++i) entries.push_back({&argument, i, view++});
-  return entries;
+  for (const Argument& argument : call.kernel->arguments)
+    for (int i = 0; i < (argument.list ? call.length : 1); ++i, ++view)
+      if (view->ndim >= 0)
+        body(Entry{&argument, i, view});
+      else if (!argument.optional && !argument.output)  // those may be about to be allocated
+        fail_argument(call, "%s is missing, expected an array; pass it", label(argument, i).c_str());
 }
 
 struct Span {  // bytes an array touches
   std::uintptr_t first, last;
-  const Entry* entry;
+  Entry entry;
 };
 
 Span span_of(const Entry& entry) {
@@ -95,11 +94,11 @@ Span span_of(const Entry& entry) {
   std::uintptr_t first = reinterpret_cast<std::uintptr_t>(view.data);
   std::uintptr_t last = first + item_bytes(view.dtype);
   for (int i = 0; i < view.ndim; ++i) {
-    if (view.shape[i] == 0) return {0, 0, nullptr};
+    if (view.shape[i] == 0) return {0, 0, entry};
     const std::int64_t reach = (view.shape[i] - 1) * view.stride[i];
     (reach < 0 ? first : last) += static_cast<std::uintptr_t>(reach);
   }
-  return {first, last, &entry};
+  return {first, last, entry};
 }
 
 void check_layout(const Call& call, const Entry& entry) {
@@ -125,7 +124,7 @@ void check_layout(const Call& call, const Entry& entry) {
   }
 }
 
-void check_dtype(Call& call, const Entry& entry, bool& typed) {
+void check_dtype(Call& call, const Entry& entry) {
   const Argument& argument = *entry.argument;
   const DType dtype = entry.view->dtype;
   const auto fail = [&](const std::string& expected) {
@@ -137,10 +136,10 @@ void check_dtype(Call& call, const Entry& entry, bool& typed) {
     return;
   }
   if (dtype != DType::f32 && dtype != DType::f64) fail("float32 or float64");
-  if (typed && dtype != call.dtype)
+  if (call.typed && dtype != call.dtype)
     fail(std::string(dtype_name(call.dtype)) + " because the arrays before it have it; convert one of them");
   call.dtype = dtype;
-  typed = true;
+  call.typed = true;
 }
 
 // `leaf` is the first array given for the same element of a list with `~`.
@@ -154,26 +153,67 @@ void check_leaf(const Call& call, const Entry& entry, const Entry& leaf) {
                own > other ? ", after the directions" : "");
 }
 
-// No output shares memory with another array.
-void check_overlaps(const Call& call, const std::vector<Entry>& entries) {
+void check_overlaps(const Call& call) {
   std::vector<Span> spans;
-  spans.reserve(entries.size());
-  for (const Entry& entry : entries) {
+  spans.reserve(static_cast<std::size_t>(call.n_arrays));
+  each_entry(call, [&](const Entry& entry) {
     const Span span = span_of(entry);
-    if (span.entry != nullptr) spans.push_back(span);
-  }
+    if (span.last > span.first) spans.push_back(span);
+  });
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.first < b.first; });
   const Span* any = nullptr;     // of the spans before, the one that reaches farthest
   const Span* output = nullptr;  // of the outputs among them
   for (const Span& span : spans) {
-    const bool written = span.entry->argument->output;
+    const bool written = span.entry.argument->output;
     const Span* const other = written ? any : output;
     if (other != nullptr && span.first < other->last)
       fail_argument(call, "output %s shares memory with %s, expected separate arrays; allocate it",
-                    (written ? span : *other).entry->name().c_str(), (written ? *other : span).entry->name().c_str());
+                    (written ? span : *other).entry.name().c_str(), (written ? *other : span).entry.name().c_str());
     if (any == nullptr || span.last > any->last) any = &span;
     if (written && (output == nullptr || span.last > output->last)) output = &span;
   }
+}
+
+void check_attributes(const Call& call) {
+  for (std::size_t i = 0; i < call.kernel->attributes.size(); ++i) {
+    const Attribute& attribute = call.kernel->attributes[i];
+    const double value = call.attributes[i];
+    if (value >= attribute.lowest && value <= attribute.highest && !(attribute.integer && value != std::floor(value))) continue;
+    if (attribute.integer)
+      fail_argument(call, "attribute %s is %.17g, expected an integer from %.0f to %.0f", attribute.name.c_str(), value, attribute.lowest,
+                    attribute.highest);
+    if (attribute.lowest >= 0 || value == value)  // an unbounded one may be NaN
+      fail_argument(call, "attribute %s is %g, expected a number >= %g", attribute.name.c_str(), value, attribute.lowest);
+  }
+}
+
+// The axis by its formula, at least 0; -1 where something it follows from is unknown.
+std::int64_t derive(const Call& call, const Derived& derived) {
+  std::int64_t stack[16], *top = stack;  // the last value pushed is top[-1]
+  for (const Derived::Step& step : derived.steps) {
+    if (step.what == 'n' || step.what == 'v') {
+      *top++ = step.what == 'n' ? step.value : static_cast<std::int64_t>(call.attributes[step.value]);
+    } else if (step.what == 'a') {
+      if (call.dims[step.value] < 0) return -1;
+      *top++ = call.dims[step.value];
+    } else {
+      const std::int64_t right = *--top, left = top[-1];
+      const std::int64_t down = right > 0 ? left / right - (left % right < 0) : 0;
+      top[-1] = step.what == '+' ? left + right : step.what == '-' ? left - right : step.what == '*' ? left * right : down;
+    }
+  }
+  return std::max<std::int64_t>(0, stack[0]);
+}
+
+// The first array that is there of element i of the lists with `~`.
+Entry leaf_of(const Call& call, int element) {
+  for (std::size_t a = 0; a < call.kernel->arguments.size(); ++a) {
+    const Argument& argument = call.kernel->arguments[a];
+    if (!argument.leaf) continue;
+    const View& view = call.arrays[call.first[a] + element];
+    if (view.ndim >= 0) return {&argument, element, &view};
+  }
+  return {nullptr, element, nullptr};
 }
 
 }  // namespace
@@ -194,60 +234,55 @@ void fail_argument(const Call& call, const char* format, ...) {
   throw BadArgument(message);
 }
 
-std::int64_t integer_attribute(const Call& call, int index, std::int64_t lowest, std::int64_t highest) {
-  const double value = call.attributes[index];
-  if (!(value >= static_cast<double>(lowest) && value <= static_cast<double>(highest)) || value != std::floor(value))
-    fail_argument(call, "attribute %s is %.17g, expected an integer from %lld to %lld",
-                  kernel_of(call.signature).attributes[static_cast<std::size_t>(index)].name.c_str(), value, static_cast<long long>(lowest),
-                  static_cast<long long>(highest));
-  return static_cast<std::int64_t>(value);
-}
-
-std::int64_t precision_attribute(const Call& call, int index) { return integer_attribute(call, index, 0, 2); }
-
-void check_arrays(Call& call) {
-  const Kernel& kernel = kernel_of(call.signature);
-  for (std::int64_t& size : call.dims) size = -1;
+void read_axes(Call& call) {
+  check_attributes(call);
   call.dims['n'] = call.length;
-  bool typed = false;
-  const std::vector<Entry> entries = entries_of(call, kernel);
-  std::vector<const Entry*> leaves(static_cast<std::size_t>(call.length), nullptr);
-  // Pass 1: element types, and the sizes of the capital letters.
-  for (const Entry& entry : entries) {
+  each_entry(call, [&](const Entry& entry) {
     const Argument& argument = *entry.argument;
     const View& view = *entry.view;
-    if (!entry.given()) continue;
-    check_dtype(call, entry, typed);
+    check_dtype(call, entry);
     if (argument.leaf ? view.ndim < entry.own_axes() : view.ndim != entry.own_axes())
       fail_shape(call, "%s has shape %s, expected %s%d axes %s", entry.name().c_str(), shape_text(view).c_str(),
                  argument.leaf ? "at least " : "", entry.own_axes(), argument.axes.c_str());
     for (int d = 0; d < entry.own_axes(); ++d) {
       const char axis = argument.axes[static_cast<std::size_t>(d)];
-      if (axis >= 'A' && axis <= 'Z' && call.dims[static_cast<int>(axis)] < 0) call.dims[static_cast<int>(axis)] = view.shape[d];
+      std::int64_t& size = call.dims[static_cast<int>(axis)];
+      if (axis >= 'A' && axis <= 'Z' && size < 0) size = view.shape[d];
     }
-    if (argument.leaf) {
-      const Entry*& leaf = leaves[static_cast<std::size_t>(entry.element)];
-      if (leaf == nullptr) leaf = &entry;
-      check_leaf(call, entry, *leaf);
-    }
+  });
+  for (const Derived& derived : call.kernel->derived) {
+    const std::int64_t size = derive(call, derived);
+    if (size >= 0) call.dims[static_cast<int>(derived.axis)] = size;
   }
-  const auto derived = [&](char axis, char from, std::int64_t times, std::int64_t divisor) {
-    const std::int64_t size = call.dims[static_cast<int>(from)];
-    call.dims[static_cast<int>(axis)] = size < 0 ? -1 : size * times / divisor;
-  };
-  derived('h', 'H', 1, 2);
-  derived('w', 'W', 1, 2);
-  derived('g', 'C', 9, 1);
-  // Pass 2: every axis, the memory layout, and that no output shares memory with another array.
-  for (const Entry& entry : entries) {
-    if (!entry.given()) continue;
+}
+
+void shape_output(const Call& call, const Argument& argument, int element, View& view) {
+  const std::string name = label(argument, element);
+  const char* const remedy = "expected one that other arguments give; pass the array";
+  if (argument.is_float && !call.typed) fail_argument(call, "%s has no element type, %s", name.c_str(), remedy);
+  view.dtype = argument.is_float ? call.dtype : argument.dtype;
+  view.ndim = static_cast<int>(argument.axes.size());
+  for (int d = 0; d < view.ndim; ++d) {
+    const char axis = argument.axes[static_cast<std::size_t>(d)];
+    view.shape[d] = axis_size(call, axis);
+    if (view.shape[d] < 0) fail_shape(call, "%s has no size on axis %c, %s, or %c", name.c_str(), axis, remedy, axis);
+  }
+  if (!argument.leaf) return;
+  const Entry leaf = leaf_of(call, element);
+  if (leaf.view == nullptr) fail_shape(call, "%s has no axes, %s", name.c_str(), remedy);
+  for (int d = leaf.own_axes(); d < leaf.view->ndim; ++d) view.shape[view.ndim++] = leaf.view->shape[d];
+}
+
+void check_arrays(const Call& call, bool overlaps) {
+  each_entry(call, [&](const Entry& entry) {
     for (int d = 0; d < entry.own_axes(); ++d)
       if (entry.view->shape[d] != axis_size(call, entry.argument->axes[static_cast<std::size_t>(d)]))
         fail_shape(call, "%s has shape %s, expected %s", entry.name().c_str(), shape_text(*entry.view).c_str(),
                    expected_text(call, *entry.argument).c_str());
+    if (entry.argument->leaf) check_leaf(call, entry, leaf_of(call, entry.element));
     check_layout(call, entry);
-  }
-  check_overlaps(call, entries);
+  });
+  if (overlaps) check_overlaps(call);
 }
 
 }  // namespace hg

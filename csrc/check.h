@@ -8,6 +8,8 @@
 
 namespace hg {
 
+struct Argument;
+
 // What is wrong decides the Python class: shapes, element types, or anything else.
 struct ShapeMismatch : std::invalid_argument {
   explicit ShapeMismatch(const std::string& message) : std::invalid_argument(message) {}
@@ -19,17 +21,19 @@ struct BadArgument : std::invalid_argument {
   explicit BadArgument(const std::string& message) : std::invalid_argument(message) {}
 };
 
-// Fills call.dims and call.dtype from the arrays, and throws unless every array fits the signature.
-void check_arrays(Call& call);
+// Reads the call's element type and its axes off the arrays that are there; axes that are known (not -1) stay. Throws where
+// an array has another number of axes or another element type than the signature says, or an attribute is out of bounds.
+void read_axes(Call& call);
+
+// Sets dtype, ndim and shape of `view` as the axes say. Throws where one of them is unknown.
+void shape_output(const Call& call, const Argument& argument, int element, View& view);
+
+// Throws unless every array has the call's axes and the layout that the signature asks for and, if `overlaps`, no output
+// shares memory with another array.
+void check_arrays(const Call& call, bool overlaps);
 
 // Throws `kernel: <message>`; printf format.
 [[noreturn]] void fail_shape(const Call& call, const char* format, ...) __attribute__((format(printf, 2, 3)));
 [[noreturn]] void fail_argument(const Call& call, const char* format, ...) __attribute__((format(printf, 2, 3)));
-
-// The integer attribute at `index`; throws unless it is whole and lowest <= value <= highest.
-std::int64_t integer_attribute(const Call& call, int index, std::int64_t lowest, std::int64_t highest);
-
-// The attribute `precision` at `index`: 0 float32, 1 tf32, 2 three tf32 products. Host kernels only check it.
-std::int64_t precision_attribute(const Call& call, int index);
 
 }  // namespace hg

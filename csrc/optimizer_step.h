@@ -6,22 +6,16 @@
 #pragma once
 #include <cstdint>
 
-#include "view.h"
-
 #if defined(HG_SIMD)  // a source of the host, compiled once per instruction set
 #include "host/simd.h"
-#define HG_STEP_NAMESPACE HG_SIMD
 #define HG_STEP HG_INLINE
-#define HG_STEP_HOST HG_INLINE
 #else
-#include "cuda/platform.h"
-#define HG_STEP_NAMESPACE cuda
+#include "cuda/launch.h"
 #define HG_STEP HG_BOTH
-#define HG_STEP_HOST inline
 #endif
 
 namespace hg {
-namespace HG_STEP_NAMESPACE {
+namespace HG_SPACE {
 
 #if defined(HG_SIMD)
 template <class V>
@@ -51,9 +45,10 @@ HG_STEP double whole_power(double base, int64_t n) {
 template <class T>
 struct Sgd {
   using Element = T;
-  static constexpr int kStates = 3, kNext = 2, kFields = 3;  // w v g; w v; lr momentum weight_decay
-  static constexpr int kFirst = 0;                           // of the states, the first that derivatives depend on
-  static constexpr int64_t kLargest = 1;                     // of the last attribute, nesterov
+  static constexpr int kStates = 3, kNext = 2, kFields = 3;
+  static constexpr const char* kNames[] = {"w", "v", "g"};  // of the states and the gradient
+  static constexpr const char* kNextNames[] = {"w", "v"};   // of the states after the step
+  static constexpr const char* kFieldNames[] = {"lr", "momentum", "weight_decay"};
 
   T lr, momentum, decay;
   bool decays, nesterov;
@@ -113,9 +108,9 @@ struct Sgd {
 template <class T>
 struct Adam {
   using Element = T;
-  static constexpr int kStates = 4, kNext = 3, kFields = 4;  // w m s g; w m s; lr beta1 beta2 eps
-  static constexpr int kFirst = 1;
-  static constexpr int64_t kLargest = int64_t(1) << 52;  // t
+  static constexpr int kStates = 4, kNext = 3, kFields = 4;
+  static constexpr const char *kNames[] = {"w", "m", "s", "g"}, *kNextNames[] = {"w", "m", "s"};
+  static constexpr const char* kFieldNames[] = {"lr", "beta1", "beta2", "eps"};
 
   T lr, beta1, beta2, eps;
   T rest1, rest2;        // 1 - beta
@@ -201,37 +196,61 @@ struct Adam {
   }
 };
 
-// Arguments of the kernels, by index: the states, the fields; then, of jvp, the tangents of both, of vjp the cotangents
-// of the states after the step; then the outputs. Derivatives take the states from kFirst on.
-template <class S>
-struct Arguments {
-  static constexpr int kValueOut = S::kStates + S::kFields;
-  static constexpr int kFieldsFrom = S::kStates - S::kFirst;  // in jvp and vjp
-  static constexpr int kDots = kFieldsFrom + S::kFields;
-  static constexpr int kFieldDots = kDots + S::kStates;
-  static constexpr int kJvpOut = kFieldDots + S::kFields;
-  static constexpr int kBars = kFieldsFrom + S::kFields;
-  static constexpr int kVjpOut = kBars + S::kNext;
-  static constexpr int kFieldBars = kVjpOut + S::kStates;
+// Places in signature S of the arguments with these names and the suffix; -1 where it has none.
+template <int n>
+struct Places {
+  int of[n];
+  constexpr int count() const {
+    int found = 0;
+    for (const int place : of) found += place >= 0;
+    return found;
+  }
+};
+template <class S, int n>
+constexpr Places<n> places(const char* const (&names)[n], const char* suffix) {
+  Places<n> all{};
+  for (int i = 0; i < n; ++i) all.of[i] = find(S::signature.arrays, names[i], suffix);
+  return all;
+}
+
+// Where the kernels of optimiser O with signature S find what they read and write; every argument is among it.
+template <class O, class S>
+struct ValuePlaces {
+  static constexpr auto x = places<S>(O::kNames, ""), field = places<S>(O::kFieldNames, ""), y = places<S>(O::kNextNames, "_next");
+  static_assert(x.count() + field.count() + y.count() == count(S::signature.arrays), "an argument that nothing reads");
+};
+template <class O, class S>
+struct JvpPlaces {
+  static constexpr auto x = places<S>(O::kNames, ""), x_dot = places<S>(O::kNames, "_dot"), field = places<S>(O::kFieldNames, ""),
+                        field_dot = places<S>(O::kFieldNames, "_dot"), y_dot = places<S>(O::kNextNames, "_next_dot");
+  static_assert(x.count() + x_dot.count() + field.count() + field_dot.count() + y_dot.count() == count(S::signature.arrays),
+                "an argument that nothing reads");
+};
+template <class O, class S>
+struct VjpPlaces {
+  static constexpr auto x = places<S>(O::kNames, ""), x_bar = places<S>(O::kNames, "_bar"), field = places<S>(O::kFieldNames, ""),
+                        field_bar = places<S>(O::kFieldNames, "_bar"), y_bar = places<S>(O::kNextNames, "_next_bar");
+  static_assert(x.count() + x_bar.count() + field.count() + field_bar.count() + y_bar.count() == count(S::signature.arrays),
+                "an argument that nothing reads");
 };
 
-// Data of one array of an argument; null where it is absent.
+// Data of element i of the list at `place`; null where it is absent.
 template <class T>
-HG_STEP_HOST T* data_of(const Call& call, int argument, int element) {
-  const View& view = call.arrays[call.first[argument] + element];
-  return view.ndim == 1 && view.shape[0] == 0 ? nullptr : static_cast<T*>(view.data);
+inline T* data_of(const Call& call, int place, int i) {
+  if (place < 0) return nullptr;
+  const View& view = call.arrays[call.first[place] + i];
+  return view.ndim < 0 ? nullptr : static_cast<T*>(view.data);
 }
-HG_STEP_HOST int64_t size_of(const View& view) {
+// Elements of leaf i, as its gradient has, which is given in every call.
+template <class S>
+inline int64_t leaf_size(const Call& call, int i) {
+  constexpr int kGradient = find(S::signature.arrays, "g");
+  static_assert(kGradient >= 0, "the signature has a gradient");
+  const View& view = call.arrays[call.first[kGradient] + i];
   int64_t size = 1;
-  for (int i = 0; i < view.ndim; ++i) size *= view.shape[i];
+  for (int d = 0; d < view.ndim; ++d) size *= view.shape[d];
   return size;
 }
-// Elements of a leaf; its gradient is given in every call, after the states.
-template <class S>
-HG_STEP_HOST int64_t leaf_size(const Call& call, bool derivative, int element) {
-  const int gradient = S::kStates - 1 - (derivative ? S::kFirst : 0);
-  return size_of(call.arrays[call.first[gradient] + element]);
-}
 
-}  // namespace HG_STEP_NAMESPACE
+}  // namespace HG_SPACE
 }  // namespace hg

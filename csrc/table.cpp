@@ -1,95 +1,124 @@
 #include "table.h"
 
+#include <cctype>
+#include <cstdlib>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
-
-#include "check.h"
 
 namespace hg {
 namespace {
 
+[[noreturn]] void refuse(const char* kernel, const std::string& text) {
+  throw std::logic_error(std::string(kernel) + ": bad signature at " + text);
+}
+
 Argument parse_argument(const std::string& text, bool output, const char* kernel) {
   Argument argument{"", "", 0, false, false, false, output, true, DType::f32};
   const std::size_t equals = text.find('=');
-  if (equals == std::string::npos) throw std::logic_error(std::string(kernel) + ": bad signature at " + text);
+  if (equals == std::string::npos) refuse(kernel, text);
   std::string name = text.substr(0, equals);
-  const std::string axes = text.substr(equals + 1);
   const std::size_t colon = name.find(':');
   if (colon != std::string::npos) {
-    const std::string type = name.substr(colon + 1);
     argument.is_float = false;
-    argument.dtype = type == "u8" ? DType::u8 : DType::i64;
-    name = name.substr(0, colon);
+    argument.dtype = name.substr(colon + 1) == "u8" ? DType::u8 : DType::i64;
+    name.resize(colon);
   }
-  if (name.back() == '*') {
-    argument.list = true;
-    name.pop_back();
-  }
-  if (name.back() == '?') {
-    argument.optional = true;
-    name.pop_back();
-  }
+  if ((argument.list = name.back() == '*')) name.pop_back();
+  if ((argument.optional = name.back() == '?')) name.pop_back();
   argument.name = name;
-  const std::size_t bar = axes.find('|');
-  argument.lead = bar == std::string::npos ? 0 : static_cast<int>(bar);
-  for (const char axis : axes) {
-    if (argument.leaf) throw std::logic_error(std::string(kernel) + ": `~` is not the last axis at " + text);
-    if (axis == '~')
+  for (const char axis : text.substr(equals + 1)) {
+    if (argument.leaf) refuse(kernel, text);  // `~` is the last axis
+    if (axis == '|')
+      argument.lead = static_cast<int>(argument.axes.size());
+    else if (axis == '~')
       argument.leaf = true;
-    else if (axis != '|')
+    else
       argument.axes.push_back(axis);
   }
-  if (argument.leaf && !argument.list) throw std::logic_error(std::string(kernel) + ": `~` without a list at " + text);
-  if (argument.axes.size() > kMaxDims) throw std::logic_error(std::string(kernel) + ": too many axes at " + text);
+  if ((argument.leaf && !argument.list) || argument.axes.size() > kMaxDims) refuse(kernel, text);
   return argument;
 }
 
+Attribute parse_attribute(const std::string& text) {  // "lr:float", "eps:float>=0", "size:1..16"
+  const std::size_t colon = text.find(':'), dots = text.find("..");
+  const double unbounded = std::numeric_limits<double>::infinity();
+  if (dots != std::string::npos)
+    return {text.substr(0, colon), true, std::atof(text.c_str() + colon + 1), std::atof(text.c_str() + dots + 2)};
+  const std::size_t least = text.find(">=");
+  return {text.substr(0, colon), false, least == std::string::npos ? -unbounded : std::atof(text.c_str() + least + 2), unbounded};
+}
+
+// Sums of products of axes, attributes, whole numbers and brackets.
+class FormulaParser {
+ public:
+  FormulaParser(const Kernel& kernel, const std::string& text) : kernel_(kernel), derived_{text[0], text.substr(2), {}} {
+    at_ = derived_.formula.c_str();
+    sum();
+    if (*at_ != 0) refuse(kernel.signature->name, at_);
+  }
+  Derived result() const { return derived_; }
+
+ private:
+  void push(char what, std::int64_t value = 0) { derived_.steps.push_back({what, value}); }
+  void sum() {
+    product();
+    while (*at_ == '+' || *at_ == '-') {
+      const char what = *at_++;
+      product();
+      push(what);
+    }
+  }
+  void product() {
+    atom();
+    while (*at_ == '*' || *at_ == '/') {
+      const char what = *at_++;
+      atom();
+      push(what);
+    }
+  }
+  void atom() {
+    if (*at_ == '(') {
+      ++at_;
+      sum();
+      ++at_;
+      return;
+    }
+    std::string word;
+    while (std::isalnum(static_cast<unsigned char>(*at_)) != 0 || *at_ == '_') word += *at_++;
+    const int attribute = find(kernel_.signature->attributes, word.c_str());
+    if (word.empty())
+      refuse(kernel_.signature->name, at_);
+    else if (std::isdigit(static_cast<unsigned char>(word[0])) != 0)
+      push('n', std::atoll(word.c_str()));
+    else if (attribute >= 0)
+      push('v', attribute);
+    else
+      push('a', word[0]);
+  }
+
+  const Kernel& kernel_;
+  Derived derived_;
+  const char* at_;
+};
+
 Kernel parse(const Signature* signature) {
-  Kernel kernel{signature, {}, 0, {}, {}};
+  Kernel kernel{signature, {}, false, {}, {}, {}};
   bool output = false;
-  std::istringstream words(signature->arrays);
+  std::istringstream words(signature->arrays), attributes(signature->attributes), formulas(signature->derived);
   for (std::string word; words >> word;) {
     if (word == "->") {
       output = true;
       continue;
     }
     kernel.arguments.push_back(parse_argument(word, output, signature->name));
-    if (!output) ++kernel.n_inputs;
+    kernel.lists = kernel.lists || kernel.arguments.back().list;
   }
-  std::istringstream attributes(signature->attributes);
-  for (std::string word; attributes >> word;) {
-    const std::size_t colon = word.find(':');
-    kernel.attributes.push_back({word.substr(0, colon), word.substr(colon + 1) == "int"});
-  }
+  for (std::string word; attributes >> word;) kernel.attributes.push_back(parse_attribute(word));
+  for (std::string word; formulas >> word;) kernel.derived.push_back(FormulaParser(kernel, word).result());
   if (kernel.arguments.size() > kMaxArguments || kernel.attributes.size() > kMaxAttributes)
     throw std::logic_error(std::string(signature->name) + ": too many arguments");
   return kernel;
-}
-
-bool cpu_runs(Level level) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (level == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (level == kAvx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-#endif
-  return level == kBaseline;
-}
-
-Level level_from(const std::string& name) {
-  std::string known;
-  for (const Level level : supported_levels()) {
-    if (name == level_name(level)) return level;
-    known += std::string(known.empty() ? "" : ", ") + level_name(level);
-  }
-  throw BadArgument("HYPERGRAD_SIMD: level is '" + name + "', expected one of " + known +
-                    " because only these are compiled in and run on this CPU; unset it to take the best");
-}
-
-Level& level_slot() {
-  static Level level = supported_levels().back();
-  return level;
 }
 
 }  // namespace
@@ -109,53 +138,14 @@ Register::Register(const Signature* signature, Level level, Launcher launcher) {
 
 const Kernel& kernel_of(const Signature* signature) { return kernels().at(signature->name); }
 
-Layout layout_of(const Kernel& kernel, std::size_t n_arrays) {
-  std::size_t lists = 0, outputs = 0, listed_outputs = 0;
-  for (const Argument& argument : kernel.arguments) {
-    lists += argument.list;
-    outputs += argument.output;
-    listed_outputs += argument.output && argument.list;
-  }
-  const std::size_t all = kernel.arguments.size(), singles = all - lists;
-  if (n_arrays < singles || (lists == 0 ? n_arrays != singles : (n_arrays - singles) % lists != 0)) {
-    const auto per_element = [](std::size_t listed) {
-      return listed == 0 ? std::string() : " and " + std::to_string(listed) + " for each element of the lists";
-    };
-    const std::size_t single_outputs = outputs - listed_outputs, single_inputs = singles - single_outputs;
-    throw BadArgument(std::string(kernel.signature->name) + ": arrays has " + std::to_string(n_arrays) + " entries, expected " +
-                      std::to_string(single_inputs) + " inputs" + per_element(lists - listed_outputs) + ", then " +
-                      std::to_string(single_outputs) + " outputs" + per_element(listed_outputs));
-  }
-  Layout layout{lists == 0 ? 0 : static_cast<int>((n_arrays - singles) / lists), {0}};
-  for (const Argument& argument : kernel.arguments) layout.first.push_back(layout.first.back() + (argument.list ? layout.length : 1));
-  return layout;
+std::vector<int> first_arrays(const Kernel& kernel, int length) {
+  std::vector<int> first{0};
+  for (const Argument& argument : kernel.arguments) first.push_back(first.back() + (argument.list ? length : 1));
+  return first;
 }
 
 std::string label(const Argument& argument, int element) {
   return argument.list ? argument.name + "[" + std::to_string(element) + "]" : argument.name;
 }
-
-const char* level_name(Level level) { return level == kAvx512 ? "avx512" : level == kAvx2 ? "avx2" : "baseline"; }
-
-std::vector<Level> compiled_levels() {
-  std::vector<Level> levels;
-  for (const Level level : {kBaseline, kAvx2, kAvx512}) {
-    bool complete = !kernels().empty();
-    for (const auto& entry : kernels()) complete = complete && entry.second.launchers[level] != nullptr;
-    if (complete) levels.push_back(level);
-  }
-  return levels;
-}
-
-std::vector<Level> supported_levels() {
-  std::vector<Level> levels;
-  for (const Level level : compiled_levels())
-    if (cpu_runs(level)) levels.push_back(level);
-  return levels;
-}
-
-Level chosen_level() { return level_slot(); }
-
-void choose_level(const std::string& name) { level_slot() = level_from(name); }
 
 }  // namespace hg

@@ -1,4 +1,4 @@
-// Reading side of the kernel table: used by the binding, not by kernels.
+// The kernel table as the binding and the checks read it: signatures, parsed when kernels register.
 #pragma once
 #include <array>
 #include <map>
@@ -24,31 +24,32 @@ struct Argument {
 struct Attribute {
   std::string name;
   bool integer;
+  double lowest, highest;
+};
+
+// An axis that follows from others, as a program for a stack: `n` pushes a number, `a` an axis, `v` an attribute.
+struct Derived {
+  struct Step {
+    char what;
+    std::int64_t value;
+  };
+  char axis;
+  std::string formula;
+  std::vector<Step> steps;
 };
 
 struct Kernel {
   const Signature* signature;
   std::vector<Argument> arguments;  // inputs, then outputs
-  int n_inputs;
+  bool lists;                       // whether some are lists
   std::vector<Attribute> attributes;
+  std::vector<Derived> derived;
   std::array<Launcher, kLevels> launchers;
 };
 
 std::map<std::string, Kernel>& kernels();
 const Kernel& kernel_of(const Signature* signature);
-
-// Where the arrays of a call stand.
-struct Layout {
-  int length;              // of every list
-  std::vector<int> first;  // of each argument, the index of its first array; then the number of arrays
-};
-Layout layout_of(const Kernel& kernel, std::size_t n_arrays);  // throws BadArgument for a wrong number
-std::string label(const Argument& argument, int element);      // "w", of a list "w[3]"
-
-const char* level_name(Level level);
-std::vector<Level> compiled_levels();   // levels with kernels in this build
-std::vector<Level> supported_levels();  // of those, the ones this CPU runs
-Level chosen_level();                   // the highest supported one, until another is chosen
-void choose_level(const std::string& name);
+std::vector<int> first_arrays(const Kernel& kernel, int length);  // of each argument; then the number of arrays
+std::string label(const Argument& argument, int element);         // "w", of a list "w[3]"
 
 }  // namespace hg

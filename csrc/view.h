@@ -14,22 +14,25 @@ enum class DType : std::uint8_t { f32, f64, u8, i64 };
 struct View {  // never owns, never allocates
   void* data;
   DType dtype;
-  int ndim;
+  int ndim;  // -1 where an optional argument is absent
   std::int64_t shape[kMaxDims];
   std::int64_t stride[kMaxDims];  // in bytes, as NumPy and CuPy report them
 };
 
 struct Signature;
+struct Kernel;
 
 // One checked call. Arrays stand in the signature's order, inputs before outputs; those of a list stand together.
 struct Call {
   const Signature* signature;
+  const Kernel* kernel;  // what the table knows of it
   const View* arrays;
   int n_arrays;
   int length;                         // of every list
   const int* first;                   // of each argument, the index of its first array
+  bool typed;                         // whether there is a floating-point array yet
   DType dtype;                        // of every floating-point array of the call
-  std::int64_t dims[128];             // size of each axis letter of the signature
+  std::int64_t dims[128];             // size of each axis letter of the signature, -1 where unknown
   double attributes[kMaxAttributes];  // in the signature's order; integers are exact below 2**53
   void* stream;
   // Device kernels never allocate. Where `needed` is not null the launcher only writes there how many bytes of scratch

@@ -265,5 +265,5 @@ BAD |= {
         DTypeError,
         "conv_bn_relu_pool: arguments have dtypes float32 and float64",
     ),
-    "kernel": (lambda: HOST.run("no_such_kernel", [], []), ArgumentError, "no_such_kernel"),
+    "kernel": (lambda: HOST.run("no_such_kernel"), ArgumentError, "no_such_kernel"),
 }

@@ -124,21 +124,55 @@ class Mirror:
     shape, dtype and strides of `a` that begins `offset` bytes into `memory`.
     """
 
-    run_there: Callable[..., None]
+    run_there: Callable[..., dict[str, Any]]
     to_device: Callable[[Any], Any]
     to_host: Callable[[Any], Any]
     view: Callable[[Any, int, Any], Any]
+    name: str = "mirror"
+    xp: Any = np
 
-    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
-        """Copies, runs, copies the outputs back."""
-        there = [None if a is None else self._copy(a) for a in (*inputs, *outputs)]
-        views = [None if pair is None else pair[1] for pair in there]
-        self.run_there(name, views[: len(inputs)], views[len(inputs) :], **attrs)
-        for a, pair in zip(outputs, there[len(inputs) :], strict=True):
-            if a is not None and pair is not None and a.size:
-                back = self.to_host(pair[0])
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Copies, runs, copies the outputs back; one that is left out is computed to learn its shape, then once more into `empty`."""
+        there: list[tuple[Any, Any, Any]] = []  # array, memory and view there
+
+        def copied(x: Any) -> Any:
+            if isinstance(x, (list, tuple)):
+                return [copied(row) for row in x]
+            if not isinstance(x, np.ndarray):
+                return x
+            there.append((x, *self._copy(x)))
+            return there[-1][2]
+
+        def own(key: str, y: Any, wanted: Any) -> Any:
+            if isinstance(y, list):
+                return [own(key, row, wanted[i] if isinstance(wanted, (list, tuple)) else wanted) for i, row in enumerate(y)]
+            if y is None or isinstance(wanted, np.ndarray):
+                return y if y is None else wanted
+            return self.empty(y.shape, np.dtype(str(y.dtype)))
+
+        shapes = self.run_there(name, **{key: copied(x) for key, x in arguments.items()})
+        outputs = {key: own(key, y, arguments.get(key)) for key, y in shapes.items()}
+        there.clear()
+        self.run_there(name, **{key: copied(x) for key, x in {**arguments, **outputs}.items()})
+        written = {id(y) for row in outputs.values() for y in (row if isinstance(row, list) else [row])}
+        for a, memory, _ in there:
+            if id(a) in written and a.size:
+                back = self.to_host(memory)
                 assert (back[:RIM] == 0x5A).all() and (back[-RIM:] == 0x5A).all(), f"{name} wrote beyond an output"
                 _bytes_of(a)[...] = back[RIM:-RIM]
+        return outputs
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """An uninitialised array."""
+        return np.empty(shape, dtype)
+
+    def number(self, value: float, dtype: Any) -> Any:
+        """A Python number as a 0-d array."""
+        return np.asarray(value, dtype)
+
+    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
+        """Arrays joined along an axis."""
+        return np.concatenate(arrays, axis)
 
     def _copy(self, a: Any) -> tuple[Any, Any]:
         rim = np.full(RIM, 0x5A, np.uint8)

@@ -21,23 +21,23 @@ LEVELS = _host.build_info()["simd_supported"]
 
 def good_call():
     x, w = np.ones((1, 1, 2, 5, 5, 3), np.float32), np.ones((1, 1, 3, 3, 3, 4), np.float32)
-    return {
-        "name": "conv2d_fprop",
-        "arrays": [x, w, np.empty((1, 1, 2, 5, 5, 4), np.float32)],
-        "attributes": {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0},
-    }
+    y = np.empty((1, 1, 2, 5, 5, 4), np.float32)
+    return {"name": "conv2d_fprop", "x": x, "w": w, "y": y, "stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
 
 
 def broken(**changes):
     c = good_call()
-    for key, value in changes.items():
-        if key in ("x", "w", "y"):
-            c["arrays"]["xwy".index(key)] = value(c["arrays"]["xwy".index(key)])
-        elif key in c:
-            c[key] = value(c[key]) if callable(value) else value
-        else:
-            c["attributes"][key] = value
-    return c
+    for key, change in changes.items():
+        c[key] = change(c[key]) if callable(change) else change
+    return {key: value for key, value in c.items() if value is not LEFT_OUT}
+
+
+def run(call):
+    call = dict(call)
+    return HOST.run(call.pop("name"), **call)
+
+
+LEFT_OUT = object()
 
 
 def read_only(a):
@@ -47,9 +47,13 @@ def read_only(a):
 
 BAD_CALLS = {
     "unknown kernel": (lambda: broken(name="conv3d"), ArgumentError, "conv3d"),
-    "too few arrays": (lambda: broken(arrays=lambda a: a[:2]), ArgumentError, "2 entries"),
-    "too many arrays": (lambda: broken(arrays=lambda a: [*a, a[0]]), ArgumentError, "4 entries"),
-    "missing attribute": (lambda: broken(attributes=lambda a: {"stride": 1, "pad_h": 1}), ArgumentError, "pad_w"),
+    "an input is left out": (lambda: broken(x=LEFT_OUT), ArgumentError, "conv2d_fprop: x is missing, expected an array"),
+    "an input is None": (lambda: broken(w=None), ArgumentError, "w is missing"),
+    "an output is not wanted": (lambda: broken(y=None), ArgumentError, "y is not wanted, expected an output"),
+    "unknown array": (lambda: broken(z=np.ones(3)), ArgumentError, "conv2d_fprop: argument z is not known, expected one of x=AB|NHWC w="),
+    "an axis that differs": (lambda: broken(N=3), ShapeError, r"x has shape \(1, 1, 2, 5, 5, 3\), expected"),
+    "an axis that is no size": (lambda: broken(N="2"), ArgumentError, "axis N is '2', expected a size >= 0"),
+    "missing attribute": (lambda: broken(pad_w=LEFT_OUT), ArgumentError, "attribute pad_w is missing"),
     "unknown attribute": (lambda: broken(dilation=2), ArgumentError, "dilation"),
     "attribute is text": (lambda: broken(stride="1"), ArgumentError, "stride"),
     "attribute is a fraction": (lambda: broken(stride=1.5), ArgumentError, "stride"),
@@ -64,8 +68,8 @@ BAD_CALLS = {
     "channels differ": (lambda: broken(w=lambda a: np.ones((1, 1, 3, 3, 2, 4), "f")), ShapeError, "w has shape"),
     "an axis is missing": (lambda: broken(x=lambda a: a[0]), ShapeError, "6 axes"),
     "seven axes": (lambda: broken(x=lambda a: a[None]), ShapeError, "7 axes"),
-    "output too small": (lambda: broken(y=lambda a: a[..., :4, :].copy()), ShapeError, "output images"),
-    "filter too large": (lambda: broken(pad_h=0, pad_w=0, w=lambda a: np.ones((1, 1, 9, 3, 3, 4), "f")), ShapeError, "filter"),
+    "output too small": (lambda: broken(y=lambda a: a[..., :4, :].copy()), ShapeError, "where P = "),
+    "filter too large": (lambda: broken(pad_h=0, pad_w=0, y=True, w=lambda a: np.ones((1, 1, 9, 3, 3, 4), "f")), ShapeError, "filter is 9"),
     "inner axes strided": (lambda: broken(x=lambda a: np.ones((1, 1, 2, 5, 5, 6), "f")[..., ::2]), ShapeError, "stride"),
     "inner axes reversed": (lambda: broken(x=lambda a: a[:, :, :, ::-1]), ShapeError, "stride"),
     "output strided": (lambda: broken(y=lambda a: np.ones((1, 1, 2, 5, 5, 8), "f")[..., ::2]), ShapeError, "y has a stride"),
@@ -81,34 +85,56 @@ BAD_CALLS = {
 
 def test_the_good_call_is_good():
     c = good_call()
-    _host.run(**c)
-    assert c["arrays"][2][0, 0, 0, 2, 2, 0] == 27
+    out = run(c)
+    assert out == {"y": c["y"]} and c["y"][0, 0, 0, 2, 2, 0] == 27
+
+
+def test_outputs_are_allocated_from_the_axes():
+    for way in (LEFT_OUT, True):
+        y = run(broken(y=way))["y"]
+        assert y.shape == (1, 1, 2, 5, 5, 4) and y.dtype == np.float32 and y[0, 0, 0, 2, 2, 0] == 27
+    given = {"y_bar": np.ones((1, 1, 2, 5, 5, 4)), "w": np.ones((1, 1, 3, 3, 3, 4)), "stride": 2, "pad_h": 1, "pad_w": 1, "precision": 0}
+    with pytest.raises(ShapeError, match="conv2d_dgrad: x_bar has no size on axis H, expected one that other arguments give"):
+        HOST.run("conv2d_dgrad", **given)
+    for h in (9, 10):  # both have 5 output rows
+        assert HOST.run("conv2d_dgrad", **given, H=h, W=9)["x_bar"].shape == (1, 1, 2, h, 9, 3)
+
+
+def test_optional_outputs():
+    given = {"y_bar": np.ones((1, 3, 2)), "x": np.arange(6.0).reshape(1, 3, 2), **{k: np.ones((1, 2)) for k in ("mean", "rstd", "gamma")}}
+    for unwanted in (None, False):
+        out = HOST.run("batch_norm_vjp", **given, x_bar=unwanted)
+        assert out["x_bar"] is None and list(out) == ["x_bar", "gamma_bar", "beta_bar"] and (out["beta_bar"] == 3).all()
+
+
+def test_an_output_without_element_type_raises():
+    given = {"images": np.zeros((2, 1, 1, 1), np.uint8), "index": np.zeros((1, 1), np.int64)}
+    with pytest.raises(ArgumentError, match="gather_images: x has no element type"):
+        HOST.run("gather_images", **given)
 
 
 @pytest.mark.parametrize("case", BAD_CALLS, ids=str)
 def test_bad_calls_raise(case):
     make, error, text = BAD_CALLS[case]
     with pytest.raises(error, match=text):
-        _host.run(**make())
+        run(make())
 
 
 def test_output_that_overlaps_an_input_raises():
-    c = good_call()
     memory = np.zeros(200, np.float32)
-    c["arrays"][0], c["arrays"][2] = (memory[:150].reshape(1, 1, 2, 5, 5, 3), memory[:200].reshape(1, 1, 2, 5, 5, 4))
-    with pytest.raises(ArgumentError, match="shares memory"):
-        _host.run(**c)
+    with pytest.raises(ArgumentError, match="output y shares memory with x"):
+        run(broken(x=memory[:150].reshape(1, 1, 2, 5, 5, 3), y=memory.reshape(1, 1, 2, 5, 5, 4)))
 
 
 FORK = """
 import os, sys
 import numpy as np
 from hypergrad import _host
+from hypergrad.backends.host import HOST
 _host.set_threads(3)
 def run():
-    y = np.empty((1, 8, 30, 30, 30, 4), np.float32)
     x, w = np.ones((1, 8, 30, 30, 30, 3), np.float32), np.ones((1, 8, 3, 3, 3, 4), np.float32)
-    _host.run("conv2d_fprop", [x, w, y], {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0})
+    y = HOST.run("conv2d_fprop", x=x, w=w, stride=1, pad_h=1, pad_w=1, precision=0)["y"]
     return y[0, 0, 0, 5, 5, 0] == 27
 ok = run()
 pid = os.fork()
@@ -146,7 +172,7 @@ def test_environment_chooses_instruction_set_and_threads(level):
 def test_wrong_environment_is_reported_when_a_kernel_is_called(variable):
     code = (
         "from hypergrad.backends.host import HOST\nfrom hypergrad.errors import ExtensionError\n"
-        "try:\n    HOST.run('patch_cov', [], [])\nexcept ExtensionError as error:\n    print(error)"
+        "try:\n    HOST.run('patch_cov')\nexcept ExtensionError as error:\n    print(error)"
     )
     result = python(code, **{variable: "many"})
     assert variable in result.stdout and "many" in result.stdout, result.stderr
@@ -154,10 +180,9 @@ def test_wrong_environment_is_reported_when_a_kernel_is_called(variable):
 
 def test_kernel_table():
     inputs, outputs, attributes = HOST.kernels()["conv_bn_relu_pool_value"]
-    assert inputs == ("x", "w", "gamma", "beta")
-    assert outputs == ("y", "code", "mean", "rstd", "z")
+    assert inputs == {"x": "ENHWC", "w": "E33CK", "gamma": "EK", "beta": "EK"}
+    assert outputs == {"y": "ENhwK", "code": "ENhwK", "mean": "EK", "rstd": "EK", "z": "ENHWK"}
     assert attributes == ("eps", "precision")
-    assert len(HOST.kernels()) == 30
 
 
 def test_as_array_shares_memory():
@@ -286,10 +311,7 @@ def test_emulated_kernels_have_no_instruction_set_to_choose(level):
     code = """
 import numpy as np
 from hypergrad.backends.emulated import EMULATED, MISSING
-x, y, codes = np.ones((1, 2, 2, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), np.uint8)
-if MISSING is None:
-    EMULATED.run("max_pool_value", [x], [y, codes], size=2)
-print(MISSING or float(y[0, 0, 0, 0]))
+print(MISSING or EMULATED.run("max_pool_value", x=np.ones((1, 2, 2, 1)), size=2)["y"].item())
 """
     result = python(code, HYPERGRAD_SIMD=level)
     assert result.stdout.strip() == "1.0" or "_emulated" in result.stdout, result.stderr

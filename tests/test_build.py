@@ -34,11 +34,48 @@ def test_types_are_published():
     assert resources.files("hypergrad").joinpath("py.typed").is_file()
 
 
-def test_every_host_kernel_is_declared_once():
-    """signatures.h declares exactly the kernels that the sources register."""
-    declared = re.findall(r"constexpr Signature (\w+)\{", (ROOT / "csrc/signatures.h").read_text())
-    registered = [name for p in (ROOT / "csrc/host").glob("*.cpp") for name in re.findall(r"^HG_KERNEL\((\w+),", p.read_text(), re.M)]
-    assert sorted(declared) == sorted(registered) == sorted(_host.kernels())
+def test_every_kernel_has_one_signature():
+    """A host source states a signature for each kernel that it registers, and its CUDA twin registers the same."""
+
+    def names(pattern, folder):
+        return sorted(name for p in (ROOT / "csrc" / folder).iterdir() for name in re.findall(pattern, p.read_text(), re.M))
+
+    assert names(r"^HG_SIGNATURE\((\w+),", "host") == names(r"^HG_KERNEL\((\w+),", "host") == sorted(_host.kernels())
+    assert names(r"^HG_KERNEL\((\w+),", "cuda") == sorted(_host.kernels())
+
+
+UNKNOWN = """
+#include "{source}"
+
+namespace hg {{
+namespace baseline {{
+template <class T, class S>
+void kernel(const Call& call) {{
+  {statement}
+}}
+HG_KERNEL(max_pool_value, kernel)
+}}
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ on the PATH")
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("HG_ARGS(x, y, code) y.data[0] = x.data[0] + code.data[0] + HG_DIM(Q) + HG_INTEGER(size);", ""),
+        ("HG_ARGS(x_bar)", "the kernel's signature has no argument of this name"),
+        ("HG_ARGS(x) x.data[0] = 0;", "read-only"),
+        ("HG_ATTRIBUTE(eps);", "the kernel's signature has no attribute of this name"),
+        ("HG_DIM(P);", "the kernel's signature has no such axis"),
+    ],
+)
+def test_a_kernel_cannot_ask_for_what_its_signature_lacks(statement, error, tmp_path):
+    source = tmp_path / "kernel.cpp"
+    level = ["-DHG_SIMD=baseline", "-DHG_VECTOR_BYTES=16", "-DHG_TILE=6", "-DHG_LEVEL=::hg::kAvx2"]
+    source.write_text(UNKNOWN.format(source=ROOT / "csrc/host/max_pool.cpp", statement=statement))
+    result = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", *level, source], capture_output=True, text=True, timeout=300)
+    assert (error in result.stderr and result.returncode != 0) if error else result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake on the PATH")

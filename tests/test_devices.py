@@ -128,7 +128,7 @@ def test_sides_may_not_mix(cupy):
     with pytest.raises(hg.errors.DeviceError, match="expected one side|expected all on one side"):
         hg.conv2d(one, other)
     with pytest.raises(hg.errors.DeviceError, match="patch_cov: its arrays lie on GPU, host, GPU"):
-        CUDA.run("patch_cov", [one], [np.ones((1, 9)), cupy.ones((1, 9, 9))])
+        CUDA.run("patch_cov", x=one, patch_mean=np.ones((1, 9)), patch_cov=cupy.ones((1, 9, 9)))
 
 
 @on_devices
@@ -223,7 +223,7 @@ def test_cupy_is_missing_or_has_no_gpu(monkeypatch):
 def test_extension_is_missing():
     assert CUDA.device_count() == 0 and CUDA.kernels() == {} and CUDA.build_info() == {"missing": MISSING}
     with pytest.raises(ExtensionError, match="_cuda is missing.*nvcc"):
-        CUDA.run("patch_cov", [], [])
+        CUDA.run("patch_cov")
 
 
 @built
@@ -234,7 +234,7 @@ def test_no_device_is_said_by_every_call():
     x = FakeArray(np.ones((1, 1, 2, 2, 1)))
     m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
     with pytest.raises(RuntimeError, match="patch_cov: there is no CUDA device.*nvidia-smi"):
-        backends.cuda._cuda.run("patch_cov", [x, m, cov], {}, 0, lambda n: None)
+        backends.cuda._cuda.run("patch_cov", {"x": x, "patch_mean": m, "patch_cov": cov}, None, lambda n: None)
 
 
 @built
@@ -243,8 +243,9 @@ def test_scratch_is_said_before_the_call():
     scratch_bytes = backends.cuda._cuda.scratch_bytes
     x = FakeArray(np.ones((1, 1, 2, 2, 1)))
     m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
-    assert scratch_bytes("patch_cov", [x, m, cov], {}) > 0
+    given = {"x": x, "patch_mean": m, "patch_cov": cov}
+    assert scratch_bytes("patch_cov", given) > 0
     with pytest.raises(ShapeError, match="patch_cov: patch_cov has shape .* expected"):
-        scratch_bytes("patch_cov", [x, m, m], {})
+        scratch_bytes("patch_cov", {**given, "patch_cov": m})
     with pytest.raises(DTypeError, match="x is a ndarray, expected a CuPy array"):
-        scratch_bytes("patch_cov", [np.ones(3), m, cov], {})
+        scratch_bytes("patch_cov", {**given, "x": np.ones(3)})

@@ -278,11 +278,12 @@ def test_a_fault_in_any_kernel_is_seen(rung: str, monkeypatch: pytest.MonkeyPatc
     kind = type(backends.HOST)
     original = kind.run
 
-    def run(self: Any, name: str, inputs: Any, outputs: Any, **attrs: Any) -> None:
-        original(self, name, inputs, outputs, **attrs)
+    def run(self: Any, name: str, **arguments: Any) -> dict[str, Any]:
+        outputs = original(self, name, **arguments)
         if name == rung:
-            out = next(o for o in outputs if o is not None).reshape(-1)
+            out = next(o for o in outputs.values() if o is not None).reshape(-1)
             out[np.abs(out).argmax()] *= 1 + 1e-6
+        return outputs
 
     monkeypatch.setattr(kind, "run", run)
     with pytest.raises(AssertionError, match="largest element error"):
@@ -334,16 +335,17 @@ def test_head_kernel_refuses_labels_out_of_range() -> None:
     x, w, bias = np.ones((1, 2, 3)), np.ones((1, 3, 4)), np.ones((1, 4))
     for wrong in (-1, 4):
         with pytest.raises(ArgumentError, match=f"label is {wrong}, expected 0 to 3"):
-            backends.HOST.run("linear_cross_entropy_value", [x, w, bias, np.array([[0, wrong]])], [np.empty((1, 2)), np.empty((1, 2, 4))])
+            backends.HOST.run("linear_cross_entropy_value", x=x, w=w, bias=bias, label=np.array([[0, wrong]]))
 
 
 def test_pooling_kernel_refuses_other_sizes() -> None:
-    x, y, code = np.ones((1, 5, 4, 1)), np.empty((1, 2, 2, 1)), np.empty((1, 2, 2, 1), np.uint8)
-    backends.HOST.run("max_pool_value", [x], [y, code], size=2)
-    with pytest.raises(ShapeError, match="2 x 2 windows, expected H//size = 1 by W//size = 1"):
-        backends.HOST.run("max_pool_value", [x], [y, code], size=3)
+    x = np.ones((1, 5, 4, 1))
+    out = backends.HOST.run("max_pool_value", x=x, size=2)
+    wrong = r"y has shape \(1, 2, 2, 1\), expected \(E, Q, R, K\) = \(1, 1, 1, 1\), where Q = H/size and R = W/size"
+    with pytest.raises(ShapeError, match=wrong):
+        backends.HOST.run("max_pool_value", x=x, **out, size=3)
     with pytest.raises(ArgumentError, match="size is 17"):
-        backends.HOST.run("max_pool_value", [x], [y, code], size=17)
+        backends.HOST.run("max_pool_value", x=x, size=17)
 
 
 @everywhere

@@ -28,7 +28,7 @@ def run(images, index, dtype):
     """The kernel's output, from a buffer whose rim must survive."""
     buffer, x = suite.ringed((*index.shape, *images.shape[1:]), dtype)
     x[...] = 9
-    suite.HOST.run("gather_images", [images, index], [x])
+    suite.HOST.run("gather_images", images=images, index=index, x=x)
     assert (buffer[: suite.RING] == 7).all() and (buffer[-suite.RING :] == 7).all()
     return x
 

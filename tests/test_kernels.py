@@ -4,6 +4,9 @@ Every element is written and none beyond; the bits are the same for any number o
 sets agree closely; every wrong call is an exception.
 """
 
+from contextlib import contextmanager
+from unittest import mock
+
 import kernels_reference as ref
 import numpy as np
 import pytest
@@ -44,16 +47,26 @@ def ringed(shape, dtype):
     return buffer, out
 
 
-def call(name, inputs, shapes, dtype, **attrs):
-    """Runs a kernel on ringed outputs; a shape of None is an absent output, ("u8", shape) a byte one."""
-    rings = [None if s is None else ringed(s[1], np.uint8) if s[:1] == ("u8",) else ringed(s, dtype) for s in shapes]
-    HOST.run(name, inputs, [None if r is None else r[1] for r in rings], **attrs)
-    for ring in rings:
-        if ring is not None:
-            assert (ring[0][:RING] == 7).all() and (ring[0][-RING:] == 7).all(), f"{name} wrote beyond an output"
-            assert not (ring[1] == 255).any() if ring[1].dtype == np.uint8 else not np.isnan(ring[1]).any()
-    outs = [None if r is None else r[1] for r in rings]
-    return outs[0] if len(outs) == 1 else outs
+@contextmanager
+def ringed_outputs():
+    """The backend's `empty` gives outputs full of NaN inside rims, which must survive; in them no NaN may be left."""
+    rings = []
+
+    def empty(_, shape, dtype):
+        rings.append(ringed(shape, np.dtype(dtype)))
+        return rings[-1][1]
+
+    with mock.patch.object(type(HOST), "empty", empty, create=True):
+        yield
+    for buffer, out in rings:
+        assert (buffer[:RING] == 7).all() and (buffer[-RING:] == 7).all(), "a kernel wrote beyond an output"
+        assert not (out == 255).any() if out.dtype == np.uint8 else not np.isnan(out).any(), "a kernel left elements unwritten"
+
+
+def call(name, **arguments):
+    """The outputs that a kernel makes, by name."""
+    with ringed_outputs():
+        return HOST.run(name, **arguments)
 
 
 def close(actual, expected, dtype, factor=1.0):
@@ -93,58 +106,41 @@ class Problem:
         self.gamma_dot, self.beta_dot = draw(directions, e, k), draw(directions, e, k)
 
     def value(self):
-        e, n, h, w, c, k = self.sizes
-        stats = [("u8", self.pooled), (e, k), (e, k)]
-        if self.first:
-            self.patches = call("patch_cov", [self.x], [(e, 9 * c), (e, 9 * c, 9 * c)], self.dtype)
-            self.y, self.code, self.mean, self.rstd = call(
-                "conv_bn_relu_pool_first_value",
-                [self.x, self.w, self.gamma, self.beta, *self.patches],
-                [self.pooled, *stats],
-                self.dtype,
-                eps=EPS,
-            )
-            self.saved = [self.code, self.mean, self.rstd, *self.patches]
-        else:
-            self.y, self.code, self.mean, self.rstd, self.z = call(
-                "conv_bn_relu_pool_value",
-                [self.x, self.w, self.gamma, self.beta],
-                [self.pooled, *stats, (e, n, h, w, k)],
-                self.dtype,
-                eps=EPS,
-                precision=self.precision,
-            )
-            self.saved = [self.code, self.mean, self.rstd, self.z]
-        return [self.y, *self.saved]
+        first = "first_" if self.first else ""
+        given = {"x": self.x, "w": self.w, "gamma": self.gamma, "beta": self.beta, "eps": EPS}
+        patches = call("patch_cov", x=self.x) if self.first else {}
+        self.saved = call(f"conv_bn_relu_pool_{first}value", **given, **patches, **self.attributes) | patches
+        self.__dict__ |= self.saved
+        self.y = self.saved.pop("y")
+        return [self.y, *self.saved.values()]
+
+    @property
+    def attributes(self):
+        return {} if self.first else {"precision": self.precision}
+
+    def rung(self, name, **arguments):
+        """The outputs of a derivative; the plain block's kernel has an output for x, too."""
+        first = "first_" if self.first else ""
+        given = {"x": self.x, "w": self.w, "gamma": self.gamma, **self.saved, **self.attributes}
+        return call(f"conv_bn_relu_pool_{first}{name}", **given, **arguments)
+
+    def tangents(self, dots, count):
+        names = ("x_dot", "w_dot", "gamma_dot", "beta_dot")[:count]
+        return {k: d for k, d in zip(names, dots, strict=False) if k != "x_dot" or not self.first}
 
     def vjp(self, want_x=True):
-        e, _, _, _, c, k = self.sizes
-        shapes = [(e, 3, 3, c, k), (e, k), (e, k)]
-        inputs = [self.y_bar, *self.saved, self.x, self.w, self.gamma]
-        if self.first:
-            return [None, *call("conv_bn_relu_pool_first_vjp", inputs, shapes, self.dtype)]
-        shapes = [self.x.shape if want_x else None, *shapes]
-        return call("conv_bn_relu_pool_vjp", inputs, shapes, self.dtype, precision=self.precision)
+        out = self.rung("vjp", y_bar=self.y_bar, **({} if self.first else {"x_bar": want_x}))
+        return [*([None] if self.first else []), *out.values()]
 
     def jvp(self, dots):
-        e, _, _, _, _, k = self.sizes
-        inputs = [self.x, self.w, self.gamma, *self.saved]
-        if self.first:
-            return call("conv_bn_relu_pool_first_jvp", [*inputs, *dots[1:]], [(self.p, *self.pooled)], self.dtype)
-        shapes = [(self.p, *self.pooled), (self.p, *self.z.shape), (self.p, e, k), (self.p, e, k)]
-        y_dot, *self.dot = call("conv_bn_relu_pool_jvp", [*inputs, *dots], shapes, self.dtype, precision=self.precision)
-        return y_dot
+        self.dot = self.rung("jvp", **self.tangents(dots, 4), P=self.p)
+        return self.dot.pop("y_dot")
 
     def vjp_jvp(self, dots, y_bar_dot, want_x=True):
         """After jvp(dots)."""
-        e, _, _, _, c, k = self.sizes
-        shapes = [(self.p, e, 3, 3, c, k), (self.p, e, k), (self.p, e, k)]
-        inputs = [self.y_bar, y_bar_dot, *self.saved, self.x, self.w, self.gamma]
-        if self.first:
-            return [None, *call("conv_bn_relu_pool_first_vjp_jvp", [*inputs, *dots[1:3]], shapes, self.dtype)]
-        shapes = [(self.p, *self.x.shape) if want_x else None, *shapes]
-        inputs = [*inputs, *dots[:3], *self.dot]
-        return call("conv_bn_relu_pool_vjp_jvp", inputs, shapes, self.dtype, precision=self.precision)
+        given = {"y_bar": self.y_bar, "y_bar_dot": y_bar_dot, **self.tangents(dots, 3)}
+        out = self.rung("vjp_jvp", **given, **({"P": self.p} if self.first else {"x_bar_dot": want_x, **self.dot}))
+        return [*([None] if self.first else []), *out.values()]
 
     def everything(self):
         """All outputs of the four rungs."""
@@ -319,16 +315,12 @@ def test_ties_go_to_the_first_pixel_and_zero_is_inactive(first):
 def test_nan_is_not_swallowed(first):
     p = Problem((2, 2, 4, 4, 1, 5), np.float32)
     p.x[1, 0, 1, 1] = np.nan
-    e, _, _, _, c, k = p.sizes
-    outs = [np.zeros(p.pooled, np.float32), np.zeros(p.pooled, np.uint8), np.zeros((e, k), np.float32), np.zeros((e, k), np.float32)]
+    given = {"x": p.x, "w": p.w, "gamma": p.gamma, "beta": p.beta, "eps": EPS}
     if first:
-        m, cov = np.zeros((e, 9 * c), np.float32), np.zeros((e, 9 * c, 9 * c), np.float32)
-        HOST.run("patch_cov", [p.x], [m, cov])
-        HOST.run("conv_bn_relu_pool_first_value", [p.x, p.w, p.gamma, p.beta, m, cov], outs, eps=EPS)
+        y = HOST.run("conv_bn_relu_pool_first_value", **given, **HOST.run("patch_cov", x=p.x))["y"]
     else:
-        z = np.zeros((*p.x.shape[:-1], k), np.float32)
-        HOST.run("conv_bn_relu_pool_value", [p.x, p.w, p.gamma, p.beta], [*outs, z], eps=EPS, precision=0)
-    assert np.isnan(outs[0][1]).all() and not np.isnan(outs[0][0]).any()
+        y = HOST.run("conv_bn_relu_pool_value", **given, precision=0)["y"]
+    assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
 
 
 @pytest.mark.parametrize("ratio", [10.0, 100.0, 1000.0])
@@ -343,7 +335,7 @@ def test_statistics_survive_a_large_mean(ratio):
     mean, rstd, _ = ref.normalize(z, EPS)
     close(p.mean[0], mean, np.float32, 0.1)
     close(p.rstd[0], rstd, np.float32, 0.5)
-    m, cov = call("patch_cov", [x], [(1, 18), (1, 18, 18)], np.float32)
+    m, cov = call("patch_cov", x=x).values()
     expected_m, expected_cov = ref.patch_statistics(x[0].astype(np.float64))
     close(m[0], expected_m, np.float32, 0.1)
     close(cov[0], expected_cov, np.float32, 0.5)
@@ -379,9 +371,9 @@ def test_convolutions(sizes, dtype, backend):
     attrs = {"stride": stride, "pad_h": pad_h, "pad_w": pad_w}
 
     def run():
-        y = call("conv2d_fprop", [x, f], [y_bar.shape], dtype, **attrs, precision=0)
-        x_bar = call("conv2d_dgrad", [y_bar, f], [x.shape], dtype, **attrs, precision=0)
-        return y, x_bar, call("conv2d_wgrad", [x, y_bar], [(a, b, r, s, c, k)], dtype, **attrs, precision=0)
+        y = call("conv2d_fprop", x=x, w=f, **attrs, precision=0)["y"]
+        x_bar = call("conv2d_dgrad", y_bar=y_bar, w=f, H=h, W=w, **attrs, precision=0)["x_bar"]
+        return y, x_bar, call("conv2d_wgrad", x=x, y_bar=y_bar, R=r, S=s, **attrs, precision=0)["w_bar"]
 
     y, x_bar, w_bar = backend.same_bits(run)
     for i in range(a):
@@ -458,21 +450,17 @@ def test_sizes_of_zero(axis):
     x, f, y = (np.ones((1, e, n, h, w, c), "f"), np.ones((1, e, 3, 3, c, k), "f"), np.ones((1, e, n, h, w, k), "f"))
     attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
     if h and w:
-        out = call("conv2d_fprop", [x, f], [y.shape], np.float32, **attrs)
-        assert c or (out == 0).all()
-        out = call("conv2d_dgrad", [y, f], [x.shape], np.float32, **attrs)
-        assert k or (out == 0).all()
-        out = call("conv2d_wgrad", [x, y], [f.shape], np.float32, **attrs)
-        assert n or (out == 0).all()
+        assert c or (call("conv2d_fprop", x=x, w=f, **attrs)["y"] == 0).all()
+        assert k or (call("conv2d_dgrad", y_bar=y, w=f, H=h, W=w, **attrs)["x_bar"] == 0).all()
+        assert n or (call("conv2d_wgrad", x=x, y_bar=y, R=3, S=3, **attrs)["w_bar"] == 0).all()
     else:
         with pytest.raises(ShapeError, match="filter is 3 x 3"):
-            HOST.run("conv2d_fprop", [x, f], [y], **attrs)
+            HOST.run("conv2d_fprop", x=x, w=f, **attrs)
 
 
 def test_empty_sums_are_zero():
-    w_bar = np.full((1, 1, 3, 3, 2, 4), np.nan)
-    HOST.run("conv2d_wgrad", [np.ones((1, 1, 0, 5, 5, 2)), np.ones((1, 1, 0, 5, 5, 4))], [w_bar], stride=1, pad_h=1, pad_w=1, precision=0)
-    assert (w_bar == 0).all()
+    given = {"x": np.ones((1, 1, 0, 5, 5, 2)), "y_bar": np.ones((1, 1, 0, 5, 5, 4)), "R": 3, "S": 3}
+    assert (HOST.run("conv2d_wgrad", **given, stride=1, pad_h=1, pad_w=1, precision=0)["w_bar"] == 0).all()
 
 
 def test_batch_axes_may_have_any_stride():

@@ -26,21 +26,23 @@ def test_kernels_run_through_a_mirror(sizes, monkeypatch):
 
 
 def test_writes_beyond_an_output_are_found():
-    def overrun(name, inputs, outputs, **attrs):
-        outputs[0].base[RIM + outputs[0].nbytes] = 1
+    def overrun(name, y):
+        y.base[RIM + y.nbytes] = 1
+        return {"y": y}
 
     with pytest.raises(AssertionError, match="some_kernel wrote beyond an output"):
-        Mirror(overrun, np.copy, np.copy, view).run("some_kernel", [], [np.ones(3)])
+        Mirror(overrun, np.copy, np.copy, view).run("some_kernel", y=np.ones(3))
 
 
 def test_only_outputs_change_and_gaps_keep_their_bytes():
-    def add(name, inputs, outputs, **attrs):
-        outputs[0][...] = inputs[0] + 1
-        inputs[0][...] = 0
+    def add(name, x, y):
+        y[...] = x + 1
+        x[...] = 0
+        return {"y": y}
 
     whole = np.arange(12.0)
     a, out = np.arange(6.0), whole[::-2]
-    Mirror(add, np.copy, np.copy, view).run("add", [a], [out])
+    Mirror(add, np.copy, np.copy, view).run("add", x=a, y=out)
     assert (a == np.arange(6.0)).all()
     assert (whole[1::2] == [6, 5, 4, 3, 2, 1]).all() and (whole[::2] == np.arange(0, 12, 2)).all()
 

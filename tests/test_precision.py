@@ -55,7 +55,14 @@ def factors(sizes, kind, draw):
 
 
 def convolve(kind, arrays, shape, precision):
-    return call(f"conv2d_{kind}", arrays, [shape], arrays[0].dtype.type, **GEOMETRY, precision=precision)
+    return call(f"conv2d_{kind}", **named(kind, arrays, shape), **GEOMETRY, precision=precision).popitem()[1]
+
+
+def named(kind, arrays, shape):
+    """The factors by their names, and the axes that they do not have."""
+    names, axes = {"fprop": (("x", "w"), ""), "dgrad": (("y_bar", "w"), "HW"), "wgrad": (("x", "y_bar"), "RS")}[kind]
+    at = 2 if kind == "wgrad" else 3
+    return dict(zip(names, arrays, strict=True)) | {axis: shape[at + i] for i, axis in enumerate(axes)}
 
 
 def exact(kind, arrays, shape):
@@ -100,8 +107,7 @@ def test_nan_and_infinity_are_not_swallowed(kind, precision):
             arrays, shape = factors((1, 2, 5, 5, 9, 9), kind, random(4))
             arrays[which] = arrays[which].copy()
             arrays[which][(0, 0, *(1,) * (arrays[which].ndim - 2))] = value
-            out = np.empty(shape, np.float32)
-            suite.HOST.run(f"conv2d_{kind}", arrays, [out], **GEOMETRY, precision=precision)
+            (out,) = suite.HOST.run(f"conv2d_{kind}", **named(kind, arrays, shape), **GEOMETRY, precision=precision).values()
             with np.errstate(invalid="ignore"):
                 hit = ~np.isfinite(exact(kind, arrays, shape))
             assert hit.any() and not np.isfinite(out[hit]).any()
@@ -119,7 +125,8 @@ def test_other_convolutions_stay_as_they_are(kind):
     draw = random(6)
     x, w, y = (draw(s).astype(np.float32) for s in ((1, 1, 2, 6, 5, 9), (1, 1, 2, 2, 9, 7), (1, 1, 2, 5, 4, 7)))
     arrays, shape = {"fprop": ([x, w], y.shape), "dgrad": ([y, w], x.shape), "wgrad": ([x, y], w.shape)}[kind]
-    outs = [call(f"conv2d_{kind}", arrays, [shape], np.float32, stride=1, pad_h=0, pad_w=0, precision=p) for p in (FLOAT32, TF32, THREE)]
+    given = {**named(kind, arrays, shape), "stride": 1, "pad_h": 0, "pad_w": 0}
+    outs = [call(f"conv2d_{kind}", **given, precision=p).popitem()[1] for p in (FLOAT32, TF32, THREE)]
     np.testing.assert_array_equal(outs[0], outs[1])
     np.testing.assert_array_equal(outs[0], outs[2])
 
@@ -368,9 +375,7 @@ def test_kernels_refuse_others(kernel, precision):
     given = {"eps": 1e-5, "stride": 1, "pad_h": 1, "pad_w": 1}
     arrays = {name: np.ones(shape_of(kernel, name), np.uint8 if name == "code" else np.float32) for name in (*inputs, *outputs)}
     with pytest.raises(ArgumentError, match=f"{kernel}: attribute precision is {precision}, expected an integer from 0 to 2"):
-        HOST.run(
-            kernel, [arrays[n] for n in inputs], [arrays[n] for n in outputs], **{name: given.get(name, precision) for name in attributes}
-        )
+        HOST.run(kernel, **arrays, **{name: given.get(name, precision) for name in attributes})
 
 
 def shape_of(kernel, name):

@@ -46,33 +46,26 @@ class Step:
         self.x_dot = {k: [None if k in self.absent else draw(directions, *s) for s in leaves] for k in self.states}
         self.field_dot = {k: [draw(directions) if k in arrays else None for _ in range(self.n)] for k in self.fields}
         self.bar = {k: [None if k in self.absent else draw(*s) for s in leaves] for k in self.next}
-        self.want = {k: k not in self.absent for k in self.states} | {k: k in arrays for k in self.fields}
+        self.want = {k: k not in self.absent for k in self.states} | {k: k in arrays and self.n > 0 for k in self.fields}
 
-    def run(self, rung, columns, shapes):
-        attrs = {k: self.numbers[k] for k in self.fields} | self.extra
-        inputs = [a for column in columns for a in column]
-        outs = suite.call(f"{self.kind}_step_{rung}", inputs, shapes, self.dtype, **attrs)
-        return outs if isinstance(outs, list) else [outs]
-
-    def rows(self, flat, names):
-        return {k: flat[i * self.n : (i + 1) * self.n] for i, k in enumerate(names)}
+    def run(self, rung, names, **arguments):
+        fields = {k: self.field[k] if any(a is not None for a in self.field[k]) else self.numbers[k] for k in self.fields}
+        return suite.call(f"{self.kind}_step_{rung}", **{k: self.x[k] for k in names}, **fields, **arguments, **self.extra)
 
     def value(self):
-        columns = [*self.x.values(), *self.field.values()]
-        return self.rows(self.run("value", columns, [None if a is None else a.shape for k in self.next for a in self.x[k]]), self.next)
+        after = self.run("value", self.states, **{f"{k}_next": [a is not None for a in self.x[k]] for k in self.next})
+        return {k: after[f"{k}_next"] for k in self.next}
 
     def jvp(self):
-        x = list(self.x.values())[self.first :]
-        columns = [*x, *self.field.values(), *self.x_dot.values(), *self.field_dot.values()]
-        shapes = [None if a is None else (self.p, *a.shape) for k in self.next for a in self.x[k]]
-        return self.rows(self.run("jvp", columns, shapes), self.next)
+        dots = {f"{k}_dot": column for k, column in (self.x_dot | self.field_dot).items()}
+        outs = {f"{k}_next_dot": [a is not None for a in self.x[k]] for k in self.next}
+        after = self.run("jvp", self.states[self.first :], **dots, **outs, P=self.p)
+        return {k: after[f"{k}_next_dot"] for k in self.next}
 
     def vjp(self):
-        columns = [*list(self.x.values())[self.first :], *self.field.values(), *self.bar.values()]
-        shapes = [a.shape if self.want[k] else None for k in self.states for a in self.x[k]]
-        outs = self.run("vjp", columns, [*shapes, *((self.n,) if self.want[k] else None for k in self.fields)])
-        cut = len(self.states) * self.n
-        return self.rows(outs[:cut], self.states) | dict(zip(self.fields, outs[cut:], strict=True))
+        bars = {f"{k}_next_bar": column for k, column in self.bar.items()}
+        out = self.run("vjp", self.states[self.first :], **bars, **{f"{k}_bar": want for k, want in self.want.items()})
+        return {k: out[f"{k}_bar"] for k in self.want}
 
     def everything(self):
         rows = [*self.value().values(), *self.jvp().values()]
@@ -248,8 +241,7 @@ def good():
 
 
 def run(arrays, nesterov=0):
-    flat = [a for column in arrays.values() for a in column]
-    suite.HOST.run("sgd_step_value", flat[:-6], flat[-6:], lr=0.0, momentum=0.0, weight_decay=0.0, nesterov=nesterov)
+    suite.HOST.run("sgd_step_value", **arrays, nesterov=nesterov)
     return arrays
 
 
@@ -306,19 +298,18 @@ def test_bad_lists_raise(case):
 
 
 @pytest.mark.backends("host", "emulated")
-def test_the_number_of_arrays_must_fit():
-    a = np.ones(2)
-    wrong = (
-        "sgd_step_value: arrays has 9 entries, expected 0 inputs and 6 for each element of the lists, then 0 outputs and 2 for each "
-        "element of the lists"
-    )
-    attrs = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "nesterov": 0}
-    with pytest.raises(ArgumentError, match=wrong):
-        suite.HOST.run("sgd_step_value", [a] * 9, [], **attrs)
-    with pytest.raises(ArgumentError, match="arrays has 2 entries, expected 0 inputs and 8 for each .* then 3 outputs and 3 for each"):
-        suite.HOST.run("sgd_step_vjp", [a] * 2, [], **attrs)
+def test_lists_must_be_equally_long():
+    a, numbers = np.ones(2), {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "nesterov": 0}
+    with pytest.raises(ArgumentError, match="sgd_step_value: g has 2 arrays, expected 3 as w"):
+        suite.HOST.run("sgd_step_value", w=[a] * 3, v=None, g=[a] * 2, v_next=None, **numbers)
+    with pytest.raises(ArgumentError, match="sgd_step_value: w is a ndarray, expected a list of arrays"):
+        suite.HOST.run("sgd_step_value", w=a, g=[a], **numbers)
+    with pytest.raises(ArgumentError, match=r"sgd_step_value: w\[0\] is missing, expected an array"):
+        suite.HOST.run("sgd_step_value", g=[a], v_next=None, **numbers)
+    with pytest.raises(ArgumentError, match=r"sgd_step_value: w_next\[0\] is not wanted, expected an output"):
+        suite.HOST.run("sgd_step_value", w=[a], g=[a], w_next=[None], v_next=None, **numbers)
     with pytest.raises(ShapeError, match=r"lr_bar has shape \(2,\), expected \(n\) = \(1\)"):
-        suite.HOST.run("sgd_step_vjp", [a, None, a, *[None] * 3, a, None], [None] * 3 + [np.ones(2), None, None], **attrs)
+        suite.HOST.run("sgd_step_vjp", w=[a], g=[a], w_next_bar=[a], lr_bar=np.ones(2), v_bar=None, **numbers)
 
 
 @pytest.mark.backends("host", "emulated")
@@ -326,16 +317,15 @@ def test_directions_and_attributes_must_fit():
     a, p = np.ones(2), np.ones((3, 2))
     attrs = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "nesterov": 0}
 
-    def jvp(w_dot, g_dot, out, **changes):
-        inputs = [a, None, a, None, None, None, w_dot, None, g_dot, None, None, None]
-        suite.HOST.run("sgd_step_jvp", inputs, [out, None], **{**attrs, **changes})
+    def jvp(w_dot, g_dot, **changes):
+        return suite.HOST.run("sgd_step_jvp", w=[a], g=[a], w_dot=[w_dot], g_dot=[g_dot], v_next_dot=None, **{**attrs, **changes})
 
-    jvp(p, p, np.empty((3, 2)))
+    assert jvp(p, p)["w_next_dot"][0].shape == (3, 2) and jvp(p, p)["v_next_dot"] == [None]
     with pytest.raises(ShapeError, match=r"g_dot\[0\] has shape \(2, 2\), expected \(P\) = \(3\)"):
-        jvp(p, np.ones((2, 2)), np.empty((3, 2)))
+        jvp(p, np.ones((2, 2)))
     with pytest.raises(ShapeError, match=r"g_dot\[0\] has shape \(3, 4\), expected the axes of w\[0\], .*, after the directions"):
-        jvp(p, np.ones((3, 4)), np.empty((3, 2)))
+        jvp(p, np.ones((3, 4)))
     with pytest.raises(ShapeError, match=r"w_dot\[0\] has shape \(\), expected at least 1 axes P"):
-        jvp(np.ones(()), p, np.empty((3, 2)))
-    with pytest.raises(ArgumentError, match="nesterov is 2"):
-        jvp(p, p, np.empty((3, 2)), nesterov=2)
+        jvp(np.ones(()), p)
+    with pytest.raises(ArgumentError, match="nesterov is 2, expected an integer from 0 to 1"):
+        jvp(p, p, nesterov=2)

@@ -1,5 +1,7 @@
 // batch_norm in four rungs; the formulas stand in csrc/host/batch_norm.cpp. Sums over pixels are cut into parts; then a
 // block for 32 channels adds the parts and derives a few scalars per channel, and one pass forms the result.
+#include "../host/batch_norm.cpp"  // its signatures
+
 #include "block.h"
 
 namespace hg {
@@ -17,10 +19,11 @@ struct Norm {
   int64_t blocks() const { return E * tiles * parts; }
 };
 
+template <class S>
 Norm norm_of(const Call& call) {
-  const int64_t K = dim(call, 'K'), M = dim(call, 'M');
+  const int64_t K = HG_DIM(K), M = HG_DIM(M);
   if (K > INT32_MAX) fail_shape(call, "there are %lld channels, expected fewer than 2**31", static_cast<long long>(K));
-  return {dim(call, 'P'), dim(call, 'E'), M, static_cast<int>(K), ceil_div(K, kChannels), ceil_div(M, kPartPixels)};
+  return {HG_DIM_IF_ANY(P), HG_DIM(E), M, static_cast<int>(K), ceil_div(K, kChannels), ceil_div(M, kPartPixels)};
 }
 
 // What a block of a pass over pixels has, and a thread of it: channels k .. k + 3 of pixels first, first + kRows, ...
@@ -356,13 +359,11 @@ Constants<T> constants_of(Launch& launch, const Norm& n, int64_t entries, int te
   return {launch.scratch<T>(entries * (2 * terms + 1) * n.K), n.K, terms};
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Norm n = norm_of(call);
-  const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), beta = batch<const T>(call, 2, 1);
-  const auto y = batch<T>(call, 3, 1), mean = batch<T>(call, 4, 1), rstd = batch<T>(call, 5, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Norm n = norm_of<S>(call);
+  HG_ARGS(x, gamma, beta, y, mean, rstd)
+  const double eps = HG_ATTRIBUTE(eps);
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.E * n.parts * 3 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 1);
@@ -372,13 +373,10 @@ void value(const Call& call) {
   launch("norm_combine", norm_combine<T, 1>, n.blocks(), kThreads, 0, n, Terms<T, 1>{{x}}, constants, y);
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Norm n = norm_of(call);
-  const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2), gamma_dot = batch<const T>(call, 5, 2),
-             beta_dot = batch<const T>(call, 6, 2);
-  const auto y_dot = batch<T>(call, 7, 2), x_dot_mean = batch<T>(call, 8, 2), c = batch<T>(call, 9, 2);
+  const Norm n = norm_of<S>(call);
+  HG_ARGS(x, gamma, mean, rstd, x_dot, gamma_dot, beta_dot, y_dot, x_dot_mean, c)
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.P * n.E * n.parts * 3 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.P * n.E, 2);
@@ -389,12 +387,10 @@ void jvp(const Call& call) {
   launch("norm_combine", norm_combine<T, 2>, n.P * n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, x_dot}}, constants, y_dot);
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Norm n = norm_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), mean = batch<const T>(call, 1, 1), rstd = batch<const T>(call, 2, 1),
-             x = batch<const T>(call, 3, 1), gamma = batch<const T>(call, 4, 1);
-  const auto x_bar = batch<T>(call, 5, 1), gamma_bar = batch<T>(call, 6, 1), beta_bar = batch<T>(call, 7, 1);
+  const Norm n = norm_of<S>(call);
+  HG_ARGS(y_bar, mean, rstd, x, gamma, x_bar, gamma_bar, beta_bar)
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.E * n.parts * 2 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 2);
@@ -404,14 +400,10 @@ void vjp(const Call& call) {
   if (x_bar) launch("norm_combine", norm_combine<T, 2>, n.blocks(), kThreads, 0, n, Terms<T, 2>{{x, y_bar}}, constants, x_bar);
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Norm n = norm_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1), gamma = batch<const T>(call, 5, 1),
-             x_dot = batch<const T>(call, 6, 2), gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
-             c = batch<const T>(call, 9, 2);
-  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2), beta_bar_dot = batch<T>(call, 12, 2);
+  const Norm n = norm_of<S>(call);
+  HG_ARGS(y_bar, y_bar_dot, mean, rstd, x, gamma, x_dot, gamma_dot, x_dot_mean, c, x_bar_dot, gamma_bar_dot, beta_bar_dot)
   Launch launch(call);
   double* const parts_bar = launch.scratch<double>(n.E * n.parts * 2 * n.K);
   double* const parts = launch.scratch<double>(n.P * n.E * n.parts * 4 * n.K);
@@ -427,10 +419,10 @@ void vjp_jvp(const Call& call) {
            x_bar_dot);
 }
 
-HG_CUDA_KERNEL(batch_norm_value, value);
-HG_CUDA_KERNEL(batch_norm_jvp, jvp);
-HG_CUDA_KERNEL(batch_norm_vjp, vjp);
-HG_CUDA_KERNEL(batch_norm_vjp_jvp, vjp_jvp);
+HG_KERNEL(batch_norm_value, value)
+HG_KERNEL(batch_norm_jvp, jvp)
+HG_KERNEL(batch_norm_vjp, vjp)
+HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace cuda

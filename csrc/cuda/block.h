@@ -20,8 +20,9 @@ struct Block {
   int64_t filter_tiles() const { return ceil_div(K, kFilters); }
 };
 
-inline Block block_of(const Call& call) {
-  const int64_t N = dim(call, 'N'), H = dim(call, 'H'), W = dim(call, 'W'), C = dim(call, 'C'), K = dim(call, 'K');
+template <class S>
+Block block_of(const Call& call) {
+  const int64_t N = HG_DIM(N), H = HG_DIM(H), W = HG_DIM(W), C = HG_DIM(C), K = HG_DIM_IF_ANY(K);
   const int64_t most = INT32_MAX;
   const int64_t channels = higher<int64_t>(1, higher(9 * C, K));
   if (higher(N, higher(H, W)) > most || channels > most || (N > 0 && H * W > most / N) || (N > 0 && H * W > 0 && channels > most / (H * W)))
@@ -30,7 +31,7 @@ inline Block block_of(const Call& call) {
                "2**31 pixels and elements per image because kernels count them in 32 bits; split the call",
                static_cast<long long>(N), static_cast<long long>(H), static_cast<long long>(W), static_cast<long long>(C),
                static_cast<long long>(K));
-  return {dim(call, 'P'),      dim(call, 'E'),      static_cast<int>(N),     static_cast<int>(H),    static_cast<int>(W),
+  return {HG_DIM_IF_ANY(P),    HG_DIM(E),           static_cast<int>(N),     static_cast<int>(H),    static_cast<int>(W),
           static_cast<int>(C), static_cast<int>(K), static_cast<int>(H / 2), static_cast<int>(W / 2)};
 }
 

@@ -1,6 +1,8 @@
 // conv_bn_relu_pool_first_value and _first_jvp: statistics from the patches, then one pass of convolution,
 // normalization, ReLU and maximum; z stays in registers. y_dot is linear in z and z_dot at the winners, so that one
 // convolution with the filters by_z*w + by_z_dot*w_dot makes it.
+#include "../host/conv_bn_relu_pool_first_value.cpp"  // its signatures
+
 #include "first.h"
 
 namespace hg {
@@ -67,15 +69,11 @@ struct Pool {
   }
 };
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Block b = block_of(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
-  const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
-  const auto code = batch<unsigned char>(call, 7, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Block b = block_of<S>(call);
+  HG_ARGS(x, w, gamma, beta, patch_mean, patch_cov, y, mean, rstd, code)
+  const double eps = HG_ATTRIBUTE(eps);
 
   Launch launch(call);
   double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
@@ -154,14 +152,10 @@ struct PoolDot {
   }
 };
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Block b = block_of(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1), patch_cov = batch<const T>(call, 7, 1);
-  const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
-  const auto y_dot = batch<T>(call, 11, 2);
+  const Block b = block_of<S>(call);
+  HG_ARGS(x, w, gamma, rstd, patch_mean, patch_cov, code, w_dot, gamma_dot, beta_dot, y_dot)
 
   Launch launch(call);
   const int64_t entries = b.P * b.E, size = static_cast<int64_t>(9) * b.C * b.K;
@@ -176,8 +170,8 @@ void jvp(const Call& call) {
   launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries, PoolDot<T>{code, y_dot, shifts, b.E, b.h, b.w, b.K});
 }
 
-HG_CUDA_KERNEL(conv_bn_relu_pool_first_value, value);
-HG_CUDA_KERNEL(conv_bn_relu_pool_first_jvp, jvp);
+HG_KERNEL(conv_bn_relu_pool_first_value, value)
+HG_KERNEL(conv_bn_relu_pool_first_jvp, jvp)
 
 }  // namespace
 }  // namespace cuda

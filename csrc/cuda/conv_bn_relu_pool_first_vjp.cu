@@ -3,6 +3,8 @@
 //   U_dot = sum u_bar_dot*(patch - m);  G_dot = s*(w.U_dot + w_dot.U - c*G);  c = s*w_dot'Cov w;  s_dot = -s*s*c
 //   w_bar_dot = (gamma_dot*s + gamma*s_dot)*(U - G*s*Cov w)
 //               + gamma*s*(U_dot - G_dot*s*Cov w - G*(s_dot*Cov w + s*Cov w_dot))
+#include "../host/conv_bn_relu_pool_first_vjp.cpp"  // its signatures
+
 #include "first.h"
 
 namespace hg {
@@ -160,19 +162,12 @@ void launch_close(const Launch& launch, const Block& b, int64_t P, const First<T
   launch("close_first", close_first<T>, P * b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, a, tangent);
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = block_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1),
-             x = batch<const T>(call, 6, 1);
-  const auto code = batch<const unsigned char>(call, 1, 1);
+  const Block b = block_of<S>(call);
+  HG_ARGS(y_bar, patch_mean, patch_cov, x, code)
   First<T> a{};
-  a.rstd = batch<const T>(call, 3, 1);
-  a.w = batch<const T>(call, 7, 1);
-  a.gamma = batch<const T>(call, 8, 1);
-  a.w_bar = batch<T>(call, 9, 1);
-  a.gamma_bar = batch<T>(call, 10, 1);
-  a.beta_bar = batch<T>(call, 11, 1);
+  HG_MEMBERS(rstd, w, gamma, w_bar, gamma_bar, beta_bar)
   Launch launch(call);
   double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
   launch_cov_times(launch, b, 1, patch_cov, a.w, cov_w);
@@ -181,21 +176,15 @@ void vjp(const Call& call) {
   launch_close(launch, b, 1, a, false);
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = block_of(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), patch_mean = batch<const T>(call, 5, 1),
-             patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1);
-  const auto code = batch<const unsigned char>(call, 2, 1);
+  const Block b = block_of<S>(call);
+  HG_ARGS(y_bar, y_bar_dot, patch_mean, patch_cov, x, code)
   First<T> a{};
-  a.rstd = batch<const T>(call, 4, 1);
-  a.w = batch<const T>(call, 8, 1);
-  a.gamma = batch<const T>(call, 9, 1);
-  a.w_dot = batch<const T>(call, 10, 2);
-  a.gamma_dot = batch<const T>(call, 11, 2);
-  a.w_bar = batch<T>(call, 12, 2);
-  a.gamma_bar = batch<T>(call, 13, 2);
-  a.beta_bar = batch<T>(call, 14, 2);
+  HG_MEMBERS(rstd, w, gamma, w_dot, gamma_dot)
+  a.w_bar = HG_ARG(w_bar_dot);
+  a.gamma_bar = HG_ARG(gamma_bar_dot);
+  a.beta_bar = HG_ARG(beta_bar_dot);
   Launch launch(call);
   const int64_t size = 9 * static_cast<int64_t>(b.C) * b.K;
   double* const cov_w = launch.scratch<double>(b.E * size);
@@ -211,8 +200,8 @@ void vjp_jvp(const Call& call) {
   launch_close(launch, b, b.P, a, true);
 }
 
-HG_CUDA_KERNEL(conv_bn_relu_pool_first_vjp, vjp);
-HG_CUDA_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp);
+HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
+HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace cuda

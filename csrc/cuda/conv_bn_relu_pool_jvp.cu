@@ -1,6 +1,8 @@
 // conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot), written once with the moments of every tile; these
 // are merged to mean(z_dot) and c = mean(xhat*z_dot); then y_dot follows at the stored winners.
 //   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
+#include "../host/conv_bn_relu_pool_jvp.cpp"  // its signatures
+
 #include "block.h"
 #include "mma_convolution.h"
 #include "pool.h"
@@ -138,19 +140,14 @@ __global__ void __launch_bounds__(kThreads)
   store_quad(y_dot.at(p, e) + at.offset, at.k, K, wide, out);
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Block b = block_of(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
-  const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
-             beta_dot = batch<const T>(call, 10, 2);
-  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2), c = batch<T>(call, 14, 2);
+  const Block b = block_of<S>(call);
+  HG_ARGS(x, w, gamma, mean, rstd, z, code, x_dot, w_dot, gamma_dot, beta_dot, y_dot, z_dot, z_dot_mean, c)
 
   Launch launch(call);
   const int64_t entries = b.P * b.E;
-  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 0, b.C), b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.N, b.H, b.W, b.C, b.K);
   if (x_dot) conv.add({x_dot, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   if (w_dot) conv.add({x, {}, b.H, b.W, b.C}, {w_dot, b.C, b.K, false});
   double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
@@ -163,7 +160,7 @@ void jvp(const Call& call) {
          factors, b.E, y_dot, pooling);
 }
 
-HG_CUDA_KERNEL(conv_bn_relu_pool_jvp, jvp);
+HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
 }  // namespace cuda

@@ -1,5 +1,7 @@
 // conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized
 // and pooled.
+#include "../host/conv_bn_relu_pool_value.cpp"  // its signatures
+
 #include "block.h"
 #include "mma_convolution.h"
 #include "pool.h"
@@ -119,18 +121,14 @@ __global__ void __launch_bounds__(kThreads) bn_relu_pool(Batch<const T> z, Batch
   store_codes(code.at(0, at.entry) + at.offset, at.k, K, wide, codes);
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Block b = block_of(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
-  const auto code = batch<unsigned char>(call, 5, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Block b = block_of<S>(call);
+  HG_ARGS(x, w, gamma, beta, y, mean, rstd, z, code)
+  const double eps = HG_ATTRIBUTE(eps);
 
   Launch launch(call);
-  auto conv = convolution<T, Images<T>>(precision_of<T>(call, 1, b.C), b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
   launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
@@ -141,7 +139,7 @@ void value(const Call& call) {
          code, pooling);
 }
 
-HG_CUDA_KERNEL(conv_bn_relu_pool_value, value);
+HG_KERNEL(conv_bn_relu_pool_value, value)
 
 }  // namespace
 }  // namespace cuda

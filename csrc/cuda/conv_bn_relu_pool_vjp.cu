@@ -6,6 +6,9 @@
 //   w_bar_dot = wgrad(x_dot, z_bar) + wgrad(x, z_bar_dot);  x_bar_dot = dgrad(z_bar_dot, w) + dgrad(z_bar, w_dot)
 // B and G are sums over pooled-size arrays. Neither z_bar nor z_bar_dot is ever stored: both are affine in z and z_dot
 // but for the winners, and are formed where they are read.
+#include "../host/conv_bn_relu_pool_vjp.cpp"      // its signatures
+#include "../host/conv_bn_relu_pool_vjp_jvp.cpp"  // its signatures
+
 #include "block.h"
 #include "mma_wgrad.h"
 
@@ -152,55 +155,30 @@ void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precis
   launch_precise(launch, "conv_cotangent", conv, entries, Store<T>{a.x_bar, b.H, b.W, b.C});
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = block_of(call);
+  const Block b = block_of<S>(call);
   Gradient<T> a{};
-  a.y_bar = batch<const T>(call, 0, 1);
-  a.code = batch<const unsigned char>(call, 1, 1);
-  a.mean = batch<const T>(call, 2, 1);
-  a.rstd = batch<const T>(call, 3, 1);
-  a.z = batch<const T>(call, 4, 1);
-  a.x = batch<const T>(call, 5, 1);
-  a.w = batch<const T>(call, 6, 1);
-  a.gamma = batch<const T>(call, 7, 1);
-  a.x_bar = batch<T>(call, 8, 1);
-  a.w_bar = batch<T>(call, 9, 1);
-  a.gamma_bar = batch<T>(call, 10, 1);
-  a.beta_bar = batch<T>(call, 11, 1);
+  HG_MEMBERS(y_bar, code, mean, rstd, z, x, w, gamma, x_bar, w_bar, gamma_bar, beta_bar)
   Launch launch(call);
-  launch_gradient(launch, b, 1, precision_of<T>(call, 0, b.C), a, false);
+  launch_gradient(launch, b, 1, precision_of<T>(HG_INTEGER(precision), b.C), a, false);
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = block_of(call);
+  const Block b = block_of<S>(call);
   Gradient<T> a{};
-  a.y_bar = batch<const T>(call, 0, 1);
-  a.y_bar_dot = batch<const T>(call, 1, 2);
-  a.code = batch<const unsigned char>(call, 2, 1);
-  a.mean = batch<const T>(call, 3, 1);
-  a.rstd = batch<const T>(call, 4, 1);
-  a.z = batch<const T>(call, 5, 1);
-  a.x = batch<const T>(call, 6, 1);
-  a.w = batch<const T>(call, 7, 1);
-  a.gamma = batch<const T>(call, 8, 1);
-  a.x_dot = batch<const T>(call, 9, 2);
-  a.w_dot = batch<const T>(call, 10, 2);
-  a.gamma_dot = batch<const T>(call, 11, 2);
-  a.z_dot = batch<const T>(call, 12, 2);
-  a.z_dot_mean = batch<const T>(call, 13, 2);
-  a.c = batch<const T>(call, 14, 2);
-  a.x_bar = batch<T>(call, 15, 2);
-  a.w_bar = batch<T>(call, 16, 2);
-  a.gamma_bar = batch<T>(call, 17, 2);
-  a.beta_bar = batch<T>(call, 18, 2);
+  HG_MEMBERS(y_bar, y_bar_dot, code, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c)
+  a.x_bar = HG_ARG(x_bar_dot);
+  a.w_bar = HG_ARG(w_bar_dot);
+  a.gamma_bar = HG_ARG(gamma_bar_dot);
+  a.beta_bar = HG_ARG(beta_bar_dot);
   Launch launch(call);
-  launch_gradient(launch, b, b.P, precision_of<T>(call, 0, b.C), a, true);
+  launch_gradient(launch, b, b.P, precision_of<T>(HG_INTEGER(precision), b.C), a, true);
 }
 
-HG_CUDA_KERNEL(conv_bn_relu_pool_vjp, vjp);
-HG_CUDA_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp);
+HG_KERNEL(conv_bn_relu_pool_vjp, vjp)
+HG_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace cuda

@@ -2,6 +2,8 @@
 // warp reads 128 bytes and writes them at once.
 #include <cmath>
 
+#include "../host/gather_images.cpp"  // its signatures
+
 #include "launch.h"
 
 namespace hg {
@@ -38,12 +40,12 @@ __global__ void __launch_bounds__(kThreads)
   store_quad(x.data + image * g.size + k, 0, rest, g.wide, out);
 }
 
-template <class T>
+template <class T, class S>
 void run(const Call& call) {
-  const int64_t N = dim(call, 'N'), count = dim(call, 'E') * N;
+  const int64_t N = HG_DIM(N), count = HG_DIM(E) * N;
   Gather g{};
-  g.M = dim(call, 'M');
-  g.size = dim(call, 'H') * dim(call, 'W') * dim(call, 'C');
+  g.M = HG_DIM(M);
+  g.size = HG_DIM(H) * HG_DIM(W) * HG_DIM(C);
   const int64_t parts = ceil_div(g.size, 4 * kThreads);
   if (count == 0 || parts == 0) return;
   if (parts > INT32_MAX || count > INT32_MAX / parts)
@@ -51,16 +53,14 @@ void run(const Call& call) {
                static_cast<long long>(count), static_cast<long long>(g.size), 4 * kThreads);
   g.by_parts = Divisor::of(parts);
   g.by_images = Divisor::of(N);
-  const auto images = batch<const unsigned char>(call, 0, 1);
-  const auto index = batch<const int64_t>(call, 1, 1);
-  const auto x = batch<T>(call, 2, 1);
+  HG_ARGS(images, index, x)
   const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   g.wide = g.size % 4 == 0 && images.stride_1 % 4 == 0 && address(images.data) % 4 == 0 && address(x.data) % 16 == 0;
   const Launch launch(call);
   launch("gather", gather<T>, count * parts, kThreads, 0, g, images, index, x);
 }
 
-HG_CUDA_KERNEL(gather_images, run);
+HG_KERNEL(gather_images, run)
 
 }  // namespace
 }  // namespace cuda

@@ -5,7 +5,6 @@
 
 #include "../check.h"
 #include "../registry.h"
-#include "../signatures.h"
 #include "platform.h"
 
 namespace hg {
@@ -23,11 +22,10 @@ struct Batch {
   HG_BOTH explicit operator bool() const { return data != nullptr; }
 };
 
-// `lead` is 1 or 2, as in the signature; with 1 the first batch axis has stride 0.
+// `lead` is the number of batch axes, 1 or 2; with 1 the first one has stride 0.
 template <class T>
-Batch<T> batch(const Call& call, int index, int lead) {
-  const View& view = call.arrays[index];
-  if (view.ndim == 1 && view.shape[0] == 0) return {nullptr, 0, 0, false};
+Batch<T> batch(const View& view, int lead) {
+  if (view.ndim < 0) return {nullptr, 0, 0, false};
   const int64_t item = static_cast<int64_t>(sizeof(T));
   const auto stride = [&](int axis) { return view.shape[axis] > 1 ? view.stride[axis] / item : 0; };
   Batch<T> out{static_cast<T*>(view.data), lead == 2 ? stride(0) : 0, stride(lead - 1), false};
@@ -94,12 +92,8 @@ class Launch {
   std::size_t used_ = 0;
 };
 
-inline int64_t dim(const Call& call, char axis) { return higher<int64_t>(0, call.dims[static_cast<int>(axis)]); }
-
 }  // namespace cuda
 }  // namespace hg
 
-// Registers f<float> and f<double>, launchers that take a Call.
-#define HG_CUDA_KERNEL(name, f)                                                                                            \
-  static void hg_run_##name(const ::hg::Call& call) { call.dtype == ::hg::DType::f32 ? f<float>(call) : f<double>(call); } \
-  HG_KERNEL(name, hg_run_##name)
+#define HG_SPACE cuda
+#include "../arguments.h"

@@ -3,6 +3,8 @@
 // examples.
 #include <cmath>
 
+#include "../host/linear_cross_entropy.cpp"  // its signatures
+
 #include "launch.h"
 #include "tile.h"
 
@@ -17,7 +19,10 @@ constexpr int kFlushRows = 64;      // examples added in T before a sum goes on 
 struct Head {
   int64_t P, E, N, D, K;
 };
-Head head_of(const Call& call) { return {dim(call, 'P'), dim(call, 'E'), dim(call, 'N'), dim(call, 'D'), dim(call, 'K')}; }
+template <class S>
+Head head_of(const Call& call) {
+  return {HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(D), HG_DIM(K)};
+}
 
 // A value per thread, summed (or the largest taken) over the block in a fixed order; every thread gets it. `shared`
 // holds kWarps doubles.
@@ -233,53 +238,50 @@ void launch_bars(Launch& launch, const Head& h, int64_t entries, const Factor<T>
 
 constexpr std::size_t kProductSums = shared_size(kWarps * kClasses * sizeof(double));
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Head h = head_of(call);
+  HG_ARGS(x, w, bias, label, y, residual)
+  const Head h = head_of<S>(call);
   Launch launch(call);
   double* const logits = launch.scratch<double>(h.E * h.N * h.K);
-  launch("head_value", head_value<T>, h.K == 0 ? 0 : h.E * h.N, kThreads, kProductSums, h, batch<const T>(call, 0, 1),
-         batch<const T>(call, 1, 1), batch<const T>(call, 2, 1), batch<const int64_t>(call, 3, 1), logits, batch<T>(call, 4, 1),
-         batch<T>(call, 5, 1));
+  launch("head_value", head_value<T>, h.K == 0 ? 0 : h.E * h.N, kThreads, kProductSums, h, x, w, bias, label, logits, y, residual);
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Head h = head_of(call);
+  HG_ARGS(residual, x, w, x_dot, w_dot, bias_dot, y_dot, z_dot)
+  const Head h = head_of<S>(call);
   Launch launch(call);
   double* const logits = launch.scratch<double>(h.P * h.E * h.N * h.K);
-  launch("head_jvp", head_jvp<T>, h.P * h.E * h.N, kThreads, kProductSums, h, batch<const T>(call, 0, 1), batch<const T>(call, 1, 1),
-         batch<const T>(call, 2, 1), batch<const T>(call, 3, 2), batch<const T>(call, 4, 2), batch<const T>(call, 5, 2), logits,
-         batch<T>(call, 6, 2), batch<T>(call, 7, 2));
+  launch("head_jvp", head_jvp<T>, h.P * h.E * h.N, kThreads, kProductSums, h, residual, x, w, x_dot, w_dot, bias_dot, logits, y_dot, z_dot);
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Head h = head_of(call);
+  HG_ARGS(residual, y_bar, w, x, x_bar, w_bar, bias_bar)
+  const Head h = head_of<S>(call);
   Launch launch(call);
-  const Factor<T> a{batch<const T>(call, 1, 1), batch<const T>(call, 0, 2), batch<const T>(call, 3, 1), batch<const T>(call, 2, 1)};
-  launch_bars(launch, h, h.E, a, Factor<T>{}, batch<T>(call, 4, 1), batch<T>(call, 5, 1), batch<T>(call, 6, 1));
+  const Factor<T> a{residual, y_bar, w, x};
+  launch_bars(launch, h, h.E, a, Factor<T>{}, x_bar, w_bar, bias_bar);
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Head h = head_of(call);
-  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2), residual = batch<const T>(call, 2, 1),
-             x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
-             w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
+  HG_ARGS(y_bar, y_bar_dot, residual, x, w, x_dot, w_dot, z_dot, label, x_bar_dot, w_bar_dot, bias_bar_dot)
+  const Head h = head_of<S>(call);
   Launch launch(call);
   T* const z_bar_dot = launch.scratch<T>(h.P * h.E * h.N * h.K);
   launch("head_logits_bar_dot", head_logits_bar_dot<T>, h.P * h.E * h.N, kThreads, shared_size(kWarps * sizeof(double)), h, y_bar,
-         y_bar_dot, residual, batch<const int64_t>(call, 3, 1), z_dot, z_bar_dot);
+         y_bar_dot, residual, label, z_dot, z_bar_dot);
   const Batch<const T> direct{z_bar_dot, h.E * h.N * h.K, h.N * h.K, false};
-  launch_bars(launch, h, h.P * h.E, Factor<T>{direct, {}, w, x}, Factor<T>{residual, y_bar, w_dot, x_dot}, batch<T>(call, 9, 2),
-              batch<T>(call, 10, 2), batch<T>(call, 11, 2));
+  launch_bars(launch, h, h.P * h.E, Factor<T>{direct, {}, w, x}, Factor<T>{residual, y_bar, w_dot, x_dot}, x_bar_dot, w_bar_dot,
+              bias_bar_dot);
 }
 
-HG_CUDA_KERNEL(linear_cross_entropy_value, value);
-HG_CUDA_KERNEL(linear_cross_entropy_jvp, jvp);
-HG_CUDA_KERNEL(linear_cross_entropy_vjp, vjp);
-HG_CUDA_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp);
+HG_KERNEL(linear_cross_entropy_value, value)
+HG_KERNEL(linear_cross_entropy_jvp, jvp)
+HG_KERNEL(linear_cross_entropy_vjp, vjp)
+HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace cuda

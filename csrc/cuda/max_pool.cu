@@ -1,5 +1,7 @@
 // max_pool: the maximum of size x size windows with its place as a code; the gather (jvp) and the scatter (vjp) at
 // stored codes. A thread owns four neighbouring channels of one window, in the scatter of one pixel.
+#include "../host/max_pool.cpp"  // its signatures
+
 #include "launch.h"
 #include "tile.h"
 
@@ -25,19 +27,17 @@ struct Pool {
   }
 };
 
+template <class S>
 Pool pool_of(const Call& call) {
   Pool p{};
-  p.P = dim(call, 'P');
-  p.E = dim(call, 'E');
-  p.H = dim(call, 'H');
-  p.W = dim(call, 'W');
-  p.K = dim(call, 'K');
-  p.Q = dim(call, 'Q');
-  p.R = dim(call, 'R');
-  p.size = static_cast<int>(integer_attribute(call, 0, 1, 16));
-  if (p.Q != p.H / p.size || p.R != p.W / p.size)
-    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld", static_cast<long long>(p.Q),
-               static_cast<long long>(p.R), static_cast<long long>(p.H / p.size), static_cast<long long>(p.W / p.size));
+  p.P = HG_DIM_IF_ANY(P);
+  p.E = HG_DIM(E);
+  p.H = HG_DIM(H);
+  p.W = HG_DIM(W);
+  p.K = HG_DIM(K);
+  p.Q = HG_DIM(Q);
+  p.R = HG_DIM(R);
+  p.size = static_cast<int>(HG_INTEGER(size));
   if (p.K > 0 && p.W > 0 && p.H > INT32_MAX / p.K / p.W)
     fail_shape(call, "an image has %lld x %lld pixels of %lld channels, expected fewer than 2**31 elements; split it",
                static_cast<long long>(p.H), static_cast<long long>(p.W), static_cast<long long>(p.K));
@@ -121,33 +121,33 @@ __global__ void __launch_bounds__(kThreads)
   store_quad(x_bar.at(at.p, at.e) + (at.y * p.W + at.x) * p.K, at.k, K, x_bar.wide, out);
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Pool shape = pool_of(call), p = shape.over(shape.Q, shape.R);
+  HG_ARGS(x, y, code)
+  const Pool shape = pool_of<S>(call), p = shape.over(shape.Q, shape.R);
   const Launch launch(call);
-  launch("pool_value", pool_value<T>, p.E * p.blocks, kThreads, 0, p, batch<const T>(call, 0, 1), batch<T>(call, 1, 1),
-         batch<unsigned char>(call, 2, 1));
+  launch("pool_value", pool_value<T>, p.E * p.blocks, kThreads, 0, p, x, y, code);
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Pool shape = pool_of(call), p = shape.over(shape.Q, shape.R);
+  HG_ARGS(x_dot, code, y_dot)
+  const Pool shape = pool_of<S>(call), p = shape.over(shape.Q, shape.R);
   const Launch launch(call);
-  launch("pool_gather", pool_gather<T>, p.P * p.E * p.blocks, kThreads, 0, p, batch<const T>(call, 0, 2),
-         batch<const unsigned char>(call, 1, 1), batch<T>(call, 2, 2));
+  launch("pool_gather", pool_gather<T>, p.P * p.E * p.blocks, kThreads, 0, p, x_dot, code, y_dot);
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Pool shape = pool_of(call), p = shape.over(shape.H, shape.W);
+  HG_ARGS(y_bar, code, x_bar)
+  const Pool shape = pool_of<S>(call), p = shape.over(shape.H, shape.W);
   const Launch launch(call);
-  launch("pool_scatter", pool_scatter<T>, p.P * p.E * p.blocks, kThreads, 0, p, batch<const T>(call, 0, 2),
-         batch<const unsigned char>(call, 1, 1), batch<T>(call, 2, 2));
+  launch("pool_scatter", pool_scatter<T>, p.P * p.E * p.blocks, kThreads, 0, p, y_bar, code, x_bar);
 }
 
-HG_CUDA_KERNEL(max_pool_value, value);
-HG_CUDA_KERNEL(max_pool_jvp, jvp);
-HG_CUDA_KERNEL(max_pool_vjp, vjp);
+HG_KERNEL(max_pool_value, value)
+HG_KERNEL(max_pool_jvp, jvp)
+HG_KERNEL(max_pool_vjp, vjp)
 
 }  // namespace
 }  // namespace cuda

@@ -147,11 +147,10 @@ __global__ void __launch_bounds__(kThreads, precision == kTf32 ? 2 : 1)
   epilogue.template finish<Shape>(spot, at, windows, accumulators, sums);
 }
 
-// The precision that attribute `index` permits, where the device and the sizes have it: with up to 4 channels most of a
-// product would be zeros.
+// The precision that was asked for, where the device and the sizes have it: with up to 4 channels most of a product would
+// be zeros.
 template <class T>
-Precision precision_of(const Call& call, int index, int64_t channels) {
-  const int64_t asked = precision_attribute(call, index);
+Precision precision_of(int64_t asked, int64_t channels) {
   return std::is_same<T, float>::value && channels > 4 && asked != kFloat32 && has_tf32() ? static_cast<Precision>(asked) : kFloat32;
 }
 

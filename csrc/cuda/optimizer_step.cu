@@ -1,9 +1,8 @@
 // Steps of the optimisers on lists of leaves, all of them in one launch: a leaf's pointers and size are parameters of
 // the kernel. A block owns a chunk of one leaf, of one direction where there are several, a thread four neighbouring
 // elements at a time. Sums over a leaf, the cotangents of fields: a block writes its own, a second kernel adds them up.
+#include "../host/optimizer_step.cpp"  // its signatures
 #include "../optimizer_step.h"
-
-#include "launch.h"
 
 namespace hg {
 namespace cuda {
@@ -228,19 +227,18 @@ __global__ void __launch_bounds__(32) step_field_bars(const Range range, const d
   }
 }
 
-// The table of leaves from `first` on: the inputs, those of derivatives from state kFirst on, and kOut outputs.
-template <class S, int kIn, int kOut>
-Table<S, kIn, kOut> table_of(const Call& call, bool derivative, int first) {
-  static_assert(sizeof(Table<S, kIn, kOut>) <= 4096 - 64, "parameters of a kernel are at most 4 KiB");
-  using T = typename S::Element;
-  const int skipped = derivative ? S::kFirst : 0;
-  Table<S, kIn, kOut> t{};
+// The table of leaves from `first` on; `in` and `out` are the arguments' places.
+template <class O, class S, int kIn, int kOut>
+Table<O, kIn, kOut> table_of(const Call& call, int first, const int (&in)[kIn], const Places<kOut>& out) {
+  static_assert(sizeof(Table<O, kIn, kOut>) <= 4096 - 64, "parameters of a kernel are at most 4 KiB");
+  using T = typename O::Element;
+  Table<O, kIn, kOut> t{};
   t.range.count = lower(kLeaves, call.length - first);
   int64_t elements = 0;
   for (int i = 0; i < t.range.count; ++i) {
-    for (int k = skipped; k < kIn; ++k) t.in[i][k] = data_of<const T>(call, k - skipped, first + i);
-    for (int k = 0; k < kOut; ++k) t.out[i][k] = data_of<T>(call, kIn - skipped + k, first + i);
-    t.size[i] = leaf_size<S>(call, derivative, first + i);
+    for (int k = 0; k < kIn; ++k) t.in[i][k] = data_of<const T>(call, in[k], first + i);
+    for (int k = 0; k < kOut; ++k) t.out[i][k] = data_of<T>(call, out.of[k], first + i);
+    t.size[i] = leaf_size<S>(call, first + i);
     elements += t.size[i];
   }
   t.quads = elements <= kFewElements ? 1 : kQuads;
@@ -252,77 +250,79 @@ Table<S, kIn, kOut> table_of(const Call& call, bool derivative, int first) {
                  static_cast<long long>(elements));
     t.range.first_block[i + 1] = static_cast<int>(blocks);
   }
-  for (int i = 0; i < S::kFields; ++i) t.field[i] = call.attributes[i];
-  t.extra = static_cast<double>(integer_attribute(call, S::kFields, 0, S::kLargest));
+  for (int i = 0; i < O::kFields; ++i) t.field[i] = call.attributes[i];
+  t.extra = call.attributes[O::kFields];
   return t;
 }
+
+// The inputs' places one after the other, as the kernels of a rung read them.
+template <int... n>
+struct Joined {
+  int of[(0 + ... + n)] = {};
+  explicit Joined(const Places<n>&... groups) {
+    int* to = of;
+    ((to = std::copy(groups.of, groups.of + n, to)), ...);
+  }
+};
 
 template <class S>
 constexpr std::size_t kShared = shared_size(sizeof(S));
 
-template <class S>
-void value_of(const Call& call) {
+template <class T, class S, template <class> class Optimizer>
+void value(const Call& call) {
+  using O = Optimizer<T>;
+  using At = ValuePlaces<O, S>;
   const Launch launch(call);
   for (int first = 0; first < call.length; first += kLeaves) {
-    const ValueTable<S> t = table_of<S, S::kStates + S::kFields, S::kNext>(call, false, first);
-    launch("step_value", step_value<S>, t.range.first_block[t.range.count], kThreads, kShared<S>, t);
+    const ValueTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field).of, At::y);
+    launch("step_value", step_value<O>, t.range.first_block[t.range.count], kThreads, kShared<O>, t);
   }
 }
 
-template <class S>
-void jvp_of(const Call& call) {
+template <class T, class S, template <class> class Optimizer>
+void jvp(const Call& call) {
+  using O = Optimizer<T>;
+  using At = JvpPlaces<O, S>;
   const Launch launch(call);
-  const int64_t directions = dim(call, 'P');
+  const int64_t directions = HG_DIM(P);
   for (int first = 0; first < call.length; first += kLeaves) {
-    const JvpTable<S> t = table_of<S, 2 * (S::kStates + S::kFields), S::kNext>(call, true, first);
-    launch("step_jvp", step_jvp<S>, directions * t.range.first_block[t.range.count], kThreads, kShared<S>, t);
+    const JvpTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field, At::x_dot, At::field_dot).of, At::y_dot);
+    launch("step_jvp", step_jvp<O>, directions * t.range.first_block[t.range.count], kThreads, kShared<O>, t);
   }
 }
 
-template <class S>
-void vjp_of(const Call& call) {
-  using T = typename S::Element;
-  FieldBars<T, S::kFields> all{};
+template <class T, class S, template <class> class Optimizer>
+void vjp(const Call& call) {
+  using O = Optimizer<T>;
+  using At = VjpPlaces<O, S>;
+  FieldBars<T, O::kFields> all{};
   bool wanted = false;
-  for (int i = 0; i < S::kFields; ++i) {
-    all.bar[i] = data_of<T>(call, Arguments<S>::kFieldBars + i, 0);
+  for (int i = 0; i < O::kFields; ++i) {
+    all.bar[i] = data_of<T>(call, At::field_bar.of[i], 0);
     wanted = wanted || all.bar[i] != nullptr;
   }
   Launch launch(call);
   for (int first = 0; first < call.length; first += kLeaves) {
-    const VjpTable<S> t = table_of<S, S::kStates + S::kFields + S::kNext, S::kStates>(call, true, first);
+    const VjpTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field, At::y_bar).of, At::x_bar);
     const int blocks = t.range.first_block[t.range.count];
     if (!wanted) {
-      launch("step_vjp", step_vjp<S, false>, blocks, kThreads, kShared<S>, t, static_cast<double*>(nullptr));
+      launch("step_vjp", step_vjp<O, false>, blocks, kThreads, kShared<O>, t, static_cast<double*>(nullptr));
       continue;
     }
-    double* const sums = launch.template scratch<double>(static_cast<int64_t>(blocks) * S::kFields);
-    launch("step_vjp", step_vjp<S, true>, blocks, kThreads, kShared<S> + shared_size(kWarps * S::kFields * sizeof(double)), t, sums);
-    FieldBars<T, S::kFields> own = all;
+    double* const sums = launch.template scratch<double>(static_cast<int64_t>(blocks) * O::kFields);
+    launch("step_vjp", step_vjp<O, true>, blocks, kThreads, kShared<O> + shared_size(kWarps * O::kFields * sizeof(double)), t, sums);
+    FieldBars<T, O::kFields> own = all;
     for (T*& bar : own.bar) bar = bar == nullptr ? nullptr : bar + first;
-    launch("step_field_bars", step_field_bars<T, S::kFields>, t.range.count, 32, 0, t.range, sums, own);
+    launch("step_field_bars", step_field_bars<T, O::kFields>, t.range.count, 32, 0, t.range, sums, own);
   }
 }
 
-template <template <class> class Optimizer>
-void value(const Call& call) {
-  call.dtype == DType::f32 ? value_of<Optimizer<float>>(call) : value_of<Optimizer<double>>(call);
-}
-template <template <class> class Optimizer>
-void jvp(const Call& call) {
-  call.dtype == DType::f32 ? jvp_of<Optimizer<float>>(call) : jvp_of<Optimizer<double>>(call);
-}
-template <template <class> class Optimizer>
-void vjp(const Call& call) {
-  call.dtype == DType::f32 ? vjp_of<Optimizer<float>>(call) : vjp_of<Optimizer<double>>(call);
-}
-
-HG_KERNEL(sgd_step_value, value<Sgd>);
-HG_KERNEL(sgd_step_jvp, jvp<Sgd>);
-HG_KERNEL(sgd_step_vjp, vjp<Sgd>);
-HG_KERNEL(adam_step_value, value<Adam>);
-HG_KERNEL(adam_step_jvp, jvp<Adam>);
-HG_KERNEL(adam_step_vjp, vjp<Adam>);
+HG_KERNEL(sgd_step_value, value, Sgd)
+HG_KERNEL(sgd_step_jvp, jvp, Sgd)
+HG_KERNEL(sgd_step_vjp, vjp, Sgd)
+HG_KERNEL(adam_step_value, value, Adam)
+HG_KERNEL(adam_step_jvp, jvp, Adam)
+HG_KERNEL(adam_step_vjp, vjp, Adam)
 
 }  // namespace
 }  // namespace cuda

@@ -1,6 +1,8 @@
 // patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double). The
 // covariance sums products of pixels less the mean of their channel, in T over a few hundred pixels, then in double;
 // what is left of the taps' own means, which differ at the border, is subtracted at the end.
+#include "../host/patch_cov.cpp"  // its signatures
+
 #include "block.h"
 
 namespace hg {
@@ -172,11 +174,12 @@ void products(const Launch& launch, const Block& b, const Tiling& t, int64_t n_p
          2 * plane + shared_size(kThreads / 45 * 81 * sizeof(double)), b, t, x, mean, static_cast<int>(n_parts), parts);
 }
 
-template <class T>
+template <class T, class S>
 void covariance(const Call& call) {
-  const Block b = block_of(call);
-  const auto x = batch<const T>(call, 0, 1);
-  const auto mean = batch<T>(call, 1, 1), cov = batch<T>(call, 2, 1);
+  const Block b = block_of<S>(call);
+  HG_ARGS(x)
+  const auto mean = HG_ARG(patch_mean);
+  const auto cov = HG_ARG(patch_cov);
   Launch launch(call);
   const int64_t g = 9 * static_cast<int64_t>(b.C), sum_parts_ = ceil_div(b.pixels(), kSumPixels);
   double* const mean_parts = launch.scratch<double>(b.E * sum_parts_ * g);
@@ -197,7 +200,7 @@ void covariance(const Call& call) {
          as_input(mean), cov);
 }
 
-HG_CUDA_KERNEL(patch_cov, covariance);
+HG_KERNEL(patch_cov, covariance)
 
 }  // namespace
 }  // namespace cuda

@@ -4,6 +4,18 @@
 //   y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot
 //   B_dot = sum y_bar_dot;  G_dot = sum (y_bar_dot*xhat + y_bar*xhat_dot);  x_bar_dot is x_bar's tangent.
 // A task owns some pixels of one episode (of one direction); sums over them are merged in order.
+#include "../registry.h"
+
+// Axes: P directions, E episodes, M pixels, K channels.
+HG_SIGNATURE(batch_norm_value, "x=E|MK gamma=E|K beta=E|K -> y=E|MK mean=E|K rstd=E|K", "eps:float>=0")
+HG_SIGNATURE(batch_norm_vjp, "y_bar=E|MK mean=E|K rstd=E|K x=E|MK gamma=E|K -> x_bar?=E|MK gamma_bar=E|K beta_bar=E|K")
+HG_SIGNATURE(batch_norm_jvp,
+             "x=E|MK gamma=E|K mean=E|K rstd=E|K x_dot?=PE|MK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|MK x_dot_mean=PE|K c=PE|K")
+HG_SIGNATURE(batch_norm_vjp_jvp,
+             "y_bar=E|MK y_bar_dot?=PE|MK mean=E|K rstd=E|K x=E|MK gamma=E|K x_dot?=PE|MK gamma_dot?=PE|K x_dot_mean=PE|K c=PE|K"
+             " -> x_bar_dot?=PE|MK gamma_bar_dot=PE|K beta_bar_dot=PE|K")
+
+#ifdef HG_SIMD
 #include "moments.h"
 
 namespace hg {
@@ -11,10 +23,9 @@ namespace HG_SIMD {
 namespace {
 
 // The fused block's sizes with M images of one pixel.
-template <class T>
+template <class T, class S>
 Block norm_of(const Call& call) {
-  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
-  Block b{dim('P'), dim('E'), dim('M'), 1, 1, 0, dim('K'), 0, 0, 0, 0, 0};
+  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(M), 1, 1, 0, HG_DIM(K), 0, 0, 0, 0, 0};
   b.Kp = round_up(b.K, kLanes<T>);
   b.chunk = higher(1, lower(b.N, kTaskPixels));
   b.chunks = ceil_div(b.N, b.chunk);
@@ -80,13 +91,11 @@ T* padded_rows(const Block& b, const Batch<const T>& a, int64_t P, int slot) {
   return out;
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Block b = norm_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), beta = batch<const T>(call, 2, 1);
-  const auto y = batch<T>(call, 3, 1), mean = batch<T>(call, 4, 1), rstd = batch<T>(call, 5, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Block b = norm_of<T, S>(call);
+  HG_ARGS(x, gamma, beta, y, mean, rstd)
+  const double eps = HG_ATTRIBUTE(eps);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp + 1);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
@@ -113,13 +122,11 @@ void value(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Block b = norm_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), gamma = batch<const T>(call, 1, 1), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x_dot = batch<const T>(call, 4, 2), gamma_dot = batch<const T>(call, 5, 2),
-             beta_dot = batch<const T>(call, 6, 2);
-  const auto y_dot = batch<T>(call, 7, 2), x_dot_mean = batch<T>(call, 8, 2), c_out = batch<T>(call, 9, 2);
+  const Block b = norm_of<T, S>(call);
+  HG_ARGS(x, gamma, mean, rstd, x_dot, gamma_dot, beta_dot, y_dot, x_dot_mean)
+  const auto c_out = HG_ARG(c);
   const T* const means = padded_rows(b, mean, 1, kSlotScalars);
   const int64_t tasks = b.P * b.E * b.chunks;
   double* const parts = scratch_of<double>(kSlotPartSums, tasks * 3 * b.Kp + 1);
@@ -154,12 +161,10 @@ void jvp(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = norm_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), mean = batch<const T>(call, 1, 1), rstd = batch<const T>(call, 2, 1),
-             x = batch<const T>(call, 3, 1), gamma = batch<const T>(call, 4, 1);
-  const auto x_bar = batch<T>(call, 5, 1), gamma_bar = batch<T>(call, 6, 1), beta_bar = batch<T>(call, 7, 1);
+  const Block b = norm_of<T, S>(call);
+  HG_ARGS(y_bar, mean, rstd, x, gamma, x_bar, gamma_bar, beta_bar)
   const T* const means = padded_rows(b, mean, 1, kSlotScalars);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp + 1);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
@@ -195,14 +200,12 @@ void vjp(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = norm_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), mean = batch<const T>(call, 2, 1),
-             rstd = batch<const T>(call, 3, 1), x = batch<const T>(call, 4, 1), gamma = batch<const T>(call, 5, 1),
-             x_dot = batch<const T>(call, 6, 2), gamma_dot = batch<const T>(call, 7, 2), x_dot_mean = batch<const T>(call, 8, 2),
-             c_in = batch<const T>(call, 9, 2);
-  const auto x_bar_dot = batch<T>(call, 10, 2), gamma_bar_dot = batch<T>(call, 11, 2), beta_bar_dot = batch<T>(call, 12, 2);
+  const Block b = norm_of<T, S>(call);
+  HG_ARGS(y_bar, y_bar_dot, mean, rstd, x, gamma, x_dot, gamma_dot, x_dot_mean)
+  const auto c_in = HG_ARG(c);
+  HG_ARGS(x_bar_dot, gamma_bar_dot, beta_bar_dot)
   const int64_t Kp = b.Kp, tasks = b.P * b.E * b.chunks;
   const T *const means = padded_rows(b, mean, 1, kSlotScalars), *const dot_means = padded_rows(b, x_dot_mean, b.P, kSlotParts);
   // Sums of y_bar, y_bar*(x - mean); y_bar_dot, y_bar_dot*(x - mean); y_bar, y_bar*(x_dot - mean).
@@ -253,16 +256,12 @@ void vjp_jvp(const Call& call) {
   });
 }
 
-void batch_norm_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
-void batch_norm_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
-void batch_norm_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-void batch_norm_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
-
-HG_KERNEL(batch_norm_value, batch_norm_value);
-HG_KERNEL(batch_norm_jvp, batch_norm_jvp);
-HG_KERNEL(batch_norm_vjp, batch_norm_vjp);
-HG_KERNEL(batch_norm_vjp_jvp, batch_norm_vjp_jvp);
+HG_KERNEL(batch_norm_value, value)
+HG_KERNEL(batch_norm_jvp, jvp)
+HG_KERNEL(batch_norm_vjp, vjp)
+HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

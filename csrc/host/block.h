@@ -20,10 +20,9 @@ struct Block {
   int64_t taps() const { return 9 * C; }
 };
 
-template <class T>
+template <class T, class S>
 static Block block_of(const Call& call) {
-  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
-  Block b{dim('P'), dim('E'), dim('N'), dim('H'), dim('W'), dim('C'), dim('K'), 0, 0, 0, 0, 0};
+  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(H), HG_DIM(W), HG_DIM(C), HG_DIM_IF_ANY(K), 0, 0, 0, 0, 0};
   b.h = b.H / 2;
   b.w = b.W / 2;
   b.Kp = round_up(b.K, kLanes<T>);

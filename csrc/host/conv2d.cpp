@@ -1,4 +1,15 @@
 // conv2d_fprop, conv2d_dgrad, conv2d_wgrad. Each task owns the outputs of a few images (wgrad: one partial sum).
+#include "../registry.h"
+
+// Axes: A, B batch; N images, H x W pixels, C channels; R x S filters, K of them; P x Q output pixels. `precision` permits a
+// device to multiply float32 as tf32 (1) or as three tf32 products (2) instead of as it is (0).
+#define HG_CONV_ATTRIBUTES "stride:1..1048576 pad_h:0..1048576 pad_w:0..1048576 precision:0..2"
+#define HG_CONV_AXES "P=(H+2*pad_h-R)/stride+1 Q=(W+2*pad_w-S)/stride+1"
+HG_SIGNATURE(conv2d_fprop, "x=AB|NHWC w=AB|RSCK -> y=AB|NPQK", HG_CONV_ATTRIBUTES, HG_CONV_AXES)
+HG_SIGNATURE(conv2d_dgrad, "y_bar=AB|NPQK w=AB|RSCK -> x_bar=AB|NHWC", HG_CONV_ATTRIBUTES, HG_CONV_AXES)
+HG_SIGNATURE(conv2d_wgrad, "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_ATTRIBUTES, HG_CONV_AXES)
+
+#ifdef HG_SIMD
 #include "images.h"
 
 namespace hg {
@@ -10,34 +21,14 @@ struct Geometry {
   int64_t chunk, chunks;  // images per task, tasks per batch entry
 };
 
+template <class S>
 Geometry geometry(const Call& call) {
-  constexpr int64_t kMost = int64_t(1) << 20;
-  const auto dim = [&](char axis) { return call.dims[static_cast<int>(axis)]; };
-  Geometry g{dim('A'),
-             dim('B'),
-             dim('N'),
-             dim('H'),
-             dim('W'),
-             dim('C'),
-             dim('R'),
-             dim('S'),
-             dim('K'),
-             dim('P'),
-             dim('Q'),
-             integer_attribute(call, 0, 1, kMost),
-             integer_attribute(call, 1, 0, kMost),
-             integer_attribute(call, 2, 0, kMost),
-             0,
-             0};
-  precision_attribute(call, 3);
-  const int64_t room_h = g.H + 2 * g.pad_h - g.R, room_w = g.W + 2 * g.pad_w - g.S;
-  if (g.R < 1 || g.S < 1 || room_h < 0 || room_w < 0)
+  Geometry g{HG_DIM(A), HG_DIM(B), HG_DIM(N), HG_DIM(H),          HG_DIM(W),         HG_DIM(C),         HG_DIM(R), HG_DIM(S),
+             HG_DIM(K), HG_DIM(P), HG_DIM(Q), HG_INTEGER(stride), HG_INTEGER(pad_h), HG_INTEGER(pad_w), 0,         0};
+  if (g.R < 1 || g.S < 1 || g.H + 2 * g.pad_h < g.R || g.W + 2 * g.pad_w < g.S)
     fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld because images are %lld x %lld with padding",
                static_cast<long long>(g.R), static_cast<long long>(g.S), static_cast<long long>(g.H + 2 * g.pad_h),
                static_cast<long long>(g.W + 2 * g.pad_w), static_cast<long long>(g.H), static_cast<long long>(g.W));
-  if (g.P != room_h / g.stride + 1 || g.Q != room_w / g.stride + 1)
-    fail_shape(call, "output images are %lld x %lld, expected (H + 2*pad_h - R)//stride + 1 = %lld by %lld", static_cast<long long>(g.P),
-               static_cast<long long>(g.Q), static_cast<long long>(room_h / g.stride + 1), static_cast<long long>(room_w / g.stride + 1));
   g.chunk = higher(1, lower(g.N, kTaskPixels / higher(1, higher(g.H * g.W, g.P * g.Q))));
   g.chunks = ceil_div(g.N, g.chunk);
   return g;
@@ -64,11 +55,10 @@ struct Filters {
 // Rows and columns of the padded input that a stride-1 walk over the outputs reads.
 HG_INLINE int64_t reach(int64_t outputs, int64_t stride, int64_t taps) { return (outputs - 1) * stride + taps; }
 
-template <class T>
+template <class T, class S>
 void fprop(const Call& call) {
-  const Geometry g = geometry(call);
-  const auto x = batch<const T>(call, 0, 2), w = batch<const T>(call, 1, 2);
-  const auto y = batch<T>(call, 2, 2);
+  const Geometry g = geometry<S>(call);
+  HG_ARGS(x, w, y)
   const int64_t size = packed_size<T>(g.R, g.S * g.C, g.K);
   const Filters<T> filters(w, g);
   T* const packed = scratch_of<T>(kSlotWeights, filters.count() * size);
@@ -100,11 +90,10 @@ struct Phase {
   }
 };
 
-template <class T>
+template <class T, class S>
 void dgrad(const Call& call) {
-  const Geometry g = geometry(call);
-  const auto y_bar = batch<const T>(call, 0, 2), w = batch<const T>(call, 1, 2);
-  const auto x_bar = batch<T>(call, 2, 2);
+  const Geometry g = geometry<S>(call);
+  HG_ARGS(y_bar, w, x_bar)
   const int64_t phases = lower(g.stride, higher(g.H, g.W) + higher(g.pad_h, g.pad_w));
   const int64_t size = packed_size<T>(g.R, g.S * g.K, g.C);  // all phases of one filter fit: their taps are disjoint
   const Filters<T> filters(w, g);
@@ -149,11 +138,10 @@ void dgrad(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void wgrad(const Call& call) {
-  const Geometry g = geometry(call);
-  const auto x = batch<const T>(call, 0, 2), y_bar = batch<const T>(call, 1, 2);
-  const auto w_bar = batch<T>(call, 2, 2);
+  const Geometry g = geometry<S>(call);
+  HG_ARGS(x, y_bar, w_bar)
   const int64_t Kp = round_up(g.K, kLanes<T>), run = g.S * g.C, size = g.R * run * Kp;
   T* const parts = scratch_of<T>(kSlotParts, g.A * g.B * g.chunks * size);
   const int64_t rows = reach(g.P, g.stride, g.R), cols = reach(g.Q, g.stride, g.S);
@@ -178,14 +166,11 @@ void wgrad(const Call& call) {
   });
 }
 
-void conv2d_fprop(const Call& call) { call.dtype == DType::f32 ? fprop<float>(call) : fprop<double>(call); }
-void conv2d_dgrad(const Call& call) { call.dtype == DType::f32 ? dgrad<float>(call) : dgrad<double>(call); }
-void conv2d_wgrad(const Call& call) { call.dtype == DType::f32 ? wgrad<float>(call) : wgrad<double>(call); }
-
-HG_KERNEL(conv2d_fprop, conv2d_fprop);
-HG_KERNEL(conv2d_dgrad, conv2d_dgrad);
-HG_KERNEL(conv2d_wgrad, conv2d_wgrad);
+HG_KERNEL(conv2d_fprop, fprop)
+HG_KERNEL(conv2d_dgrad, dgrad)
+HG_KERNEL(conv2d_wgrad, wgrad)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

@@ -1,5 +1,16 @@
 // conv_bn_relu_pool_first_value and _first_jvp: convolution, normalization, ReLU and maximum in one pass over two rows
 // at a time; z stays in scratch. A task owns the pooled rows of a few images.
+#include "../registry.h"
+
+HG_SIGNATURE(conv_bn_relu_pool_first_value,
+             "x=E|NHWC w=E|33CK gamma=E|K beta=E|K patch_mean=E|g patch_cov=E|gg -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K",
+             "eps:float>=0", "h=H/2 w=W/2 g=9*C")
+HG_SIGNATURE(conv_bn_relu_pool_first_jvp,
+             "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
+             " w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|NhwK",
+             "", "h=H/2 w=W/2 g=9*C")
+
+#ifdef HG_SIMD
 #include "first.h"
 
 namespace hg {
@@ -13,15 +24,11 @@ HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64
   conv_images(rows, filter, int64_t(1), dense(band, 1, 2, 2 * b.w, b.Kp), false);
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Block b = block_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1), patch_cov = batch<const T>(call, 5, 1);
-  const auto y = batch<T>(call, 6, 1), mean = batch<T>(call, 8, 1), rstd = batch<T>(call, 9, 1);
-  const auto code = batch<unsigned char>(call, 7, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(x, w, gamma, beta, patch_mean, patch_cov, y, mean, rstd, code)
+  const double eps = HG_ATTRIBUTE(eps);
 
   T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp);  // mean, scale, shift
   parallel_for(b.E, [&](int64_t e) {
@@ -78,15 +85,10 @@ void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z
   });
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Block b = block_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), patch_mean = batch<const T>(call, 6, 1),
-             patch_cov = batch<const T>(call, 7, 1);
-  const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2), beta_dot = batch<const T>(call, 10, 2);
-  const auto y_dot = batch<T>(call, 11, 2);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(x, w, gamma, mean, rstd, patch_mean, patch_cov, code, w_dot, gamma_dot, beta_dot, y_dot)
 
   T* const scalars = scratch_of<T>(kSlotScalars, b.P * b.E * 5 * b.Kp);  // mean, mean(z_dot), by_z, by_z_dot, shift
   parallel_for(b.P * b.E, [&](int64_t pe) {
@@ -134,12 +136,10 @@ void jvp(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_first_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
-void conv_bn_relu_pool_first_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_first_value, conv_bn_relu_pool_first_value);
-HG_KERNEL(conv_bn_relu_pool_first_jvp, conv_bn_relu_pool_first_jvp);
+HG_KERNEL(conv_bn_relu_pool_first_value, value)
+HG_KERNEL(conv_bn_relu_pool_first_jvp, jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

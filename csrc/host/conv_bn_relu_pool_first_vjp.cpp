@@ -3,6 +3,18 @@
 //   w_bar_dot = (gamma_dot*s + gamma*s_dot)*(U - G*s*Cov w)
 //               + gamma*s*(U_dot - G_dot*s*Cov w - G*(s_dot*Cov w + s*Cov w_dot))
 // A task owns the partial sums of a few images.
+#include "../registry.h"
+
+HG_SIGNATURE(conv_bn_relu_pool_first_vjp,
+             "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg x=E|NHWC w=E|33CK gamma=E|K"
+             " -> w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+             "", "h=H/2 w=W/2 g=9*C")
+HG_SIGNATURE(conv_bn_relu_pool_first_vjp_jvp,
+             "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K patch_mean=E|g patch_cov=E|gg"
+             " x=E|NHWC w=E|33CK gamma=E|K w_dot?=PE|33CK gamma_dot?=PE|K -> w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+             "", "h=H/2 w=W/2 g=9*C")
+
+#ifdef HG_SIMD
 #include "first.h"
 
 namespace hg {
@@ -74,14 +86,10 @@ static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<
 
 namespace {
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = block_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), rstd = batch<const T>(call, 3, 1), patch_mean = batch<const T>(call, 4, 1),
-             patch_cov = batch<const T>(call, 5, 1), x = batch<const T>(call, 6, 1), w = batch<const T>(call, 7, 1),
-             gamma = batch<const T>(call, 8, 1);
-  const auto code = batch<const unsigned char>(call, 1, 1);
-  const auto w_bar = batch<T>(call, 9, 1), gamma_bar = batch<T>(call, 10, 1), beta_bar = batch<T>(call, 11, 1);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(y_bar, rstd, patch_mean, patch_cov, x, w, gamma, code, w_bar, gamma_bar, beta_bar)
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
   parallel_for(b.E, [&](int64_t e) {
     double* const cov_w = scratch_of<double>(kSlotSums, b.taps() * b.K + b.K + 1);
@@ -99,15 +107,10 @@ void vjp(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = block_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), y_bar_dot = batch<const T>(call, 1, 2), rstd = batch<const T>(call, 4, 1),
-             patch_mean = batch<const T>(call, 5, 1), patch_cov = batch<const T>(call, 6, 1), x = batch<const T>(call, 7, 1),
-             w = batch<const T>(call, 8, 1), gamma = batch<const T>(call, 9, 1);
-  const auto code = batch<const unsigned char>(call, 2, 1);
-  const auto w_dot = batch<const T>(call, 10, 2), gamma_dot = batch<const T>(call, 11, 2);
-  const auto w_bar_dot = batch<T>(call, 12, 2), gamma_bar_dot = batch<T>(call, 13, 2), beta_bar_dot = batch<T>(call, 14, 2);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(y_bar, y_bar_dot, rstd, patch_mean, patch_cov, x, w, gamma, code, w_dot, gamma_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot)
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
   const Gathered sums_dot = y_bar_dot ? gather(b, y_bar_dot, code, x, patch_mean, b.P, kSlotParts2) : Gathered{nullptr, nullptr, 0, 0};
   parallel_for(b.P * b.E, [&](int64_t pe) {
@@ -143,12 +146,10 @@ void vjp_jvp(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_first_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-void conv_bn_relu_pool_first_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_first_vjp, conv_bn_relu_pool_first_vjp);
-HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, conv_bn_relu_pool_first_vjp_jvp);
+HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
+HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

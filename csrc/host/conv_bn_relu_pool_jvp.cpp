@@ -1,6 +1,14 @@
 // conv_bn_relu_pool_jvp: z_dot = conv(x_dot, w) + conv(x, w_dot) with mean(z_dot) and c = mean(xhat*z_dot), then y_dot
 // at the stored winners. A task owns z_dot and y_dot of a few images of one direction and episode.
 //   xhat_dot = s*(z_dot - mean(z_dot) - xhat*c);  y_dot = gamma_dot*xhat + gamma*xhat_dot + beta_dot, where active
+#include "../registry.h"
+
+HG_SIGNATURE(conv_bn_relu_pool_jvp,
+             "x=E|NHWC w=E|33CK gamma=E|K code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK"
+             " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K beta_dot?=PE|K -> y_dot=PE|NhwK z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K",
+             "precision:0..2", "h=H/2 w=W/2")
+
+#ifdef HG_SIMD
 #include "moments.h"
 
 namespace hg {
@@ -23,17 +31,11 @@ void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z
   });
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  precision_attribute(call, 0);
-  const Block b = block_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             mean = batch<const T>(call, 4, 1), rstd = batch<const T>(call, 5, 1), z = batch<const T>(call, 6, 1);
-  const auto code = batch<const unsigned char>(call, 3, 1);
-  const auto x_dot = batch<const T>(call, 7, 2), w_dot = batch<const T>(call, 8, 2), gamma_dot = batch<const T>(call, 9, 2),
-             beta_dot = batch<const T>(call, 10, 2);
-  const auto y_dot = batch<T>(call, 11, 2), z_dot = batch<T>(call, 12, 2), z_dot_mean = batch<T>(call, 13, 2),
-             c_out = batch<T>(call, 14, 2);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(x, w, gamma, mean, rstd, z, code, x_dot, w_dot, gamma_dot, beta_dot, y_dot, z_dot, z_dot_mean)
+  const auto c_out = HG_ARG(c);
 
   T* const means = scratch_of<T>(kSlotScalars, b.E * b.Kp);
   for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), means + e * b.Kp);
@@ -81,10 +83,9 @@ void jvp(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_jvp, conv_bn_relu_pool_jvp);
+HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

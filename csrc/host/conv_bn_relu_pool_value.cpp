@@ -1,21 +1,23 @@
 // conv_bn_relu_pool_value: z = conv(x, w) is written once, with its statistics; a second pass normalizes and pools.
 // A task owns z, y and code of a few images of one episode.
+#include "../registry.h"
+
+// Axes: E episodes; N images, H x W pixels, C channels; K filters; h x w pooled pixels.
+HG_SIGNATURE(conv_bn_relu_pool_value, "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK",
+             "eps:float>=0 precision:0..2", "h=H/2 w=W/2")
+
+#ifdef HG_SIMD
 #include "moments.h"
 
 namespace hg {
 namespace HG_SIMD {
 namespace {
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  precision_attribute(call, 1);
-  const Block b = block_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), gamma = batch<const T>(call, 2, 1),
-             beta = batch<const T>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), mean = batch<T>(call, 6, 1), rstd = batch<T>(call, 7, 1), z = batch<T>(call, 8, 1);
-  const auto code = batch<unsigned char>(call, 5, 1);
-  const double eps = call.attributes[0];
-  if (!(eps >= 0)) fail_argument(call, "attribute eps is %g, expected a number >= 0", eps);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(x, w, gamma, beta, y, mean, rstd, z, code)
+  const double eps = HG_ATTRIBUTE(eps);
 
   const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
@@ -54,10 +56,9 @@ void value(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_value, conv_bn_relu_pool_value);
+HG_KERNEL(conv_bn_relu_pool_value, value)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

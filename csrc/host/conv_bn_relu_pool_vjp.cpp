@@ -1,22 +1,24 @@
 // conv_bn_relu_pool_vjp: B and G from pooled-size sums, then z_bar is formed per image in scratch and feeds both the
 // gradient of x and that of w. A task owns x_bar of a few images of one episode and one partial sum of w_bar.
 //   z_bar = gamma*s*(u_bar - B/M - xhat*G/M);  x_bar = dgrad(z_bar, w);  w_bar = wgrad(x, z_bar)
+#include "../registry.h"
+
+HG_SIGNATURE(conv_bn_relu_pool_vjp,
+             "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
+             " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+             "precision:0..2", "h=H/2 w=W/2")
+
+#ifdef HG_SIMD
 #include "block.h"
 
 namespace hg {
 namespace HG_SIMD {
 namespace {
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  precision_attribute(call, 0);
-  const Block b = block_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 1), mean = batch<const T>(call, 2, 1), rstd = batch<const T>(call, 3, 1),
-             z = batch<const T>(call, 4, 1), x = batch<const T>(call, 5, 1), w = batch<const T>(call, 6, 1),
-             gamma = batch<const T>(call, 7, 1);
-  const auto code = batch<const unsigned char>(call, 1, 1);
-  const auto x_bar = batch<T>(call, 8, 1), w_bar = batch<T>(call, 9, 1), gamma_bar = batch<T>(call, 10, 1),
-             beta_bar = batch<T>(call, 11, 1);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(y_bar, mean, rstd, z, x, w, gamma, code, x_bar, w_bar, gamma_bar, beta_bar)
 
   T* const scalars = scratch_of<T>(kSlotScalars, b.E * 4 * b.Kp);  // mean, a, b, d
   for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), scalars + e * 4 * b.Kp);
@@ -78,10 +80,9 @@ void vjp(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_vjp, conv_bn_relu_pool_vjp);
+HG_KERNEL(conv_bn_relu_pool_vjp, vjp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

@@ -4,6 +4,15 @@
 //   B_dot = sum u_bar_dot;  G_dot = sum (u_bar_dot*xhat + u_bar*xhat_dot)
 //   z_bar_dot = (gamma_dot*s + gamma*s_dot)*q + gamma*s*(u_bar_dot - B_dot/M - xhat_dot*G/M - xhat*G_dot/M)
 //   w_bar_dot = wgrad(x_dot, z_bar) + wgrad(x, z_bar_dot);  x_bar_dot = dgrad(z_bar_dot, w) + dgrad(z_bar, w_dot)
+#include "../registry.h"
+
+HG_SIGNATURE(conv_bn_relu_pool_vjp_jvp,
+             "y_bar=E|NhwK y_bar_dot?=PE|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
+             " x_dot?=PE|NHWC w_dot?=PE|33CK gamma_dot?=PE|K z_dot=PE|NHWK z_dot_mean=PE|K c=PE|K"
+             " -> x_bar_dot?=PE|NHWC w_bar_dot=PE|33CK gamma_bar_dot=PE|K beta_bar_dot=PE|K",
+             "precision:0..2", "h=H/2 w=W/2")
+
+#ifdef HG_SIMD
 #include "block.h"
 
 namespace hg {
@@ -17,28 +26,11 @@ struct Arguments {
   Batch<T> x_bar_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot;
 };
 
-template <class T>
+template <class T, class S>
 Arguments<T> arguments(const Call& call) {
   Arguments<T> a;
-  a.y_bar = batch<const T>(call, 0, 1);
-  a.y_bar_dot = batch<const T>(call, 1, 2);
-  a.code = batch<const unsigned char>(call, 2, 1);
-  a.mean = batch<const T>(call, 3, 1);
-  a.rstd = batch<const T>(call, 4, 1);
-  a.z = batch<const T>(call, 5, 1);
-  a.x = batch<const T>(call, 6, 1);
-  a.w = batch<const T>(call, 7, 1);
-  a.gamma = batch<const T>(call, 8, 1);
-  a.x_dot = batch<const T>(call, 9, 2);
-  a.w_dot = batch<const T>(call, 10, 2);
-  a.gamma_dot = batch<const T>(call, 11, 2);
-  a.z_dot = batch<const T>(call, 12, 2);
-  a.z_dot_mean = batch<const T>(call, 13, 2);
-  a.c = batch<const T>(call, 14, 2);
-  a.x_bar_dot = batch<T>(call, 15, 2);
-  a.w_bar_dot = batch<T>(call, 16, 2);
-  a.gamma_bar_dot = batch<T>(call, 17, 2);
-  a.beta_bar_dot = batch<T>(call, 18, 2);
+  HG_MEMBERS(y_bar, y_bar_dot, code, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c)
+  HG_MEMBERS(x_bar_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot)
   return a;
 }
 
@@ -123,11 +115,10 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
   return out;
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  precision_attribute(call, 0);
-  const Block b = block_of<T>(call);
-  const Arguments<T> a = arguments<T>(call);
+  const Block b = block_of<T, S>(call);
+  const Arguments<T> a = arguments<T, S>(call);
   const Constants<T> s = constants(b, a);
   const FilterBank<T> filters = a.x_bar_dot ? pack_bank(b, a.w, 1, true, kSlotWeights) : FilterBank<T>{};
   const FilterBank<T> filters_dot = a.x_bar_dot ? pack_bank(b, a.w_dot, b.P, true, kSlotWeights2) : FilterBank<T>{};
@@ -173,10 +164,9 @@ void vjp_jvp(const Call& call) {
   });
 }
 
-void conv_bn_relu_pool_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
-
-HG_KERNEL(conv_bn_relu_pool_vjp_jvp, conv_bn_relu_pool_vjp_jvp);
+HG_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

@@ -1,4 +1,11 @@
 // gather_images: bytes of chosen images as numbers. A task owns some whole images.
+#include "../registry.h"
+
+// Axes: M images staged, E episodes of N. The quotient byte / 255 is correctly rounded. An image whose index is not in
+// 0 .. M-1 is NaN, and nothing is read for it.
+HG_SIGNATURE(gather_images, "images:u8=M|HWC index:i64=E|N -> x=E|NHWC")
+
+#ifdef HG_SIMD
 #include "simd.h"
 
 namespace hg {
@@ -7,19 +14,16 @@ namespace {
 
 constexpr int64_t kTaskBytes = 1 << 17;
 
-template <class T>
+template <class T, class S>
 void gather(const Call& call) {
-  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
-  const int64_t M = dim('M'), N = dim('N'), count = dim('E') * N, size = dim('H') * dim('W') * dim('C');
+  const int64_t M = HG_DIM(M), N = HG_DIM(N), count = HG_DIM(E) * N, size = HG_DIM(H) * HG_DIM(W) * HG_DIM(C);
   if (size == 0) return;
-  const auto images = batch<const unsigned char>(call, 0, 1);
-  const auto index = batch<const int64_t>(call, 1, 1);
-  T* const x = batch<T>(call, 2, 1).data;
+  HG_ARGS(images, index, x)
   const int64_t group = ceil_div(kTaskBytes, size);
   parallel_for(ceil_div(count, group), [&](int64_t task) {
     for (int64_t i = task * group; i < lower(count, (task + 1) * group); ++i) {
       const int64_t row = index.at(i / N)[i % N];
-      T* const __restrict to = x + i * size;
+      T* const __restrict to = x.data + i * size;
       if (row < 0 || row >= M) {
         for (int64_t k = 0; k < size; ++k) to[k] = static_cast<T>(__builtin_nan(""));
         continue;
@@ -30,10 +34,9 @@ void gather(const Call& call) {
   });
 }
 
-void gather_images(const Call& call) { call.dtype == DType::f32 ? gather<float>(call) : gather<double>(call); }
-
-HG_KERNEL(gather_images, gather_images);
+HG_KERNEL(gather_images, gather)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

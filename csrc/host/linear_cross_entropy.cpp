@@ -5,6 +5,17 @@
 //   z_bar_dot = y_bar_dot*residual + y_bar*softmax*(z_dot - sum over classes of softmax*z_dot)
 //   x_bar_dot = z_bar_dot w' + z_bar w_dot';  w_bar_dot = x_dot' z_bar + x' z_bar_dot
 // A task of the value and of the jvp owns a few examples, one of the others a band of features.
+#include "../registry.h"
+
+// Axes: P directions, E episodes, N examples, D features, K classes.
+HG_SIGNATURE(linear_cross_entropy_value, "x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK")
+HG_SIGNATURE(linear_cross_entropy_vjp, "y_bar=EN| residual=E|NK x=E|ND w=E|DK -> x_bar?=E|ND w_bar?=E|DK bias_bar=E|K")
+HG_SIGNATURE(linear_cross_entropy_jvp, "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K -> y_dot=PE|N z_dot=PE|NK")
+HG_SIGNATURE(linear_cross_entropy_vjp_jvp,
+             "y_bar=EN| y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
+             " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
+
+#ifdef HG_SIMD
 #include <cmath>
 
 #include "simd.h"
@@ -34,10 +45,9 @@ struct Head {
   int64_t products() const { return E * N * D * K; }
 };
 
-template <class T>
+template <class T, class S>
 Head head_of(const Call& call) {
-  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
-  Head h{dim('P'), dim('E'), dim('N'), dim('D'), dim('K'), 0, 0, 0, 0, 0};
+  Head h{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(D), HG_DIM(K), 0, 0, 0, 0, 0};
   h.Dp = round_up(h.D, kLanes<T>);
   h.chunk = higher(1, lower(h.N, kTaskProducts / higher(1, h.D * h.K)));
   h.chunks = ceil_div(h.N, h.chunk);
@@ -114,12 +124,10 @@ void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out)
   for (int64_t k = 0; i < n && k < h.K; ++k) dot_tile<T, 1, 1>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Head h = head_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1), w = batch<const T>(call, 1, 1), bias = batch<const T>(call, 2, 1);
-  const auto label = batch<const int64_t>(call, 3, 1);
-  const auto y = batch<T>(call, 4, 1), residual = batch<T>(call, 5, 1);
+  const Head h = head_of<T, S>(call);
+  HG_ARGS(x, w, bias, label, y, residual)
   for (int64_t i = 0; i < h.E * h.N; ++i) {
     const int64_t l = label.at(i / h.N)[i % h.N];
     if (l < 0 || l >= h.K)
@@ -145,12 +153,10 @@ void value(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Head h = head_of<T>(call);
-  const auto residual = batch<const T>(call, 0, 1), x = batch<const T>(call, 1, 1), w = batch<const T>(call, 2, 1);
-  const auto x_dot = batch<const T>(call, 3, 2), w_dot = batch<const T>(call, 4, 2), bias_dot = batch<const T>(call, 5, 2);
-  const auto y_dot = batch<T>(call, 6, 2), z_dot = batch<T>(call, 7, 2);
+  const Head h = head_of<T, S>(call);
+  HG_ARGS(residual, x, w, x_dot, w_dot, bias_dot, y_dot, z_dot)
   const Rows<T> rows = x_dot ? pack(h, w, 1, kSlotW) : Rows<T>{}, rows_dot = pack(h, w_dot, h.P, kSlotWDot);
   spread(h.P * h.E * h.chunks, h.P * h.products(), [&](int64_t index) {
     const int64_t pe = index / h.chunks, p = pe / h.E, e = pe % h.E;
@@ -232,7 +238,7 @@ void weights_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t 
 
 // bias_bar[k] = sum over examples of z[n, k].
 template <class T>
-void bias_bar(const Head& h, const T* z, T* out) {
+void sum_examples(const Head& h, const T* z, T* out) {
   for (int64_t k = 0; k < h.K; ++k) {
     double sum = 0;
     for (int64_t n = 0; n < h.N; ++n) sum += static_cast<double>(z[n * h.K + k]);
@@ -251,14 +257,13 @@ T* logits_bar(const Head& h, const Batch<const T>& y_bar, const Batch<const T>& 
   return z_bar;
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Head h = head_of<T>(call);
-  const auto x = batch<const T>(call, 2, 1), w = batch<const T>(call, 3, 1);
-  const auto x_bar = batch<T>(call, 4, 1), w_bar = batch<T>(call, 5, 1), b_bar = batch<T>(call, 6, 1);
-  const T* const z_bar = logits_bar(h, batch<const T>(call, 0, 2), batch<const T>(call, 1, 1));
+  const Head h = head_of<T, S>(call);
+  HG_ARGS(y_bar, residual, x, w, x_bar, w_bar, bias_bar)
+  const T* const z_bar = logits_bar(h, y_bar, residual);
   const Rows<T> rows = x_bar ? pack(h, w, 1, kSlotW) : Rows<T>{};
-  for (int64_t e = 0; e < h.E; ++e) bias_bar(h, z_bar + e * h.N * h.K, b_bar.at(e));
+  for (int64_t e = 0; e < h.E; ++e) sum_examples(h, z_bar + e * h.N * h.K, bias_bar.at(e));
   if (!x_bar && !w_bar) return;
   spread(h.E * h.bands, h.products(), [&](int64_t index) {
     const int64_t e = index / h.bands, first = index % h.bands * h.band, last = lower(h.D, first + h.band);
@@ -268,14 +273,10 @@ void vjp(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Head h = head_of<T>(call);
-  const auto y_bar = batch<const T>(call, 0, 2), y_bar_dot = batch<const T>(call, 1, 2), residual = batch<const T>(call, 2, 1),
-             x = batch<const T>(call, 4, 1), w = batch<const T>(call, 5, 1), x_dot = batch<const T>(call, 6, 2),
-             w_dot = batch<const T>(call, 7, 2), z_dot = batch<const T>(call, 8, 2);
-  const auto label = batch<const int64_t>(call, 3, 1);
-  const auto x_bar_dot = batch<T>(call, 9, 2), w_bar_dot = batch<T>(call, 10, 2), b_bar_dot = batch<T>(call, 11, 2);
+  const Head h = head_of<T, S>(call);
+  HG_ARGS(y_bar, y_bar_dot, residual, x, w, x_dot, w_dot, z_dot, label, x_bar_dot, w_bar_dot, bias_bar_dot)
   const T* const z_bar = logits_bar(h, y_bar, residual);
   const int64_t size = h.N * h.K;
   T* const z_bar_dot = scratch_of<T>(kSlotZBarDot, h.P * h.E * size + 1);
@@ -293,7 +294,7 @@ void vjp_jvp(const Call& call) {
       for (int64_t k = 0; k < h.K; ++k)
         to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
     }
-    bias_bar(h, z_bar_dot + pe * size, b_bar_dot.at(p, e));
+    sum_examples(h, z_bar_dot + pe * size, bias_bar_dot.at(p, e));
   });
   if (!x_bar_dot && !w_bar_dot) return;
   const Rows<T> rows = x_bar_dot ? pack(h, w, 1, kSlotW) : Rows<T>{};
@@ -309,16 +310,12 @@ void vjp_jvp(const Call& call) {
   });
 }
 
-void linear_cross_entropy_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
-void linear_cross_entropy_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
-void linear_cross_entropy_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-void linear_cross_entropy_vjp_jvp(const Call& call) { call.dtype == DType::f32 ? vjp_jvp<float>(call) : vjp_jvp<double>(call); }
-
-HG_KERNEL(linear_cross_entropy_value, linear_cross_entropy_value);
-HG_KERNEL(linear_cross_entropy_jvp, linear_cross_entropy_jvp);
-HG_KERNEL(linear_cross_entropy_vjp, linear_cross_entropy_vjp);
-HG_KERNEL(linear_cross_entropy_vjp_jvp, linear_cross_entropy_vjp_jvp);
+HG_KERNEL(linear_cross_entropy_value, value)
+HG_KERNEL(linear_cross_entropy_jvp, jvp)
+HG_KERNEL(linear_cross_entropy_vjp, vjp)
+HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

@@ -1,6 +1,14 @@
 // max_pool: the maximum of size x size windows, its place in the window as a code; and, at stored codes, the gather
 // (jvp) and the scatter (vjp), which are linear. A task owns one row of windows and, in the scatter, the pixel rows
 // under it, the last task of an image those that no window covers too.
+#include "../registry.h"
+
+// Axes: P directions, E images, H x W pixels, Q x R windows, K channels. A code is the winner's place in its window, row by row.
+HG_SIGNATURE(max_pool_value, "x=E|HWK -> y=E|QRK code:u8=E|QRK", "size:1..16", "Q=H/size R=W/size")
+HG_SIGNATURE(max_pool_jvp, "x_dot=PE|HWK code:u8=E|QRK -> y_dot=PE|QRK", "size:1..16", "Q=H/size R=W/size")
+HG_SIGNATURE(max_pool_vjp, "y_bar=PE|QRK code:u8=E|QRK -> x_bar=PE|HWK", "size:1..16", "Q=H/size R=W/size")
+
+#ifdef HG_SIMD
 #include "simd.h"
 
 namespace hg {
@@ -11,13 +19,9 @@ struct Pool {
   int64_t P, E, H, W, K, Q, R, size;
 };
 
+template <class S>
 Pool pool_of(const Call& call) {
-  const auto dim = [&](char axis) { return higher(0, call.dims[static_cast<int>(axis)]); };
-  const Pool p{dim('P'), dim('E'), dim('H'), dim('W'), dim('K'), dim('Q'), dim('R'), integer_attribute(call, 0, 1, 16)};
-  if (p.Q != p.H / p.size || p.R != p.W / p.size)
-    fail_shape(call, "there are %lld x %lld windows, expected H//size = %lld by W//size = %lld", static_cast<long long>(p.Q),
-               static_cast<long long>(p.R), static_cast<long long>(p.H / p.size), static_cast<long long>(p.W / p.size));
-  return p;
+  return {HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(H), HG_DIM(W), HG_DIM(K), HG_DIM(Q), HG_DIM(R), HG_INTEGER(size)};
 }
 
 // body(lanes, full, pixel, window): every vector of channels of every window of a row; `pixel` and `window` are
@@ -46,24 +50,20 @@ void value_row(const Pool& p, int64_t q, const T* x, T* y, unsigned char* code) 
   });
 }
 
-template <class T>
+template <class T, class S>
 void value(const Call& call) {
-  const Pool p = pool_of(call);
-  const auto x = batch<const T>(call, 0, 1);
-  const auto y = batch<T>(call, 1, 1);
-  const auto code = batch<unsigned char>(call, 2, 1);
+  const Pool p = pool_of<S>(call);
+  HG_ARGS(x, y, code)
   parallel_for(p.E * p.Q, [&](int64_t index) {
     const int64_t e = index / p.Q;
     value_row(p, index % p.Q, x.at(e), y.at(e), code.at(e));
   });
 }
 
-template <class T>
+template <class T, class S>
 void jvp(const Call& call) {
-  const Pool p = pool_of(call);
-  const auto x_dot = batch<const T>(call, 0, 2);
-  const auto code = batch<const unsigned char>(call, 1, 1);
-  const auto y_dot = batch<T>(call, 2, 2);
+  const Pool p = pool_of<S>(call);
+  HG_ARGS(x_dot, code, y_dot)
   parallel_for(p.P * p.E * p.Q, [&](int64_t index) {
     const int64_t pe = index / p.Q, e = pe % p.E;
     const T* const from = x_dot.at(pe / p.E, e);
@@ -81,12 +81,10 @@ void jvp(const Call& call) {
   });
 }
 
-template <class T>
+template <class T, class S>
 void vjp(const Call& call) {
-  const Pool p = pool_of(call);
-  const auto y_bar = batch<const T>(call, 0, 2);
-  const auto code = batch<const unsigned char>(call, 1, 1);
-  const auto x_bar = batch<T>(call, 2, 2);
+  const Pool p = pool_of<S>(call);
+  HG_ARGS(y_bar, code, x_bar)
   const int64_t rows = higher(1, p.Q);
   parallel_for(p.P * p.E * rows, [&](int64_t index) {
     const int64_t pe = index / rows, e = pe % p.E, q = index % rows;
@@ -110,14 +108,11 @@ void vjp(const Call& call) {
   });
 }
 
-void max_pool_value(const Call& call) { call.dtype == DType::f32 ? value<float>(call) : value<double>(call); }
-void max_pool_jvp(const Call& call) { call.dtype == DType::f32 ? jvp<float>(call) : jvp<double>(call); }
-void max_pool_vjp(const Call& call) { call.dtype == DType::f32 ? vjp<float>(call) : vjp<double>(call); }
-
-HG_KERNEL(max_pool_value, max_pool_value);
-HG_KERNEL(max_pool_jvp, max_pool_jvp);
-HG_KERNEL(max_pool_vjp, max_pool_vjp);
+HG_KERNEL(max_pool_value, value)
+HG_KERNEL(max_pool_jvp, jvp)
+HG_KERNEL(max_pool_vjp, vjp)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

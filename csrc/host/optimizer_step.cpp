@@ -1,5 +1,33 @@
 // Steps of the optimisers on lists of leaves. A task owns a chunk of one leaf's elements, of one direction where there
 // are several; sums over a leaf, the cotangents of fields, are added up chunk by chunk.
+#include "../registry.h"
+
+// A field is one number for all leaves, the attribute, or given as arrays without axes, one for each leaf. An array that is
+// given takes the number's place.
+#define HG_SGD_ATTRIBUTES "lr:float momentum:float weight_decay:float nesterov:0..1"
+HG_SIGNATURE(sgd_step_value, "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*= -> w_next*=~ v_next?*=~", HG_SGD_ATTRIBUTES)
+HG_SIGNATURE(sgd_step_jvp,
+             "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*="
+             " w_dot?*=P~ v_dot?*=P~ g_dot?*=P~ lr_dot?*=P momentum_dot?*=P weight_decay_dot?*=P -> w_next_dot?*=P~ v_next_dot?*=P~",
+             HG_SGD_ATTRIBUTES)
+HG_SIGNATURE(sgd_step_vjp,
+             "w*=~ v?*=~ g*=~ lr?*= momentum?*= weight_decay?*= w_next_bar?*=~ v_next_bar?*=~"
+             " -> w_bar?*=~ v_bar?*=~ g_bar?*=~ lr_bar?=n momentum_bar?=n weight_decay_bar?=n",
+             HG_SGD_ATTRIBUTES)
+
+#define HG_ADAM_ATTRIBUTES "lr:float beta1:float beta2:float eps:float t:0..4503599627370496"
+HG_SIGNATURE(adam_step_value, "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= -> w_next*=~ m_next*=~ s_next*=~", HG_ADAM_ATTRIBUTES)
+HG_SIGNATURE(adam_step_jvp,
+             "m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*="
+             " w_dot?*=P~ m_dot?*=P~ s_dot?*=P~ g_dot?*=P~ lr_dot?*=P beta1_dot?*=P beta2_dot?*=P eps_dot?*=P"
+             " -> w_next_dot?*=P~ m_next_dot?*=P~ s_next_dot?*=P~",
+             HG_ADAM_ATTRIBUTES)
+HG_SIGNATURE(adam_step_vjp,
+             "m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= w_next_bar?*=~ m_next_bar?*=~ s_next_bar?*=~"
+             " -> w_bar?*=~ m_bar?*=~ s_bar?*=~ g_bar?*=~ lr_bar?=n beta1_bar?=n beta2_bar?=n eps_bar?=n",
+             HG_ADAM_ATTRIBUTES)
+
+#ifdef HG_SIMD
 #include "../optimizer_step.h"
 
 #include <type_traits>
@@ -29,11 +57,10 @@ struct Chunks {
 };
 
 template <class S>
-Chunks chunks_of(const Call& call, bool derivative) {
-  integer_attribute(call, S::kFields, 0, S::kLargest);
+Chunks chunks_of(const Call& call) {
   Chunks c{scratch_of<int64_t>(kSharedSlots, call.length + 1), call.length, 0, 0};
   for (int i = 0; i < call.length; ++i) {
-    const int64_t size = leaf_size<S>(call, derivative, i);
+    const int64_t size = leaf_size<S>(call, i);
     c.first[i] = c.count;
     c.count += ceil_div(size, kChunk);
     c.elements += size;
@@ -51,11 +78,11 @@ struct Piece {
 
 // body(piece) for every direction and chunk.
 template <class S, class Body>
-void each_chunk(const Call& call, bool derivative, const Chunks& chunks, int64_t directions, const Body& body) {
+void each_chunk(const Call& call, const Chunks& chunks, int64_t directions, const Body& body) {
   const auto task = [&](int64_t index) {
     Piece a{index / chunks.count, index % chunks.count, 0, 0, 0, 0};
     a.leaf = chunks.leaf_of(a.chunk);
-    a.size = leaf_size<S>(call, derivative, a.leaf);
+    a.size = leaf_size<S>(call, a.leaf);
     a.begin = (a.chunk - chunks.first[a.leaf]) * kChunk;
     a.count = lower(kChunk, a.size - a.begin);
     body(a);
@@ -67,24 +94,24 @@ void each_chunk(const Call& call, bool derivative, const Chunks& chunks, int64_t
     for (int64_t i = 0; i < tasks; ++i) task(i);
 }
 
-// The leaf's constants; arrays of fields begin at argument `from`.
-template <class S>
-S constants_of(const Call& call, int from, int leaf) {
-  double field[S::kFields];
+// The leaf's constants.
+template <class O>
+O constants_of(const Call& call, const Places<O::kFields>& fields, int leaf) {
+  double field[O::kFields];
   unsigned given = 0;
-  for (int i = 0; i < S::kFields; ++i) {
-    const auto* const array = data_of<const typename S::Element>(call, from + i, leaf);
+  for (int i = 0; i < O::kFields; ++i) {
+    const auto* const array = data_of<const typename O::Element>(call, fields.of[i], leaf);
     field[i] = array != nullptr ? static_cast<double>(*array) : call.attributes[i];
     given |= array != nullptr ? 1u << i : 0u;
   }
-  return S::of(field, given, call.attributes[S::kFields]);
+  return O::of(field, given, call.attributes[O::kFields]);
 }
 
-// The first element of `n` arguments' arrays in a piece; null where absent.
-template <class T>
-void find(const Call& call, int argument, int n, const Piece& piece, int64_t offset, T** pointers) {
+// The first element of each argument's array in a piece; null where absent.
+template <class T, int n>
+void locate(const Call& call, const Places<n>& arguments, const Piece& piece, int64_t offset, T* (&pointers)[n]) {
   for (int i = 0; i < n; ++i) {
-    T* const data = data_of<T>(call, argument + i, piece.leaf);
+    T* const data = data_of<T>(call, arguments.of[i], piece.leaf);
     pointers[i] = data == nullptr ? nullptr : data + offset;
   }
 }
@@ -100,18 +127,19 @@ HG_INLINE void store_all(T* const (&to)[n], int64_t k, int lanes, const Vec<T> (
     if (to[i] != nullptr) store<T, F>(to[i] + k, from[i], lanes);
 }
 
-template <class S>
-void value_of(const Call& call) {
-  using T = typename S::Element;
-  each_chunk<S>(call, false, chunks_of<S>(call, false), 1, [&](const Piece& piece) {
-    const T* x[S::kStates];
-    T* y[S::kNext];
-    find(call, 0, S::kStates, piece, piece.begin, x);
-    find(call, Arguments<S>::kValueOut, S::kNext, piece, piece.begin, y);
-    const S s = constants_of<S>(call, S::kStates, piece.leaf);
+template <class T, class S, template <class> class Optimizer>
+void value(const Call& call) {
+  using O = Optimizer<T>;
+  using At = ValuePlaces<O, S>;
+  each_chunk<S>(call, chunks_of<S>(call), 1, [&](const Piece& piece) {
+    const T* x[O::kStates];
+    T* y[O::kNext];
+    locate(call, At::x, piece, piece.begin, x);
+    locate(call, At::y, piece, piece.begin, y);
+    const O s = constants_of<O>(call, At::field, piece.leaf);
     for_channels<T>(piece.count, [&](int64_t k, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
-      Vec<T> a[S::kStates], b[S::kNext];
+      Vec<T> a[O::kStates], b[O::kNext];
       load_all<const T, F>(x, k, lanes, a);
       s.value(a, b);
       store_all<T, F>(y, k, lanes, b);
@@ -119,27 +147,27 @@ void value_of(const Call& call) {
   });
 }
 
-template <class S>
-void jvp_of(const Call& call) {
-  using T = typename S::Element;
-  const int64_t directions = higher(0, call.dims[static_cast<int>('P')]);
-  each_chunk<S>(call, true, chunks_of<S>(call, true), directions, [&](const Piece& piece) {
-    const T *x[S::kStates] = {}, *x_dot[S::kStates];
-    T* y_dot[S::kNext];
+template <class T, class S, template <class> class Optimizer>
+void jvp(const Call& call) {
+  using O = Optimizer<T>;
+  using At = JvpPlaces<O, S>;
+  each_chunk<S>(call, chunks_of<S>(call), HG_DIM(P), [&](const Piece& piece) {
+    const T *x[O::kStates], *x_dot[O::kStates];
+    T* y_dot[O::kNext];
     const int64_t offset = piece.p * piece.size + piece.begin;
-    find(call, 0, S::kStates - S::kFirst, piece, piece.begin, x + S::kFirst);
-    find(call, Arguments<S>::kDots, S::kStates, piece, offset, x_dot);
-    find(call, Arguments<S>::kJvpOut, S::kNext, piece, offset, y_dot);
-    const S s = constants_of<S>(call, Arguments<S>::kFieldsFrom, piece.leaf);
-    double field_dot[S::kFields];
-    for (int i = 0; i < S::kFields; ++i) {
-      const T* const array = data_of<const T>(call, Arguments<S>::kFieldDots + i, piece.leaf);
+    locate(call, At::x, piece, piece.begin, x);
+    locate(call, At::x_dot, piece, offset, x_dot);
+    locate(call, At::y_dot, piece, offset, y_dot);
+    const O s = constants_of<O>(call, At::field, piece.leaf);
+    double field_dot[O::kFields];
+    for (int i = 0; i < O::kFields; ++i) {
+      const T* const array = data_of<const T>(call, At::field_dot.of[i], piece.leaf);
       field_dot[i] = array != nullptr ? static_cast<double>(array[piece.p]) : 0.0;
     }
-    const typename S::Dot dot = s.dot_of(field_dot);
+    const typename O::Dot dot = s.dot_of(field_dot);
     for_channels<T>(piece.count, [&](int64_t k, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
-      Vec<T> a[S::kStates], a_dot[S::kStates], b_dot[S::kNext];
+      Vec<T> a[O::kStates], a_dot[O::kStates], b_dot[O::kNext];
       load_all<const T, F>(x, k, lanes, a);
       load_all<const T, F>(x_dot, k, lanes, a_dot);
       s.jvp(dot, a, a_dot, b_dot);
@@ -149,87 +177,76 @@ void jvp_of(const Call& call) {
 }
 
 // Cotangents of a piece and, with kSums, its sums for the fields.
-template <class S, bool kSums>
+template <class O, class S, bool kSums>
 void pull_piece(const Call& call, const Piece& piece, double* sums) {
-  using T = typename S::Element;
-  const T *x[S::kStates] = {}, *y_bar[S::kNext];
-  T* x_bar[S::kStates];
-  find(call, 0, S::kStates - S::kFirst, piece, piece.begin, x + S::kFirst);
-  find(call, Arguments<S>::kBars, S::kNext, piece, piece.begin, y_bar);
-  find(call, Arguments<S>::kVjpOut, S::kStates, piece, piece.begin, x_bar);
-  const S s = constants_of<S>(call, Arguments<S>::kFieldsFrom, piece.leaf);
-  double lane_sums[S::kFields][kLanes<T>] = {};
+  using T = typename O::Element;
+  using At = VjpPlaces<O, S>;
+  const T *x[O::kStates], *y_bar[O::kNext];
+  T* x_bar[O::kStates];
+  locate(call, At::x, piece, piece.begin, x);
+  locate(call, At::y_bar, piece, piece.begin, y_bar);
+  locate(call, At::x_bar, piece, piece.begin, x_bar);
+  const O s = constants_of<O>(call, At::field, piece.leaf);
+  double lane_sums[O::kFields][kLanes<T>] = {};
   for (int64_t from = 0; from < piece.count; from += kFlush * kLanes<T>) {
-    Vec<T> running[S::kFields] = {};
+    Vec<T> running[O::kFields] = {};
     for_channels<T>(lower(kFlush * kLanes<T>, piece.count - from), [&](int64_t k, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
-      Vec<T> a[S::kStates], b_bar[S::kNext], a_bar[S::kStates], field_bar[S::kFields];
+      Vec<T> a[O::kStates], b_bar[O::kNext], a_bar[O::kStates], field_bar[O::kFields];
       load_all<const T, F>(x, from + k, lanes, a);
       load_all<const T, F>(y_bar, from + k, lanes, b_bar);
       s.vjp(a, b_bar, a_bar, field_bar);
       store_all<T, F>(x_bar, from + k, lanes, a_bar);
       if (kSums)
-        for (int i = 0; i < S::kFields; ++i) {
+        for (int i = 0; i < O::kFields; ++i) {
           if (!F)
             for (int lane = lanes; lane < kLanes<T>; ++lane) field_bar[i][lane] = 0;  // may be NaN: eps = 0
           running[i] += field_bar[i];
         }
     });
     if (kSums)
-      for (int i = 0; i < S::kFields; ++i)
+      for (int i = 0; i < O::kFields; ++i)
         for (int lane = 0; lane < kLanes<T>; ++lane) lane_sums[i][lane] += static_cast<double>(running[i][lane]);
   }
   if (kSums)
-    for (int i = 0; i < S::kFields; ++i) {
+    for (int i = 0; i < O::kFields; ++i) {
       sums[i] = 0;
       for (int lane = 0; lane < kLanes<T>; ++lane) sums[i] += lane_sums[i][lane];
     }
 }
 
-template <class S>
-void vjp_of(const Call& call) {
-  using T = typename S::Element;
-  const Chunks chunks = chunks_of<S>(call, true);
-  T* field_bar[S::kFields];
+template <class T, class S, template <class> class Optimizer>
+void vjp(const Call& call) {
+  using O = Optimizer<T>;
+  const Chunks chunks = chunks_of<S>(call);
+  T* field_bar[O::kFields];
   bool wanted = false;
-  for (int i = 0; i < S::kFields; ++i) {
-    field_bar[i] = data_of<T>(call, Arguments<S>::kFieldBars + i, 0);
+  for (int i = 0; i < O::kFields; ++i) {
+    field_bar[i] = data_of<T>(call, VjpPlaces<O, S>::field_bar.of[i], 0);
     wanted = wanted || field_bar[i] != nullptr;
   }
   if (!wanted) {
-    each_chunk<S>(call, true, chunks, 1, [&](const Piece& piece) { pull_piece<S, false>(call, piece, nullptr); });
+    each_chunk<S>(call, chunks, 1, [&](const Piece& piece) { pull_piece<O, S, false>(call, piece, nullptr); });
     return;
   }
-  double* const sums = scratch_of<double>(kSharedSlots + 1, chunks.count * S::kFields);
-  each_chunk<S>(call, true, chunks, 1, [&](const Piece& piece) { pull_piece<S, true>(call, piece, sums + piece.chunk * S::kFields); });
+  double* const sums = scratch_of<double>(kSharedSlots + 1, chunks.count * O::kFields);
+  each_chunk<S>(call, chunks, 1, [&](const Piece& piece) { pull_piece<O, S, true>(call, piece, sums + piece.chunk * O::kFields); });
   for (int leaf = 0; leaf < call.length; ++leaf)
-    for (int i = 0; i < S::kFields; ++i) {
+    for (int i = 0; i < O::kFields; ++i) {
       double total = 0;
-      for (int64_t chunk = chunks.first[leaf]; chunk < chunks.first[leaf + 1]; ++chunk) total += sums[chunk * S::kFields + i];
+      for (int64_t chunk = chunks.first[leaf]; chunk < chunks.first[leaf + 1]; ++chunk) total += sums[chunk * O::kFields + i];
       if (field_bar[i] != nullptr) field_bar[i][leaf] = static_cast<T>(total);
     }
 }
 
-template <template <class> class Optimizer>
-void value(const Call& call) {
-  call.dtype == DType::f32 ? value_of<Optimizer<float>>(call) : value_of<Optimizer<double>>(call);
-}
-template <template <class> class Optimizer>
-void jvp(const Call& call) {
-  call.dtype == DType::f32 ? jvp_of<Optimizer<float>>(call) : jvp_of<Optimizer<double>>(call);
-}
-template <template <class> class Optimizer>
-void vjp(const Call& call) {
-  call.dtype == DType::f32 ? vjp_of<Optimizer<float>>(call) : vjp_of<Optimizer<double>>(call);
-}
-
-HG_KERNEL(sgd_step_value, value<Sgd>);
-HG_KERNEL(sgd_step_jvp, jvp<Sgd>);
-HG_KERNEL(sgd_step_vjp, vjp<Sgd>);
-HG_KERNEL(adam_step_value, value<Adam>);
-HG_KERNEL(adam_step_jvp, jvp<Adam>);
-HG_KERNEL(adam_step_vjp, vjp<Adam>);
+HG_KERNEL(sgd_step_value, value, Sgd)
+HG_KERNEL(sgd_step_jvp, jvp, Sgd)
+HG_KERNEL(sgd_step_vjp, vjp, Sgd)
+HG_KERNEL(adam_step_value, value, Adam)
+HG_KERNEL(adam_step_jvp, jvp, Adam)
+HG_KERNEL(adam_step_vjp, vjp, Adam)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

@@ -1,6 +1,11 @@
 // patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double, from
 // sums of whole images less their edges); the covariance sums products of deviations from a mean pixel, in T over a few
 // hundred patches, then in double, where the exact mean is taken off. A task owns the partial sum of a few images.
+#include "../registry.h"
+
+HG_SIGNATURE(patch_cov, "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", "", "g=9*C")
+
+#ifdef HG_SIMD
 #include "block.h"
 
 namespace hg {
@@ -45,11 +50,12 @@ void copy_patches(const T* from, int64_t pitch, int64_t cols, int64_t C, int64_t
     for (int64_t r = 0; r < 3; ++r) __builtin_memcpy(to + r * run, from + r * pitch, static_cast<std::size_t>(run) * sizeof(T));
 }
 
-template <class T>
+template <class T, class S>
 void covariance(const Call& call) {
-  const Block b = block_of<T>(call);
-  const auto x = batch<const T>(call, 0, 1);
-  const auto mean = batch<T>(call, 1, 1), cov = batch<T>(call, 2, 1);
+  const Block b = block_of<T, S>(call);
+  HG_ARGS(x)
+  const auto mean = HG_ARG(patch_mean);
+  const auto cov = HG_ARG(patch_cov);
   const int64_t n = b.taps(), wide = round_up(n, kLanes<T>), tasks = b.E * b.chunks;
   const double M = static_cast<double>(higher(1, b.pixels()));
 
@@ -106,10 +112,9 @@ void covariance(const Call& call) {
   });
 }
 
-void patch_cov(const Call& call) { call.dtype == DType::f32 ? covariance<float>(call) : covariance<double>(call); }
-
-HG_KERNEL(patch_cov, patch_cov);
+HG_KERNEL(patch_cov, covariance)
 
 }  // namespace
 }  // namespace HG_SIMD
 }  // namespace hg
+#endif

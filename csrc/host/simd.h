@@ -7,7 +7,6 @@
 
 #include "../check.h"
 #include "../registry.h"
-#include "../signatures.h"
 #include "../threads.h"
 
 #define HG_INLINE inline __attribute__((always_inline))
@@ -132,13 +131,15 @@ struct Batch {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// Absent optional arguments give a null Batch. `lead` is 1 or 2, as in the signature.
+// An absent argument gives a null Batch. `lead` is the number of batch axes, 1 or 2.
 template <class T>
-static Batch<T> batch(const Call& call, int index, int lead) {
-  const View& view = call.arrays[index];
-  if (view.ndim == 1 && view.shape[0] == 0) return {nullptr, 0, 0};
+static Batch<T> batch(const View& view, int lead) {
+  if (view.ndim < 0) return {nullptr, 0, 0};
   return {static_cast<T*>(view.data), lead == 2 ? view.stride[0] : 0, view.stride[lead - 1]};
 }
 
 }  // namespace HG_SIMD
 }  // namespace hg
+
+#define HG_SPACE HG_SIMD
+#include "../arguments.h"

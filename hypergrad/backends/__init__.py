@@ -32,8 +32,8 @@ class Backend(Protocol):
     def xp(self) -> Any:
         """The array module."""
 
-    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
-        """Runs a kernel; None stands for an optional array that is absent."""
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Runs a kernel on arguments by name; its outputs by name. See `HostBackend.run`."""
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array."""
@@ -50,8 +50,8 @@ class Backend(Protocol):
     def build_info(self) -> dict[str, Any]:
         """What the kernels were built with, or why they are missing."""
 
-    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
-        """Names of the inputs, outputs and attributes of every kernel."""
+    def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
+        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes."""
 
 
 def backend_of(*arrays: Any) -> Backend:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar, copy_context
 from functools import cached_property
 from importlib import import_module
@@ -74,14 +75,9 @@ class CudaBackend:
             )
         assert self.xp
 
-    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
-        """Queues one kernel; outputs are overwritten in full.
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Queues one kernel; arguments and outputs as the host backend's, on CuPy arrays.
 
-        Args:
-            name: a name of `kernels()`.
-            inputs, outputs: CuPy arrays in the kernel's order, allocated by the caller; None where an optional one is
-                absent.
-            attrs: the kernel's attributes, all of them.
         Raises: ExtensionError without the compiled extension; DeviceError without a GPU; ShapeError, DTypeError or
             ArgumentError for a wrong call; RuntimeError where CUDA refuses a launch.
         Cost: the kernel's; scratch comes from CuPy's pool and goes back when the kernels are queued.
@@ -89,15 +85,18 @@ class CudaBackend:
         if MISSING is not None:
             self.require(name)
         cupy = self.xp
-        arrays = [*inputs, *outputs]
-        if not all(a is None or isinstance(a, cupy.ndarray) for a in arrays):
-            where = ["GPU" if isinstance(a, cupy.ndarray) else "host" for a in arrays if a is not None]
+        rows = (a if isinstance(a, (list, tuple)) else (a,) for a in arguments.values())
+        arrays = [a for row in rows for a in row if not isinstance(a, (int, float, type(None)))]
+        sides = ["GPU" if isinstance(a, cupy.ndarray) else "host" for a in arrays]
+        if "host" in sides:
             raise DeviceError(
-                f"{name}: its arrays lie on {', '.join(where)}, expected all on one side because kernels never copy between "
+                f"{name}: its arrays lie on {', '.join(sides)}, expected all on one side because kernels never copy between "
                 "devices; move one of them"
             )
-        with next(a for a in arrays if a is not None).device:
-            _cuda.run(name, arrays, attrs, cupy.cuda.get_current_stream().ptr, lambda n: cupy.empty(n, cupy.uint8))
+        with arrays[0].device if arrays else nullcontext():
+            stream = cupy.cuda.get_current_stream().ptr
+            outputs: dict[str, Any] = _cuda.run(name, arguments, self.empty, lambda n: cupy.empty(n, cupy.uint8), stream)
+        return outputs
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array on the current device."""
@@ -124,9 +123,8 @@ class CudaBackend:
         batch: tuple[int, ...] = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
         x, y = (self.xp.broadcast_to(self.xp.ascontiguousarray(a), (*batch, *a.shape[-2:])) for a in (x, y))
         lead, (m, k), n = (math.prod(batch[:-1]), batch[-1]), x.shape[-2:], y.shape[-1]
-        product = self.empty((*lead, m, 1, 1, n), x.dtype)
         images, filters = x.reshape(*lead, m, 1, 1, k), y.reshape(*lead, 1, 1, k, n)
-        self.run("conv2d_fprop", [images, filters], [product], stride=1, pad_h=0, pad_w=0, precision=0)
+        product = self.run("conv2d_fprop", x=images, w=filters, P=1, Q=1, stride=1, pad_h=0, pad_w=0, precision=0)["y"]
         return product.reshape(*batch[2:], m, n)
 
     def build_info(self) -> dict[str, Any]:
@@ -137,8 +135,8 @@ class CudaBackend:
         """GPUs that the extension can use; 0 without extension, driver or GPU."""
         return 0 if MISSING is not None else _cuda.device_count()
 
-    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
-        """Names of the inputs, outputs and attributes of every kernel; empty without the extension."""
+    def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
+        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes; empty without the extension."""
         return {} if MISSING is not None else _cuda.kernels()
 
 

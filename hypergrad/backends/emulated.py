@@ -20,8 +20,6 @@ else:
     MISSING = None
     _emulated.set_error_types(ShapeError, DTypeError, ArgumentError)
 
-_ABSENT = np.empty(0, np.float32)
-
 
 def _scratch(size: int) -> Any:
     """Scratch filled with NaN, so that a result shows when a kernel read what no kernel wrote."""
@@ -34,7 +32,7 @@ class EmulatedBackend:
     name = "emulated"
     xp: Any = np
 
-    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """Runs one kernel; arguments, errors and outputs as the host backend's.
 
         Raises: RuntimeError that names the waiting threads, where a kernel's barriers do not fit together or it writes
@@ -45,8 +43,8 @@ class EmulatedBackend:
                 f"{name}: the emulator hypergrad._emulated is missing, expected it because this is a test "
                 f"of the CUDA kernels ({MISSING}); build with -DHYPERGRAD_EMULATOR=ON"
             )
-        arrays = [_ABSENT if a is None else a for a in (*inputs, *outputs)]
-        _emulated.run(name, arrays, attrs, 0, _scratch)
+        outputs: dict[str, Any] = _emulated.run(name, arguments, self.empty, _scratch)
+        return outputs
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array."""
@@ -72,8 +70,8 @@ class EmulatedBackend:
         """Compiler and thread order, or why there is no emulator."""
         return {"missing": MISSING} if MISSING is not None else _emulated.build_info()
 
-    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
-        """Names of the inputs, outputs and attributes of every kernel; empty without the emulator."""
+    def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
+        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes; empty without the emulator."""
         return {} if MISSING is not None else _emulated.kernels()
 
 

@@ -21,8 +21,6 @@ else:
     MISSING = None
     _host.set_error_types(ShapeError, DTypeError, ArgumentError)
 
-_ABSENT = np.empty(0, np.float32)  # how a kernel is told that an optional argument is not given
-
 
 class HostBackend:
     """Arrays are NumPy arrays, kernels run on the CPU's cores."""
@@ -30,14 +28,16 @@ class HostBackend:
     name = "host"
     xp: Any = np
 
-    def run(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], **attrs: float) -> None:
-        """Runs one kernel; outputs are overwritten in full.
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Runs one kernel.
 
         Args:
             name: a name of `kernels()`.
-            inputs, outputs: arrays in the kernel's order, allocated by the caller; None where an optional one
-                is absent.
-            attrs: the kernel's attributes, all of them.
+            arguments: by the names in the kernel's signature. Inputs are arrays, or lists of arrays; an optional one may be left out
+                or None. Attributes are numbers. An output is allocated by `empty` where it is left out or True, not computed
+                where it is None or False, else an array to overwrite in full; a list says so for each element. An axis that no
+                array has is given by its letter, `H=28`.
+        Returns: the outputs by name: arrays, lists of them, None for what was not computed.
         Raises: ExtensionError without the compiled extension; ShapeError, DTypeError or ArgumentError for a
             wrong call.
         Cost: the kernel's; no array is copied.
@@ -48,7 +48,8 @@ class HostBackend:
                 f"({MISSING}); install with pip install ., and run from another folder than the checkout, whose sources would be "
                 "imported instead"
             )
-        _host.run(name, [_ABSENT if a is None else a for a in (*inputs, *outputs)], attrs)
+        outputs: dict[str, Any] = _host.run(name, arguments, self.empty)
+        return outputs
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array."""
@@ -70,8 +71,8 @@ class HostBackend:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _host.build_info()
 
-    def kernels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
-        """Names of the inputs, outputs and attributes of every kernel; empty without the extension."""
+    def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
+        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes; empty without the extension."""
         return {} if MISSING is not None else _host.kernels()
 
 

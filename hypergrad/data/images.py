@@ -49,7 +49,7 @@ def gather(images: Array, rows: Array, dtype: DTypeLike = np.float32) -> Array:
     if isinstance(images, np.ndarray) and not images[:1].flags.c_contiguous:  # a view of larger images, say
         images, rows = np.ascontiguousarray(images[rows.reshape(-1)]), np.arange(rows.size).reshape(rows.shape)
     x = backend.empty((*rows.shape, *images.shape[1:]), kind)
-    backend.run("gather_images", [images, rows], [x])
+    backend.run("gather_images", images=images, index=rows, x=x)
     return x
 
 

@@ -15,6 +15,8 @@ from ..rules import reshape as _reshape
 from ..tape import Node, Tensor, apply, to_tensors
 from .arguments import array_of, integer, integers, shown
 
+__all__ = ["broadcast_to", "concatenate", "reshape", "stack", "take", "transpose"]
+
 SHAPE, AXIS = "it counts elements", "axes are numbered"
 
 

@@ -12,23 +12,26 @@ from the mean and covariance of the 3x3 patches, and no full-size array is store
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
-from ..backends import Array, Backend, backend_of, digest
+from ..backends import Array, Backend, backend_of
 from ..errors import ShapeError
-from ..rules import PRECISIONS, Fused, kept_in_run, precision_now
+from ..rules import PRECISIONS, Fused, precision_now
 from ..rules import precision as in_precision
 from ..tape import Tensor, to_tensors
 from .arguments import number
 from .arrays import reshape
 from .conv import conv2d
 from .elementwise import relu
-from .layout import like, optional, rows, with_episodes
+from .layout import optional, rows, tangents, wanted, with_episodes
 from .norm import batch_norm
+from .patches import patch_statistics
 from .pooling import max_pool2d
 
+__all__ = ["conv_bn_relu_pool"]
+
 FIRST_BLOCK_CHANNELS = 4  # up to here a pixel's 9C x 9C covariance costs less than storing and re-reading z
+ARGUMENTS = ("x", "w", "gamma", "beta")
 Attrs = dict[str, Any]
 Saved = dict[str, Any]
 
@@ -40,55 +43,27 @@ def _reference(x: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, *, eps: float,
     return max_pool2d(relu(batch_norm(z, gamma, beta, eps=eps)))
 
 
-def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, given: Any, eps: float) -> Tensor:
-    return _reference(Tensor(x), w, gamma, beta, eps=eps, precision=0)
-
-
-def _pooled(x: Array, k: int) -> tuple[int, ...]:
-    e, n, h, w, _ = x.shape
-    return (e, n, h // 2, w // 2, k)
-
-
-def _code(b: Backend, x: Array, k: int) -> dict[str, Array]:
-    """Buffers that every value rung fills."""
-    e = x.shape[0]
-    return {"code": b.empty(_pooled(x, k), "uint8"), "mean": b.empty((e, k), x.dtype), "rstd": b.empty((e, k), x.dtype)}
-
-
 def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     x, w, gamma, beta = rows(b, values)
-    k = w.shape[-1]
-    y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
-    saved["z"] = b.empty((*x.shape[:-1], k), x.dtype)
-    b.run("conv_bn_relu_pool_value", [x, w, gamma, beta], [y, *saved.values()], eps=attrs["eps"], precision=attrs["precision"])
-    return y, saved
+    saved = b.run("conv_bn_relu_pool_value", x=x, w=w, gamma=gamma, beta=beta, **attrs)
+    return saved.pop("y"), saved
+
+
+def _given(b: Backend, values: list[Array], attrs: Attrs, saved: Saved) -> dict[str, Any]:
+    """What every derivative rung takes."""
+    x, w, gamma, _ = rows(b, values)
+    return {"x": x, "w": w, "gamma": gamma, "precision": attrs["precision"], **{k: saved[k] for k in ("code", "mean", "rstd", "z")}}
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
-    x, w, gamma, _ = rows(b, values)
-    bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run(
-        "conv_bn_relu_pool_vjp",
-        [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in ("code", "mean", "rstd", "z")), x, w, gamma],
-        bars,
-        precision=attrs["precision"],
-    )
-    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+    given = _given(b, values, attrs, saved)
+    return wanted(b.run("conv_bn_relu_pool_vjp", y_bar=b.xp.ascontiguousarray(y_bar), **given, x_bar=want[0]), want)
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    x, w, gamma, _ = rows(b, values)
-    count = next(d.shape[0] for d in dots if d is not None)
-    y_dot = b.empty((count, *saved["code"].shape), x.dtype)
-    z_dot, mean_dot, c = like(b, count, saved["z"], saved["mean"], saved["mean"])
-    given = [optional(b, d) for d in dots]
-    b.run(
-        "conv_bn_relu_pool_jvp",
-        [x, w, gamma, *(saved[n] for n in ("code", "mean", "rstd", "z")), *given],
-        [y_dot, z_dot, mean_dot, c],
-        precision=attrs["precision"],
-    )
-    saved.update(z_dot=z_dot, z_dot_mean=mean_dot, c=c)
+    out = b.run("conv_bn_relu_pool_jvp", **_given(b, values, attrs, saved), **tangents(b, ARGUMENTS, dots))
+    y_dot = out.pop("y_dot")
+    saved |= out
     return y_dot
 
 
@@ -102,92 +77,40 @@ def _vjp_jvp(
     attrs: Attrs,
     saved: Saved,
 ) -> list[Array | None]:
-    x, w, gamma, _ = rows(b, values)
-    count = saved["c"].shape[0]
-    outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    given = [optional(b, d) for d in dots[:3]]
-    b.run(
-        "conv_bn_relu_pool_vjp_jvp",
-        [
-            b.xp.ascontiguousarray(y_bar),
-            optional(b, y_bar_dot),
-            *(saved[n] for n in ("code", "mean", "rstd", "z")),
-            x,
-            w,
-            gamma,
-            *given,
-            *(saved[n] for n in ("z_dot", "z_dot_mean", "c")),
-        ],
-        outs,
-        precision=attrs["precision"],
-    )
-    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+    given = {**_given(b, values, attrs, saved), **saved, "y_bar": b.xp.ascontiguousarray(y_bar), "y_bar_dot": optional(b, y_bar_dot)}
+    return wanted(b.run("conv_bn_relu_pool_vjp_jvp", **given, **tangents(b, ARGUMENTS[:3], dots), x_bar_dot=want[0]), want)
 
 
-class _PatchStatistics:
-    """The mean and covariance of the patches of images met so far, for a run that reads the same images in every step.
-
-    Images are known by the array object that the caller gave and by a digest of their elements: images written to since are
-    computed anew. The array is not kept alive, and its statistics go with it.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[int, Any], tuple[weakref.ref[Any], int | None, tuple[Array, Array]]] = {}
-
-    def of(self, b: Backend, x: Array, given: Any) -> tuple[Array, Array]:
-        """The statistics of `x`, (E, N, H, W, C), which was made of the array `given`."""
-        key, now = (id(given), x.dtype), digest(x)  # the dtype of bytes follows the filters
-        held = self._held.get(key)
-        if held is not None and held[0]() is given and held[1] == now:
-            return held[2]
-        statistics = _patch_statistics(b, x)
-        store = weakref.ref(self)  # weakly, or the store would be part of a reference cycle
-
-        def forget(_: Any) -> None:
-            owner = store()
-            if owner is not None:
-                owner._held.pop(key, None)
-
-        try:
-            self._held[key] = weakref.ref(given, forget), now, statistics
-        except TypeError:  # a list of numbers, say
-            pass
-        return statistics
+_block = Fused("conv_bn_relu_pool", 4, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
 
 
-def _patch_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
-    e, size = x.shape[0], 9 * x.shape[-1]
-    m, cov = b.empty((e, size), x.dtype), b.empty((e, size, size), x.dtype)
-    b.run("patch_cov", [x], [m, cov])
-    return m, cov
+# --- the first block: images that are data, neither taped nor with tangents ----------------------------------------
+
+
+def _first_reference(w: Tensor, gamma: Tensor, beta: Tensor, *, x: Array, given: Any, eps: float) -> Tensor:
+    return _reference(Tensor(x), w, gamma, beta, eps=eps, precision=0)
 
 
 def _first_value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     (w, gamma, beta), x = rows(b, values), attrs["x"]
-    k = w.shape[-1]
-    store = kept_in_run(_PatchStatistics)
-    m, cov = _patch_statistics(b, x) if store is None else store.of(b, x, attrs["given"])
-    y, saved = b.empty(_pooled(x, k), x.dtype), _code(b, x, k)
-    b.run("conv_bn_relu_pool_first_value", [x, w, gamma, beta, m, cov], [y, *saved.values()], eps=attrs["eps"])
-    return y, {**saved, "patch_mean": m, "patch_cov": cov}
+    patches = patch_statistics(b, x, attrs["given"])
+    saved = b.run("conv_bn_relu_pool_first_value", x=x, w=w, gamma=gamma, beta=beta, **patches, eps=attrs["eps"])
+    return saved.pop("y"), {**saved, **patches}
 
 
-_FIRST_SAVED = ("code", "mean", "rstd", "patch_mean", "patch_cov")
+def _first_given(b: Backend, values: list[Array], attrs: Attrs, saved: Saved) -> dict[str, Array]:
+    w, gamma, _ = rows(b, values)
+    return {"x": attrs["x"], "w": w, "gamma": gamma, **saved}
 
 
 def _first_vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
-    w, gamma, _ = rows(b, values)
-    bars = [b.empty(v.shape, v.dtype) for v in values]
-    b.run("conv_bn_relu_pool_first_vjp", [b.xp.ascontiguousarray(y_bar), *(saved[n] for n in _FIRST_SAVED), attrs["x"], w, gamma], bars)
-    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+    given = _first_given(b, values, attrs, saved)
+    return wanted(b.run("conv_bn_relu_pool_first_vjp", y_bar=b.xp.ascontiguousarray(y_bar), **given), want)
 
 
 def _first_jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    (w, gamma, _), x = rows(b, values), attrs["x"]
-    count = next(d.shape[0] for d in dots if d is not None)
-    y_dot = b.empty((count, *saved["code"].shape), x.dtype)
-    given = [optional(b, d) for d in dots]
-    b.run("conv_bn_relu_pool_first_jvp", [x, w, gamma, *(saved[n] for n in _FIRST_SAVED), *given], [y_dot])
+    given = _first_given(b, values, attrs, saved)
+    y_dot: Array = b.run("conv_bn_relu_pool_first_jvp", **given, **tangents(b, ARGUMENTS[1:], dots))["y_dot"]
     return y_dot
 
 
@@ -201,19 +124,11 @@ def _first_vjp_jvp(
     attrs: Attrs,
     saved: Saved,
 ) -> list[Array | None]:
-    (w, gamma, _), x = rows(b, values), attrs["x"]
-    count = next(d.shape[0] for d in [*dots, y_bar_dot] if d is not None)
-    outs = like(b, count, *values)
-    given = [optional(b, d) for d in dots[:2]]
-    b.run(
-        "conv_bn_relu_pool_first_vjp_jvp",
-        [b.xp.ascontiguousarray(y_bar), optional(b, y_bar_dot), *(saved[n] for n in _FIRST_SAVED), x, w, gamma, *given],
-        outs,
-    )
-    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+    count = next(len(d) for d in [*dots, y_bar_dot] if d is not None)
+    given = {**_first_given(b, values, attrs, saved), "y_bar": b.xp.ascontiguousarray(y_bar), "y_bar_dot": optional(b, y_bar_dot)}
+    return wanted(b.run("conv_bn_relu_pool_first_vjp_jvp", **given, **tangents(b, ARGUMENTS[1:3], dots), P=count), want)
 
 
-_block = Fused("conv_bn_relu_pool", 4, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
 _first_block = Fused(
     "conv_bn_relu_pool_first", 3, _first_reference, value=_first_value, jvp=_first_jvp, vjp=_first_vjp, vjp_jvp=_first_vjp_jvp
 )
@@ -237,7 +152,8 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
         see `precision`.
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
     """
-    given, is_data = x, not isinstance(x, Tensor)  # decided by what x is, never by what is being recorded: the same bits in every pass
+    # What x is decides, not whether something is recorded: the value has the same bits in every mode of differentiation.
+    given, is_data = x, not isinstance(x, Tensor)
     x, w, gamma, beta = to_tensors("conv_bn_relu_pool", [x, w, gamma, beta])
     if x.ndim not in (4, 5) or w.ndim not in (4, 5) or w.shape[-4:-2] != (3, 3) or not x.size or min(x.shape[-3:-1]) < 2:
         raise ShapeError(

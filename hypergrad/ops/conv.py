@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..backends import Array, Backend
@@ -11,6 +12,8 @@ from ..tape import Tensor, to_tensors
 from .arguments import integer
 from .arrays import reshape
 
+__all__ = ["conv2d"]
+
 Pair = tuple[int, int]
 
 
@@ -19,39 +22,36 @@ def _grouped(b: Backend, x: Array, y: Array) -> tuple[Array, Array, tuple[int, .
     batch = tuple(b.xp.broadcast_shapes(x.shape[:-4], y.shape[:-4]))
     two = (1,) * (2 - len(batch)) + batch
     if len(two) > 2:
-        two = (-1, batch[-1])
+        two = (math.prod(batch[:-1]), batch[-1])
 
     def group(a: Array) -> Array:
         core = a.shape[-4:]
-        a = b.xp.ascontiguousarray(a) if not a[(0,) * (a.ndim - 4)].flags.c_contiguous else a
+        a = b.xp.ascontiguousarray(a) if a.size and not a[(0,) * (a.ndim - 4)].flags.c_contiguous else a
         wide = b.xp.broadcast_to(a.reshape((1,) * (len(batch) - a.ndim + 4) + a.shape), batch + core)
-        return wide.reshape((1,) * (2 - len(batch)) + batch + core) if len(batch) <= 2 else wide.reshape(*two, *core)
+        return wide.reshape(*two, *core)
 
     return group(x), group(y), batch
 
 
-def _run(b: Backend, kernel: str, x: Array, y: Array, core: tuple[int, ...], stride: int, pad: Pair, precision: int) -> Array:
-    if not x.size or not y.size:
-        batch = tuple(b.xp.broadcast_shapes(x.shape[:-4], y.shape[:-4]))
-        return b.xp.zeros(batch + core, x.dtype)
-    x, y, batch = _grouped(b, x, y)
-    out = b.empty((*x.shape[:2], *core), x.dtype)
-    b.run(kernel, [x, y], [out], stride=stride, pad_h=pad[0], pad_w=pad[1], precision=precision)
-    return out.reshape(batch + core)
+def _run(b: Backend, kernel: str, stride: int, pad: Pair, precision: int, axes: dict[str, int], **factors: Array) -> Array:
+    """The one output of a kernel on two arrays; `axes` are those that neither has."""
+    names = list(factors)
+    x, y, batch = _grouped(b, *factors.values())
+    given = {names[0]: x, names[1]: y}
+    (out,) = b.run(kernel, **given, **axes, stride=stride, pad_h=pad[0], pad_w=pad[1], precision=precision).values()
+    return out.reshape(batch + out.shape[2:])
 
 
 def _fprop_value(b: Backend, x: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
-    (n, h, wid), k = x.shape[-4:-1], w.shape[-1]
-    p, q = (h + 2 * pad[0] - rs[0]) // stride + 1, (wid + 2 * pad[1] - rs[1]) // stride + 1
-    return _run(b, "conv2d_fprop", x, w, (n, p, q, k), stride, pad, precision)
+    return _run(b, "conv2d_fprop", stride, pad, precision, {}, x=x, w=w)
 
 
 def _dgrad_value(b: Backend, y: Array, w: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
-    return _run(b, "conv2d_dgrad", y, w, (y.shape[-4], *hw, w.shape[-2]), stride, pad, precision)
+    return _run(b, "conv2d_dgrad", stride, pad, precision, {"H": hw[0], "W": hw[1]}, y_bar=y, w=w)
 
 
 def _wgrad_value(b: Backend, x: Array, y: Array, *, stride: int, pad: Pair, hw: Pair, rs: Pair, precision: int = 0) -> Array:
-    return _run(b, "conv2d_wgrad", x, y, (*rs, x.shape[-1], y.shape[-1]), stride, pad, precision)
+    return _run(b, "conv2d_wgrad", stride, pad, precision, {"R": rs[0], "S": rs[1]}, x=x, y_bar=y)
 
 
 conv2d_fprop: Op = bilinear(

@@ -12,6 +12,28 @@ from ..rules import Op, align, bilinear, elementwise, linear, sum_to
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, number
 
+__all__ = [
+    "abs",
+    "add",
+    "divide",
+    "dropout",
+    "exp",
+    "log",
+    "log1p",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negative",
+    "power",
+    "relu",
+    "sigmoid",
+    "softplus",
+    "sqrt",
+    "subtract",
+    "tanh",
+    "where",
+]
+
 
 def _mask(like: Tensor, condition: Any) -> Tensor:
     """A bool array as a constant of like's dtype."""

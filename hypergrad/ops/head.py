@@ -17,12 +17,15 @@ from ..errors import ShapeError
 from ..rules import Fused
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
-from .layout import like, optional, rows, with_episodes
+from .layout import optional, rows, tangents, wanted, with_episodes
 from .linalg import linear
 from .reductions import class_labels, softmax_cross_entropy
 
+__all__ = ["linear_cross_entropy"]
+
 Attrs = dict[str, Any]
 Saved = dict[str, Any]
+ARGUMENTS = ("x", "w", "bias")
 
 
 def _reference(x: Tensor, w: Tensor, bias: Tensor, *, labels: Array) -> Tensor:
@@ -32,25 +35,22 @@ def _reference(x: Tensor, w: Tensor, bias: Tensor, *, labels: Array) -> Tensor:
 
 def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     x, w, bias = rows(b, values)
-    y, residual = b.empty(x.shape[:-1], x.dtype), b.empty((*x.shape[:-1], w.shape[-1]), x.dtype)
-    b.run("linear_cross_entropy_value", [x, w, bias, attrs["labels"]], [y, residual])
-    return y, {"residual": residual}
+    saved = b.run("linear_cross_entropy_value", x=x, w=w, bias=bias, label=attrs["labels"])
+    return saved.pop("y"), saved
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
     x, w, _ = rows(b, values)
-    count = next(d.shape[0] for d in dots if d is not None)
-    (z_dot,), y_dot = like(b, count, saved["residual"]), b.empty((count, *x.shape[:-1]), x.dtype)
-    b.run("linear_cross_entropy_jvp", [saved["residual"], x, w, *(optional(b, d) for d in dots)], [y_dot, z_dot])
-    saved["z_dot"] = z_dot
+    out = b.run("linear_cross_entropy_jvp", residual=saved["residual"], x=x, w=w, **tangents(b, ARGUMENTS, dots))
+    saved["z_dot"] = out["z_dot"]
+    y_dot: Array = out["y_dot"]
     return y_dot
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     x, w, _ = rows(b, values)
-    bars = [b.empty(v.shape, v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
-    b.run("linear_cross_entropy_vjp", [y_bar, saved["residual"], x, w], bars)
-    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+    out = b.run("linear_cross_entropy_vjp", y_bar=y_bar, residual=saved["residual"], x=x, w=w, x_bar=want[0], w_bar=want[1])
+    return wanted(out, want)
 
 
 def _vjp_jvp(
@@ -64,14 +64,9 @@ def _vjp_jvp(
     saved: Saved,
 ) -> list[Array | None]:
     x, w, _ = rows(b, values)
-    count = saved["z_dot"].shape[0]
-    outs = [b.empty((count, *v.shape), v.dtype) if i == 2 or want[i] else None for i, v in enumerate(values)]
-    b.run(
-        "linear_cross_entropy_vjp_jvp",
-        [y_bar, optional(b, y_bar_dot), saved["residual"], attrs["labels"], x, w, *(optional(b, d) for d in dots[:2]), saved["z_dot"]],
-        outs,
-    )
-    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+    given = {"x": x, "w": w, "label": attrs["labels"], "y_bar": y_bar, "y_bar_dot": optional(b, y_bar_dot), **saved}
+    out = b.run("linear_cross_entropy_vjp_jvp", **given, **tangents(b, ARGUMENTS[:2], dots), x_bar_dot=want[0], w_bar_dot=want[1])
+    return wanted(out, want)
 
 
 _head = Fused("linear_cross_entropy", 3, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)

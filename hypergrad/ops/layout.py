@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..backends import Array, Backend
 from ..tape import Tensor
 from .arrays import broadcast_to, reshape
@@ -17,9 +20,14 @@ def optional(b: Backend, dot: Array | None) -> Array | None:
     return None if dot is None else b.xp.ascontiguousarray(dot)
 
 
-def like(b: Backend, count: int, *arrays: Array) -> list[Array]:
-    """Uninitialised arrays for `count` tangents of the given ones."""
-    return [b.empty((count, *a.shape), a.dtype) for a in arrays]
+def tangents(b: Backend, names: Sequence[str], dots: Sequence[Array | None]) -> dict[str, Array | None]:
+    """The tangents of the first arguments as a kernel takes them, by name."""
+    return {f"{name}_dot": optional(b, dot) for name, dot in zip(names, dots, strict=False)}
+
+
+def wanted(out: dict[str, Any], want: Sequence[bool]) -> list[Array | None]:
+    """A kernel's outputs, in the order of its signature, where they are wanted."""
+    return [y if w else None for y, w in zip(out.values(), want, strict=True)]
 
 
 def with_episodes(p: Tensor, episodes: int, ndim: int) -> Tensor:

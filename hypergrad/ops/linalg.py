@@ -12,6 +12,8 @@ from .arrays import reshape, swap_last, transpose
 from .elementwise import add, multiply
 from .reductions import sum
 
+__all__ = ["einsum", "linear", "matmul"]
+
 _matmul: Op = bilinear(
     "matmul",
     lambda b, x, y: b.matmul(x, y),

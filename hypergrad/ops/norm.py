@@ -19,11 +19,14 @@ from ..tape import Tensor, to_tensors
 from .arguments import number
 from .arrays import broadcast_to, reshape
 from .elementwise import add, divide, multiply, sqrt, subtract
-from .layout import like, optional, rows
+from .layout import optional, rows, tangents, wanted
 from .reductions import mean
+
+__all__ = ["batch_norm"]
 
 Attrs = dict[str, Any]
 Saved = dict[str, Any]
+ARGUMENTS = ("x", "gamma", "beta")
 
 
 def _reference(x: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
@@ -36,25 +39,25 @@ def _reference(x: Tensor, gamma: Tensor, beta: Tensor, *, eps: float) -> Tensor:
 
 def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     x, gamma, beta = rows(b, values)
-    y, saved = b.empty(x.shape, x.dtype), {n: b.empty(gamma.shape, x.dtype) for n in ("mean", "rstd")}
-    b.run("batch_norm_value", [x, gamma, beta], [y, *saved.values()], eps=attrs["eps"])
-    return y, saved
+    saved = b.run("batch_norm_value", x=x, gamma=gamma, beta=beta, **attrs)
+    return saved.pop("y"), saved
+
+
+def _given(b: Backend, values: list[Array], saved: Saved) -> dict[str, Array]:
+    x, gamma, _ = rows(b, values)
+    return {"x": x, "gamma": gamma, "mean": saved["mean"], "rstd": saved["rstd"]}
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    x, gamma, _ = rows(b, values)
-    count = next(d.shape[0] for d in dots if d is not None)
-    y_dot, x_dot_mean, c = like(b, count, x, saved["mean"], saved["mean"])
-    b.run("batch_norm_jvp", [x, gamma, saved["mean"], saved["rstd"], *(optional(b, d) for d in dots)], [y_dot, x_dot_mean, c])
-    saved.update(x_dot_mean=x_dot_mean, c=c)
+    out = b.run("batch_norm_jvp", **_given(b, values, saved), **tangents(b, ARGUMENTS, dots))
+    y_dot = out.pop("y_dot")
+    saved |= out
     return y_dot
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
-    x, gamma, _ = rows(b, values)
-    bars = [b.empty(v.shape, v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run("batch_norm_vjp", [b.xp.ascontiguousarray(y_bar), saved["mean"], saved["rstd"], x, gamma], bars)
-    return [g if wanted else None for g, wanted in zip(bars, want, strict=True)]
+    out = b.run("batch_norm_vjp", y_bar=b.xp.ascontiguousarray(y_bar), **_given(b, values, saved), x_bar=want[0])
+    return wanted(out, want)
 
 
 def _vjp_jvp(
@@ -68,24 +71,9 @@ def _vjp_jvp(
     saved: Saved,
 ) -> list[Array | None]:
     x, gamma, _ = rows(b, values)
-    count = saved["c"].shape[0]
-    outs = [b.empty((count, *v.shape), v.dtype) if i or want[0] else None for i, v in enumerate(values)]
-    b.run(
-        "batch_norm_vjp_jvp",
-        [
-            b.xp.ascontiguousarray(y_bar),
-            optional(b, y_bar_dot),
-            saved["mean"],
-            saved["rstd"],
-            x,
-            gamma,
-            *(optional(b, d) for d in dots[:2]),
-            saved["x_dot_mean"],
-            saved["c"],
-        ],
-        outs,
-    )
-    return [g if wanted else None for g, wanted in zip(outs, want, strict=True)]
+    bars = {"y_bar": b.xp.ascontiguousarray(y_bar), "y_bar_dot": optional(b, y_bar_dot)}
+    out = b.run("batch_norm_vjp_jvp", x=x, gamma=gamma, **bars, **saved, **tangents(b, ARGUMENTS[:2], dots), x_bar_dot=want[0])
+    return wanted(out, want)
 
 
 _batch_norm = Fused("batch_norm", 3, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)

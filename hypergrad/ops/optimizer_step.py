@@ -32,7 +32,7 @@ class Step:
         moves: the states in order, each with the states and fields that it depends on after the step; the gradient,
             "g", comes after them.
         fields: names of the hyperparameters.
-        first: of the states, the first that the kernels of derivatives take.
+        first: index of the first state that the kernels of derivatives read.
     """
 
     def __init__(
@@ -84,12 +84,13 @@ class Step:
             start += count
         return columns
 
-    def _run(self, b: Backend, rung: str, inputs: list[Any], outputs: list[Any], attrs: Attrs) -> None:
-        numbers = {k: float(attrs["numbers"].get(k, 0.0)) for k in self.fields}
-        b.run(f"{self.name}_{rung}", inputs, outputs, **numbers, **attrs["extra"])
+    def _inputs(self, b: Backend, columns: Columns, names: Sequence[str], suffix: str = "") -> Columns:
+        """Columns as a kernel takes them."""
+        return {f"{k}{suffix}": [x if x is None or x.flags.c_contiguous else b.xp.ascontiguousarray(x) for x in columns[k]] for k in names}
 
-    def _inputs(self, b: Backend, columns: Columns, names: Sequence[str]) -> list[Array | None]:
-        return [x if x is None or x.flags.c_contiguous else b.xp.ascontiguousarray(x) for k in names for x in columns[k]]
+    def _run(self, b: Backend, rung: str, attrs: Attrs, columns: Columns, states: Sequence[str], **arguments: Any) -> dict[str, Any]:
+        fields = {k: columns[k] if k in attrs["arrays"] else float(attrs["numbers"][k]) for k in self.fields}
+        return b.run(f"{self.name}_{rung}", **self._inputs(b, columns, states), **fields, **arguments, **attrs["extra"])
 
     def _next(self, attrs: Attrs) -> list[str]:
         """Names of the op's outputs."""
@@ -107,25 +108,20 @@ class Step:
     def value(self, b: Backend, values: list[Array], attrs: Attrs) -> tuple[list[Array], None]:
         """The states after the step."""
         columns = self._columns(values, attrs)
-        outs = {k: [None if x is None else b.empty(x.shape, x.dtype) for x in columns[k]] for k in self.moves}
-        self._run(b, "value", self._inputs(b, columns, (*self.states, *self.fields)), [y for k in outs for y in outs[k]], attrs)
-        return [y for k in self._next(attrs) for y in outs[k]], None
+        outs = {f"{k}_next": [x is not None for x in columns[k]] for k in self.moves}
+        after = self._run(b, "value", attrs, columns, self.states, **outs)
+        return [y for k in self._next(attrs) for y in after[f"{k}_next"]], None
 
     def jvp(self, b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: None) -> list[Array | None]:
         """Their tangents; None for a leaf that nothing moves."""
         columns, columns_dot = self._columns(values, attrs), self._columns(dots, attrs)
-        count = next(len(d) for d in dots if d is not None)
         outs = {
-            k: [
-                b.empty((count, *x.shape), x.dtype) if x is not None and any(columns_dot[a][i] is not None for a in sources) else None
-                for i, x in enumerate(columns[k])
-            ]
+            f"{k}_next_dot": [x is not None and any(columns_dot[a][i] is not None for a in sources) for i, x in enumerate(columns[k])]
             for k, sources in self.moves.items()
         }
-        names = (*self.states, *self.fields)
-        inputs = [*self._inputs(b, columns, names[self.first :]), *self._inputs(b, columns_dot, names)]
-        self._run(b, "jvp", inputs, [y for k in outs for y in outs[k]], attrs)
-        return [y for k in self._next(attrs) for y in outs[k]]
+        given = self._inputs(b, columns_dot, (*self.states, *self.fields), "_dot")
+        after = self._run(b, "jvp", attrs, columns, self.states[self.first :], **given, **outs)
+        return [y for k in self._next(attrs) for y in after[f"{k}_next_dot"]]
 
     def vjp(
         self, b: Backend, values: list[Array], bars: list[Array | None], want: list[bool], attrs: Attrs, saved: None
@@ -138,22 +134,14 @@ class Step:
         def reached(k: str, i: int) -> bool:
             return any(bar[after][i] is not None for after, sources in self.moves.items() if k in sources)
 
-        outs = {
-            k: [b.empty(x.shape, x.dtype) if wanted[k][i] and reached(k, i) else None for i, x in enumerate(columns[k])]
-            for k in self.states
-        }
-        field_bars = {k: b.empty((n,), values[0].dtype) if any(wanted[k]) else None for k in self.fields}
-        names = (*self.states, *self.fields)
-        self._run(
-            b,
-            "vjp",
-            [*self._inputs(b, columns, names[self.first :]), *self._inputs(b, bar, list(self.moves))],
-            [*(y for k in outs for y in outs[k]), *field_bars.values()],
-            attrs,
+        outs: dict[str, Any] = {f"{k}_bar": [bool(w) and reached(k, i) for i, w in enumerate(wanted[k])] for k in self.states}
+        outs |= {f"{k}_bar": any(wanted[k]) for k in self.fields}
+        bars_of = self._run(
+            b, "vjp", attrs, columns, self.states[self.first :], **self._inputs(b, bar, list(self.moves), "_next_bar"), **outs
         )
-        results: list[Array | None] = [y for k in self.states if k not in attrs["absent"] for y in outs[k]]
-        for k, count in ((k, attrs["arrays"][k]) for k in self.fields if k in attrs["arrays"]):
-            own = field_bars[k]
+        results: list[Array | None] = [y for k in self.states if k not in attrs["absent"] for y in bars_of[f"{k}_bar"]]
+        for k, count in attrs["arrays"].items():
+            own = bars_of[f"{k}_bar"]
             if own is None:
                 results += [None] * count
             elif count == n:

@@ -13,6 +13,8 @@ from .arrays import getitem, pick, reshape, transpose
 from .layout import optional, rows
 from .reductions import mean
 
+__all__ = ["avg_pool2d", "max_pool2d"]
+
 Attrs = dict[str, Any]
 Saved = dict[str, Any]
 LARGEST_CODED = 16  # a winner's place in a window of 16 x 16 fits in one byte
@@ -41,31 +43,21 @@ def _reference(x: Tensor, *, size: int) -> Tensor:
     return pick(windows, index=windows.value.argmax(axis=-1))
 
 
-def _pooled(x: Array, size: int) -> tuple[int, ...]:
-    return (*x.shape[:-3], x.shape[-3] // size, x.shape[-2] // size, x.shape[-1])
-
-
 def _value(b: Backend, values: list[Array], attrs: Attrs) -> tuple[Array, Saved]:
     (x,) = rows(b, values)
-    shape = _pooled(x, attrs["size"])
-    y, code = b.empty(shape, x.dtype), b.empty(shape, "uint8")
-    b.run("max_pool_value", [x], [y, code], size=attrs["size"])
-    return y, {"code": code}
+    saved = b.run("max_pool_value", x=x, **attrs)
+    return saved.pop("y"), saved
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:
-    x_dot = optional(b, dots[0])
-    assert x_dot is not None
-    y_dot = b.empty(_pooled(x_dot, attrs["size"]), x_dot.dtype)
-    b.run("max_pool_jvp", [x_dot, saved["code"]], [y_dot], size=attrs["size"])
+    y_dot: Array = b.run("max_pool_jvp", x_dot=optional(b, dots[0]), **saved, **attrs)["y_dot"]
     return y_dot
 
 
 def _scatter(b: Backend, x: Array, bars: Array, attrs: Attrs, saved: Saved) -> Array:
     """Cotangents of x from several of y."""
-    out = b.empty((len(bars), *x.shape), x.dtype)
-    b.run("max_pool_vjp", [b.xp.ascontiguousarray(bars), saved["code"]], [out], size=attrs["size"])
-    return out
+    _, h, w, _ = x.shape
+    return b.run("max_pool_vjp", y_bar=b.xp.ascontiguousarray(bars), H=h, W=w, **saved, **attrs)["x_bar"]
 
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:

@@ -16,6 +16,8 @@ from .arguments import array_of, integers, switch
 from .arrays import AXIS, broadcast_to, normalise_axis, pick, reshape, transpose
 from .elementwise import exp, scale, subtract, where
 
+__all__ = ["logsumexp", "max", "mean", "softmax", "softmax_cross_entropy", "sum"]
+
 Axis = int | Sequence[int] | None
 
 

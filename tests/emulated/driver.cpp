@@ -1,6 +1,6 @@
 // Runs recorded kernel calls on emulated threads without Python, so that sanitizers see nothing but the kernels.
 //   driver CALLS OUTPUTS ORDER...
-// CALLS is what record.py writes. Each array lies in a heap block of exactly its size, outputs and scratch start as
+// CALLS is what toolchain.py writes. Each array lies in a heap block of exactly its size, outputs and scratch start as
 // NaN. Every call runs in every order; the outputs must have the same bits, and those of the first order are written.
 #include <cstdio>
 #include <cstdlib>
@@ -39,6 +39,7 @@ struct Array {
   std::vector<std::int64_t> header;
   std::size_t bytes;
   std::unique_ptr<unsigned char[]> input;  // null for outputs
+  bool output;
 };
 
 std::string name_of(std::FILE* file) {
@@ -49,12 +50,13 @@ std::string name_of(std::FILE* file) {
 
 Array array_of(std::FILE* file, bool output) {
   Array array{};
+  array.output = output;
   array.view.dtype = static_cast<hg::DType>(read<std::int64_t>(file));
   array.view.ndim = static_cast<int>(read<std::int64_t>(file));
   for (int i = 0; i < array.view.ndim; ++i) array.view.shape[i] = read<std::int64_t>(file);
   for (int i = 0; i < array.view.ndim; ++i) array.view.stride[i] = read<std::int64_t>(file);
   array.bytes = static_cast<std::size_t>(read<std::int64_t>(file));
-  if (output) return array;
+  if (output || array.view.ndim < 0) return array;
   array.input.reset(new unsigned char[array.bytes]);
   if (std::fread(array.input.get(), 1, array.bytes, file) != array.bytes) std::exit(2);
   array.view.data = array.input.get();
@@ -86,13 +88,15 @@ int main(int argc, char** argv) {
     }
     const hg::Kernel& kernel = found->second;
     std::vector<Array> arrays;
-    const hg::Layout layout = hg::layout_of(kernel, static_cast<std::size_t>(read<std::int64_t>(calls)));
-    for (const hg::Argument& argument : kernel.arguments)
-      for (int i = 0; i < (argument.list ? layout.length : 1); ++i) arrays.push_back(array_of(calls, argument.output));
     hg::Call call{};
+    call.length = static_cast<int>(read<std::int64_t>(calls));
+    for (const hg::Argument& argument : kernel.arguments)
+      for (int i = 0; i < (argument.list ? call.length : 1); ++i) arrays.push_back(array_of(calls, argument.output));
+    const std::vector<int> first_arrays = hg::first_arrays(kernel, call.length);
     call.signature = kernel.signature;
-    call.length = layout.length;
-    call.first = layout.first.data();
+    call.kernel = &kernel;
+    call.first = first_arrays.data();
+    for (std::int64_t& size : call.dims) size = -1;
     for (std::size_t i = 0; i < kernel.attributes.size(); ++i) call.attributes[i] = read<double>(calls);
 
     std::vector<std::unique_ptr<unsigned char[]>> first;
@@ -101,7 +105,7 @@ int main(int argc, char** argv) {
       std::vector<std::unique_ptr<unsigned char[]>> outputs;
       std::vector<hg::View> views;
       for (Array& array : arrays) {
-        if (array.input == nullptr) {
+        if (array.output) {
           outputs.push_back(poisoned(array.bytes));
           array.view.data = outputs.back().get();
         }
@@ -109,7 +113,8 @@ int main(int argc, char** argv) {
       }
       call.arrays = views.data();
       call.n_arrays = static_cast<int>(views.size());
-      hg::check_arrays(call);
+      hg::read_axes(call);
+      hg::check_arrays(call, true);
       std::size_t needed = 0;
       call.needed = &needed;
       kernel.launchers[hg::kBaseline](call);
@@ -120,7 +125,7 @@ int main(int argc, char** argv) {
       kernel.launchers[hg::kBaseline](call);
       std::size_t i = 0;
       for (const Array& array : arrays) {
-        if (array.input != nullptr) continue;
+        if (!array.output) continue;
         if (order == 3)
           std::fwrite(outputs[i].get(), 1, array.bytes, results);
         else if (std::memcmp(outputs[i].get(), first[i].get(), array.bytes) != 0)

@@ -335,9 +335,9 @@ def test_steps_of_the_pullback_keep_the_settings_of_the_first_run(monkeypatch):
     """`precision` and `fusion` are closed again when the pullback runs steps again and transposes them."""
     calls = []
 
-    def run(name, inputs, outputs, **attrs):
-        calls.append((name, attrs.get("precision")))
-        type(HOST).run(HOST, name, inputs, outputs, **attrs)
+    def run(name, **arguments):
+        calls.append((name, arguments.get("precision")))
+        return type(HOST).run(HOST, name, **arguments)
 
     x = np.random.default_rng(2).standard_normal((2, 6, 6, 5))
     ones = np.ones(3)
