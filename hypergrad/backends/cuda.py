@@ -1,7 +1,7 @@
 """CuPy arrays and the compiled CUDA kernels, on CuPy's current stream and in CuPy's memory pool.
 
-CuPy is optional and imported when the first CUDA array is met. Without CuPy, a driver, a device or the extension each
-use raises an error that names what is missing.
+CuPy is optional and imported when the first CUDA array is met. Without CuPy, a driver, a device or the extension,
+every use raises an error that names what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import ArgumentError, DeviceError, DTypeError, ExtensionError, Sha
 try:
     from .. import _cuda
 except ImportError as error:
-    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+    MISSING: str | None = str(error)  # why there are no kernels; None if there are
 else:
     MISSING = None
     _cuda.set_error_types(ShapeError, DTypeError, ArgumentError)
@@ -55,7 +55,7 @@ class CudaBackend:
             ) from error
         if not cupy.cuda.is_available():
             raise DeviceError(
-                "cuda: CuPy finds no usable GPU, expected one because an array is to live there; check that "
+                "cuda: CuPy finds no usable GPU, expected one; check that "
                 "nvidia-smi lists a device and that its driver is new enough for this CuPy"
             )
         return cupy
@@ -104,7 +104,7 @@ class CudaBackend:
         return self.xp.empty(tuple(shape), dtype)
 
     def number(self, value: float, dtype: Any) -> Any:
-        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and no graph can record it."""
+        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and a graph cannot record one."""
         return self.xp.full((), value, dtype)
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
@@ -121,12 +121,13 @@ class CudaBackend:
         """
         if not _recordable.get():
             return self.xp.matmul(x, y)
+        (m, k), n = x.shape[-2:], y.shape[-1]
         batch: tuple[int, ...] = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
-        x, y = (self.xp.broadcast_to(self.xp.ascontiguousarray(a), (*batch, *a.shape[-2:])) for a in (x, y))
-        lead, (m, k), n = (math.prod(batch[:-1]), batch[-1]), x.shape[-2:], y.shape[-1]
-        product = self.empty((*lead, m, 1, 1, n), x.dtype)
-        images, filters = x.reshape(*lead, m, 1, 1, k), y.reshape(*lead, 1, 1, k, n)
-        self.run("conv2d_fprop", [images, filters], [product], stride=1, pad_h=0, pad_w=0, precision=0)
+        a, b = math.prod(batch[:-1]), batch[-1]
+        images, filters = (self.xp.broadcast_to(self.xp.ascontiguousarray(p), (*batch, *p.shape[-2:])) for p in (x, y))
+        product = self.empty((a, b, m, 1, 1, n), x.dtype)
+        given = [images.reshape(a, b, m, 1, 1, k), filters.reshape(a, b, 1, 1, k, n)]
+        self.run("conv2d_fprop", given, [product], stride=1, pad_h=0, pad_w=0, precision=0)
         return product.reshape(*batch[2:], m, n)
 
     def build_info(self) -> dict[str, Any]:
