@@ -1,7 +1,7 @@
 """CuPy arrays and the compiled CUDA kernels, on CuPy's current stream and in CuPy's memory pool.
 
-CuPy is optional and imported when the first CUDA array is met. Without CuPy, a driver, a device or the extension each
-use raises an error that names what is missing.
+CuPy is optional and imported when the first CUDA array is met. Without CuPy, a driver, a device or the extension,
+every use raises an error that names what is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import ArgumentError, DeviceError, DTypeError, ExtensionError, Sha
 try:
     from .. import _cuda
 except ImportError as error:
-    MISSING: str | None = str(error)  # why there are no kernels; None where they are there
+    MISSING: str | None = str(error)  # why there are no kernels; None if there are
 else:
     MISSING = None
     _cuda.set_error_types(ShapeError, DTypeError, ArgumentError)
@@ -56,7 +56,7 @@ class CudaBackend:
             ) from error
         if not cupy.cuda.is_available():
             raise DeviceError(
-                "cuda: CuPy finds no usable GPU, expected one because an array is to live there; check that "
+                "cuda: CuPy finds no usable GPU, expected one; check that "
                 "nvidia-smi lists a device and that its driver is new enough for this CuPy"
             )
         return cupy
@@ -103,7 +103,7 @@ class CudaBackend:
         return self.xp.empty(tuple(shape), dtype)
 
     def number(self, value: float, dtype: Any) -> Any:
-        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and no graph can record it."""
+        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and a graph cannot record one."""
         return self.xp.full((), value, dtype)
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:

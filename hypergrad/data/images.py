@@ -118,7 +118,7 @@ class ImageClasses:
         n = len(self.class_names)
         if self.offsets.shape != (n + 1,) or self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (self.sizes < 0).any():
             raise ShapeError(
-                f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected {n + 1} numbers for {n} class names that go from 0 to "
+                f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected {n + 1} numbers for {n} class names, from 0 to "
                 f"{len(self.images)} without a decrease; use ImageClasses.from_labels"
             )
         check_classes(self.name, self.class_names, self.sizes)
