@@ -17,7 +17,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -55,17 +54,9 @@ class SplitPlan(NamedTuple):
         return SplitPlan(tuple(name for name, _ in classes), tuple(n for _, n in classes), self.image_shape, blocks)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set that can be decoded: what the readers of this package return.
-
-    Args:
-        name: of the data set.
-        options: those it was opened with.
-        key: all that the decoded bytes depend on (options, files with sizes and times, versions), as JSON values.
-        plan: gives the plan of every split; called only when the cache has no entry for the key.
-        notes: what a user should know.
-    """
+class Source(NamedTuple):
+    """A data set that can be decoded, what the readers of this package return: with the options it was opened with, all that the decoded
+    bytes depend on as JSON values, what plans the splits (called only when the cache has no entry for the key) and notes for the user."""
 
     name: str
     options: Mapping[str, Any]
@@ -90,16 +81,10 @@ class _Damaged(DataError):
 
 
 def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> MetaDataset:
-    """Open a data set from the cache, building its entry first where there is none.
+    """Open a data set from the cache, as read-only memory maps; decode it first where there is no whole entry, which `reporter` shows.
 
-    Args:
-        source: what to decode.
-        folder: the cache folder; made if missing.
-        reporter: shows the progress of decoding, and says so when a damaged entry is rebuilt.
-        n_way: classes that every split must have; asked before anything is decoded.
-    Returns: MetaDataset whose images are read-only memory maps.
-    Raises: DataError if the source is faulty, or the cache cannot be written (a full disk leaves no file).
-    Cost: from the cache, at most 48 MiB read; otherwise one decoding and n bytes written.
+    Raises: DataError if a split has fewer than n_way classes (before anything is decoded), the source is faulty, or the cache cannot be
+        written (a full disk leaves no file). Cost: from the cache, at most 48 MiB read; otherwise one decoding and n bytes written.
     """
     key = hashlib.sha256(json.dumps({"format": FORMAT, **source.key}, sort_keys=True).encode()).hexdigest()
     entry = folder / f"{source.name}-{key[:20]}.images"
@@ -186,7 +171,7 @@ def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
             file.flush()
             n_bytes = file.tell()
             splits = [(name, plans[name].class_names, plans[name].counts) for name in SPLITS]
-            text = json.dumps({"key": dict(source.key), "crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
+            text = json.dumps({"crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
             file.seek(n_bytes)
             file.write(text + _END.pack(len(text), zlib.crc32(text)))
             file.flush()

@@ -65,15 +65,9 @@ def header(file: File) -> tuple[bool, tuple[int, int]]:
 
 
 def decode_classes(classes: Sequence[Sequence[File]], look: Look, threads: int | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Decode the files of each class.
+    """For each class its images, (n_c, H, W, C), uint8; the same whatever the number of threads, by default 1 for small files, else 4.
 
-    Args:
-        classes: the files of each class, in the order wanted.
-        look: how an image becomes an array.
-        threads: at once; by default 1 for small files and up to 4 for large ones.
-    Returns: for each class (n_c, H, W, C), uint8; the same whatever the number of threads.
-    Raises: DataError naming the first file that cannot be decoded.
-    Memory: four classes a thread.
+    Raises: DataError naming the first file that cannot be decoded. Memory: four classes a thread.
     """
     if threads is None:
         sizes = [file.n_bytes for files in classes[:32] for file in files[:8]]

@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -79,27 +80,22 @@ class Opener(ExitStack):
 
 
 def list_classes(place: Path, levels: int, within: str = "") -> Classes:
-    """The images of each class, in order of name.
+    """class -> its images, by name; an empty list for a class folder without images.
 
-    Args:
-        place: a folder or a zip file.
-        levels: folders that name a class: 1 for class/image, 2 for alphabet/character/image, 0 for images in `place`, of class "".
-        within: the folder inside a zip file where `place` begins.
-    Returns: class -> its images, an empty list for a folder without images.
-    Raises: DataError if `place` cannot be read. Cost: one stat a file, or the zip file's directory.
+    A class is `levels` folders deep in `place`: 1 for class/image, 2 for alphabet/character/image, 0 for images in `place`, of class "".
+    `place` is a folder, or the folder `within` of a zip file. Raises: DataError if it cannot be read. Cost: one stat a file.
     """
     found: Classes = {}
     if place.is_file():
-        pattern = re.compile(f"{re.escape(within)}{'/' if within else ''}((?:[^/.][^/]*/){{{levels}}})([^/.][^/]*)?")
-        changed_ns = place.stat().st_mtime_ns
+        pattern = re.compile(f"{re.escape(within)}{'/' if within else ''}((?:[^/.][^/]*/){{{levels}}})")
+        path, changed_ns = str(place), place.stat().st_mtime_ns
         with Opener() as opener:
-            members = opener.archive(str(place)).infolist()
-        for info in sorted(members, key=attrgetter("filename")):
-            match = pattern.fullmatch(info.filename)
+            members = sorted(opener.archive(path).infolist(), key=attrgetter("filename"))
+        for folder, own in groupby(members, lambda member: member.filename.rpartition("/")[0]):
+            match = pattern.fullmatch(folder and f"{folder}/")
             if match:
                 images = found.setdefault(match[1][:-1], [])
-                if match[2] and match[2].lower().endswith(EXTENSIONS):
-                    images.append(File(str(place), info.filename, info.file_size, changed_ns))
+                images += [File(path, m.filename, m.file_size, changed_ns) for m in own if _is_image(m.filename[len(match[0]) :])]
         return found
     with reading("folder", place):
         _list_folder(str(place), levels, "", found)
@@ -108,14 +104,18 @@ def list_classes(place: Path, levels: int, within: str = "") -> Classes:
 
 def _list_folder(folder: str, levels: int, name: str, found: Classes) -> None:
     with os.scandir(folder) as scan:
-        entries = sorted((e for e in scan if not e.name.startswith(".")), key=attrgetter("name"))
+        entries = sorted(scan, key=attrgetter("name"))
     if levels == 0:
-        images = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and e.is_file()]
+        images = [e for e in entries if _is_image(e.name) and e.is_file()]
         found[name] = [File(e.path, "", e.stat().st_size, e.stat().st_mtime_ns) for e in images]
         return
     for entry in entries:
-        if entry.is_dir():
+        if entry.is_dir() and not entry.name.startswith("."):
             _list_folder(entry.path, levels - 1, f"{name}/{entry.name}".lstrip("/"), found)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def find_list(root: Path, name: str, folders: tuple[str, ...], hint: str) -> tuple[File, str] | None:
@@ -133,10 +133,9 @@ def find_list(root: Path, name: str, folders: tuple[str, ...], hint: str) -> tup
 
 def digest(splits: Mapping[str, Classes]) -> str:
     """SHA-256 over the division into splits and classes and over path, size and time of change of every file."""
-    result, archives = hashlib.sha256(), set()
+    result = hashlib.sha256()
     for split, classes in splits.items():
         for name, files in classes.items():
-            archives |= {(file.path, file.changed_ns) for file in files if file.member}
-            result.update(repr((split, name, [file.member or tuple(file) for file in files])).encode("utf-8", "backslashreplace"))
-    result.update(repr(sorted(archives)).encode("utf-8", "backslashreplace"))
+            columns = [column if len(set(column)) > 1 else column[:1] for column in zip(*files, strict=True)]  # one zip file is named once
+            result.update(repr((split, name, len(files), columns)).encode("utf-8", "backslashreplace"))
     return result.hexdigest()

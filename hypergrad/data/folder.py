@@ -15,7 +15,6 @@ from .images import SPLITS, check_choice, check_number
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 WHERE = "put one folder a class, each with that class's images, into root, or into root/train, root/val and root/test"
-FRACTIONS = (0.64, 0.16, 0.20)
 _LARGEST_OWN_SIZE = 256  # larger images are photographs, which few-shot networks read at 84x84
 
 
@@ -24,7 +23,7 @@ def source(
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     invert: bool = False,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    fractions: tuple[float, float, float] = (0.64, 0.16, 0.20),
     seed: int = 0,
     n_way: int = 5,
 ) -> Source:
@@ -60,12 +59,9 @@ def source(
 def find_classes(root: Path, fractions: tuple[float, float, float], seed: int, n_way: int) -> tuple[dict[str, Classes], dict[str, Any]]:
     """The classes of each split, and the options of their division.
 
-    Args:
-        root: a folder with class folders in train, val and test, or with class folders, which are then shuffled by seed and cut.
-        fractions: parts of the classes that go to train, validation and test.
-        seed: of the shuffle, 0 to 2**64 - 1.
-        n_way: classes that each split gets at least.
-    Raises: ArgumentError if fractions or seed are out of range; DataError if there are only some splits, or fewer than 3 * n_way classes.
+    Root holds folders train, val and test with class folders, or class folders: these are shuffled by seed and cut by fractions, but so
+    that each split gets n_way. Raises: ArgumentError if fractions or seed are out of range; DataError if there are only some splits, or
+    fewer than 3 * n_way classes.
     """
     check_number("folder: seed", seed, 0, 2**64 - 1)
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:

@@ -93,8 +93,7 @@ def find_letters() -> list[Letter]:
     faces that have both draw them alike; drawings that still belong to two letters (an italic Cyrillic т is a Latin m) are dropped from
     both. A letter shared by several scripts belongs to train.
 
-    Raises: DataError if matplotlib's fonts are not there or hold too few letters.
-    Cost: about a second.
+    Raises: DataError if matplotlib's fonts are not there or hold too few letters. Cost: about a second.
     """
     masters, faces_of = _render_masters()
     owners: dict[tuple[str, Master], list[int]] = defaultdict(list)
@@ -125,15 +124,8 @@ def find_letters() -> list[Letter]:
 
 
 def draw_letter(letter: Letter, drawings: int, seed: int) -> NDArray[np.uint8]:
-    """Draw a letter under random affine maps; drawing j depends on the letter's name, j and the seed alone.
-
-    Args:
-        letter: the class.
-        drawings: how many, >= 1; faces are used in turn.
-        seed: 0 to 2**64 - 1.
-    Returns: (drawings, 28, 28, 1), uint8, ink 255 on 0.
-    Cost: about 0.2 ms a drawing.
-    """
+    """(drawings, 28, 28, 1), uint8, ink 255 on 0: a letter under random affine maps, its faces in turn. Drawing j depends on the letter's
+    name, j and the seed alone. Cost: about 0.2 ms a drawing."""
     n = len(letter.masters)
     random = np.random.Philox(key=np.array([seed, ord(letter.name[-1])], np.uint64)).random_raw(8 * drawings)
     unit = (random >> np.uint64(11)).astype(np.float64).reshape(drawings, 8) * 2.0**-53

@@ -114,18 +114,12 @@ class ImageClasses:
         if self.images.dtype != np.uint8:
             raise DTypeError(f"ImageClasses: images {of} has dtype {self.images.dtype}, expected uint8; use (255 * x).astype('uint8')")
         if self.images.ndim != 4:
+            raise ShapeError(f"ImageClasses: images {of} has shape {self.images.shape}, expected (n, H, W, C); use images[..., None]")
+        n = len(self.class_names)
+        if self.offsets.shape != (n + 1,) or self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (self.sizes < 0).any():
             raise ShapeError(
-                f"ImageClasses: images {of} has shape {self.images.shape}, expected (n, H, W, C); add axes, as images[..., None]"
-            )
-        if self.offsets.shape != (len(self.class_names) + 1,):
-            raise ShapeError(
-                f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected ({len(self.class_names) + 1},) because there are "
-                f"{len(self.class_names)} class names; give where each class begins and where the last one ends"
-            )
-        if self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (self.sizes < 0).any():
-            raise ShapeError(
-                f"ImageClasses: offsets {of} runs from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to {len(self.images)} without a "
-                "decrease; use ImageClasses.from_labels"
+                f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected {n + 1} numbers for {n} class names, from 0 to "
+                f"{len(self.images)} without a decrease; use ImageClasses.from_labels"
             )
         check_classes(self.name, self.class_names, self.sizes)
 
@@ -154,10 +148,7 @@ class ImageClasses:
         largest = int(given.max()) if given.size else -1
         names = tuple(class_names) if class_names is not None else tuple(str(c) for c in range(largest + 1))
         if given.size and (int(given.min()) < 0 or largest >= len(names)):
-            raise DataError(
-                f"from_labels: {of} has values {given.min()} to {largest}, expected 0 to {len(names) - 1} because there are "
-                f"{len(names)} classes; correct the labels"
-            )
+            raise DataError(f"from_labels: {of} has values {given.min()} to {largest}, expected 0 to {len(names) - 1}; correct the labels")
         counts = np.bincount(given.astype(np.int64), minlength=len(names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return cls(name, images[np.argsort(given, kind="stable")], offsets, names)

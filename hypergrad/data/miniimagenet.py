@@ -5,17 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
+from . import folder
 from .cache import Source, SplitPlan
 from .decode import Look, plan_files, sides, to_array
 from .files import Classes, File, digest, find_list, list_classes, reading
-from .folder import FRACTIONS, find_classes
 from .images import check_choice
 from .unpickle import read_pickle
 
@@ -47,22 +46,24 @@ def source(root: Path, image_size: int | None = None, form: str = "auto", seed: 
     check_choice("miniimagenet: form", form, ("auto", "csv", "splits", "pickle", "classes"))
     look = Look(sides(84 if image_size is None else image_size), 3)
     chosen = _find_form(root) if form == "auto" else form
+    note = (f"read in the form '{chosen}' from {root}",)
+    if chosen in ("splits", "classes"):
+        source = folder.source(root, look.size, look.channels, seed=seed, n_way=n_way)
+        if source.options["form"] != chosen:
+            raise DataError(f"miniimagenet: {root} has the form '{source.options['form']}', expected '{chosen}'; leave form at auto")
+        return source._replace(name="miniimagenet", notes=note)
     plan: Callable[[], Mapping[str, SplitPlan]]
-    division: dict[str, Any] = {}
-    if chosen == "pickle":
+    if chosen == "csv":
+        splits = _read_csv(root)
+        plan = partial(plan_files, splits, look)
+    else:
         paths = {split: root / f"mini-imagenet-cache-{stem}.pkl" for split, stem in STEMS.items()}
         missing = [path.name for path in paths.values() if not path.is_file()]
         if missing:
             raise DataError(f"miniimagenet: {root} has no {' and no '.join(missing)}, expected one cache file a split; {WHERE}")
         splits = {split: {"": [File(str(p), "", p.stat().st_size, p.stat().st_mtime_ns)]} for split, p in paths.items()}
         plan = partial(_plan_pickles, paths, look)
-    else:
-        splits, division = (_read_csv(root), {}) if chosen == "csv" else find_classes(root, FRACTIONS, seed, n_way)
-        if division.get("form", chosen) != chosen:
-            raise DataError(f"miniimagenet: {root} has the form '{division['form']}', expected '{chosen}'; leave form at auto")
-        plan = partial(plan_files, splits, look)
-    options = {**division, "image_size": look.size[0], "form": chosen}
-    return Source("miniimagenet", options, {"look": look, "files": digest(splits)}, plan, (f"read in the form '{chosen}' from {root}",))
+    return Source("miniimagenet", {"image_size": look.size[0], "form": chosen}, {"look": look, "files": digest(splits)}, plan, note)
 
 
 def _find_form(root: Path) -> str:

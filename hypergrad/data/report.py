@@ -1,17 +1,12 @@
 """Where loaders tell of their progress and of anything a user should see: a progress bar on standard error, or nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
-class Tick(Protocol):
-    """Called as work proceeds, with the number of items done since the last call."""
-
-    def __call__(self, n: int) -> None: ...
+Tick = Callable[[int], None]  # called as work proceeds, with the number of items done since the last call
 
 
 class Reporter:

@@ -19,7 +19,7 @@ _NAMES |= {"numpy.core.numeric._frombuffer", "collections.OrderedDict", "_codecs
 
 
 class _Forbidden(Exception):
-    """The pickle asks for something that is neither an array nor a plain container."""
+    """What the pickle asks for is neither an array nor a plain container."""
 
 
 class _Call:

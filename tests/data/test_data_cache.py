@@ -86,7 +86,7 @@ def test_classes_may_be_turned():
     assert all((a == b).all() for a, b in zip(turned.blocks(), expected, strict=True))
 
 
-# An entry has 10,498 bytes of header and images, then its description, then 8 bytes of length and checksum.
+# An entry has 10,496 bytes of header and images, then its description, then 8 bytes of length and checksum.
 @pytest.mark.parametrize(
     "damage",
     [
