@@ -200,6 +200,7 @@ def test_all_rungs_and_nestings_in_float32(case: Case) -> None:
     "case", [c for c in CASES if "conv" not in c.name and "1100" not in c.name], ids=str
 )  # a block's float32 is held by test_kernels.py
 def test_float32_in_every_order_of_threads(case: Case, backend: Any) -> None:
+    """Of small cases; a block's float32 is held by test_kernels.py."""
     check_float32(case)
     args, w = setting(case, np.float32)
     backend.same_bits(lambda: [a for arrays in essentials(case.f, args, w).values() for a in arrays])
