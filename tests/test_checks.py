@@ -41,79 +41,52 @@ def test_a_right_op_passes_every_check() -> None:
     check_layouts(case, np.float32)
 
 
-def test_wrong_value_in_one_of_1025_elements() -> None:
-    def last_is_off(b: Any, x: Array) -> Array:
-        y = np.exp(x)
-        y[-1] *= 1 + 1e-10
-        return y
-
-    with pytest.raises(AssertionError, match="value against NumPy"):
-        check_float64(exp_case(elementwise("planted", last_is_off, lambda out, x: out), (1025,)))
+def last_is_off(b: Any, x: Array) -> Array:
+    y = np.exp(x)
+    y[-1] *= 1 + 1e-10
+    return y
 
 
-def test_not_a_number() -> None:
-    with pytest.raises(AssertionError, match="value against NumPy"):
-        check_float64(exp_case(elementwise("planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out)))
+def own(vjp: Callable[..., Any] = lambda bar, out: bar * out, jvp: Callable[..., Any] = lambda dot, out: dot * out) -> Op:
+    """exp with a rule of its own in each mode."""
+    return Op("planted", value, vjp=(lambda bar, out, x: vjp(bar, out),), jvp=(lambda dot, out, x: jvp(dot, out),))
 
 
-def test_wrong_vjp() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out * (1 + 1e-9),), jvp=(lambda dot, out, x: dot * out,))
-    with pytest.raises(AssertionError, match="planted"):
-        check_float64(exp_case(op))
-
-
-def test_wrong_vjp_where_the_jvp_agrees_to_first_order_only() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out + 1e-9 * bar * bar,), jvp=(lambda dot, out, x: dot * out,))
-    with pytest.raises(AssertionError, match="planted"):
-        check_float64(exp_case(op))
-
-
-def test_wrong_jvp() -> None:
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: dot * out * (1 + 1e-9),))
-    with pytest.raises(AssertionError, match="planted"):
-        check_float64(exp_case(op))
-
-
-def test_wrong_derivative_on_which_vjp_and_jvp_agree() -> None:
-    with pytest.raises(AssertionError, match="jvp along .*a finite difference gives"):
-        check_float64(exp_case(elementwise("planted", value, lambda out, x: out * (1 + 1e-7))))
-
-
-def test_jvp_that_ignores_all_directions_but_the_first() -> None:
-    op = Op(
-        "planted", value, vjp=(lambda bar, out, x: bar * out,), jvp=(lambda dot, out, x: hg.concatenate([dot[:1]] * dot.shape[0]) * out,)
-    )
-    with pytest.raises(AssertionError, match="dots|P=1"):
-        check_float64(exp_case(op))
-
-
-def test_second_order_wrong_in_every_nesting_where_first_order_is_right() -> None:
-    op = elementwise("planted", value, lambda out, x: Tensor(out.value))  # a constant, to all routes alike
-    with pytest.raises(AssertionError, match="Hessian product, forward over reverse.*a finite difference gives"):
-        check_float64(exp_case(op))
-
-
-@pytest.mark.parametrize("rules", ["vjp", "jvp"])
-def test_second_order_wrong_in_one_rule(rules: str) -> None:
-    constant = {name: (lambda out: Tensor(out.value)) if name == rules else (lambda out: out) for name in ("vjp", "jvp")}
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * constant["vjp"](out),), jvp=(lambda dot, out, x: dot * constant["jvp"](out),))
-    with pytest.raises(AssertionError, match="planted: hvp"):
-        check_float64(exp_case(op))
-
-
-@pytest.mark.parametrize(("lost", "route"), [(untaped, "reverse over reverse"), (primal, "reverse over reverse")])
-def test_second_order_wrong_in_one_nesting_only(lost: Callable[[Tensor], Tensor], route: str) -> None:
-    # One keeps the tangent and loses the tape, the other keeps the tape and loses the tangent.
-    op = Op("planted", value, vjp=(lambda bar, out, x: bar * lost(out),), jvp=(lambda dot, out, x: dot * out,))
-    with pytest.raises(AssertionError, match=f"planted: hvp.{route}"):
-        check_float64(exp_case(op))
-
-
-def test_third_order_wrong_where_second_order_is_right() -> None:
+def without_a_second_derivative() -> Op:
     inner = elementwise("planted_inner", value, lambda out, x: Tensor(out.value))
-    op = elementwise("planted", value, lambda out, x: inner(x))
-    with pytest.raises(AssertionError, match="third derivative"):
-        check_float64(exp_case(op))
+    return elementwise("planted", value, lambda out, x: inner(x))
+
+
+# The op, and what check_float64 says of it.
+PLANTED: dict[str, tuple[Callable[[], Op], str]] = {
+    "a value in one of 1025 elements": (lambda: elementwise("planted", last_is_off, lambda out, x: out), "value against NumPy"),
+    "not a number": (
+        lambda: elementwise("planted", lambda b, x: np.where(x == x.flat[0], np.nan, np.exp(x)), lambda out, x: out),
+        "value against NumPy",
+    ),
+    "vjp": (lambda: own(vjp=lambda bar, out: bar * out * (1 + 1e-9)), "planted"),
+    "vjp that is not linear": (lambda: own(vjp=lambda bar, out: bar * out + 1e-9 * bar * bar), "planted"),
+    "jvp": (lambda: own(jvp=lambda dot, out: dot * out * (1 + 1e-9)), "planted"),
+    "both alike": (lambda: elementwise("planted", value, lambda out, x: out * (1 + 1e-7)), "jvp along .*a finite difference gives"),
+    "all directions but the first": (lambda: own(jvp=lambda dot, out: hg.concatenate([dot[:1]] * dot.shape[0]) * out), "dots.P=1"),
+    "second order in every nesting": (  # a constant, to all routes alike
+        lambda: elementwise("planted", value, lambda out, x: Tensor(out.value)),
+        "Hessian product, forward over reverse.*a finite difference gives",
+    ),
+    "second order of the vjp": (lambda: own(vjp=lambda bar, out: bar * Tensor(out.value)), "planted: hvp"),
+    "second order of the jvp": (lambda: own(jvp=lambda dot, out: dot * Tensor(out.value)), "planted: hvp"),
+    # One keeps the tangent and loses the tape, the other keeps the tape and loses the tangent.
+    "a lost tape": (lambda: own(vjp=lambda bar, out: bar * untaped(out)), "planted: hvp.reverse over reverse"),
+    "a lost tangent": (lambda: own(vjp=lambda bar, out: bar * primal(out)), "planted: hvp.reverse over reverse"),
+    "third order": (without_a_second_derivative, "third derivative"),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_wrong_op(fault: str) -> None:
+    make, message = PLANTED[fault]
+    with pytest.raises(AssertionError, match=message):
+        check_float64(exp_case(make(), (1025,) if "1025" in fault else (3, 4)))
 
 
 def test_bilinear_op_with_transposes_swapped() -> None:

@@ -8,11 +8,11 @@ import subprocess
 
 import fused_checks
 import numpy as np
-import precision_cases as precise
 import pytest
 import test_fused
 import test_gather_images
 import test_kernels as suite
+import test_precision as precise
 import test_step_kernels as steps
 import toolchain
 from places import Place

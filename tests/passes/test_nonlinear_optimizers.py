@@ -18,87 +18,42 @@ def clipped(g, limit):
     return optree.tree_map(lambda x: hg.minimum(hg.maximum(x, -limit), limit), g)
 
 
-@dataclass(frozen=True)
-class ValueClippedSGD(hg.SGD):
-    limit: Any = 0.05
+def each(f):
+    """f on every leaf of trees."""
+    return lambda *trees: optree.tree_map(f, *trees)
+
+
+def limited(tree, limit):
+    """Scaled to a norm of at most `limit`."""
+    norm = hg.sqrt(sum(hg.sum(x * x) for x in optree.tree_leaves(tree)) + 1e-12)
+    return each(lambda x: x * hg.minimum(1.0, limit / norm))(tree)
+
+
+def own(base, before=lambda self, g, w: g, after=lambda self, w: w, **fields):
+    """A subclass that changes the gradient before the base's update, or the weights after it."""
 
     def update(self, w, state, g, t):
-        return super().update(w, state, clipped(g, self.limit), t)
+        w, state = base.update(self, w, state, before(self, g, w), t)
+        return after(self, w), state
+
+    namespace = {"__annotations__": dict.fromkeys(fields, Any), "update": update, **fields}
+    return dataclass(frozen=True)(type("Own", (base,), namespace))
 
 
-@dataclass(frozen=True)
-class NormClippedSGD(hg.SGD):
-    limit: Any = 0.05
-
-    def update(self, w, state, g, t):
-        norm = hg.sqrt(sum(hg.sum(x * x) for x in optree.tree_leaves(g)) + 1e-12)
-        factor = hg.minimum(1.0, self.limit / norm)
-        return super().update(w, state, optree.tree_map(lambda x: x * factor, g), t)
-
-
-@dataclass(frozen=True)
-class NormalisedSGD(hg.SGD):
-    def update(self, w, state, g, t):
-        return super().update(w, state, optree.tree_map(lambda x: x / hg.sqrt(hg.sum(x * x) + 1e-6), g), t)
-
-
-@dataclass(frozen=True)
-class ProjectedSGD(hg.SGD):
-    """The weights stay in a ball."""
-
-    radius: Any = 1.2
-
-    def update(self, w, state, g, t):
-        w, state = super().update(w, state, g, t)
-        norm = hg.sqrt(sum(hg.sum(x * x) for x in optree.tree_leaves(w)) + 1e-12)
-        return optree.tree_map(lambda x: x * hg.minimum(1.0, self.radius / norm), w), state
-
-
-@dataclass(frozen=True)
-class BoxSGD(hg.SGD):
-    def update(self, w, state, g, t):
-        w, state = super().update(w, state, g, t)
-        return clipped(w, 0.6), state
-
-
-@dataclass(frozen=True)
-class ISTA(hg.SGD):
-    """A gradient step and the proximal map of an L1 penalty."""
-
-    l1: Any = 0.02
-
-    def update(self, w, state, g, t):
-        w, state = super().update(w, state, g, t)
-        return optree.tree_map(lambda x: hg.relu(x - self.lr * self.l1) - hg.relu(-x - self.lr * self.l1), w), state
-
-
-@dataclass(frozen=True)
-class TanhSGD(hg.SGD):
-    def update(self, w, state, g, t):
-        return super().update(w, state, optree.tree_map(lambda x: hg.tanh(3.0 * x), g), t)
-
-
-@dataclass(frozen=True)
-class BoundedWeightsSGD(hg.SGD):
-    def update(self, w, state, g, t):
-        w, state = super().update(w, state, g, t)
-        return optree.tree_map(hg.tanh, w), state
-
-
-@dataclass(frozen=True)
-class SquaredGradientSGD(hg.SGD):
-    """Linear in the gradient at no point, and claims nothing."""
-
-    def update(self, w, state, g, t):
-        return super().update(w, state, optree.tree_map(lambda x: x + x * x, g), t)
-
-
-@dataclass(frozen=True)
-class WeightedGradientSGD(hg.SGD):
-    """Linear in the gradient, with a slope that depends on the weights."""
-
-    def update(self, w, state, g, t):
-        return super().update(w, state, optree.tree_map(lambda x, y: x * (1.0 + y * y), g, w), t)
+ValueClippedSGD = own(hg.SGD, lambda self, g, w: clipped(g, self.limit), limit=0.05)
+NormClippedSGD = own(hg.SGD, lambda self, g, w: limited(g, self.limit), limit=0.05)
+NormalisedSGD = own(hg.SGD, lambda self, g, w: each(lambda x: x / hg.sqrt(hg.sum(x * x) + 1e-6))(g))
+ProjectedSGD = own(hg.SGD, after=lambda self, w: limited(w, self.radius), radius=1.2)
+BoxSGD = own(hg.SGD, after=lambda self, w: clipped(w, 0.6))
+# A gradient step and the proximal map of an L1 penalty.
+ISTA = own(hg.SGD, after=lambda self, w: each(lambda x: hg.relu(x - self.lr * self.l1) - hg.relu(-x - self.lr * self.l1))(w), l1=0.02)
+TanhSGD = own(hg.SGD, lambda self, g, w: each(lambda x: hg.tanh(3.0 * x))(g))
+BoundedWeightsSGD = own(hg.SGD, after=lambda self, w: each(hg.tanh)(w))
+SquaredGradientSGD = own(hg.SGD, lambda self, g, w: each(lambda x: x + x * x)(g))
+# Linear in the gradient, with a slope that depends on the weights.
+WeightedGradientSGD = own(hg.SGD, lambda self, g, w: each(lambda x, y: x * (1.0 + y * y))(g, w))
+ValueClippedAdam = own(hg.Adam, lambda self, g, w: clipped(g, 0.05))
+ProjectedAdam = own(hg.Adam, after=lambda self, w: clipped(w, 0.6))
 
 
 class Clipping:
@@ -111,19 +66,6 @@ class Clipping:
 @dataclass(frozen=True)
 class MixedSGD(Clipping, hg.SGD):
     pass
-
-
-@dataclass(frozen=True)
-class ValueClippedAdam(hg.Adam):
-    def update(self, w, state, g, t):
-        return super().update(w, state, clipped(g, 0.05), t)
-
-
-@dataclass(frozen=True)
-class ProjectedAdam(hg.Adam):
-    def update(self, w, state, g, t):
-        w, state = super().update(w, state, g, t)
-        return clipped(w, 0.6), state
 
 
 @dataclass(frozen=True)

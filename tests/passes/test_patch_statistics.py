@@ -2,13 +2,12 @@
 
 import gc
 import weakref
-from collections import Counter
 
 import numpy as np
 import pytest
+from places import counted
 
 import hypergrad as hg
-from hypergrad.backends.host import HOST
 
 LABELS = np.arange(3)
 PASSES = {
@@ -20,17 +19,10 @@ PASSES = {
 
 
 @pytest.fixture
-def runs(monkeypatch):
+def runs():
     """How often each kernel ran."""
-    counts = Counter()
-    original = type(HOST).run
-
-    def run(name, **arguments):
-        counts[name] += 1
-        return original(HOST, name, **arguments)
-
-    monkeypatch.setattr(HOST, "run", run, raising=False)
-    return counts
+    with counted() as counts:
+        yield counts
 
 
 def images(seed, dtype=np.float64, episodes=None):
