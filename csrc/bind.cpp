@@ -218,7 +218,8 @@ class Prepared {
       if (!argument.list)
         take(argument, 0, objects[a]);
       else
-        for (int i = 0; i < call.length; ++i) take(argument, i, !is_no_list(objects[a]) ? PySequence_Fast_GET_ITEM(objects[a], i) : argument.output ? objects[a] : nullptr);
+        for (int i = 0; i < call.length; ++i)
+          take(argument, i, !is_no_list(objects[a]) ? PySequence_Fast_GET_ITEM(objects[a], i) : argument.output ? objects[a] : nullptr);
     }
     call.arrays = views_.data();
     call.n_arrays = static_cast<int>(total);

@@ -8,10 +8,8 @@
 
 #if defined(HG_SIMD)  // a source of the host, compiled once per instruction set
 #include "host/simd.h"
-#define HG_STEP HG_INLINE
 #else
 #include "cuda/launch.h"
-#define HG_STEP HG_BOTH
 #endif
 
 namespace hg {
@@ -19,22 +17,22 @@ namespace HG_SPACE {
 
 #if defined(HG_SIMD)
 template <class V>
-HG_STEP V inverse_root(V v) {
+HG_BOTH V inverse_root(V v) {
   for (int i = 0; i < static_cast<int>(sizeof v / sizeof v[0]); ++i) v[i] = __builtin_sqrt(v[i]);
   return 1 / v;
 }
 template <>
-HG_STEP Vec<float> inverse_root(Vec<float> v) {
+HG_BOTH Vec<float> inverse_root(Vec<float> v) {
   for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
   return 1 / v;
 }
 #else
-HG_STEP float inverse_root(float v) { return 1 / sqrtf(v); }
-HG_STEP double inverse_root(double v) { return 1 / sqrt(v); }
+HG_BOTH float inverse_root(float v) { return 1 / sqrtf(v); }
+HG_BOTH double inverse_root(double v) { return 1 / sqrt(v); }
 #endif
 
 // base^n for n >= 0 by squaring.
-HG_STEP double whole_power(double base, int64_t n) {
+HG_BOTH double whole_power(double base, int64_t n) {
   double power = 1;
   for (; n > 0; n /= 2, base *= base)
     if (n % 2 == 1) power *= base;
@@ -58,27 +56,27 @@ struct Sgd {
   };
 
   // `given` has a bit for every field that is an array, `extra` is the last attribute.
-  static HG_STEP Sgd of(const double (&field)[kFields], unsigned given, double extra) {
+  static HG_BOTH Sgd of(const double (&field)[kFields], unsigned given, double extra) {
     return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]), (given & 4u) != 0 || field[2] != 0, extra != 0};
   }
-  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
     return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])};
   }
 
   template <class V>
-  HG_STEP V decayed(const V (&x)[kStates]) const {
+  HG_BOTH V decayed(const V (&x)[kStates]) const {
     return decays ? x[2] + decay * x[0] : x[2];  // 0*w would be NaN where w is not finite
   }
 
   template <class V>
-  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
     const V g = decayed(x);
     y[1] = momentum * x[1] + g;
     y[0] = x[0] - lr * (nesterov ? g + momentum * y[1] : y[1]);
   }
 
   template <class V>
-  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
     const V g = decayed(x), v = momentum * x[1] + g;
     const V g_dot = decays ? x_dot[2] + decay * x_dot[0] + dot.decay * x[0] : x_dot[2];
     const V v_dot = momentum * x_dot[1] + dot.momentum * x[1] + g_dot;
@@ -89,7 +87,7 @@ struct Sgd {
   }
 
   template <class V>
-  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
     const V g = decayed(x), v = momentum * x[1] + g;
     const V step_bar = -(lr * y_bar[0]);
     const V v_bar = y_bar[1] + (nesterov ? momentum * step_bar : step_bar);
@@ -123,7 +121,7 @@ struct Adam {
   };
 
   // In double, since 1 - beta^(t+1) loses digits.
-  static HG_STEP Adam of(const double (&field)[kFields], unsigned, double extra) {
+  static HG_BOTH Adam of(const double (&field)[kFields], unsigned, double extra) {
     const int64_t t = static_cast<int64_t>(extra);
     const double power1 = whole_power(field[1], t), power2 = whole_power(field[2], t), count = extra + 1;
     return {static_cast<T>(field[0]),
@@ -137,7 +135,7 @@ struct Adam {
             static_cast<T>(-count * power1),
             static_cast<T>(-count * power2)};
   }
-  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
     const T b1 = static_cast<T>(dot[1]), b2 = static_cast<T>(dot[2]);
     return {static_cast<T>(dot[0]), b1, b2, static_cast<T>(dot[3]), slope1 * b1, slope2 * b2};
   }
@@ -147,7 +145,7 @@ struct Adam {
     V m, s, u, root, step;  // after the step; root = q^-1/2, step = u*root
   };
   template <class V>
-  HG_STEP Terms<V> terms(const V (&x)[kStates]) const {
+  HG_BOTH Terms<V> terms(const V (&x)[kStates]) const {
     Terms<V> a;
     a.m = beta1 * x[1] + rest1 * x[3];
     a.s = beta2 * x[2] + rest2 * (x[3] * x[3]);
@@ -158,7 +156,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
     const Terms<V> a = terms(x);
     y[0] = x[0] - lr * a.step;
     y[1] = a.m;
@@ -166,7 +164,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
     const Terms<V> a = terms(x);
     const V m_dot = beta1 * x_dot[1] + rest1 * x_dot[3] + dot.beta1 * (x[1] - x[3]);
     const V s_dot = beta2 * x_dot[2] + 2 * rest2 * (x[3] * x_dot[3]) + dot.beta2 * (x[2] - x[3] * x[3]);
@@ -179,7 +177,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
     const Terms<V> a = terms(x);
     const V step_bar = -(lr * y_bar[0]);
     const V u_bar = step_bar * a.root;

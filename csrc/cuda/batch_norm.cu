@@ -279,12 +279,12 @@ __global__ void __launch_bounds__(kThreads)
   const double B = part_sum(n, c, parts, 0, 2, sums), product = part_sum(n, c, parts, 1, 2, sums);
   if (!c.first) return;
   const double M = static_cast<double>(higher<int64_t>(1, n.M)), s = static_cast<double>(rstd.at(0, c.e)[c.k]);
-  const double G = product * s, scale = static_cast<double>(gamma.at(0, c.e)[c.k]) * s;
-  gamma_bar.at(0, c.e)[c.k] = static_cast<T>(G);
+  const NormBar bar = norm_bar(static_cast<double>(gamma.at(0, c.e)[c.k]), s, B, product, M);
+  gamma_bar.at(0, c.e)[c.k] = static_cast<T>(bar.G);
   beta_bar.at(0, c.e)[c.k] = static_cast<T>(B);
-  constants.set(c, 0, -scale * s * G / M, mean.at(0, c.e)[c.k]);
-  constants.set(c, 1, scale, T(0));
-  constants.shift(c, -scale * B / M);
+  constants.set(c, 0, bar.by_z, mean.at(0, c.e)[c.k]);
+  constants.set(c, 1, bar.scale, T(0));
+  constants.shift(c, bar.shift);
 }
 
 // Rows of the parts: of y_bar with x, of y_bar_dot with x, of y_bar with x_dot; the last two only where they are.
@@ -307,17 +307,16 @@ __global__ void __launch_bounds__(kThreads)
   if (has_x_dot) other = part_sum(n, c, parts, 3, 4, sums);
   if (!c.first) return;
   const double M = static_cast<double>(higher<int64_t>(1, n.M)), s = static_cast<double>(rstd.at(0, c.e)[c.k]);
-  const double mean_product = static_cast<double>(c_in.at(c.p, c.e)[c.k]), G = s * product;
-  const double G_dot = s * (product_dot + other - mean_product * G);
-  const double scale = static_cast<double>(gamma.at(0, c.e)[c.k]) * s;
-  const double scale_dot = at_or_zero(gamma_dot, c) * s - scale * s * mean_product;
-  gamma_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(G_dot);
+  const double mean_product = static_cast<double>(c_in.at(c.p, c.e)[c.k]);
+  const NormBar bar = norm_bar(static_cast<double>(gamma.at(0, c.e)[c.k]), s, B, product, M);
+  const NormBarDot dot = norm_bar_dot(bar, at_or_zero(gamma_dot, c) * s, s, mean_product, B, B_dot, product_dot + other, M);
+  gamma_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(dot.G);
   beta_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(B_dot);
-  constants.set(c, 0, -(scale_dot * s * G + scale * (s * G_dot - s * s * mean_product * G)) / M, mean.at(0, c.e)[c.k]);
-  constants.set(c, 1, scale_dot, T(0));
-  constants.set(c, 2, scale, T(0));
-  constants.set(c, 3, -scale * s * G / M, x_dot_mean.at(c.p, c.e)[c.k]);
-  constants.shift(c, -(scale_dot * B + scale * B_dot) / M);
+  constants.set(c, 0, dot.by_z, mean.at(0, c.e)[c.k]);
+  constants.set(c, 1, dot.scale, T(0));
+  constants.set(c, 2, bar.scale, T(0));
+  constants.set(c, 3, bar.by_z, x_dot_mean.at(c.p, c.e)[c.k]);
+  constants.shift(c, dot.shift);
 }
 
 // out = sum_j by_j*(x_j - mean_j) + shift; an absent array counts as zero. A thread owns four channels of some pixels.

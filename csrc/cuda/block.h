@@ -8,6 +8,8 @@
 #pragma once
 #include "convolution.h"
 
+#include "../batch_norm.h"
+
 namespace hg {
 namespace cuda {
 

@@ -108,12 +108,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   product = slice_sum(product, sums);
   if (slice != 0 || k >= K) return;
-  const double r = static_cast<double>(rstd.at(0, e)[k]), g = static_cast<double>(gamma.at(0, e)[k]);
-  const double c = r * product / M, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+  const double r = static_cast<double>(rstd.at(0, e)[k]), c = r * product / M;
+  const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+  const NormDot dot = norm_dot(static_cast<double>(gamma.at(0, e)[k]), g_dot, r, c);
   z_dot_mean.at(p, e)[k] = static_cast<T>(m_dot);
   c_out.at(p, e)[k] = static_cast<T>(c);
-  factors[entry * 2 * K + k] = static_cast<T>(g_dot * r - g * r * r * c);
-  factors[entry * 2 * K + K + k] = static_cast<T>(g * r);
+  factors[entry * 2 * K + k] = static_cast<T>(dot.by_z);
+  factors[entry * 2 * K + K + k] = static_cast<T>(dot.by_z_dot);
 }
 
 template <class T>

@@ -10,8 +10,6 @@ namespace hg {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
 struct Gather {
   int64_t M, size;  // images staged, bytes of one
   bool wide;        // every image is aligned and holds whole quads

@@ -8,7 +8,6 @@ namespace hg {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kLeaves = 24;                  // of a launch: their table must fit into 4 KiB of parameters
 constexpr int64_t kFewElements = 1ll << 20;  // up to here a thread owns one quad, so that the work spreads wide
 constexpr int kQuads = 4;                    // beyond
@@ -195,9 +194,7 @@ __global__ void __launch_bounds__(kThreads) step_vjp(const VjpTable<S> t, double
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   HG_UNROLL
   for (int i = 0; i < S::kFields; ++i) {
-    double sum = static_cast<double>(total[i]);
-    HG_UNROLL
-    for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
+    const double sum = over_warp(static_cast<double>(total[i]));
     if (lane == 0) warps[warp * S::kFields + i] = sum;
   }
   __syncthreads();
@@ -221,8 +218,7 @@ __global__ void __launch_bounds__(32) step_field_bars(const Range range, const d
     double sum = 0;
     for (int block = range.first_block[leaf] + lane; block < range.first_block[leaf + 1]; block += 32)
       sum += sums[static_cast<int64_t>(block) * kFields + i];
-    HG_UNROLL
-    for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
+    sum = over_warp(sum);
     if (lane == 0 && fields.bar[i] != nullptr) fields.bar[i][leaf] = static_cast<T>(sum);
   }
 }

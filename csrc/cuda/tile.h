@@ -10,7 +10,6 @@
 namespace hg {
 namespace cuda {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kFilters = 32;  // filters of a tile
 
 // How a tile is dealt to the threads: a thread has the windows window(thread, i), i < kOwn, of the tile and the kGroup

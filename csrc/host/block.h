@@ -6,6 +6,8 @@
 #pragma once
 #include "images.h"
 
+#include "../batch_norm.h"
+
 namespace hg {
 namespace HG_SIMD {
 

@@ -98,11 +98,11 @@ void vjp(const Call& call) {
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
     channel_dot(b, w.at(e), U, w_u);
     for (int64_t k = 0; k < b.K; ++k) {
-      const double s = static_cast<double>(rstd.at(e)[k]), G = s * w_u[k];
-      const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      gamma_bar.at(e)[k] = static_cast<T>(G);
+      const double s = static_cast<double>(rstd.at(e)[k]);
+      const FirstBar bar = first_bar(static_cast<double>(gamma.at(e)[k]), 0, s, w_u[k], 0, 0);
+      gamma_bar.at(e)[k] = static_cast<T>(bar.G);
       beta_bar.at(e)[k] = static_cast<T>(sums.beta(e)[k]);
-      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
+      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(bar.scale * (U[j] - bar.G * s * cov_w[j]));
     }
   });
 }
@@ -130,17 +130,15 @@ void vjp_jvp(const Call& call) {
       channel_dot(b, w_dot.at(p, e), cov_w, product);
     }
     for (int64_t k = 0; k < b.K; ++k) {
-      const double s = static_cast<double>(rstd.at(e)[k]), G = s * w_u[k], c = s * product[k], s_dot = -s * s * c;
-      const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      const double scale_dot =
-          (gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0) + static_cast<double>(gamma.at(e)[k]) * s_dot;
-      const double G_dot = s * (w_u_dot[k] + w_dot_u[k] - c * G);
-      gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
+      const double s = static_cast<double>(rstd.at(e)[k]), gain_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0;
+      const FirstBar bar = first_bar(static_cast<double>(gamma.at(e)[k]), gain_dot, s, w_u[k], w_u_dot[k] + w_dot_u[k], product[k]);
+      gamma_bar_dot.at(p, e)[k] = static_cast<T>(bar.G_dot);
       beta_bar_dot.at(p, e)[k] = static_cast<T>(U_dot != nullptr ? sums_dot.beta(pe)[k] : 0.0);
       for (int64_t j = k; j < size; j += b.K) {
         const double u_dot = U_dot != nullptr ? U_dot[j] : 0.0, cov_dot = w_dot ? cov_w_dot[j] : 0.0;
-        w_bar_dot.at(p, e)[j] = static_cast<T>(scale_dot * (U[j] - G * s * cov_w[j]) +
-                                               scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
+        w_bar_dot.at(p, e)[j] =
+            static_cast<T>(bar.scale_dot * (U[j] - bar.G * s * cov_w[j]) +
+                           bar.scale * (u_dot - bar.G_dot * s * cov_w[j] - bar.G * (bar.s_dot * cov_w[j] + s * cov_dot)));
       }
     }
   });

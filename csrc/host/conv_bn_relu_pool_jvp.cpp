@@ -61,13 +61,13 @@ void jvp(const Call& call) {
       for (int i = 0; i < 5; ++i) s[i * b.Kp] = T(0);
       if (k >= b.K) continue;
       const Moments of = merge_moments(b, parts, pe, k);
-      const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
-      const double c = r * of.product, m_dot = of.mean, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
-      z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(m_dot);
+      const double r = static_cast<double>(rstd.at(e)[k]), c = r * of.product;
+      const NormDot dot = norm_dot(static_cast<double>(gamma.at(e)[k]), gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0, r, c);
+      z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(of.mean);
       c_out.at(p, e)[k] = static_cast<T>(c);
       s[0] = mean.at(e)[k];
-      s[2 * b.Kp] = static_cast<T>(g_dot * r - g * r * r * c);
-      s[3 * b.Kp] = static_cast<T>(g * r);
+      s[2 * b.Kp] = static_cast<T>(dot.by_z);
+      s[3 * b.Kp] = static_cast<T>(dot.by_z_dot);
       s[4 * b.Kp] = beta_dot ? beta_dot.at(p, e)[k] : T(0);
     }
   }

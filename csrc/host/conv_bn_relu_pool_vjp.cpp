@@ -43,13 +43,12 @@ void vjp(const Call& call) {
       T* const s = scalars + e * 4 * b.Kp + k;
       s[b.Kp] = s[2 * b.Kp] = s[3 * b.Kp] = T(0);
       if (k >= b.K) continue;
-      const double r = static_cast<double>(rstd.at(e)[k]), B = sums[k], G = sums[b.Kp + k] * r;
-      const double a = static_cast<double>(gamma.at(e)[k]) * r;
-      beta_bar.at(e)[k] = static_cast<T>(B);
-      gamma_bar.at(e)[k] = static_cast<T>(G);
-      s[b.Kp] = static_cast<T>(a);
-      s[2 * b.Kp] = static_cast<T>(-a * r * G / M);
-      s[3 * b.Kp] = static_cast<T>(-a * B / M);
+      const NormBar bar = norm_bar(static_cast<double>(gamma.at(e)[k]), static_cast<double>(rstd.at(e)[k]), sums[k], sums[b.Kp + k], M);
+      beta_bar.at(e)[k] = static_cast<T>(sums[k]);
+      gamma_bar.at(e)[k] = static_cast<T>(bar.G);
+      s[b.Kp] = static_cast<T>(bar.scale);
+      s[2 * b.Kp] = static_cast<T>(bar.by_z);
+      s[3 * b.Kp] = static_cast<T>(bar.shift);
     }
   }
 

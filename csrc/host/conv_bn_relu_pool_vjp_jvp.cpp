@@ -90,25 +90,23 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
         for (int i = 0; i < 7 && b.P > 0; ++i) out.dot[(pe * 7 + i) * Kp + k] = T(0);
         continue;
       }
-      const double s = static_cast<double>(a.rstd.at(e)[k]), B = sums[k], G = sums[Kp + k] * s;
-      const double scale = static_cast<double>(a.gamma.at(e)[k]) * s;
-      bar[Kp] = static_cast<T>(scale);
-      bar[2 * Kp] = static_cast<T>(-scale * s * G / M);
-      bar[3 * Kp] = static_cast<T>(-scale * B / M);
+      const double s = static_cast<double>(a.rstd.at(e)[k]), B = sums[k];
+      const NormBar of = norm_bar(static_cast<double>(a.gamma.at(e)[k]), s, B, sums[Kp + k], M);
+      bar[Kp] = static_cast<T>(of.scale);
+      bar[2 * Kp] = static_cast<T>(of.by_z);
+      bar[3 * Kp] = static_cast<T>(of.shift);
       if (b.P == 0) continue;
-      const double c = static_cast<double>(a.c.at(p, e)[k]);
+      const double c = static_cast<double>(a.c.at(p, e)[k]), B_dot = sums[2 * Kp + k];
       const double gamma_dot = a.gamma_dot ? static_cast<double>(a.gamma_dot.at(p, e)[k]) : 0.0;
-      const double B_dot = sums[2 * Kp + k];
-      const double G_dot = s * (sums[3 * Kp + k] + sums[4 * Kp + k] - c * G);
-      const double scale_dot = gamma_dot * s - scale * s * c;
+      const NormBarDot of_dot = norm_bar_dot(of, gamma_dot * s, s, c, B, B_dot, sums[3 * Kp + k] + sums[4 * Kp + k], M);
       T* const dot = out.dot + pe * 7 * Kp + k;
       dot[0] = bar[0];
-      dot[2 * Kp] = static_cast<T>(scale);
-      dot[3 * Kp] = static_cast<T>(scale_dot);
-      dot[4 * Kp] = static_cast<T>(-(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M);
-      dot[5 * Kp] = static_cast<T>(-scale * s * G / M);
-      dot[6 * Kp] = static_cast<T>(-(scale_dot * B + scale * B_dot) / M);
-      a.gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
+      dot[2 * Kp] = static_cast<T>(of.scale);
+      dot[3 * Kp] = static_cast<T>(of_dot.scale);
+      dot[4 * Kp] = static_cast<T>(of_dot.by_z);
+      dot[5 * Kp] = static_cast<T>(of.by_z);
+      dot[6 * Kp] = static_cast<T>(of_dot.shift);
+      a.gamma_bar_dot.at(p, e)[k] = static_cast<T>(of_dot.G);
       a.beta_bar_dot.at(p, e)[k] = static_cast<T>(B_dot);
     }
   }

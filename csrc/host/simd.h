@@ -10,6 +10,7 @@
 #include "../threads.h"
 
 #define HG_INLINE inline __attribute__((always_inline))
+#define HG_BOTH HG_INLINE  // in headers shared with CUDA
 
 namespace hg {
 namespace HG_SIMD {

@@ -8,8 +8,6 @@ Formulas of the rungs: with z the convolution, s = (var + eps)^-1/2 and x_hat = 
 The argmax and whether it is active are decided once, in the value rung, and stored as a code. See csrc/host for the
 vjp and its tangent. Where the images are plain arrays with few channels (a network's first block) the statistics follow
 from the mean and covariance of the 3x3 patches, and no full-size array is stored or formed.
-
-__all__ = ["conv_bn_relu_pool"]
 """
 
 from __future__ import annotations
@@ -29,6 +27,8 @@ from .layout import optional, rows, tangents, wanted, with_episodes
 from .norm import batch_norm
 from .patches import patch_statistics
 from .pooling import max_pool2d
+
+__all__ = ["conv_bn_relu_pool"]
 
 FIRST_BLOCK_CHANNELS = 4  # up to here a pixel's 9C x 9C covariance costs less than storing and re-reading z
 ARGUMENTS = ("x", "w", "gamma", "beta")
