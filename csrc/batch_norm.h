@@ -3,8 +3,7 @@
 // times (z - mean), gain_dot is gamma_dot*s. See host/block.h for the rest of the notation.
 #pragma once
 
-namespace hg {
-namespace HG_SPACE {
+namespace hg::HG_SPACE {
 
 // z_bar = scale*u_bar + by_z*(z - mean) + shift.
 struct NormBar {
@@ -17,10 +16,7 @@ HG_BOTH NormBar norm_bar(double gamma, double s, double B, double product, doubl
 
 // Its tangent: scale_dot*u_bar + scale*u_bar_dot + by_z*(z - mean) + bar.by_z*(z_dot - mean(z_dot)) + shift, the product being
 // sum (u_bar_dot*(z - mean) + u_bar*(z_dot - mean(z_dot))).
-struct NormBarDot {
-  double G, scale, by_z, shift;
-};
-HG_BOTH NormBarDot norm_bar_dot(const NormBar& bar, double gain_dot, double s, double c, double B, double B_dot, double product, double M) {
+HG_BOTH NormBar norm_bar_dot(const NormBar& bar, double gain_dot, double s, double c, double B, double B_dot, double product, double M) {
   const double G = bar.G, scale = bar.scale, G_dot = s * (product - c * G), scale_dot = gain_dot - scale * s * c;
   return {G_dot, scale_dot, -(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M, -(scale_dot * B + scale * B_dot) / M};
 }
@@ -42,5 +38,4 @@ HG_BOTH FirstBar first_bar(double gamma, double gain_dot, double s, double w_U, 
   return {G, gamma * s, s_dot, s * (w_U_dot - c * G), gain_dot + gamma * s_dot};
 }
 
-}  // namespace HG_SPACE
-}  // namespace hg
+}  // namespace hg::HG_SPACE

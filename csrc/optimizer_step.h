@@ -1,8 +1,7 @@
 // The steps of the optimisers per element: value, tangent and cotangents, written once for the host and for CUDA.
 //
-// An optimiser is a struct of a leaf's constants with T the arrays' type; V is T or a vector of T. `x` holds the states
-// before the step and the gradient, `y` the states after it, both in the order of the signatures; `field` the
-// hyperparameters. A state that is absent is zero.
+// An optimiser is a struct of a leaf's constants with T the arrays' type; V is T or a vector of T. `x` holds the states before the step and
+// the gradient, `y` the states after it, both in the order of the signatures; `field` the hyperparameters. A state that is absent is zero.
 #pragma once
 #include <cstdint>
 
@@ -12,8 +11,7 @@
 #include "cuda/launch.h"
 #endif
 
-namespace hg {
-namespace HG_SPACE {
+namespace hg::HG_SPACE {
 
 #if defined(HG_SIMD)
 template <class V>
@@ -101,8 +99,7 @@ struct Sgd {
   }
 };
 
-// m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,  w' = w - lr u / sqrt(q), where u = m'/(1-b1^(t+1)) and
-// q = s'/(1-b2^(t+1)) + eps.
+// m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,  w' = w - lr u / sqrt(q), where u = m'/(1-b1^(t+1)) and q = s'/(1-b2^(t+1)) + eps.
 template <class T>
 struct Adam {
   using Element = T;
@@ -213,22 +210,15 @@ constexpr Places<n> places(const char* const (&names)[n], const char* suffix) {
 
 // Where the kernels of optimiser O with signature S find what they read and write; every argument is among it.
 template <class O, class S>
-struct ValuePlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), field = places<S>(O::kFieldNames, ""), y = places<S>(O::kNextNames, "_next");
-  static_assert(x.count() + field.count() + y.count() == count(S::signature.arrays), "an argument that nothing reads");
-};
-template <class O, class S>
-struct JvpPlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), x_dot = places<S>(O::kNames, "_dot"), field = places<S>(O::kFieldNames, ""),
-                        field_dot = places<S>(O::kFieldNames, "_dot"), y_dot = places<S>(O::kNextNames, "_next_dot");
-  static_assert(x.count() + x_dot.count() + field.count() + field_dot.count() + y_dot.count() == count(S::signature.arrays),
-                "an argument that nothing reads");
-};
-template <class O, class S>
-struct VjpPlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), x_bar = places<S>(O::kNames, "_bar"), field = places<S>(O::kFieldNames, ""),
-                        field_bar = places<S>(O::kFieldNames, "_bar"), y_bar = places<S>(O::kNextNames, "_next_bar");
-  static_assert(x.count() + x_bar.count() + field.count() + field_bar.count() + y_bar.count() == count(S::signature.arrays),
+struct Arguments {
+  static constexpr auto x = places<S>(O::kNames, ""), x_dot = places<S>(O::kNames, "_dot"), x_bar = places<S>(O::kNames, "_bar");
+  static constexpr auto y = places<S>(O::kNextNames, "_next"), y_dot = places<S>(O::kNextNames, "_next_dot"),
+                        y_bar = places<S>(O::kNextNames, "_next_bar");
+  static constexpr auto field = places<S>(O::kFieldNames, ""), field_dot = places<S>(O::kFieldNames, "_dot"),
+                        field_bar = places<S>(O::kFieldNames, "_bar");
+  static_assert(x.count() + x_dot.count() + x_bar.count() + y.count() + y_dot.count() + y_bar.count() + field.count() + field_dot.count() +
+                        field_bar.count() ==
+                    count(S::signature.arrays),
                 "an argument that nothing reads");
 };
 
@@ -250,5 +240,4 @@ inline int64_t leaf_size(const Call& call, int i) {
   return size;
 }
 
-}  // namespace HG_SPACE
-}  // namespace hg
+}  // namespace hg::HG_SPACE

@@ -4,12 +4,11 @@
 
 #include "block.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kPartPixels = 1024;  // of a part
-constexpr int kRows = 32;          // pixels that a block has in hand; 8 threads with four channels each share one
+constexpr int kRows = 32;          // pixels that a block works on at a time; 8 threads with four channels each share one
 constexpr int kChannels = 32;      // of a block
 
 struct Norm {
@@ -198,8 +197,7 @@ HG_DEVICE double part_mean(const Norm& n, const Channel& c, const double* parts,
   return slice_sum(total, sums) / static_cast<double>(higher<int64_t>(1, n.M));
 }
 
-// Constants of a pass that forms sum_j by_j*(x_j - mean_j) + shift: rows by_0, mean_0, by_1, mean_1, ..., shift, K
-// long.
+// Constants of a pass that forms sum_j by_j*(x_j - mean_j) + shift: rows by_0, mean_0, by_1, mean_1, ..., shift, K long.
 template <class T>
 struct Constants {
   T* rows;
@@ -309,7 +307,7 @@ __global__ void __launch_bounds__(kThreads)
   const double M = static_cast<double>(higher<int64_t>(1, n.M)), s = static_cast<double>(rstd.at(0, c.e)[c.k]);
   const double mean_product = static_cast<double>(c_in.at(c.p, c.e)[c.k]);
   const NormBar bar = norm_bar(static_cast<double>(gamma.at(0, c.e)[c.k]), s, B, product, M);
-  const NormBarDot dot = norm_bar_dot(bar, at_or_zero(gamma_dot, c) * s, s, mean_product, B, B_dot, product_dot + other, M);
+  const NormBar dot = norm_bar_dot(bar, at_or_zero(gamma_dot, c) * s, s, mean_product, B, B_dot, product_dot + other, M);
   gamma_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(dot.G);
   beta_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(B_dot);
   constants.set(c, 0, dot.by_z, mean.at(0, c.e)[c.k]);
@@ -319,7 +317,7 @@ __global__ void __launch_bounds__(kThreads)
   constants.shift(c, dot.shift);
 }
 
-// out = sum_j by_j*(x_j - mean_j) + shift; an absent array counts as zero. A thread owns four channels of some pixels.
+// out = sum_j by_j*(x_j - mean_j) + shift; an absent array is zero everywhere. A thread owns four channels of some pixels.
 template <class T, int N>
 struct Terms {
   Batch<const T> x[N];
@@ -366,8 +364,7 @@ void value(const Call& call) {
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.E * n.parts * 3 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 1);
-  const Batch<const T> none{nullptr, 0, 0, false};
-  launch("norm_moments", norm_moments<T>, n.blocks(), kThreads, kRowSums, n, x, none, none, parts);
+  launch("norm_moments", norm_moments<T>, n.blocks(), kThreads, kRowSums, n, x, Batch<const T>{}, Batch<const T>{}, parts);
   launch("norm_statistics", norm_statistics<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, beta, eps, mean, rstd, constants);
   launch("norm_combine", norm_combine<T, 1>, n.blocks(), kThreads, 0, n, Terms<T, 1>{{x}}, constants, y);
 }
@@ -424,5 +421,4 @@ HG_KERNEL(batch_norm_vjp, vjp)
 HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -7,8 +7,7 @@
 
 #include "first.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kGatherThreads = 128, kGatherWarps = kGatherThreads / 32;
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   sums[entry * size + i] = total;
 }
 
-// U and B of `entries` cotangents, of which entry i belongs to episode i % E.
+// U and B of the cotangents of P times E entries; entry i belongs to episode i % E.
 template <class T>
 double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
                const Batch<const T>& x, const Batch<const T>& patch_mean) {
@@ -201,5 +200,4 @@ HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -7,8 +7,7 @@
 #include "mma_convolution.h"
 #include "pool.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
@@ -30,8 +29,7 @@ struct StoreMoments {
     for (int i = 0; i < Shape::kGroup; i += kAtOnce) moments<Shape>(spot, spot.k + i, at, windows, sums);
   }
 
-  // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z
-  // and the sums.
+  // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z and the sums.
   template <class Shape>
   HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn], T* sums) const {
     const T count = static_cast<T>(pixels_of(at));
@@ -164,5 +162,4 @@ void jvp(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -12,12 +12,10 @@
 #include "block.h"
 #include "mma_wgrad.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
-// What the gradients of the block have in common: arguments, per direction and episode. z_dot, y_bar_dot and the rest
-// of the tangents are absent in the plain vjp, which is one direction of which none is asked for.
+// Arguments of the vjp and of its tangent. In the plain vjp the tangents are absent, and there is one direction.
 template <class T>
 struct Gradient {
   Batch<const T> y_bar, y_bar_dot, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c;
@@ -110,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   const double c = static_cast<double>(a.c.at(p, e)[k]);
   const double gamma_dot = a.gamma_dot ? static_cast<double>(a.gamma_dot.at(p, e)[k]) : 0.0;
-  const NormBarDot of_dot = norm_bar_dot(of, gamma_dot * s, s, c, B, total[2], total[3] + total[4], M);
+  const NormBar of_dot = norm_bar_dot(of, gamma_dot * s, s, c, B, total[2], total[3] + total[4], M);
   T* const dot = bar_dot + entry * kCotangentRows * b.K + k;
   dot[kMean * b.K] = a.mean.at(0, e)[k];
   dot[kByZ * b.K] = static_cast<T>(of_dot.by_z);
@@ -181,5 +179,4 @@ HG_KERNEL(conv_bn_relu_pool_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

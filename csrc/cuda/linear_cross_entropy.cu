@@ -1,6 +1,5 @@
-// linear_cross_entropy in four rungs; the formulas stand in csrc/host/linear_cross_entropy.cpp. In the value and the
-// jvp a block owns one example; in the vjp a thread owns one element of x_bar, or of w_bar or bias_bar over some
-// examples.
+// linear_cross_entropy in four rungs; the formulas stand in csrc/host/linear_cross_entropy.cpp. In the value and the jvp a block owns one
+// example; in the vjp a thread owns one element of x_bar, or of w_bar or bias_bar over some examples.
 #include <cmath>
 
 #include "../host/linear_cross_entropy.cpp"  // its signatures
@@ -8,8 +7,7 @@
 #include "launch.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kClasses = 8;         // whose products a thread has in registers
@@ -264,5 +262,4 @@ HG_KERNEL(linear_cross_entropy_vjp, vjp)
 HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

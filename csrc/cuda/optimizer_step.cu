@@ -4,8 +4,7 @@
 #include "../host/optimizer_step.cpp"  // its signatures
 #include "../optimizer_step.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kLeaves = 24;                  // of a launch: their table must fit into 4 KiB of parameters
@@ -66,7 +65,7 @@ HG_DEVICE S constants_of(const Table<S, kIn, kOut>& t, int from, int leaf, S* sh
   return *shared;
 }
 
-// Elements k .. k + 3 of n arrays from `offset` on, of which `count` are there: v[i][j] is element j of array i.
+// Elements k .. k + 3 of n arrays, counted from `offset`, where there are `count` elements: v[i][j] is element j of array i.
 template <class T, int n>
 HG_DEVICE void load_all(const T* const* from, int64_t offset, int k, int count, Quad<T> (&v)[n]) {
   HG_UNROLL
@@ -267,7 +266,7 @@ constexpr std::size_t kShared = shared_size(sizeof(S));
 template <class T, class S, template <class> class Optimizer>
 void value(const Call& call) {
   using O = Optimizer<T>;
-  using At = ValuePlaces<O, S>;
+  using At = Arguments<O, S>;
   const Launch launch(call);
   for (int first = 0; first < call.length; first += kLeaves) {
     const ValueTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field).of, At::y);
@@ -278,7 +277,7 @@ void value(const Call& call) {
 template <class T, class S, template <class> class Optimizer>
 void jvp(const Call& call) {
   using O = Optimizer<T>;
-  using At = JvpPlaces<O, S>;
+  using At = Arguments<O, S>;
   const Launch launch(call);
   const int64_t directions = HG_DIM(P);
   for (int first = 0; first < call.length; first += kLeaves) {
@@ -290,7 +289,7 @@ void jvp(const Call& call) {
 template <class T, class S, template <class> class Optimizer>
 void vjp(const Call& call) {
   using O = Optimizer<T>;
-  using At = VjpPlaces<O, S>;
+  using At = Arguments<O, S>;
   FieldBars<T, O::kFields> all{};
   bool wanted = false;
   for (int i = 0; i < O::kFields; ++i) {
@@ -321,5 +320,4 @@ HG_KERNEL(adam_step_jvp, jvp, Adam)
 HG_KERNEL(adam_step_vjp, vjp, Adam)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -5,8 +5,7 @@
 
 #include "block.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kSumPixels = 4096;  // pixels of a block of tap_sums
@@ -66,8 +65,8 @@ HG_DEVICE void taps_of(int pair, bool same, int& t, int& u) {
   u = t + pair;
 }
 
-// parts[e][part][9C][9C], of which only the pairs above are written. CC channels make a chunk; a thread owns a pair of
-// taps for every kGroups-th pixel, all CC x CC pairs of channels.
+// parts[e][part][9C][9C]; only the pairs above are written. CC channels make a chunk. A thread owns a pair of taps, for all
+// CC x CC pairs of channels, at every kGroups-th pixel.
 template <class T, int CC>
 __global__ void __launch_bounds__(kThreads)
     patch_products(const Block b, const Tiling t, Batch<const T> x, Batch<const T> mean, int n_parts, double* parts) {
@@ -190,5 +189,4 @@ void covariance(const Call& call) {
 HG_KERNEL(patch_cov, covariance)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -20,8 +20,7 @@
 #define HG_UNROLL_BY(n)
 #endif
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 using std::int64_t;
 
@@ -62,8 +61,7 @@ class SharedMemory {
 HG_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 HG_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// v itself. The compiler does not see that, so what is computed from the result is computed again instead of being kept in
-// registers.
+// v itself. The compiler does not see that, so what is computed from the result is computed again instead of being kept in registers.
 HG_DEVICE int forgotten(int v) {
   asm volatile("" : "+r"(v));
   return v;
@@ -173,5 +171,4 @@ struct Divisor {
   }
 };
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -18,8 +18,7 @@ HG_SIGNATURE(batch_norm_vjp_jvp,
 #ifdef HG_SIMD
 #include "moments.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 // The fused block's sizes with M images of one pixel.
@@ -58,7 +57,7 @@ void combine(const Block& b, const Term<T> (&terms)[N], const T* shift, int64_t 
   });
 }
 
-// part[0, k] = sum a, part[1, k] = sum a*(x - mean) over n pixels. A null `a` counts as zero.
+// part[0, k] = sum a, part[1, k] = sum a*(x - mean) over n pixels. A null `a` is zero everywhere.
 template <class T>
 void reduce(const Block& b, const T* a, const T* x, const T* mean, int64_t n, double* part) {
   for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
@@ -95,25 +94,13 @@ template <class T, class S>
 void value(const Call& call) {
   const Block b = norm_of<T, S>(call);
   HG_ARGS(x, gamma, beta, y, mean, rstd)
-  const double eps = HG_ATTRIBUTE(eps);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp + 1);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     double* const part = parts + index * 2 * b.Kp;
     statistics(x.at(t.batch) + t.first * b.K, t.n, b, part, part + b.Kp);
   });
-  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp + 1);  // mean, scale, shift
-  for (int64_t e = 0; e < b.E; ++e)
-    for (int64_t k = 0; k < b.Kp; ++k) {
-      T* const s = scalars + e * 3 * b.Kp + k;
-      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
-      if (k >= b.K) continue;
-      const Statistics of = merge_statistics(b, parts, e, k);
-      mean.at(e)[k] = s[0] = static_cast<T>(of.mean);
-      rstd.at(e)[k] = static_cast<T>(inverse_root(of.variance + eps));
-      s[b.Kp] = gamma.at(e)[k] * rstd.at(e)[k];
-      s[2 * b.Kp] = beta.at(e)[k];
-    }
+  const T* const scalars = normalization(b, parts, HG_ATTRIBUTE(eps), gamma, beta, mean, rstd);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 3 * b.Kp;
@@ -231,7 +218,7 @@ void vjp_jvp(const Call& call) {
       const double s = static_cast<double>(rstd.at(e)[k]), c = static_cast<double>(c_in.at(p, e)[k]);
       const double B = sums[k], B_dot = sums[2 * Kp + k], gain_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0;
       const NormBar bar = norm_bar(static_cast<double>(gamma.at(e)[k]), s, B, sums[Kp + k], M);
-      const NormBarDot dot = norm_bar_dot(bar, gain_dot, s, c, B, B_dot, sums[3 * Kp + k] + sums[5 * Kp + k], M);
+      const NormBar dot = norm_bar_dot(bar, gain_dot, s, c, B, B_dot, sums[3 * Kp + k] + sums[5 * Kp + k], M);
       gamma_bar_dot.at(p, e)[k] = static_cast<T>(dot.G);
       beta_bar_dot.at(p, e)[k] = static_cast<T>(B_dot);
       to[0] = static_cast<T>(dot.scale);
@@ -260,6 +247,5 @@ HG_KERNEL(batch_norm_vjp, vjp)
 HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

@@ -17,8 +17,7 @@ HG_SIGNATURE(conv_bn_relu_pool_first_vjp_jvp,
 #ifdef HG_SIMD
 #include "first.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 // u_bar of one image over its windows, 0 at the losers: (2h, 2w) pixels of Kp; adds the sums to B.
 template <class T>
@@ -43,7 +42,7 @@ static void scatter_image(const Block& b, const T* y_bar, const unsigned char* c
     });
 }
 
-// U and B of the cotangents y_bar of `directions` times E entries, of which entry i belongs to episode i % E.
+// U and B of the cotangents y_bar of `directions` times E entries; entry i belongs to episode i % E.
 // x is shifted by the mean of its pixels before the products: the exact shift by m follows, in double.
 template <class T>
 static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<const unsigned char>& code, const Batch<const T>& x,
@@ -148,6 +147,5 @@ HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

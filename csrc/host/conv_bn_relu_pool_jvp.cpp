@@ -11,8 +11,7 @@ HG_SIGNATURE(conv_bn_relu_pool_jvp,
 #ifdef HG_SIMD
 #include "moments.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 template <class T>
@@ -50,7 +49,7 @@ void jvp(const Call& call) {
     if (x_dot) conv_images(padded_input(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e), int64_t(1), out, false);
     if (w_dot) conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
     if (!x_dot && !w_dot) __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
-    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + t.part * 3 * b.Kp);
+    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + index * 3 * b.Kp);
   });
 
   T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);
@@ -86,6 +85,5 @@ void jvp(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif
