@@ -3,8 +3,7 @@
 #pragma once
 #include "registry.h"
 
-namespace hg {
-namespace HG_SPACE {
+namespace hg::HG_SPACE {
 
 // Typed as the signature says, `const` for an input; null where it is absent.
 template <class T, class S, int kIndex>
@@ -28,8 +27,7 @@ static std::int64_t dim(const Call& call) {
   return call.dims[static_cast<int>(kAxis)] < 0 ? 0 : call.dims[static_cast<int>(kAxis)];
 }
 
-}  // namespace HG_SPACE
-}  // namespace hg
+}  // namespace hg::HG_SPACE
 
 // f(a) f(b) ... for up to 32 names.
 #define HG_EACH(f, ...) HG_SCAN(HG_EACH_NEXT(f, __VA_ARGS__))

@@ -22,13 +22,6 @@
 #define HG_MODULE _host
 #endif
 
-#ifndef HG_CUDA_STATUS
-#define HG_CUDA_STATUS "unknown"
-#endif
-#ifndef HG_VERSION
-#define HG_VERSION "unknown"
-#endif
-
 namespace py = pybind11;
 
 namespace {
@@ -218,7 +211,8 @@ class Prepared {
       if (!argument.list)
         take(argument, 0, objects[a]);
       else
-        for (int i = 0; i < call.length; ++i) take(argument, i, !is_no_list(objects[a]) ? PySequence_Fast_GET_ITEM(objects[a], i) : argument.output ? objects[a] : nullptr);
+        for (int i = 0; i < call.length; ++i)
+          take(argument, i, !is_no_list(objects[a]) ? PySequence_Fast_GET_ITEM(objects[a], i) : argument.output ? objects[a] : nullptr);
     }
     call.arrays = views_.data();
     call.n_arrays = static_cast<int>(total);
@@ -313,8 +307,8 @@ std::size_t scratch_bytes(const std::string& name, const py::dict& arguments) {
   return scratch_of(prepared);
 }
 
-// `scratch(bytes)` gives the call's scratch, an array of uint8 that is released when the kernels have been queued: as
-// with CuPy's pool, whoever gets the memory next uses it on the same stream.
+// `scratch(bytes)` gives the call's scratch, an array of uint8. It is released when the kernels have been queued: CuPy's
+// pool hands the memory out again on the same stream only.
 py::dict run(const std::string& name, const py::dict& arguments, const py::object& empty, const py::function& scratch,
              std::uintptr_t stream) {
 #if defined(HG_CUDA_MODULE)

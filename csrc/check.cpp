@@ -1,9 +1,11 @@
 #include "check.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 #include "table.h"
@@ -187,23 +189,53 @@ void check_attributes(const Call& call) {
   }
 }
 
-// The axis by its formula, at least 0; -1 where something it follows from is unknown.
-std::int64_t derive(const Call& call, const Derived& derived) {
-  std::int64_t stack[16], *top = stack;  // the last value pushed is top[-1]
-  for (const Derived::Step& step : derived.steps) {
-    if (step.what == 'n' || step.what == 'v') {
-      *top++ = step.what == 'n' ? step.value : static_cast<std::int64_t>(call.attributes[step.value]);
-    } else if (step.what == 'a') {
-      if (call.dims[step.value] < 0) return -1;
-      *top++ = call.dims[step.value];
-    } else {
-      const std::int64_t right = *--top, left = top[-1];
-      const std::int64_t down = right > 0 ? left / right - (left % right < 0) : 0;
-      top[-1] = step.what == '+' ? left + right : step.what == '-' ? left - right : step.what == '*' ? left * right : down;
-    }
+// The value of a derived axis, at least 0: sums of products of axes, attributes, whole numbers and brackets.
+class Formula {
+ public:
+  Formula(const Call& call, const Derived& derived) : call_(call), at_(derived.formula.c_str()) {}
+  std::int64_t value() {  // -1 where an axis in it is unknown
+    const std::int64_t value = sum();
+    if (*at_ != 0) throw std::logic_error(std::string(call_.signature->name) + ": bad signature at " + at_);
+    return unknown_ ? -1 : std::max<std::int64_t>(0, value);
   }
-  return std::max<std::int64_t>(0, stack[0]);
-}
+
+ private:
+  std::int64_t sum() {
+    std::int64_t left = product();
+    while (*at_ == '+' || *at_ == '-') left += *at_++ == '+' ? product() : -product();
+    return left;
+  }
+  std::int64_t product() {
+    std::int64_t left = atom();
+    while (*at_ == '*' || *at_ == '/') {
+      const bool times = *at_++ == '*';
+      const std::int64_t right = atom(), divisor = std::max<std::int64_t>(1, right);
+      left = times ? left * right : left / divisor - (left % divisor < 0);  // rounded down
+    }
+    return left;
+  }
+  std::int64_t atom() {
+    if (*at_ == '(') {
+      ++at_;
+      const std::int64_t inner = sum();
+      ++at_;
+      return inner;
+    }
+    const char* const word = at_;
+    while (std::isalnum(static_cast<unsigned char>(*at_)) != 0 || *at_ == '_') ++at_;
+    if (std::isdigit(static_cast<unsigned char>(*word)) != 0) return std::atoll(word);
+    for (std::size_t i = 0; i < call_.kernel->attributes.size(); ++i)
+      if (call_.kernel->attributes[i].name.compare(0, std::string::npos, word, static_cast<std::size_t>(at_ - word)) == 0)
+        return static_cast<std::int64_t>(call_.attributes[i]);
+    const std::int64_t size = call_.dims[static_cast<int>(*word)];
+    unknown_ = unknown_ || size < 0;
+    return size;
+  }
+
+  const Call& call_;
+  const char* at_;
+  bool unknown_ = false;
+};
 
 // The first array that is there of element i of the lists with `~`.
 Entry leaf_of(const Call& call, int element) {
@@ -234,6 +266,13 @@ void fail_argument(const Call& call, const char* format, ...) {
   throw BadArgument(message);
 }
 
+void check_filter(const Call& call, std::int64_t height, std::int64_t width) {
+  const std::int64_t R = call.dims['R'], S = call.dims['S'];
+  if (R < 1 || S < 1 || R > height || S > width)
+    fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld, the size of the padded images", static_cast<long long>(R),
+               static_cast<long long>(S), static_cast<long long>(height), static_cast<long long>(width));
+}
+
 void read_axes(Call& call) {
   check_attributes(call);
   call.dims['n'] = call.length;
@@ -251,7 +290,7 @@ void read_axes(Call& call) {
     }
   });
   for (const Derived& derived : call.kernel->derived) {
-    const std::int64_t size = derive(call, derived);
+    const std::int64_t size = Formula(call, derived).value();
     if (size >= 0) call.dims[static_cast<int>(derived.axis)] = size;
   }
 }

@@ -32,6 +32,9 @@ void shape_output(const Call& call, const Argument& argument, int element, View&
 // shares memory with another array.
 void check_arrays(const Call& call, bool overlaps);
 
+// Throws unless a filter, axes R and S, fits once into padded images of this size.
+void check_filter(const Call& call, std::int64_t height, std::int64_t width);
+
 // Throws `kernel: <message>`; printf format.
 [[noreturn]] void fail_shape(const Call& call, const char* format, ...) __attribute__((format(printf, 2, 3)));
 [[noreturn]] void fail_argument(const Call& call, const char* format, ...) __attribute__((format(printf, 2, 3)));

@@ -1,40 +1,36 @@
 // The steps of the optimisers per element: value, tangent and cotangents, written once for the host and for CUDA.
 //
-// An optimiser is a struct of a leaf's constants with T the arrays' type; V is T or a vector of T. `x` holds the states
-// before the step and the gradient, `y` the states after it, both in the order of the signatures; `field` the
-// hyperparameters. A state that is absent is zero.
+// An optimiser is a struct of a leaf's constants with T the arrays' type; V is T or a vector of T. `x` holds the states before the step and
+// the gradient, `y` the states after it, both in the order of the signatures; `field` the hyperparameters. A state that is absent is zero.
 #pragma once
 #include <cstdint>
 
 #if defined(HG_SIMD)  // a source of the host, compiled once per instruction set
 #include "host/simd.h"
-#define HG_STEP HG_INLINE
 #else
 #include "cuda/launch.h"
-#define HG_STEP HG_BOTH
 #endif
 
-namespace hg {
-namespace HG_SPACE {
+namespace hg::HG_SPACE {
 
 #if defined(HG_SIMD)
 template <class V>
-HG_STEP V inverse_root(V v) {
+HG_BOTH V inverse_root(V v) {
   for (int i = 0; i < static_cast<int>(sizeof v / sizeof v[0]); ++i) v[i] = __builtin_sqrt(v[i]);
   return 1 / v;
 }
 template <>
-HG_STEP Vec<float> inverse_root(Vec<float> v) {
+HG_BOTH Vec<float> inverse_root(Vec<float> v) {
   for (int i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
   return 1 / v;
 }
 #else
-HG_STEP float inverse_root(float v) { return 1 / sqrtf(v); }
-HG_STEP double inverse_root(double v) { return 1 / sqrt(v); }
+HG_BOTH float inverse_root(float v) { return 1 / sqrtf(v); }
+HG_BOTH double inverse_root(double v) { return 1 / sqrt(v); }
 #endif
 
 // base^n for n >= 0 by squaring.
-HG_STEP double whole_power(double base, int64_t n) {
+HG_BOTH double whole_power(double base, int64_t n) {
   double power = 1;
   for (; n > 0; n /= 2, base *= base)
     if (n % 2 == 1) power *= base;
@@ -58,27 +54,27 @@ struct Sgd {
   };
 
   // `given` has a bit for every field that is an array, `extra` is the last attribute.
-  static HG_STEP Sgd of(const double (&field)[kFields], unsigned given, double extra) {
+  static HG_BOTH Sgd of(const double (&field)[kFields], unsigned given, double extra) {
     return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]), (given & 4u) != 0 || field[2] != 0, extra != 0};
   }
-  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
     return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])};
   }
 
   template <class V>
-  HG_STEP V decayed(const V (&x)[kStates]) const {
+  HG_BOTH V decayed(const V (&x)[kStates]) const {
     return decays ? x[2] + decay * x[0] : x[2];  // 0*w would be NaN where w is not finite
   }
 
   template <class V>
-  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
     const V g = decayed(x);
     y[1] = momentum * x[1] + g;
     y[0] = x[0] - lr * (nesterov ? g + momentum * y[1] : y[1]);
   }
 
   template <class V>
-  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
     const V g = decayed(x), v = momentum * x[1] + g;
     const V g_dot = decays ? x_dot[2] + decay * x_dot[0] + dot.decay * x[0] : x_dot[2];
     const V v_dot = momentum * x_dot[1] + dot.momentum * x[1] + g_dot;
@@ -89,7 +85,7 @@ struct Sgd {
   }
 
   template <class V>
-  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
     const V g = decayed(x), v = momentum * x[1] + g;
     const V step_bar = -(lr * y_bar[0]);
     const V v_bar = y_bar[1] + (nesterov ? momentum * step_bar : step_bar);
@@ -103,8 +99,7 @@ struct Sgd {
   }
 };
 
-// m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,  w' = w - lr u / sqrt(q), where u = m'/(1-b1^(t+1)) and
-// q = s'/(1-b2^(t+1)) + eps.
+// m' = b1 m + (1-b1) g,  s' = b2 s + (1-b2) g^2,  w' = w - lr u / sqrt(q), where u = m'/(1-b1^(t+1)) and q = s'/(1-b2^(t+1)) + eps.
 template <class T>
 struct Adam {
   using Element = T;
@@ -123,7 +118,7 @@ struct Adam {
   };
 
   // In double, since 1 - beta^(t+1) loses digits.
-  static HG_STEP Adam of(const double (&field)[kFields], unsigned, double extra) {
+  static HG_BOTH Adam of(const double (&field)[kFields], unsigned, double extra) {
     const int64_t t = static_cast<int64_t>(extra);
     const double power1 = whole_power(field[1], t), power2 = whole_power(field[2], t), count = extra + 1;
     return {static_cast<T>(field[0]),
@@ -137,7 +132,7 @@ struct Adam {
             static_cast<T>(-count * power1),
             static_cast<T>(-count * power2)};
   }
-  HG_STEP Dot dot_of(const double (&dot)[kFields]) const {
+  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
     const T b1 = static_cast<T>(dot[1]), b2 = static_cast<T>(dot[2]);
     return {static_cast<T>(dot[0]), b1, b2, static_cast<T>(dot[3]), slope1 * b1, slope2 * b2};
   }
@@ -147,7 +142,7 @@ struct Adam {
     V m, s, u, root, step;  // after the step; root = q^-1/2, step = u*root
   };
   template <class V>
-  HG_STEP Terms<V> terms(const V (&x)[kStates]) const {
+  HG_BOTH Terms<V> terms(const V (&x)[kStates]) const {
     Terms<V> a;
     a.m = beta1 * x[1] + rest1 * x[3];
     a.s = beta2 * x[2] + rest2 * (x[3] * x[3]);
@@ -158,7 +153,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void value(const V (&x)[kStates], V (&y)[kNext]) const {
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
     const Terms<V> a = terms(x);
     y[0] = x[0] - lr * a.step;
     y[1] = a.m;
@@ -166,7 +161,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
     const Terms<V> a = terms(x);
     const V m_dot = beta1 * x_dot[1] + rest1 * x_dot[3] + dot.beta1 * (x[1] - x[3]);
     const V s_dot = beta2 * x_dot[2] + 2 * rest2 * (x[3] * x_dot[3]) + dot.beta2 * (x[2] - x[3] * x[3]);
@@ -179,7 +174,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_STEP void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
     const Terms<V> a = terms(x);
     const V step_bar = -(lr * y_bar[0]);
     const V u_bar = step_bar * a.root;
@@ -215,22 +210,15 @@ constexpr Places<n> places(const char* const (&names)[n], const char* suffix) {
 
 // Where the kernels of optimiser O with signature S find what they read and write; every argument is among it.
 template <class O, class S>
-struct ValuePlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), field = places<S>(O::kFieldNames, ""), y = places<S>(O::kNextNames, "_next");
-  static_assert(x.count() + field.count() + y.count() == count(S::signature.arrays), "an argument that nothing reads");
-};
-template <class O, class S>
-struct JvpPlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), x_dot = places<S>(O::kNames, "_dot"), field = places<S>(O::kFieldNames, ""),
-                        field_dot = places<S>(O::kFieldNames, "_dot"), y_dot = places<S>(O::kNextNames, "_next_dot");
-  static_assert(x.count() + x_dot.count() + field.count() + field_dot.count() + y_dot.count() == count(S::signature.arrays),
-                "an argument that nothing reads");
-};
-template <class O, class S>
-struct VjpPlaces {
-  static constexpr auto x = places<S>(O::kNames, ""), x_bar = places<S>(O::kNames, "_bar"), field = places<S>(O::kFieldNames, ""),
-                        field_bar = places<S>(O::kFieldNames, "_bar"), y_bar = places<S>(O::kNextNames, "_next_bar");
-  static_assert(x.count() + x_bar.count() + field.count() + field_bar.count() + y_bar.count() == count(S::signature.arrays),
+struct Arguments {
+  static constexpr auto x = places<S>(O::kNames, ""), x_dot = places<S>(O::kNames, "_dot"), x_bar = places<S>(O::kNames, "_bar");
+  static constexpr auto y = places<S>(O::kNextNames, "_next"), y_dot = places<S>(O::kNextNames, "_next_dot"),
+                        y_bar = places<S>(O::kNextNames, "_next_bar");
+  static constexpr auto field = places<S>(O::kFieldNames, ""), field_dot = places<S>(O::kFieldNames, "_dot"),
+                        field_bar = places<S>(O::kFieldNames, "_bar");
+  static_assert(x.count() + x_dot.count() + x_bar.count() + y.count() + y_dot.count() + y_bar.count() + field.count() + field_dot.count() +
+                        field_bar.count() ==
+                    count(S::signature.arrays),
                 "an argument that nothing reads");
 };
 
@@ -252,5 +240,4 @@ inline int64_t leaf_size(const Call& call, int i) {
   return size;
 }
 
-}  // namespace HG_SPACE
-}  // namespace hg
+}  // namespace hg::HG_SPACE

@@ -99,12 +99,10 @@ struct Register {
 
 // At namespace scope: HG_SIGNATURE(name, arrays[, attributes[, derived]]). The type signatures::name stands for the kernel.
 #define HG_SIGNATURE(kernel, ...)                                     \
-  namespace hg {                                                      \
-  namespace signatures {                                              \
+  namespace hg::signatures {                                          \
   struct kernel {                                                     \
     static constexpr ::hg::Signature signature{#kernel, __VA_ARGS__}; \
   };                                                                  \
-  }                                                                   \
   }
 
 // Registers `function`, a template over the element type and the signature (and what follows) that takes a Call.

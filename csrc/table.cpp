@@ -1,6 +1,5 @@
 #include "table.h"
 
-#include <cctype>
 #include <cstdlib>
 #include <limits>
 #include <sstream>
@@ -49,61 +48,8 @@ Attribute parse_attribute(const std::string& text) {  // "lr:float", "eps:float>
   return {text.substr(0, colon), false, least == std::string::npos ? -unbounded : std::atof(text.c_str() + least + 2), unbounded};
 }
 
-// Sums of products of axes, attributes, whole numbers and brackets.
-class FormulaParser {
- public:
-  FormulaParser(const Kernel& kernel, const std::string& text) : kernel_(kernel), derived_{text[0], text.substr(2), {}} {
-    at_ = derived_.formula.c_str();
-    sum();
-    if (*at_ != 0) refuse(kernel.signature->name, at_);
-  }
-  Derived result() const { return derived_; }
-
- private:
-  void push(char what, std::int64_t value = 0) { derived_.steps.push_back({what, value}); }
-  void sum() {
-    product();
-    while (*at_ == '+' || *at_ == '-') {
-      const char what = *at_++;
-      product();
-      push(what);
-    }
-  }
-  void product() {
-    atom();
-    while (*at_ == '*' || *at_ == '/') {
-      const char what = *at_++;
-      atom();
-      push(what);
-    }
-  }
-  void atom() {
-    if (*at_ == '(') {
-      ++at_;
-      sum();
-      ++at_;
-      return;
-    }
-    std::string word;
-    while (std::isalnum(static_cast<unsigned char>(*at_)) != 0 || *at_ == '_') word += *at_++;
-    const int attribute = find(kernel_.signature->attributes, word.c_str());
-    if (word.empty())
-      refuse(kernel_.signature->name, at_);
-    else if (std::isdigit(static_cast<unsigned char>(word[0])) != 0)
-      push('n', std::atoll(word.c_str()));
-    else if (attribute >= 0)
-      push('v', attribute);
-    else
-      push('a', word[0]);
-  }
-
-  const Kernel& kernel_;
-  Derived derived_;
-  const char* at_;
-};
-
 Kernel parse(const Signature* signature) {
-  Kernel kernel{signature, {}, false, {}, {}, {}};
+  Kernel kernel{signature, {}, {}, {}, {}};
   bool output = false;
   std::istringstream words(signature->arrays), attributes(signature->attributes), formulas(signature->derived);
   for (std::string word; words >> word;) {
@@ -112,10 +58,9 @@ Kernel parse(const Signature* signature) {
       continue;
     }
     kernel.arguments.push_back(parse_argument(word, output, signature->name));
-    kernel.lists = kernel.lists || kernel.arguments.back().list;
   }
   for (std::string word; attributes >> word;) kernel.attributes.push_back(parse_attribute(word));
-  for (std::string word; formulas >> word;) kernel.derived.push_back(FormulaParser(kernel, word).result());
+  for (std::string word; formulas >> word;) kernel.derived.push_back({word[0], word.substr(2)});
   if (kernel.arguments.size() > kMaxArguments || kernel.attributes.size() > kMaxAttributes)
     throw std::logic_error(std::string(signature->name) + ": too many arguments");
   return kernel;
@@ -135,8 +80,6 @@ Register::Register(const Signature* signature, Level level, Launcher launcher) {
   if (slot != nullptr) throw std::logic_error(std::string("kernel registered twice: ") + signature->name);
   slot = launcher;
 }
-
-const Kernel& kernel_of(const Signature* signature) { return kernels().at(signature->name); }
 
 std::vector<int> first_arrays(const Kernel& kernel, int length) {
   std::vector<int> first{0};

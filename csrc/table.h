@@ -27,28 +27,20 @@ struct Attribute {
   double lowest, highest;
 };
 
-// An axis that follows from others, as a program for a stack: `n` pushes a number, `a` an axis, `v` an attribute.
-struct Derived {
-  struct Step {
-    char what;
-    std::int64_t value;
-  };
+struct Derived {  // an axis that follows from others
   char axis;
   std::string formula;
-  std::vector<Step> steps;
 };
 
 struct Kernel {
   const Signature* signature;
   std::vector<Argument> arguments;  // inputs, then outputs
-  bool lists;                       // whether some are lists
   std::vector<Attribute> attributes;
   std::vector<Derived> derived;
   std::array<Launcher, kLevels> launchers;
 };
 
 std::map<std::string, Kernel>& kernels();
-const Kernel& kernel_of(const Signature* signature);
 std::vector<int> first_arrays(const Kernel& kernel, int length);  // of each argument; then the number of arrays
 std::string label(const Argument& argument, int element);         // "w", of a list "w[3]"
 

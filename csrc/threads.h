@@ -1,7 +1,7 @@
 // A persistent thread pool and per-thread scratch.
 //
-// The work is cut into tasks by the shapes alone, tasks write disjoint memory, and whoever merges partial sums does so
-// in task order afterwards. So results have the same bits for any number of threads.
+// The shapes alone decide how work is cut into tasks, tasks write disjoint memory, and partial sums are merged in task order
+// afterwards. So results have the same bits for any number of threads.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +16,8 @@ int thread_count();
 void set_thread_count(int n);  // n >= 1
 
 // Memory of the calling thread, 64-byte aligned, kept for reuse; contents undefined. A slot's earlier memory is gone
-// when a larger block is asked of the same slot. Tasks use slots below kSharedSlots, whoever starts tasks the others.
+// when a larger block is asked of the same slot. Tasks use the slots below kSharedSlots; code that
+// starts tasks uses the others, whose memory its tasks may read.
 constexpr int kSharedSlots = 16;
 constexpr int kScratchSlots = 32;
 void* scratch(int slot, std::size_t bytes);

@@ -4,12 +4,11 @@
 
 #include "block.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kPartPixels = 1024;  // of a part
-constexpr int kRows = 32;          // pixels that a block has in hand; 8 threads with four channels each share one
+constexpr int kRows = 32;          // pixels that a block works on at a time; 8 threads with four channels each share one
 constexpr int kChannels = 32;      // of a block
 
 struct Norm {
@@ -198,8 +197,7 @@ HG_DEVICE double part_mean(const Norm& n, const Channel& c, const double* parts,
   return slice_sum(total, sums) / static_cast<double>(higher<int64_t>(1, n.M));
 }
 
-// Constants of a pass that forms sum_j by_j*(x_j - mean_j) + shift: rows by_0, mean_0, by_1, mean_1, ..., shift, K
-// long.
+// Constants of a pass that forms sum_j by_j*(x_j - mean_j) + shift: rows by_0, mean_0, by_1, mean_1, ..., shift, K long.
 template <class T>
 struct Constants {
   T* rows;
@@ -279,12 +277,12 @@ __global__ void __launch_bounds__(kThreads)
   const double B = part_sum(n, c, parts, 0, 2, sums), product = part_sum(n, c, parts, 1, 2, sums);
   if (!c.first) return;
   const double M = static_cast<double>(higher<int64_t>(1, n.M)), s = static_cast<double>(rstd.at(0, c.e)[c.k]);
-  const double G = product * s, scale = static_cast<double>(gamma.at(0, c.e)[c.k]) * s;
-  gamma_bar.at(0, c.e)[c.k] = static_cast<T>(G);
+  const NormBar bar = norm_bar(static_cast<double>(gamma.at(0, c.e)[c.k]), s, B, product, M);
+  gamma_bar.at(0, c.e)[c.k] = static_cast<T>(bar.G);
   beta_bar.at(0, c.e)[c.k] = static_cast<T>(B);
-  constants.set(c, 0, -scale * s * G / M, mean.at(0, c.e)[c.k]);
-  constants.set(c, 1, scale, T(0));
-  constants.shift(c, -scale * B / M);
+  constants.set(c, 0, bar.by_z, mean.at(0, c.e)[c.k]);
+  constants.set(c, 1, bar.scale, T(0));
+  constants.shift(c, bar.shift);
 }
 
 // Rows of the parts: of y_bar with x, of y_bar_dot with x, of y_bar with x_dot; the last two only where they are.
@@ -307,20 +305,19 @@ __global__ void __launch_bounds__(kThreads)
   if (has_x_dot) other = part_sum(n, c, parts, 3, 4, sums);
   if (!c.first) return;
   const double M = static_cast<double>(higher<int64_t>(1, n.M)), s = static_cast<double>(rstd.at(0, c.e)[c.k]);
-  const double mean_product = static_cast<double>(c_in.at(c.p, c.e)[c.k]), G = s * product;
-  const double G_dot = s * (product_dot + other - mean_product * G);
-  const double scale = static_cast<double>(gamma.at(0, c.e)[c.k]) * s;
-  const double scale_dot = at_or_zero(gamma_dot, c) * s - scale * s * mean_product;
-  gamma_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(G_dot);
+  const double mean_product = static_cast<double>(c_in.at(c.p, c.e)[c.k]);
+  const NormBar bar = norm_bar(static_cast<double>(gamma.at(0, c.e)[c.k]), s, B, product, M);
+  const NormBar dot = norm_bar_dot(bar, at_or_zero(gamma_dot, c) * s, s, mean_product, B, B_dot, product_dot + other, M);
+  gamma_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(dot.G);
   beta_bar_dot.at(c.p, c.e)[c.k] = static_cast<T>(B_dot);
-  constants.set(c, 0, -(scale_dot * s * G + scale * (s * G_dot - s * s * mean_product * G)) / M, mean.at(0, c.e)[c.k]);
-  constants.set(c, 1, scale_dot, T(0));
-  constants.set(c, 2, scale, T(0));
-  constants.set(c, 3, -scale * s * G / M, x_dot_mean.at(c.p, c.e)[c.k]);
-  constants.shift(c, -(scale_dot * B + scale * B_dot) / M);
+  constants.set(c, 0, dot.by_z, mean.at(0, c.e)[c.k]);
+  constants.set(c, 1, dot.scale, T(0));
+  constants.set(c, 2, bar.scale, T(0));
+  constants.set(c, 3, bar.by_z, x_dot_mean.at(c.p, c.e)[c.k]);
+  constants.shift(c, dot.shift);
 }
 
-// out = sum_j by_j*(x_j - mean_j) + shift; an absent array counts as zero. A thread owns four channels of some pixels.
+// out = sum_j by_j*(x_j - mean_j) + shift; an absent array is zero everywhere. A thread owns four channels of some pixels.
 template <class T, int N>
 struct Terms {
   Batch<const T> x[N];
@@ -367,8 +364,7 @@ void value(const Call& call) {
   Launch launch(call);
   double* const parts = launch.scratch<double>(n.E * n.parts * 3 * n.K);
   const Constants<T> constants = constants_of<T>(launch, n, n.E, 1);
-  const Batch<const T> none{nullptr, 0, 0, false};
-  launch("norm_moments", norm_moments<T>, n.blocks(), kThreads, kRowSums, n, x, none, none, parts);
+  launch("norm_moments", norm_moments<T>, n.blocks(), kThreads, kRowSums, n, x, Batch<const T>{}, Batch<const T>{}, parts);
   launch("norm_statistics", norm_statistics<T>, n.E * n.tiles, kThreads, kSliceSums, n, parts, gamma, beta, eps, mean, rstd, constants);
   launch("norm_combine", norm_combine<T, 1>, n.blocks(), kThreads, 0, n, Terms<T, 1>{{x}}, constants, y);
 }
@@ -425,5 +421,4 @@ HG_KERNEL(batch_norm_vjp, vjp)
 HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -8,8 +8,9 @@
 #pragma once
 #include "convolution.h"
 
-namespace hg {
-namespace cuda {
+#include "../batch_norm.h"
+
+namespace hg::cuda {
 
 struct Block {
   int64_t P, E;
@@ -26,11 +27,8 @@ Block block_of(const Call& call) {
   const int64_t most = INT32_MAX;
   const int64_t channels = higher<int64_t>(1, higher(9 * C, K));
   if (higher(N, higher(H, W)) > most || channels > most || (N > 0 && H * W > most / N) || (N > 0 && H * W > 0 && channels > most / (H * W)))
-    fail_shape(call,
-               "an episode has %lld images of %lld x %lld pixels with %lld and %lld channels, expected fewer than "
-               "2**31 pixels and elements per image because kernels count them in 32 bits; split the call",
-               static_cast<long long>(N), static_cast<long long>(H), static_cast<long long>(W), static_cast<long long>(C),
-               static_cast<long long>(K));
+    fail_shape(call, "an episode has %lld x %lld x %lld pixels, expected fewer than 2**31 and as few elements per image; split the call",
+               static_cast<long long>(N), static_cast<long long>(H), static_cast<long long>(W));
   return {HG_DIM_IF_ANY(P),    HG_DIM(E),           static_cast<int>(N),     static_cast<int>(H),    static_cast<int>(W),
           static_cast<int>(C), static_cast<int>(K), static_cast<int>(H / 2), static_cast<int>(W / 2)};
 }
@@ -73,5 +71,4 @@ void launch_sum_parts(const Launch& launch, const T* parts, int64_t n_parts, int
   launch("sum_parts", sum_parts<T>, entries * ceil_div(size, kThreads), kThreads, 0, parts, n_parts, size, E, out);
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

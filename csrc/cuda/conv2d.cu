@@ -5,8 +5,7 @@
 #include "block.h"
 #include "mma_wgrad.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 struct Geometry {
@@ -19,10 +18,7 @@ template <class S>
 Geometry geometry(const Call& call) {
   const int64_t N = HG_DIM(N), H = HG_DIM(H), W = HG_DIM(W), C = HG_DIM(C), R = HG_DIM(R), S_ = HG_DIM(S), K = HG_DIM(K), P = HG_DIM(P),
                 Q = HG_DIM(Q), stride = HG_INTEGER(stride), pad_h = HG_INTEGER(pad_h), pad_w = HG_INTEGER(pad_w);
-  if (R < 1 || S_ < 1 || H + 2 * pad_h < R || W + 2 * pad_w < S_)
-    fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld because images are %lld x %lld with padding",
-               static_cast<long long>(R), static_cast<long long>(S_), static_cast<long long>(H + 2 * pad_h),
-               static_cast<long long>(W + 2 * pad_w), static_cast<long long>(H), static_cast<long long>(W));
+  check_filter(call, H + 2 * pad_h, W + 2 * pad_w);
   const double most = INT32_MAX, images = static_cast<double>(higher<int64_t>(1, N));
   if (images * static_cast<double>(H * W) > most || images * static_cast<double>(P * Q) > most ||
       static_cast<double>(R * S_) * static_cast<double>(C) > most || static_cast<double>(higher(C, K)) > most)
@@ -168,5 +164,4 @@ HG_KERNEL(conv2d_dgrad, dgrad)
 HG_KERNEL(conv2d_wgrad, wgrad_of)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

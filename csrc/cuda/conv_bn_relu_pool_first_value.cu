@@ -5,8 +5,7 @@
 
 #include "first.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // mean, rstd, and constants[e][3][K]: offset, scale, shift of u = (conv(x - shift, w) - offset)*scale + shift.
@@ -174,5 +173,4 @@ HG_KERNEL(conv_bn_relu_pool_first_value, value)
 HG_KERNEL(conv_bn_relu_pool_first_jvp, jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

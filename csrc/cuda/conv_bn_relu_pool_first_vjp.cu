@@ -7,8 +7,7 @@
 
 #include "first.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kGatherThreads = 128, kGatherWarps = kGatherThreads / 32;
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   sums[entry * size + i] = total;
 }
 
-// U and B of `entries` cotangents, of which entry i belongs to episode i % E.
+// U and B of the cotangents of P times E entries; entry i belongs to episode i % E.
 template <class T>
 double* gather(Launch& launch, const Block& b, int64_t P, const Batch<const T>& y_bar, const Batch<const unsigned char>& code,
                const Batch<const T>& x, const Batch<const T>& patch_mean) {
@@ -137,23 +136,20 @@ __global__ void __launch_bounds__(kThreads) close_first(const Block b, const Fir
     product = tap_sum(b, v, row(w_dot), row(cov_w), memory);
   }
   if (!v.any) return;
-  const double s = static_cast<double>(a.rstd.at(0, v.e)[v.k]), G = s * w_u;
-  const double scale = static_cast<double>(a.gamma.at(0, v.e)[v.k]) * s;
-  const double c = s * product, s_dot = -s * s * c;
-  const double scale_dot = (tangent && a.gamma_dot ? static_cast<double>(a.gamma_dot.at(v.p, v.e)[v.k]) * s : 0.0) +
-                           static_cast<double>(a.gamma.at(0, v.e)[v.k]) * s_dot;
-  const double G_dot = s * (w_u_dot + w_dot_u - c * G);
+  const double s = static_cast<double>(a.rstd.at(0, v.e)[v.k]);
+  const double gain_dot = tangent && a.gamma_dot ? static_cast<double>(a.gamma_dot.at(v.p, v.e)[v.k]) * s : 0.0;
+  const FirstBar bar = first_bar(static_cast<double>(a.gamma.at(0, v.e)[v.k]), gain_dot, s, w_u, w_u_dot + w_dot_u, product);
   T* const out = a.w_bar.at(v.p, v.e) + v.k;
   for (int j = v.slice; j < g; j += kSlices) {
-    const double cov = cov_w[j * K], u = U[j * K], rest = u - G * s * cov;
-    double value = scale * rest;
+    const double cov = cov_w[j * K], u = U[j * K], rest = u - bar.G * s * cov;
+    double value = bar.scale * rest;
     if (tangent)
-      value = scale_dot * rest + scale * ((U_dot == nullptr ? 0.0 : U_dot[j * K]) - G_dot * s * cov -
-                                          G * (s_dot * cov + (cov_w_dot == nullptr ? 0.0 : s * cov_w_dot[j * K])));
+      value = bar.scale_dot * rest + bar.scale * ((U_dot == nullptr ? 0.0 : U_dot[j * K]) - bar.G_dot * s * cov -
+                                                  bar.G * (bar.s_dot * cov + (cov_w_dot == nullptr ? 0.0 : s * cov_w_dot[j * K])));
     out[j * K] = static_cast<T>(value);
   }
   if (v.slice != 0) return;
-  a.gamma_bar.at(v.p, v.e)[v.k] = static_cast<T>(tangent ? G_dot : G);
+  a.gamma_bar.at(v.p, v.e)[v.k] = static_cast<T>(tangent ? bar.G_dot : bar.G);
   a.beta_bar.at(v.p, v.e)[v.k] = static_cast<T>(!tangent ? U[g * K] : U_dot == nullptr ? 0.0 : U_dot[g * K]);
 }
 
@@ -204,5 +200,4 @@ HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

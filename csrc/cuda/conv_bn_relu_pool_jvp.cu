@@ -7,8 +7,7 @@
 #include "mma_convolution.h"
 #include "pool.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
@@ -30,8 +29,7 @@ struct StoreMoments {
     for (int i = 0; i < Shape::kGroup; i += kAtOnce) moments<Shape>(spot, spot.k + i, at, windows, sums);
   }
 
-  // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z
-  // and the sums.
+  // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z and the sums.
   template <class Shape>
   HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn], T* sums) const {
     const T count = static_cast<T>(pixels_of(at));
@@ -108,12 +106,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   product = slice_sum(product, sums);
   if (slice != 0 || k >= K) return;
-  const double r = static_cast<double>(rstd.at(0, e)[k]), g = static_cast<double>(gamma.at(0, e)[k]);
-  const double c = r * product / M, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+  const double r = static_cast<double>(rstd.at(0, e)[k]), c = r * product / M;
+  const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+  const NormDot dot = norm_dot(static_cast<double>(gamma.at(0, e)[k]), g_dot, r, c);
   z_dot_mean.at(p, e)[k] = static_cast<T>(m_dot);
   c_out.at(p, e)[k] = static_cast<T>(c);
-  factors[entry * 2 * K + k] = static_cast<T>(g_dot * r - g * r * r * c);
-  factors[entry * 2 * K + K + k] = static_cast<T>(g * r);
+  factors[entry * 2 * K + k] = static_cast<T>(dot.by_z);
+  factors[entry * 2 * K + K + k] = static_cast<T>(dot.by_z_dot);
 }
 
 template <class T>
@@ -163,5 +162,4 @@ void jvp(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

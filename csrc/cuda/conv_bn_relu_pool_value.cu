@@ -1,13 +1,11 @@
-// conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized
-// and pooled.
+// conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized and pooled.
 #include "../host/conv_bn_relu_pool_value.cpp"  // its signatures
 
 #include "block.h"
 #include "mma_convolution.h"
 #include "pool.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // Writes z, and of each tile and filter the mean and the sum of squared deviations from it, by two passes over
@@ -142,5 +140,4 @@ void value(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_value, value)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

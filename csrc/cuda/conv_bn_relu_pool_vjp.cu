@@ -12,12 +12,10 @@
 #include "block.h"
 #include "mma_wgrad.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
-// What the gradients of the block have in common: arguments, per direction and episode. z_dot, y_bar_dot and the rest
-// of the tangents are absent in the plain vjp, which is one direction of which none is asked for.
+// Arguments of the vjp and of its tangent. In the plain vjp the tangents are absent, and there is one direction.
 template <class T>
 struct Gradient {
   Batch<const T> y_bar, y_bar_dot, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c;
@@ -96,31 +94,31 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (slice != 0 || k >= b.K) return;
   const double M = static_cast<double>(higher<int64_t>(1, static_cast<int64_t>(b.N) * b.H * b.W));
-  const double s = static_cast<double>(a.rstd.at(0, e)[k]), scale = static_cast<double>(a.gamma.at(0, e)[k]) * s;
-  const double B = total[0], G = total[1] * s;
+  const double s = static_cast<double>(a.rstd.at(0, e)[k]), B = total[0];
+  const NormBar of = norm_bar(static_cast<double>(a.gamma.at(0, e)[k]), s, B, total[1], M);
   T* const to = bar + entry * kCotangentRows * b.K + k;
   to[kMean * b.K] = a.mean.at(0, e)[k];
-  to[kByZ * b.K] = static_cast<T>(-scale * s * G / M);
-  to[kShift * b.K] = static_cast<T>(-scale * B / M);
-  to[kByY * b.K] = static_cast<T>(scale);
+  to[kByZ * b.K] = static_cast<T>(of.by_z);
+  to[kShift * b.K] = static_cast<T>(of.shift);
+  to[kByY * b.K] = static_cast<T>(of.scale);
   if (rows == kRows) {
-    a.gamma_bar.at(p, e)[k] = static_cast<T>(G);
+    a.gamma_bar.at(p, e)[k] = static_cast<T>(of.G);
     a.beta_bar.at(p, e)[k] = static_cast<T>(B);
     return;
   }
   const double c = static_cast<double>(a.c.at(p, e)[k]);
   const double gamma_dot = a.gamma_dot ? static_cast<double>(a.gamma_dot.at(p, e)[k]) : 0.0;
-  const double B_dot = total[2], G_dot = s * (total[3] + total[4] - c * G), scale_dot = gamma_dot * s - scale * s * c;
+  const NormBar of_dot = norm_bar_dot(of, gamma_dot * s, s, c, B, total[2], total[3] + total[4], M);
   T* const dot = bar_dot + entry * kCotangentRows * b.K + k;
   dot[kMean * b.K] = a.mean.at(0, e)[k];
-  dot[kByZ * b.K] = static_cast<T>(-(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M);
-  dot[kShift * b.K] = static_cast<T>(-(scale_dot * B + scale * B_dot) / M);
-  dot[kByY * b.K] = static_cast<T>(scale_dot);
+  dot[kByZ * b.K] = static_cast<T>(of_dot.by_z);
+  dot[kShift * b.K] = static_cast<T>(of_dot.shift);
+  dot[kByY * b.K] = static_cast<T>(of_dot.scale);
   dot[kMeanDot * b.K] = a.z_dot_mean.at(p, e)[k];
-  dot[kByZDot * b.K] = static_cast<T>(-scale * s * G / M);
-  dot[kByYDot * b.K] = static_cast<T>(scale);
-  a.gamma_bar.at(p, e)[k] = static_cast<T>(G_dot);
-  a.beta_bar.at(p, e)[k] = static_cast<T>(B_dot);
+  dot[kByZDot * b.K] = static_cast<T>(of.by_z);
+  dot[kByYDot * b.K] = static_cast<T>(of.scale);
+  a.gamma_bar.at(p, e)[k] = static_cast<T>(of_dot.G);
+  a.beta_bar.at(p, e)[k] = static_cast<T>(total[2]);
 }
 
 // Writes all outputs. P is 1 for the plain vjp.
@@ -181,5 +179,4 @@ HG_KERNEL(conv_bn_relu_pool_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -3,8 +3,7 @@
 #include "sources.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 template <class T, class Source>
 struct Convolution {
@@ -134,5 +133,4 @@ struct Store {
   }
 };
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

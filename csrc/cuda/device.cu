@@ -8,8 +8,7 @@
 
 #include "mma.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // A kernel to ask which of the compiled architectures a device runs: code for sm_75 lacks tf32 on every GPU.
@@ -20,7 +19,7 @@ int count_devices(std::string& why) {
   int n = 0;
   const cudaError_t error = cudaGetDeviceCount(&n);
   if (error != cudaSuccess) {
-    cudaGetLastError();  // the error is told here, not by the next launch
+    cudaGetLastError();  // cleared, or the next launch would report it
     why = std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
     return 0;
   }
@@ -59,7 +58,7 @@ bool has_tf32() {
     if (found != known.end()) return found->second;
     if (cudaFuncGetAttributes(&probed, probe) == cudaSuccess) return known[device] = probed.ptxVersion >= 80;
   }
-  cudaGetLastError();  // whoever has no device hears of it when kernels are launched
+  cudaGetLastError();  // cleared: a missing device is reported when kernels are launched
   return false;
 }
 
@@ -77,5 +76,4 @@ std::string versions() {
   return text + (n == 0 ? ", no device" : "");
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

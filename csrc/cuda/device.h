@@ -2,8 +2,7 @@
 #pragma once
 #include <string>
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 int device_count();  // 0 without a driver or a device
 
@@ -12,5 +11,4 @@ void check_device(const std::string& kernel);
 
 std::string versions();  // of the runtime that is linked in and the driver that is installed, and the devices
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -1,13 +1,11 @@
-// The fused block on data (x has neither tangent nor cotangent). With m and Cov the mean and covariance of its 3x3
-// patches, mean(z) = w.m and var(z) = w'Cov w, so nothing dense is stored or summed; see block.h for the notation.
-// Convolutions read x less the mean of its channel, m[4*C + c], so that z - mean(z) = conv(x - shift, w) - offset with
-// a small offset: what the border adds to the mean.
+// The fused block on data (x has neither tangent nor cotangent). With m and Cov the mean and covariance of its 3x3 patches, mean(z) = w.m
+// and var(z) = w'Cov w, so nothing dense is stored or summed; see block.h for the notation. Convolutions read x less the mean of its
+// channel, m[4*C + c], so that z - mean(z) = conv(x - shift, w) - offset with a small offset: what the border adds to the mean.
 #pragma once
 #include "block.h"
 #include "pool.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 // x less the mean of its channel.
 template <class T>
@@ -63,5 +61,4 @@ HG_DEVICE double tap_sum(const Block& b, const Column& column, const Left& left,
   return slice_sum(total, sums);
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -6,11 +6,8 @@
 
 #include "launch.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
-
-constexpr int kThreads = 256;
 
 struct Gather {
   int64_t M, size;  // images staged, bytes of one
@@ -43,25 +40,20 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class S>
 void run(const Call& call) {
   const int64_t N = HG_DIM(N), count = HG_DIM(E) * N;
-  Gather g{};
-  g.M = HG_DIM(M);
-  g.size = HG_DIM(H) * HG_DIM(W) * HG_DIM(C);
-  const int64_t parts = ceil_div(g.size, 4 * kThreads);
+  const int64_t size = HG_DIM(H) * HG_DIM(W) * HG_DIM(C), parts = ceil_div(size, 4 * kThreads);
   if (count == 0 || parts == 0) return;
   if (parts > INT32_MAX || count > INT32_MAX / parts)
     fail_shape(call, "there are %lld images of %lld bytes, expected fewer than 2**31 blocks of %d bytes; split the call",
-               static_cast<long long>(count), static_cast<long long>(g.size), 4 * kThreads);
-  g.by_parts = Divisor::of(parts);
-  g.by_images = Divisor::of(N);
+               static_cast<long long>(count), static_cast<long long>(size), 4 * kThreads);
   HG_ARGS(images, index, x)
   const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
-  g.wide = g.size % 4 == 0 && images.stride_1 % 4 == 0 && address(images.data) % 4 == 0 && address(x.data) % 16 == 0;
+  const bool wide = size % 4 == 0 && images.stride_1 % 4 == 0 && address(images.data) % 4 == 0 && address(x.data) % 16 == 0;
   const Launch launch(call);
-  launch("gather", gather<T>, count * parts, kThreads, 0, g, images, index, x);
+  launch("gather", gather<T>, count * parts, kThreads, 0, Gather{HG_DIM(M), size, wide, Divisor::of(parts), Divisor::of(N)}, images, index,
+         x);
 }
 
 HG_KERNEL(gather_images, run)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

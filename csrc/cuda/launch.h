@@ -7,8 +7,7 @@
 #include "../registry.h"
 #include "platform.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 constexpr std::size_t kSharedLimit = 48 << 10;  // what every GPU gives a block without asking
 
@@ -92,8 +91,7 @@ class Launch {
   std::size_t used_ = 0;
 };
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda
 
 #define HG_SPACE cuda
 #include "../arguments.h"

@@ -1,6 +1,5 @@
-// linear_cross_entropy in four rungs; the formulas stand in csrc/host/linear_cross_entropy.cpp. In the value and the
-// jvp a block owns one example; in the vjp a thread owns one element of x_bar, or of w_bar or bias_bar over some
-// examples.
+// linear_cross_entropy in four rungs; the formulas stand in csrc/host/linear_cross_entropy.cpp. In the value and the jvp a block owns one
+// example; in the vjp a thread owns one element of x_bar, or of w_bar or bias_bar over some examples.
 #include <cmath>
 
 #include "../host/linear_cross_entropy.cpp"  // its signatures
@@ -8,8 +7,7 @@
 #include "launch.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kClasses = 8;         // whose products a thread has in registers
@@ -22,25 +20,6 @@ struct Head {
 template <class S>
 Head head_of(const Call& call) {
   return {HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(D), HG_DIM(K)};
-}
-
-// A value per thread, summed (or the largest taken) over the block in a fixed order; every thread gets it. `shared`
-// holds kWarps doubles.
-template <bool Largest>
-HG_DEVICE double combined(double a, double b) {
-  return Largest ? (b > a || b != b ? b : a) : a + b;
-}
-template <bool Largest>
-HG_DEVICE double block_total(double value, double* shared) {
-  HG_UNROLL
-  for (int bit = 16; bit > 0; bit /= 2) value = combined<Largest>(value, __shfl_xor_sync(kAllLanes, value, bit));
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = shared[0];
-  HG_UNROLL
-  for (int i = 1; i < kWarps; ++i) total = combined<Largest>(total, shared[i]);
-  return total;
 }
 
 // z[k] += x . w[:, k] for every class; z is in global memory, x is one example. `sums` holds kWarps*kClasses doubles.
@@ -62,8 +41,7 @@ HG_DEVICE void add_products(const Head& h, const T* x, const T* w, double* z, do
       for (int j = 0; j < kClasses; ++j) total[j] += static_cast<double>(acc[j]);
     }
     HG_UNROLL
-    for (int j = 0; j < kClasses; ++j) HG_UNROLL
-    for (int bit = 16; bit > 0; bit /= 2) total[j] += __shfl_xor_sync(kAllLanes, total[j], bit);
+    for (int j = 0; j < kClasses; ++j) total[j] = over_warp(total[j]);
     __syncthreads();
     if (lane == 0) {
       HG_UNROLL
@@ -91,10 +69,10 @@ __global__ void __launch_bounds__(kThreads) head_value(const Head h, Batch<const
   add_products(h, x.at(0, e) + n * h.D, w.at(0, e), z, sums);
   const int64_t mine = label.at(0, e)[n];
   double top = z[0], sum = 0;
-  for (int64_t k = threadIdx.x; k < h.K; k += kThreads) top = combined<true>(top, z[k]);
-  top = block_total<true>(top, sums);
+  for (int64_t k = threadIdx.x; k < h.K; k += kThreads) top = Largest()(top, z[k]);
+  top = over_block(top, sums, Largest());
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads) sum += exp(z[k] - top);
-  sum = block_total<false>(sum, sums);
+  sum = over_block(sum, sums);
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads)
     residual.at(0, e)[n * h.K + k] = static_cast<T>(exp(z[k] - top) / sum - (k == mine ? 1.0 : 0.0));
   // A label that is no class has no loss; the caller has checked them.
@@ -118,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
     sum += static_cast<double>(residual.at(0, e)[n * h.K + k]) * z[k];
     z_dot.at(p, e)[n * h.K + k] = static_cast<T>(z[k]);
   }
-  sum = block_total<false>(sum, sums);
+  sum = over_block(sum, sums);
   if (threadIdx.x == 0) y_dot.at(p, e)[n] = static_cast<T>(sum);
 }
 
@@ -135,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
   double mean = 0;
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads)
     mean += (static_cast<double>(r[k]) + (k == mine ? 1.0 : 0.0)) * static_cast<double>(dot[k]);
-  mean = block_total<false>(mean, sums);
+  mean = over_block(mean, sums);
   const double bar = static_cast<double>(*y_bar.at(e, n));
   const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
   for (int64_t k = threadIdx.x; k < h.K; k += kThreads) {
@@ -284,5 +262,4 @@ HG_KERNEL(linear_cross_entropy_vjp, vjp)
 HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

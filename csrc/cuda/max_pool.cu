@@ -5,8 +5,7 @@
 #include "launch.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 struct Pool {
@@ -29,15 +28,8 @@ struct Pool {
 
 template <class S>
 Pool pool_of(const Call& call) {
-  Pool p{};
-  p.P = HG_DIM_IF_ANY(P);
-  p.E = HG_DIM(E);
-  p.H = HG_DIM(H);
-  p.W = HG_DIM(W);
-  p.K = HG_DIM(K);
-  p.Q = HG_DIM(Q);
-  p.R = HG_DIM(R);
-  p.size = static_cast<int>(HG_INTEGER(size));
+  Pool p{
+      HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(H), HG_DIM(W), HG_DIM(K), HG_DIM(Q), HG_DIM(R), static_cast<int>(HG_INTEGER(size)), 0, 0, {}, {}};
   if (p.K > 0 && p.W > 0 && p.H > INT32_MAX / p.K / p.W)
     fail_shape(call, "an image has %lld x %lld pixels of %lld channels, expected fewer than 2**31 elements; split it",
                static_cast<long long>(p.H), static_cast<long long>(p.W), static_cast<long long>(p.K));
@@ -150,5 +142,4 @@ HG_KERNEL(max_pool_jvp, jvp)
 HG_KERNEL(max_pool_vjp, vjp)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

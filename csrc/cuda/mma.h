@@ -7,12 +7,11 @@
 #include <cstring>
 #endif
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 #ifdef __CUDACC__
-// Whether the code that the current device runs has tf32 products: it is of sm_80 or later, and so is the device.
-// Kernels with them are never launched where not.
+// Whether the code that the current device runs has tf32 products: it and the device are of sm_80 or later. Kernels with such
+// products are launched only there.
 bool has_tf32();
 
 // x rounded to tf32 (10 bits of mantissa, ties away from zero), as the bits that mma_tf32 takes.
@@ -103,7 +102,7 @@ HG_DEVICE Operand<precision> operand(float x) {
   if constexpr (precision == kTf32) {
     out.part[0] = bits_of(x);
   } else {
-    // Rounded as by to_tf32, in fewer instructions. The rest is exact and has at most 12 bits, of which tf32 keeps 11.
+    // Rounded as by to_tf32, in fewer instructions. The rest is exact and has at most 12 bits; tf32 keeps 11 of them.
     // A NaN may be lost in the first part, but never in the second.
     out.part[0] = (bits_of(x) + 0x1000u) & 0xffffe000u;
     out.part[1] = bits_of(x - of_bits(out.part[0])) & 0xffffe000u;
@@ -127,5 +126,4 @@ HG_DEVICE void multiply(float (&d)[n][4], const Operand<precision> (&a)[4], cons
   }
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

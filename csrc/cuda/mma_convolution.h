@@ -15,8 +15,7 @@
 #include "convolution.h"
 #include "mma.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 struct MmaShape {
   using Element = float;
@@ -147,8 +146,7 @@ __global__ void __launch_bounds__(kThreads, precision == kTf32 ? 2 : 1)
   epilogue.template finish<Shape>(spot, at, windows, accumulators, sums);
 }
 
-// The precision that was asked for, where the device and the sizes have it: with up to 4 channels most of a product would
-// be zeros.
+// The precision that was asked for, where the device and the sizes have it: with up to 4 channels most of a product would be zeros.
 template <class T>
 Precision precision_of(int64_t asked, int64_t channels) {
   return std::is_same<T, float>::value && channels > 4 && asked != kFloat32 && has_tf32() ? static_cast<Precision>(asked) : kFloat32;
@@ -183,5 +181,4 @@ void launch_precise(const Launch& launch, const char* name, const Convolution<T,
   launch_convolution(launch, name, a, entries, epilogue);
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

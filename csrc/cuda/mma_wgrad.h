@@ -13,8 +13,7 @@
 #include "mma_convolution.h"
 #include "wgrad.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 struct MmaWgrad {
   static constexpr int kWindows = 32, kPairs = 2 * kWindows;
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
     const int pairs = at.images * height * t.cols, groups = (pairs + 3) / 4;
     HG_NO_UNROLL
     for (int term = 0; term < a.n_terms; ++term) {
-      __syncthreads();  // nobody reads the rows before
+      __syncthreads();  // all threads are done with the rows of before
       load_rows<float>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height,
                        PutChannels<precision>{x_rows});
       load_rows<float>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
@@ -161,5 +160,4 @@ T* launch_precise(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
   return launch_wgrad(launch, a, entries);
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

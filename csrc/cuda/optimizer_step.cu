@@ -4,11 +4,9 @@
 #include "../host/optimizer_step.cpp"  // its signatures
 #include "../optimizer_step.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kLeaves = 24;                  // of a launch: their table must fit into 4 KiB of parameters
 constexpr int64_t kFewElements = 1ll << 20;  // up to here a thread owns one quad, so that the work spreads wide
 constexpr int kQuads = 4;                    // beyond
@@ -67,7 +65,7 @@ HG_DEVICE S constants_of(const Table<S, kIn, kOut>& t, int from, int leaf, S* sh
   return *shared;
 }
 
-// Elements k .. k + 3 of n arrays from `offset` on, of which `count` are there: v[i][j] is element j of array i.
+// Elements k .. k + 3 of n arrays, counted from `offset`, where there are `count` elements: v[i][j] is element j of array i.
 template <class T, int n>
 HG_DEVICE void load_all(const T* const* from, int64_t offset, int k, int count, Quad<T> (&v)[n]) {
   HG_UNROLL
@@ -195,9 +193,7 @@ __global__ void __launch_bounds__(kThreads) step_vjp(const VjpTable<S> t, double
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   HG_UNROLL
   for (int i = 0; i < S::kFields; ++i) {
-    double sum = static_cast<double>(total[i]);
-    HG_UNROLL
-    for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
+    const double sum = over_warp(static_cast<double>(total[i]));
     if (lane == 0) warps[warp * S::kFields + i] = sum;
   }
   __syncthreads();
@@ -221,8 +217,7 @@ __global__ void __launch_bounds__(32) step_field_bars(const Range range, const d
     double sum = 0;
     for (int block = range.first_block[leaf] + lane; block < range.first_block[leaf + 1]; block += 32)
       sum += sums[static_cast<int64_t>(block) * kFields + i];
-    HG_UNROLL
-    for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bit);
+    sum = over_warp(sum);
     if (lane == 0 && fields.bar[i] != nullptr) fields.bar[i][leaf] = static_cast<T>(sum);
   }
 }
@@ -271,7 +266,7 @@ constexpr std::size_t kShared = shared_size(sizeof(S));
 template <class T, class S, template <class> class Optimizer>
 void value(const Call& call) {
   using O = Optimizer<T>;
-  using At = ValuePlaces<O, S>;
+  using At = Arguments<O, S>;
   const Launch launch(call);
   for (int first = 0; first < call.length; first += kLeaves) {
     const ValueTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field).of, At::y);
@@ -282,7 +277,7 @@ void value(const Call& call) {
 template <class T, class S, template <class> class Optimizer>
 void jvp(const Call& call) {
   using O = Optimizer<T>;
-  using At = JvpPlaces<O, S>;
+  using At = Arguments<O, S>;
   const Launch launch(call);
   const int64_t directions = HG_DIM(P);
   for (int first = 0; first < call.length; first += kLeaves) {
@@ -294,7 +289,7 @@ void jvp(const Call& call) {
 template <class T, class S, template <class> class Optimizer>
 void vjp(const Call& call) {
   using O = Optimizer<T>;
-  using At = VjpPlaces<O, S>;
+  using At = Arguments<O, S>;
   FieldBars<T, O::kFields> all{};
   bool wanted = false;
   for (int i = 0; i < O::kFields; ++i) {
@@ -325,5 +320,4 @@ HG_KERNEL(adam_step_jvp, jvp, Adam)
 HG_KERNEL(adam_step_vjp, vjp, Adam)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -5,26 +5,12 @@
 
 #include "block.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kSumPixels = 4096;  // pixels of a block of tap_sums
 constexpr int kPatchWindows = 128;
 constexpr int64_t kPatchParts = 64;
-
-// sums over `kWarps` warps of a block, in order, for one value per thread; thread 0 gets it.
-HG_DEVICE double block_sum(double value, double* sums) {
-  HG_UNROLL
-  for (int bit = 16; bit > 0; bit /= 2) value += __shfl_xor_sync(kAllLanes, value, bit);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  HG_UNROLL
-  for (int i = 0; i < kWarps; ++i) total += sums[i];
-  return total;
-}
 
 // parts[e][part][9][C]: each tap sums the pixels it sees, that is all but a row and a column.
 template <class T>
@@ -50,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     HG_UNROLL
     for (int t = 0; t < 9; ++t) {
-      const double total = block_sum(tap[t], sums);
+      const double total = over_block(tap[t], sums);
       if (threadIdx.x == 0) parts[(static_cast<int64_t>(blockIdx.x) * 9 + t) * b.C + c] = total;
     }
   }
@@ -79,8 +65,8 @@ HG_DEVICE void taps_of(int pair, bool same, int& t, int& u) {
   u = t + pair;
 }
 
-// parts[e][part][9C][9C], of which only the pairs above are written. CC channels make a chunk; a thread owns a pair of
-// taps for every kGroups-th pixel, all CC x CC pairs of channels.
+// parts[e][part][9C][9C]; only the pairs above are written. CC channels make a chunk. A thread owns a pair of taps, for all
+// CC x CC pairs of channels, at every kGroups-th pixel.
 template <class T, int CC>
 __global__ void __launch_bounds__(kThreads)
     patch_products(const Block b, const Tiling t, Batch<const T> x, Batch<const T> mean, int n_parts, double* parts) {
@@ -203,5 +189,4 @@ void covariance(const Call& call) {
 HG_KERNEL(patch_cov, covariance)
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -20,12 +20,12 @@
 #define HG_UNROLL_BY(n)
 #endif
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 using std::int64_t;
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kThreads = 256, kWarps = kThreads / 32;  // of a block, unless a kernel says otherwise
 
 // Bytes of shared memory that an array takes; a launch passes the sum over its arrays.
 HG_BOTH constexpr std::size_t shared_size(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -61,10 +61,35 @@ class SharedMemory {
 HG_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 HG_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// v, of which the compiler knows nothing: what is computed from it anew is not kept in registers meanwhile.
+// v itself. The compiler does not see that, so what is computed from the result is computed again instead of being kept in registers.
 HG_DEVICE int forgotten(int v) {
   asm volatile("" : "+r"(v));
   return v;
+}
+
+// Combined over the lanes of a warp, and over the warps of a block in order; every thread gets the result.
+struct Add {
+  HG_DEVICE double operator()(double a, double b) const { return a + b; }
+};
+struct Largest {  // NaN where one is NaN
+  HG_DEVICE double operator()(double a, double b) const { return b > a || b != b ? b : a; }
+};
+template <class Combine = Add>
+HG_DEVICE double over_warp(double value, const Combine& combine = {}) {
+  HG_UNROLL
+  for (int bit = 16; bit > 0; bit /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, bit));
+  return value;
+}
+template <class Combine = Add>
+HG_DEVICE double over_block(double value, double* shared, const Combine& combine = {}) {  // `shared` holds kWarps doubles
+  value = over_warp(value, combine);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  double total = shared[0];
+  HG_UNROLL
+  for (int i = 1; i < kWarps; ++i) total = combine(total, shared[i]);
+  return total;
 }
 
 HG_BOTH int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -146,5 +171,4 @@ struct Divisor {
   }
 };
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -3,8 +3,7 @@
 #include "launch.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 struct Pooled {
   int64_t entry;
@@ -21,10 +20,7 @@ struct Pooling {
   Divisor by_quads, by_w, by_h;
 
   static Pooling of(int N, int H, int W, int K) {
-    Pooling out{};
-    out.H = H;
-    out.W = W;
-    out.K = K;
+    Pooling out{H, W, K, 0, 0, {}, {}, {}};
     const int64_t quads = ceil_div(K, 4), h = H / 2, w = W / 2;
     out.items = N * h * w * quads;
     out.blocks = ceil_div(out.items, kThreads);
@@ -66,5 +62,4 @@ HG_DEVICE T pool(const T (&z)[4], T mean, T scale, T shift, unsigned char& code)
   return off ? T(0) : best;
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

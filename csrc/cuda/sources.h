@@ -2,8 +2,7 @@
 #pragma once
 #include "launch.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 // Images of H x W pixels and C channels, zero outside; minus shift[c] everywhere where a shift is given.
 template <class T>
@@ -108,5 +107,4 @@ struct Cotangent {
   }
 };
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

@@ -7,10 +7,8 @@
 #pragma once
 #include "launch.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kFilters = 32;  // filters of a tile
 
 // How a tile is dealt to the threads: a thread has the windows window(thread, i), i < kOwn, of the tile and the kGroup
@@ -28,8 +26,7 @@ struct TileShape {
   HG_DEVICE static int filter(int thread) { return thread / kWindows * kGroup; }
 };
 
-// Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds
-// whole ones.
+// Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds whole ones.
 struct Tiling {
   int N, H, W;
   int images, rows, cols;    // windows of a tile
@@ -40,8 +37,7 @@ struct Tiling {
   int64_t tiles() const { return static_cast<int64_t>(across) * down * groups; }
 };
 
-// The tiling with the fewest tiles, and of those the fewest pixels in shared memory, with at most `windows` windows and
-// `pixels` pixels.
+// The tiling with the fewest tiles, and of those the fewest pixels in shared memory, with at most `windows` windows and `pixels` pixels.
 Tiling choose_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels);
 
 // Where a block's tile lies.
@@ -94,8 +90,7 @@ struct Filter {
   HG_DEVICE int outputs() const { return turned ? C : K; }
 };
 
-// weights[(c*9 + tap)*kFilters + k] for `channels` inputs from c0 on and kFilters outputs from k0 on, 0 beyond the
-// last.
+// weights[(c*9 + tap)*kFilters + k] for `channels` inputs from c0 on and kFilters outputs from k0 on, 0 beyond the last.
 template <class T>
 HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int channels, int k0, T* weights) {
   const int inputs = filter.inputs(), outputs = filter.outputs();
@@ -119,9 +114,8 @@ HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int chan
   }
 }
 
-// put(c, i, pixel i of channel c0 + c) for i = (image*height + y)*width + x of the tile with its border and 4*quads
-// channels; `quads` is a power of two. A source has channel(c, quads of constants) and load(channel, image, y, x),
-// which is defined outside the image, too.
+// put(c, i, pixel i of channel c0 + c) for i = (image*height + y)*width + x of the tile with its border and 4*quads channels; `quads` is a
+// power of two. A source has channel(c, quads of constants) and load(channel, image, y, x), which is defined outside the image, too.
 template <class T, class Source, class Put>
 HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& at, int c0, int quads, const Put& put) {
   const int quad = static_cast<int>(threadIdx.x) & (quads - 1), step = kThreads / quads;
@@ -187,8 +181,8 @@ HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const
   }
 }
 
-// Sums v, of which each thread has the sums over its own windows, over the tile, for n filters of the thread's group;
-// all threads get them. Lanes with the same filters trade halves of them, so that n filters take n - 1 shuffles and
+// v holds a thread's sums over its own windows, one for each of n filters of its group; every thread gets the sums over the tile
+// in their place. Lanes with the same filters exchange halves of them, so that n filters take n - 1 shuffles and
 // log2(32 / (kColumns*n)) more; warps are added in order through `sums`.
 template <class Shape, int n, class T = typename Shape::Element>
 HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
@@ -219,5 +213,4 @@ HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
   }
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

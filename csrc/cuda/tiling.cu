@@ -1,8 +1,7 @@
 // Host code: how images are cut into tiles.
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 // Elements of one channel of a tile with its border, such that neighbouring quads of channels lie in different banks.
@@ -56,5 +55,4 @@ Tiling choose_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels) {
   return best;
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

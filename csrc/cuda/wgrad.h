@@ -6,8 +6,7 @@
 #include "sources.h"
 #include "tile.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 
 constexpr int kWgradThreads = 192;
 constexpr int kWgradPixels = 1024;  // pixels added in T before the sum over parts goes on in double
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
     const Place at = place_of(t, tile);
     HG_NO_UNROLL
     for (int term = 0; term < a.n_terms; ++term) {
-      __syncthreads();  // nobody reads the rows before
+      __syncthreads();  // all threads are done with the rows of before
       load_rows<T>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height, PutRows<T>{x_rows});
       load_rows<T>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
                    PutRows<T>{z_rows});
@@ -172,5 +171,4 @@ T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
   return launch_wgrad(launch, a, entries, "wgrad3x3", wgrad3x3<T, Source>, shared);
 }
 
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda

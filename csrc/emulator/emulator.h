@@ -23,8 +23,7 @@ struct dim3 {
   constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
 
-namespace hg {
-namespace emulator {
+namespace hg::emulator {
 
 // The calling thread's coordinates.
 const dim3& thread_index();
@@ -73,8 +72,7 @@ T shuffle(unsigned mask, T value, unsigned source) {
   return result;
 }
 
-}  // namespace emulator
-}  // namespace hg
+}  // namespace hg::emulator
 
 #define threadIdx (::hg::emulator::thread_index())
 #define blockIdx (::hg::emulator::block_index())

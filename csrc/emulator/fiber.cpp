@@ -6,8 +6,7 @@
 #include <cstdint>
 #include <new>
 
-namespace hg {
-namespace emulator {
+namespace hg::emulator {
 namespace {
 
 std::size_t page() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
@@ -55,5 +54,4 @@ char* new_stack() {
 
 void delete_stack(char* stack) { munmap(stack - page(), kStackBytes + page()); }
 
-}  // namespace emulator
-}  // namespace hg
+}  // namespace hg::emulator

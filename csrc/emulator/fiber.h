@@ -6,8 +6,7 @@
 #include <ucontext.h>
 #endif
 
-namespace hg {
-namespace emulator {
+namespace hg::emulator {
 
 constexpr std::size_t kStackBytes = 256 << 10;
 
@@ -28,5 +27,4 @@ void switch_context(Context& from, Context& to);
 char* new_stack();
 void delete_stack(char* stack);
 
-}  // namespace emulator
-}  // namespace hg
+}  // namespace hg::emulator

@@ -1,6 +1,5 @@
-// The emulator's scheduler. Never compiled with -fsanitize=thread: it tells ThreadSanitizer what synchronizes by hand.
-// Code that runs on a fiber uses no containers and no memset, because the linker or the sanitizer would put
-// instrumented ones in their place.
+// The emulator's scheduler. Never compiled with -fsanitize=thread: it tells ThreadSanitizer what synchronizes by hand. Code that runs on a
+// fiber uses no containers and no memset, because the linker or the sanitizer would put instrumented ones in their place.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -25,8 +24,7 @@ __attribute__((weak)) void __sanitizer_finish_switch_fiber(void* save, const voi
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* address, std::size_t size);
 }
 
-namespace hg {
-namespace emulator {
+namespace hg::emulator {
 namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
@@ -416,5 +414,4 @@ void launch(const char* kernel, void (*call)(const void*), const void* closure, 
   if (m.abandoned) throw std::runtime_error(m.failure);
 }
 
-}  // namespace emulator
-}  // namespace hg
+}  // namespace hg::emulator

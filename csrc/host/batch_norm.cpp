@@ -18,8 +18,7 @@ HG_SIGNATURE(batch_norm_vjp_jvp,
 #ifdef HG_SIMD
 #include "moments.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 // The fused block's sizes with M images of one pixel.
@@ -58,7 +57,7 @@ void combine(const Block& b, const Term<T> (&terms)[N], const T* shift, int64_t 
   });
 }
 
-// part[0, k] = sum a, part[1, k] = sum a*(x - mean) over n pixels. A null `a` counts as zero.
+// part[0, k] = sum a, part[1, k] = sum a*(x - mean) over n pixels. A null `a` is zero everywhere.
 template <class T>
 void reduce(const Block& b, const T* a, const T* x, const T* mean, int64_t n, double* part) {
   for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
@@ -95,25 +94,13 @@ template <class T, class S>
 void value(const Call& call) {
   const Block b = norm_of<T, S>(call);
   HG_ARGS(x, gamma, beta, y, mean, rstd)
-  const double eps = HG_ATTRIBUTE(eps);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp + 1);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     double* const part = parts + index * 2 * b.Kp;
     statistics(x.at(t.batch) + t.first * b.K, t.n, b, part, part + b.Kp);
   });
-  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp + 1);  // mean, scale, shift
-  for (int64_t e = 0; e < b.E; ++e)
-    for (int64_t k = 0; k < b.Kp; ++k) {
-      T* const s = scalars + e * 3 * b.Kp + k;
-      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
-      if (k >= b.K) continue;
-      const Statistics of = merge_statistics(b, parts, e, k);
-      mean.at(e)[k] = s[0] = static_cast<T>(of.mean);
-      rstd.at(e)[k] = static_cast<T>(inverse_root(of.variance + eps));
-      s[b.Kp] = gamma.at(e)[k] * rstd.at(e)[k];
-      s[2 * b.Kp] = beta.at(e)[k];
-    }
+  const T* const scalars = normalization(b, parts, HG_ATTRIBUTE(eps), gamma, beta, mean, rstd);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 3 * b.Kp;
@@ -144,12 +131,12 @@ void jvp(const Call& call) {
       s[0] = s[b.Kp] = s[2 * b.Kp] = s[3 * b.Kp] = T(0);
       if (k >= b.K) continue;
       const Moments of = x_dot ? merge_moments(b, parts, pe, k) : Moments{0, 0};
-      const double r = static_cast<double>(rstd.at(e)[k]), scale = static_cast<double>(gamma.at(e)[k]) * r;
-      const double c = r * of.product, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      const double r = static_cast<double>(rstd.at(e)[k]), c = r * of.product;
+      const NormDot dot = norm_dot(static_cast<double>(gamma.at(e)[k]), gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0, r, c);
       x_dot_mean.at(p, e)[k] = s[0] = static_cast<T>(of.mean);
       c_out.at(p, e)[k] = static_cast<T>(c);
-      s[b.Kp] = static_cast<T>(scale);
-      s[2 * b.Kp] = static_cast<T>(g_dot * r - scale * r * c);
+      s[b.Kp] = static_cast<T>(dot.by_z_dot);
+      s[2 * b.Kp] = static_cast<T>(dot.by_z);
       s[3 * b.Kp] = beta_dot ? beta_dot.at(p, e)[k] : T(0);
     }
   parallel_for(tasks, [&](int64_t index) {
@@ -181,13 +168,12 @@ void vjp(const Call& call) {
       T* const s = scalars + e * 3 * b.Kp + k;
       s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
       if (k >= b.K) continue;
-      const double r = static_cast<double>(rstd.at(e)[k]), scale = static_cast<double>(gamma.at(e)[k]) * r;
-      const double B = sums[k], G = sums[b.Kp + k] * r;
-      gamma_bar.at(e)[k] = static_cast<T>(G);
-      beta_bar.at(e)[k] = static_cast<T>(B);
-      s[0] = static_cast<T>(scale);
-      s[b.Kp] = static_cast<T>(-scale * r * G / M);
-      s[2 * b.Kp] = static_cast<T>(-scale * B / M);
+      const NormBar bar = norm_bar(static_cast<double>(gamma.at(e)[k]), static_cast<double>(rstd.at(e)[k]), sums[k], sums[b.Kp + k], M);
+      gamma_bar.at(e)[k] = static_cast<T>(bar.G);
+      beta_bar.at(e)[k] = static_cast<T>(sums[k]);
+      s[0] = static_cast<T>(bar.scale);
+      s[b.Kp] = static_cast<T>(bar.by_z);
+      s[2 * b.Kp] = static_cast<T>(bar.shift);
     }
   }
   if (!x_bar) return;
@@ -230,17 +216,16 @@ void vjp_jvp(const Call& call) {
       for (int i = 0; i < 5; ++i) to[i * Kp] = T(0);
       if (k >= b.K) continue;
       const double s = static_cast<double>(rstd.at(e)[k]), c = static_cast<double>(c_in.at(p, e)[k]);
-      const double B = sums[k], G = s * sums[Kp + k], B_dot = sums[2 * Kp + k];
-      const double G_dot = s * (sums[3 * Kp + k] + sums[5 * Kp + k] - c * G);
-      const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      const double scale_dot = (gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0) - scale * s * c;
-      gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
+      const double B = sums[k], B_dot = sums[2 * Kp + k], gain_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0;
+      const NormBar bar = norm_bar(static_cast<double>(gamma.at(e)[k]), s, B, sums[Kp + k], M);
+      const NormBar dot = norm_bar_dot(bar, gain_dot, s, c, B, B_dot, sums[3 * Kp + k] + sums[5 * Kp + k], M);
+      gamma_bar_dot.at(p, e)[k] = static_cast<T>(dot.G);
       beta_bar_dot.at(p, e)[k] = static_cast<T>(B_dot);
-      to[0] = static_cast<T>(scale_dot);
-      to[Kp] = static_cast<T>(scale);
-      to[2 * Kp] = static_cast<T>(-(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M);
-      to[3 * Kp] = static_cast<T>(-scale * s * G / M);
-      to[4 * Kp] = static_cast<T>(-(scale_dot * B + scale * B_dot) / M);
+      to[0] = static_cast<T>(dot.scale);
+      to[Kp] = static_cast<T>(bar.scale);
+      to[2 * Kp] = static_cast<T>(dot.by_z);
+      to[3 * Kp] = static_cast<T>(bar.by_z);
+      to[4 * Kp] = static_cast<T>(dot.shift);
     }
   }
   if (!x_bar_dot) return;
@@ -262,6 +247,5 @@ HG_KERNEL(batch_norm_vjp, vjp)
 HG_KERNEL(batch_norm_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

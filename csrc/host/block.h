@@ -6,10 +6,9 @@
 #pragma once
 #include "images.h"
 
-namespace hg {
-namespace HG_SIMD {
+#include "../batch_norm.h"
 
-constexpr int64_t kFlush = 64;  // terms added in T before a sum goes on in double
+namespace hg::HG_SIMD {
 
 struct Block {
   int64_t P, E, N, H, W, C, K;
@@ -33,11 +32,10 @@ static Block block_of(const Call& call) {
 
 struct BlockTask {
   int64_t batch, first, n;  // batch entry (an episode, or direction times episodes), images [first, first + n)
-  int64_t part;             // index of the partial sum
 };
 HG_INLINE BlockTask task_of(const Block& b, int64_t index) {
   const int64_t first = index % b.chunks * b.chunk;
-  return {index / b.chunks, first, lower(b.chunk, b.N - first), index};
+  return {index / b.chunks, first, lower(b.chunk, b.N - first)};
 }
 
 // Images [first, first + n) of one batch entry.
@@ -188,9 +186,8 @@ static void reduce_row_dot(const Block& b, const T* y_bar, const T* y_bar_dot, c
   });
 }
 
-// Per-channel constants of z_bar = a*u_bar + b*(z - mean) + d and of its tangent
-// z_bar_dot = a_dot*u_bar + a*u_bar_dot + b_dot*(z - mean) + c_dot*(z_dot - z_dot_mean) + d_dot. Rows are Kp long, the
-// channels beyond K are 0, so that z_bar is 0 there.
+// Per-channel constants of z_bar = a*u_bar + b*(z - mean) + d and of its tangent z_bar_dot = a_dot*u_bar + a*u_bar_dot + b_dot*(z - mean) +
+// c_dot*(z_dot - z_dot_mean) + d_dot. Rows are Kp long, the channels beyond K are 0, so that z_bar is 0 there.
 template <class T>
 struct ZBar {
   const T *mean, *a, *b, *d;
@@ -305,5 +302,4 @@ static void pad_channels(const Block& b, const T* from, T* to) {
 
 HG_INLINE double inverse_root(double v) { return 1.0 / __builtin_sqrt(v); }
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

@@ -12,8 +12,7 @@ HG_SIGNATURE(conv2d_wgrad, "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_A
 #ifdef HG_SIMD
 #include "images.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 struct Geometry {
@@ -25,10 +24,7 @@ template <class S>
 Geometry geometry(const Call& call) {
   Geometry g{HG_DIM(A), HG_DIM(B), HG_DIM(N), HG_DIM(H),          HG_DIM(W),         HG_DIM(C),         HG_DIM(R), HG_DIM(S),
              HG_DIM(K), HG_DIM(P), HG_DIM(Q), HG_INTEGER(stride), HG_INTEGER(pad_h), HG_INTEGER(pad_w), 0,         0};
-  if (g.R < 1 || g.S < 1 || g.H + 2 * g.pad_h < g.R || g.W + 2 * g.pad_w < g.S)
-    fail_shape(call, "filter is %lld x %lld, expected 1 x 1 to %lld x %lld because images are %lld x %lld with padding",
-               static_cast<long long>(g.R), static_cast<long long>(g.S), static_cast<long long>(g.H + 2 * g.pad_h),
-               static_cast<long long>(g.W + 2 * g.pad_w), static_cast<long long>(g.H), static_cast<long long>(g.W));
+  check_filter(call, g.H + 2 * g.pad_h, g.W + 2 * g.pad_w);
   g.chunk = higher(1, lower(g.N, kTaskPixels / higher(1, higher(g.H * g.W, g.P * g.Q))));
   g.chunks = ceil_div(g.N, g.chunk);
   return g;
@@ -171,6 +167,5 @@ HG_KERNEL(conv2d_dgrad, dgrad)
 HG_KERNEL(conv2d_wgrad, wgrad)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

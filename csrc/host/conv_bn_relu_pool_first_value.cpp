@@ -13,8 +13,7 @@ HG_SIGNATURE(conv_bn_relu_pool_first_jvp,
 #ifdef HG_SIMD
 #include "first.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 // The two rows of z that pooled row p of image i needs, in a band of 2*w pixels of Kp.
@@ -140,6 +139,5 @@ HG_KERNEL(conv_bn_relu_pool_first_value, value)
 HG_KERNEL(conv_bn_relu_pool_first_jvp, jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

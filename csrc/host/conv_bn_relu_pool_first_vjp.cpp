@@ -17,8 +17,7 @@ HG_SIGNATURE(conv_bn_relu_pool_first_vjp_jvp,
 #ifdef HG_SIMD
 #include "first.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 // u_bar of one image over its windows, 0 at the losers: (2h, 2w) pixels of Kp; adds the sums to B.
 template <class T>
@@ -43,7 +42,7 @@ static void scatter_image(const Block& b, const T* y_bar, const unsigned char* c
     });
 }
 
-// U and B of the cotangents y_bar of `directions` times E entries, of which entry i belongs to episode i % E.
+// U and B of the cotangents y_bar of `directions` times E entries; entry i belongs to episode i % E.
 // x is shifted by the mean of its pixels before the products: the exact shift by m follows, in double.
 template <class T>
 static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<const unsigned char>& code, const Batch<const T>& x,
@@ -98,11 +97,11 @@ void vjp(const Call& call) {
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
     channel_dot(b, w.at(e), U, w_u);
     for (int64_t k = 0; k < b.K; ++k) {
-      const double s = static_cast<double>(rstd.at(e)[k]), G = s * w_u[k];
-      const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      gamma_bar.at(e)[k] = static_cast<T>(G);
+      const double s = static_cast<double>(rstd.at(e)[k]);
+      const FirstBar bar = first_bar(static_cast<double>(gamma.at(e)[k]), 0, s, w_u[k], 0, 0);
+      gamma_bar.at(e)[k] = static_cast<T>(bar.G);
       beta_bar.at(e)[k] = static_cast<T>(sums.beta(e)[k]);
-      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(scale * (U[j] - G * s * cov_w[j]));
+      for (int64_t j = k; j < b.taps() * b.K; j += b.K) w_bar.at(e)[j] = static_cast<T>(bar.scale * (U[j] - bar.G * s * cov_w[j]));
     }
   });
 }
@@ -130,17 +129,15 @@ void vjp_jvp(const Call& call) {
       channel_dot(b, w_dot.at(p, e), cov_w, product);
     }
     for (int64_t k = 0; k < b.K; ++k) {
-      const double s = static_cast<double>(rstd.at(e)[k]), G = s * w_u[k], c = s * product[k], s_dot = -s * s * c;
-      const double scale = static_cast<double>(gamma.at(e)[k]) * s;
-      const double scale_dot =
-          (gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0) + static_cast<double>(gamma.at(e)[k]) * s_dot;
-      const double G_dot = s * (w_u_dot[k] + w_dot_u[k] - c * G);
-      gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
+      const double s = static_cast<double>(rstd.at(e)[k]), gain_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) * s : 0.0;
+      const FirstBar bar = first_bar(static_cast<double>(gamma.at(e)[k]), gain_dot, s, w_u[k], w_u_dot[k] + w_dot_u[k], product[k]);
+      gamma_bar_dot.at(p, e)[k] = static_cast<T>(bar.G_dot);
       beta_bar_dot.at(p, e)[k] = static_cast<T>(U_dot != nullptr ? sums_dot.beta(pe)[k] : 0.0);
       for (int64_t j = k; j < size; j += b.K) {
         const double u_dot = U_dot != nullptr ? U_dot[j] : 0.0, cov_dot = w_dot ? cov_w_dot[j] : 0.0;
-        w_bar_dot.at(p, e)[j] = static_cast<T>(scale_dot * (U[j] - G * s * cov_w[j]) +
-                                               scale * (u_dot - G_dot * s * cov_w[j] - G * (s_dot * cov_w[j] + s * cov_dot)));
+        w_bar_dot.at(p, e)[j] =
+            static_cast<T>(bar.scale_dot * (U[j] - bar.G * s * cov_w[j]) +
+                           bar.scale * (u_dot - bar.G_dot * s * cov_w[j] - bar.G * (bar.s_dot * cov_w[j] + s * cov_dot)));
       }
     }
   });
@@ -150,6 +147,5 @@ HG_KERNEL(conv_bn_relu_pool_first_vjp, vjp)
 HG_KERNEL(conv_bn_relu_pool_first_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

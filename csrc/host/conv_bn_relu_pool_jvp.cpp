@@ -11,8 +11,7 @@ HG_SIGNATURE(conv_bn_relu_pool_jvp,
 #ifdef HG_SIMD
 #include "moments.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 template <class T>
@@ -50,7 +49,7 @@ void jvp(const Call& call) {
     if (x_dot) conv_images(padded_input(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e), int64_t(1), out, false);
     if (w_dot) conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
     if (!x_dot && !w_dot) __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
-    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + t.part * 3 * b.Kp);
+    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + index * 3 * b.Kp);
   });
 
   T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);
@@ -61,13 +60,13 @@ void jvp(const Call& call) {
       for (int i = 0; i < 5; ++i) s[i * b.Kp] = T(0);
       if (k >= b.K) continue;
       const Moments of = merge_moments(b, parts, pe, k);
-      const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
-      const double c = r * of.product, m_dot = of.mean, g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
-      z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(m_dot);
+      const double r = static_cast<double>(rstd.at(e)[k]), c = r * of.product;
+      const NormDot dot = norm_dot(static_cast<double>(gamma.at(e)[k]), gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0, r, c);
+      z_dot_mean.at(p, e)[k] = s[b.Kp] = static_cast<T>(of.mean);
       c_out.at(p, e)[k] = static_cast<T>(c);
       s[0] = mean.at(e)[k];
-      s[2 * b.Kp] = static_cast<T>(g_dot * r - g * r * r * c);
-      s[3 * b.Kp] = static_cast<T>(g * r);
+      s[2 * b.Kp] = static_cast<T>(dot.by_z);
+      s[3 * b.Kp] = static_cast<T>(dot.by_z_dot);
       s[4 * b.Kp] = beta_dot ? beta_dot.at(p, e)[k] : T(0);
     }
   }
@@ -86,6 +85,5 @@ void jvp(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_jvp, jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

@@ -9,15 +9,13 @@ HG_SIGNATURE(conv_bn_relu_pool_value, "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y
 #ifdef HG_SIMD
 #include "moments.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 template <class T, class S>
 void value(const Call& call) {
   const Block b = block_of<T, S>(call);
   HG_ARGS(x, w, gamma, beta, y, mean, rstd, z, code)
-  const double eps = HG_ATTRIBUTE(eps);
 
   const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
@@ -26,24 +24,11 @@ void value(const Call& call) {
     const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
     T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
     conv_images(padded, filters.at(t.batch), int64_t(1), dense(to, t.n, b.H, b.W, b.K), false);
-    double* const part = parts + t.part * 2 * b.Kp;
+    double* const part = parts + index * 2 * b.Kp;
     statistics(to, t.n * b.H * b.W, b, part, part + b.Kp);
   });
 
-  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp);  // mean, scale, shift
-  for (int64_t e = 0; e < b.E; ++e)
-    for (int64_t k = 0; k < b.Kp; ++k) {
-      T* const s = scalars + e * 3 * b.Kp + k;
-      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
-      if (k >= b.K) continue;
-      const Statistics of = merge_statistics(b, parts, e, k);
-      const T r = static_cast<T>(inverse_root(of.variance + eps));
-      mean.at(e)[k] = s[0] = static_cast<T>(of.mean);
-      rstd.at(e)[k] = r;
-      s[b.Kp] = gamma.at(e)[k] * r;
-      s[2 * b.Kp] = beta.at(e)[k];
-    }
-
+  const T* const scalars = normalization(b, parts, HG_ATTRIBUTE(eps), gamma, beta, mean, rstd);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 3 * b.Kp;
@@ -59,6 +44,5 @@ void value(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_value, value)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

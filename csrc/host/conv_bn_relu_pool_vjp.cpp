@@ -11,8 +11,7 @@ HG_SIGNATURE(conv_bn_relu_pool_vjp,
 #ifdef HG_SIMD
 #include "block.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 template <class T, class S>
@@ -25,7 +24,7 @@ void vjp(const Call& call) {
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
-    double* const part = parts + t.part * 2 * b.Kp;
+    double* const part = parts + index * 2 * b.Kp;
     __builtin_memset(part, 0, static_cast<std::size_t>(2 * b.Kp) * sizeof(double));
     for (int64_t i = t.first; i < t.first + t.n; ++i)
       for (int64_t p = 0; p < b.h; ++p) {
@@ -43,13 +42,12 @@ void vjp(const Call& call) {
       T* const s = scalars + e * 4 * b.Kp + k;
       s[b.Kp] = s[2 * b.Kp] = s[3 * b.Kp] = T(0);
       if (k >= b.K) continue;
-      const double r = static_cast<double>(rstd.at(e)[k]), B = sums[k], G = sums[b.Kp + k] * r;
-      const double a = static_cast<double>(gamma.at(e)[k]) * r;
-      beta_bar.at(e)[k] = static_cast<T>(B);
-      gamma_bar.at(e)[k] = static_cast<T>(G);
-      s[b.Kp] = static_cast<T>(a);
-      s[2 * b.Kp] = static_cast<T>(-a * r * G / M);
-      s[3 * b.Kp] = static_cast<T>(-a * B / M);
+      const NormBar bar = norm_bar(static_cast<double>(gamma.at(e)[k]), static_cast<double>(rstd.at(e)[k]), sums[k], sums[b.Kp + k], M);
+      beta_bar.at(e)[k] = static_cast<T>(sums[k]);
+      gamma_bar.at(e)[k] = static_cast<T>(bar.G);
+      s[b.Kp] = static_cast<T>(bar.scale);
+      s[2 * b.Kp] = static_cast<T>(bar.by_z);
+      s[3 * b.Kp] = static_cast<T>(bar.shift);
     }
   }
 
@@ -70,7 +68,7 @@ void vjp(const Call& call) {
     if (x_bar)
       conv_images(bordered, filters.at(t.batch), int64_t(1),
                   dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), false);
-    T* const part = w_parts + t.part * size;
+    T* const part = w_parts + index * size;
     __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
     wgrad_images(as_const(padded_input(b, x.at(t.batch), t, kSlotX)), as_const(z_bar), int64_t(3), 3 * b.C, int64_t(1), part);
   });
@@ -83,6 +81,5 @@ void vjp(const Call& call) {
 HG_KERNEL(conv_bn_relu_pool_vjp, vjp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

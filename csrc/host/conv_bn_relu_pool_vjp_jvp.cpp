@@ -15,24 +15,8 @@ HG_SIGNATURE(conv_bn_relu_pool_vjp_jvp,
 #ifdef HG_SIMD
 #include "block.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
-
-template <class T>
-struct Arguments {
-  Batch<const T> y_bar, y_bar_dot, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c;
-  Batch<const unsigned char> code;
-  Batch<T> x_bar_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot;
-};
-
-template <class T, class S>
-Arguments<T> arguments(const Call& call) {
-  Arguments<T> a;
-  HG_MEMBERS(y_bar, y_bar_dot, code, mean, rstd, z, x, w, gamma, x_dot, w_dot, gamma_dot, z_dot, z_dot_mean, c)
-  HG_MEMBERS(x_bar_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot)
-  return a;
-}
 
 // Constants of z_bar (4 rows of Kp per episode) and of z_bar_dot (7 rows per direction and episode).
 template <class T>
@@ -49,31 +33,32 @@ struct Constants {
   }
 };
 
-template <class T>
-Constants<T> constants(const Block& b, const Arguments<T>& a) {
+template <class T, class S>
+Constants<T> constants(const Call& call, const Block& b) {
+  HG_ARGS(y_bar, y_bar_dot, code, mean, rstd, z, gamma, gamma_dot, z_dot, z_dot_mean, c, gamma_bar_dot, beta_bar_dot)
   const int64_t Kp = b.Kp, tasks = b.E * b.chunks;
   const Constants<T> out{scratch_of<T>(kSlotScalars, b.E * 4 * Kp), scratch_of<T>(kSlotScalars2, b.P * b.E * 7 * Kp), Kp};
-  for (int64_t e = 0; e < b.E; ++e) pad_channels(b, a.mean.at(e), out.bar + e * 4 * Kp);
-  for (int64_t pe = 0; pe < b.P * b.E; ++pe) pad_channels(b, a.z_dot_mean.at(pe / b.E, pe % b.E), out.dot + (pe * 7 + 1) * Kp);
+  for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), out.bar + e * 4 * Kp);
+  for (int64_t pe = 0; pe < b.P * b.E; ++pe) pad_channels(b, z_dot_mean.at(pe / b.E, pe % b.E), out.dot + (pe * 7 + 1) * Kp);
 
   // Partial sums: 2 rows per (episode, chunk), then 3 per (direction, episode, chunk).
   double* const parts = scratch_of<double>(kSlotPartSums, tasks * (2 + 3 * b.P) * Kp);
   double* const parts_dot = parts + tasks * 2 * Kp;
   parallel_for(tasks * (1 + b.P), [&](int64_t index) {
-    const int64_t p = index / tasks - 1, rows = p < 0 ? 2 : 3;
-    const BlockTask t = task_of(b, index % tasks);
+    const int64_t p = index / tasks - 1, own = index % tasks, rows = p < 0 ? 2 : 3;
+    const BlockTask t = task_of(b, own);
     const int64_t e = t.batch;
-    double* const part = p < 0 ? parts + t.part * 2 * Kp : parts_dot + (p * tasks + t.part) * 3 * Kp;
+    double* const part = p < 0 ? parts + own * 2 * Kp : parts_dot + (p * tasks + own) * 3 * Kp;
     __builtin_memset(part, 0, static_cast<std::size_t>(rows * Kp) * sizeof(double));
-    const T* const mean = out.bar + e * 4 * Kp;
+    const T* const m = out.bar + e * 4 * Kp;
     for (int64_t i = t.first; i < t.first + t.n; ++i)
       for (int64_t r = 0; r < b.h; ++r) {
         const int64_t at = (i * b.h + r) * b.w * b.K, row = (i * b.H + 2 * r) * b.W * b.K;
         if (p < 0)
-          reduce_row(b, a.y_bar.at(e) + at, a.code.at(e) + at, a.z.at(e) + row, mean, part);
+          reduce_row(b, y_bar.at(e) + at, code.at(e) + at, z.at(e) + row, m, part);
         else
-          reduce_row_dot(b, a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr, a.code.at(e) + at, a.z.at(e) + row, mean,
-                         a.z_dot.at(p, e) + row, out.dot + ((p * b.E + e) * 7 + 1) * Kp, part);
+          reduce_row_dot(b, y_bar.at(e) + at, y_bar_dot ? y_bar_dot.at(p, e) + at : nullptr, code.at(e) + at, z.at(e) + row, m,
+                         z_dot.at(p, e) + row, out.dot + ((p * b.E + e) * 7 + 1) * Kp, part);
       }
   });
 
@@ -90,26 +75,24 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
         for (int i = 0; i < 7 && b.P > 0; ++i) out.dot[(pe * 7 + i) * Kp + k] = T(0);
         continue;
       }
-      const double s = static_cast<double>(a.rstd.at(e)[k]), B = sums[k], G = sums[Kp + k] * s;
-      const double scale = static_cast<double>(a.gamma.at(e)[k]) * s;
-      bar[Kp] = static_cast<T>(scale);
-      bar[2 * Kp] = static_cast<T>(-scale * s * G / M);
-      bar[3 * Kp] = static_cast<T>(-scale * B / M);
+      const double s = static_cast<double>(rstd.at(e)[k]), B = sums[k];
+      const NormBar of = norm_bar(static_cast<double>(gamma.at(e)[k]), s, B, sums[Kp + k], M);
+      bar[Kp] = static_cast<T>(of.scale);
+      bar[2 * Kp] = static_cast<T>(of.by_z);
+      bar[3 * Kp] = static_cast<T>(of.shift);
       if (b.P == 0) continue;
-      const double c = static_cast<double>(a.c.at(p, e)[k]);
-      const double gamma_dot = a.gamma_dot ? static_cast<double>(a.gamma_dot.at(p, e)[k]) : 0.0;
-      const double B_dot = sums[2 * Kp + k];
-      const double G_dot = s * (sums[3 * Kp + k] + sums[4 * Kp + k] - c * G);
-      const double scale_dot = gamma_dot * s - scale * s * c;
+      const double c_ = static_cast<double>(c.at(p, e)[k]), B_dot = sums[2 * Kp + k];
+      const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      const NormBar of_dot = norm_bar_dot(of, g_dot * s, s, c_, B, B_dot, sums[3 * Kp + k] + sums[4 * Kp + k], M);
       T* const dot = out.dot + pe * 7 * Kp + k;
       dot[0] = bar[0];
-      dot[2 * Kp] = static_cast<T>(scale);
-      dot[3 * Kp] = static_cast<T>(scale_dot);
-      dot[4 * Kp] = static_cast<T>(-(scale_dot * s * G + scale * (s * G_dot - s * s * c * G)) / M);
-      dot[5 * Kp] = static_cast<T>(-scale * s * G / M);
-      dot[6 * Kp] = static_cast<T>(-(scale_dot * B + scale * B_dot) / M);
-      a.gamma_bar_dot.at(p, e)[k] = static_cast<T>(G_dot);
-      a.beta_bar_dot.at(p, e)[k] = static_cast<T>(B_dot);
+      dot[2 * Kp] = static_cast<T>(of.scale);
+      dot[3 * Kp] = static_cast<T>(of_dot.scale);
+      dot[4 * Kp] = static_cast<T>(of_dot.by_z);
+      dot[5 * Kp] = static_cast<T>(of.by_z);
+      dot[6 * Kp] = static_cast<T>(of_dot.shift);
+      gamma_bar_dot.at(p, e)[k] = static_cast<T>(of_dot.G);
+      beta_bar_dot.at(p, e)[k] = static_cast<T>(B_dot);
     }
   }
   return out;
@@ -118,10 +101,10 @@ Constants<T> constants(const Block& b, const Arguments<T>& a) {
 template <class T, class S>
 void vjp_jvp(const Call& call) {
   const Block b = block_of<T, S>(call);
-  const Arguments<T> a = arguments<T, S>(call);
-  const Constants<T> s = constants(b, a);
-  const FilterBank<T> filters = a.x_bar_dot ? pack_bank(b, a.w, 1, true, kSlotWeights) : FilterBank<T>{};
-  const FilterBank<T> filters_dot = a.x_bar_dot ? pack_bank(b, a.w_dot, b.P, true, kSlotWeights2) : FilterBank<T>{};
+  HG_ARGS(y_bar, y_bar_dot, code, z, x, w, x_dot, w_dot, z_dot, x_bar_dot, w_bar_dot)
+  const Constants<T> s = constants<T, S>(call, b);
+  const FilterBank<T> filters = x_bar_dot ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
+  const FilterBank<T> filters_dot = x_bar_dot ? pack_bank(b, w_dot, b.P, true, kSlotWeights2) : FilterBank<T>{};
   const int64_t size = b.taps() * b.Kp;
   T* const parts = scratch_of<T>(kSlotParts, b.P * b.E * b.chunks * size + 1);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
@@ -129,44 +112,43 @@ void vjp_jvp(const Call& call) {
     const int64_t e = t.batch, all = t.n * (b.H + 2) * (b.W + 2) * b.Kp;
     const Images<T> z_bar = dense(scratch_of<T>(kSlotZ, all), t.n, b.H + 2, b.W + 2, b.Kp);
     const Images<T> z_bar_dot = dense(scratch_of<T>(kSlotZDot, all), t.n, b.H + 2, b.W + 2, b.Kp);
-    const Images<T> x = padded_input(b, a.x.at(e), t, kSlotX);
+    const Images<T> padded = padded_input(b, x.at(e), t, kSlotX);
     clear_border(z_bar);
     clear_border(z_bar_dot);
     const auto each_image = [&](const auto& form) {
       for (int64_t i = 0; i < t.n; ++i) form(i, (t.first + i) * b.h * b.w * b.K, (t.first + i) * b.H * b.W * b.K);
     };
-    if (a.x_dot || filters_dot)
+    if (x_dot || filters_dot)
       each_image([&](int64_t i, int64_t at, int64_t image) {
-        form_z_bar(b, s.z_bar(e), a.y_bar.at(e) + at, a.code.at(e) + at, a.z.at(e) + image, interior(z_bar), i);
+        form_z_bar(b, s.z_bar(e), y_bar.at(e) + at, code.at(e) + at, z.at(e) + image, interior(z_bar), i);
       });
     for (int64_t p = 0; p < b.P; ++p) {
       const int64_t pe = p * b.E + e;
       each_image([&](int64_t i, int64_t at, int64_t image) {
-        form_z_bar_dot(b, s.z_bar_dot(pe), a.y_bar.at(e) + at, a.y_bar_dot ? a.y_bar_dot.at(p, e) + at : nullptr, a.code.at(e) + at,
-                       a.z.at(e) + image, a.z_dot.at(p, e) + image, interior(z_bar_dot), i);
+        form_z_bar_dot(b, s.z_bar_dot(pe), y_bar.at(e) + at, y_bar_dot ? y_bar_dot.at(p, e) + at : nullptr, code.at(e) + at,
+                       z.at(e) + image, z_dot.at(p, e) + image, interior(z_bar_dot), i);
       });
-      if (a.x_bar_dot) {
-        const Images<T> out = dense(images_at(a.x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
+      if (x_bar_dot) {
+        const Images<T> out = dense(images_at(x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
         conv_images(z_bar_dot, filters.at(e), int64_t(1), out, false);
         if (filters_dot) conv_images(z_bar, filters_dot.at(p, e), int64_t(1), out, true);
       }
-      T* const part = parts + (pe * b.chunks + t.part % b.chunks) * size;
+      T* const part = parts + (pe * b.chunks + index % b.chunks) * size;
       __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
-      wgrad_images(as_const(x), as_const(interior(z_bar_dot)), int64_t(3), 3 * b.C, int64_t(1), part);
-      if (a.x_dot)
-        wgrad_images(as_const(padded_input(b, a.x_dot.at(p, e), t, kSlotXDot)), as_const(interior(z_bar)), int64_t(3), 3 * b.C, int64_t(1),
+      wgrad_images(as_const(padded), as_const(interior(z_bar_dot)), int64_t(3), 3 * b.C, int64_t(1), part);
+      if (x_dot)
+        wgrad_images(as_const(padded_input(b, x_dot.at(p, e), t, kSlotXDot)), as_const(interior(z_bar)), int64_t(3), 3 * b.C, int64_t(1),
                      part);
     }
   });
   parallel_for(b.P * b.E * 3, [&](int64_t index) {
     const int64_t pe = index / 3, r = index % 3 * 3 * b.C;
-    merge_parts(parts + pe * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K, a.w_bar_dot.at(pe / b.E, pe % b.E) + r * b.K);
+    merge_parts(parts + pe * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K, w_bar_dot.at(pe / b.E, pe % b.E) + r * b.K);
   });
 }
 
 HG_KERNEL(conv_bn_relu_pool_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

@@ -5,8 +5,7 @@
 #pragma once
 #include "block.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 // out[j, k] = sum_i cov[j, i] * w[i, k], in double; w is (taps, K) with rows of K.
 template <class T>
@@ -36,5 +35,4 @@ struct Gathered {
   double* beta(int64_t entry) const { return B + entry * K; }
 };
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

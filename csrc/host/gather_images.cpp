@@ -8,8 +8,7 @@ HG_SIGNATURE(gather_images, "images:u8=M|HWC index:i64=E|N -> x=E|NHWC")
 #ifdef HG_SIMD
 #include "simd.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 constexpr int64_t kTaskBytes = 1 << 17;
@@ -37,6 +36,5 @@ void gather(const Call& call) {
 HG_KERNEL(gather_images, gather)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

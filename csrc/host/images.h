@@ -2,8 +2,7 @@
 #pragma once
 #include "tile.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 constexpr int64_t kTaskPixels = 1024;  // images of one task; fixes the order of partial sums
 constexpr int64_t kBandPixels = 256;   // pixels whose x and z stay in the first-level cache during wgrad
@@ -194,5 +193,4 @@ enum Slot : int {
   kSlotParts2,
 };
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

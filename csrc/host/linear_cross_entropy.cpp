@@ -20,11 +20,9 @@ HG_SIGNATURE(linear_cross_entropy_vjp_jvp,
 
 #include "simd.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kFlush = 64;                       // vectors or examples added in T before a sum goes on in double
 constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
 enum Slot : int { kSlotLogits = 0, kSlotW = kSharedSlots, kSlotWDot, kSlotZBar, kSlotZBarDot };
 
@@ -196,8 +194,8 @@ void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t
       store<T, decltype(full)::value>(x_bar + n * h.D + d, sum, lanes);
     };
     int64_t d = first;
-    for (; d + V <= last; d += V) column(d, 0, Full{});
-    if (d < last) column(d, static_cast<int>(last - d), Part{});
+    for (; d + V <= last; d += V) column(d, 0, std::true_type{});
+    if (d < last) column(d, static_cast<int>(last - d), std::false_type{});
   }
 }
 
@@ -225,8 +223,8 @@ HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& 
       for (int j = 0; j < J; ++j) w_bar[(d + i) * h.K + k + j] = static_cast<T>(total[j][i]);
   };
   int64_t d = first;
-  for (; d + V <= last; d += V) column(d, 0, Full{});
-  if (d < last) column(d, static_cast<int>(last - d), Part{});
+  for (; d + V <= last; d += V) column(d, 0, std::true_type{});
+  if (d < last) column(d, static_cast<int>(last - d), std::false_type{});
 }
 
 template <class T>
@@ -316,6 +314,5 @@ HG_KERNEL(linear_cross_entropy_vjp, vjp)
 HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

@@ -11,8 +11,7 @@ HG_SIGNATURE(max_pool_vjp, "y_bar=PE|QRK code:u8=E|QRK -> x_bar=PE|HWK", "size:1
 #ifdef HG_SIMD
 #include "simd.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 struct Pool {
@@ -113,6 +112,5 @@ HG_KERNEL(max_pool_jvp, jvp)
 HG_KERNEL(max_pool_vjp, vjp)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

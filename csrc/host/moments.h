@@ -2,8 +2,7 @@
 #pragma once
 #include "block.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 // Mean and sum of squared deviations of each channel over some pixels, by two passes over them.
 template <class T>
@@ -53,6 +52,25 @@ HG_INLINE Statistics merge_statistics(const Block& b, const double* parts, int64
     n = all;
   }
   return {m, n > 0 ? m2 / n : 0.0};
+}
+
+// Writes mean and rstd; returns rows of Kp for each episode, mean, scale, shift: u = (z - mean)*scale + shift.
+template <class T>
+static const T* normalization(const Block& b, const double* parts, double eps, const Batch<const T>& gamma, const Batch<const T>& beta,
+                              const Batch<T>& mean, const Batch<T>& rstd) {
+  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp + 1);
+  for (int64_t e = 0; e < b.E; ++e)
+    for (int64_t k = 0; k < b.Kp; ++k) {
+      T* const s = scalars + e * 3 * b.Kp + k;
+      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
+      if (k >= b.K) continue;
+      const Statistics of = merge_statistics(b, parts, e, k);
+      mean.at(e)[k] = s[0] = static_cast<T>(of.mean);
+      rstd.at(e)[k] = static_cast<T>(inverse_root(of.variance + eps));
+      s[b.Kp] = gamma.at(e)[k] * rstd.at(e)[k];
+      s[2 * b.Kp] = beta.at(e)[k];
+    }
+  return scalars;
 }
 
 // Of a tangent, part rows: mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
@@ -110,5 +128,4 @@ HG_INLINE Moments merge_moments(const Block& b, const double* parts, int64_t ent
   return {mean, product / M};
 }
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

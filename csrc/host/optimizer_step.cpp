@@ -32,14 +32,11 @@ HG_SIGNATURE(adam_step_vjp,
 
 #include <type_traits>
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 constexpr int64_t kChunk = 8192;         // elements of a task
 constexpr int64_t kFewElements = 65536;  // up to here waking other threads takes longer than the work
-constexpr int64_t kFlush = 64;           // vectors added in T before a sum goes on in double
-
 // Chunks of all leaves: those of leaf i are first[i] .. first[i + 1] - 1.
 struct Chunks {
   int64_t* first;
@@ -130,7 +127,7 @@ HG_INLINE void store_all(T* const (&to)[n], int64_t k, int lanes, const Vec<T> (
 template <class T, class S, template <class> class Optimizer>
 void value(const Call& call) {
   using O = Optimizer<T>;
-  using At = ValuePlaces<O, S>;
+  using At = Arguments<O, S>;
   each_chunk<S>(call, chunks_of<S>(call), 1, [&](const Piece& piece) {
     const T* x[O::kStates];
     T* y[O::kNext];
@@ -150,7 +147,7 @@ void value(const Call& call) {
 template <class T, class S, template <class> class Optimizer>
 void jvp(const Call& call) {
   using O = Optimizer<T>;
-  using At = JvpPlaces<O, S>;
+  using At = Arguments<O, S>;
   each_chunk<S>(call, chunks_of<S>(call), HG_DIM(P), [&](const Piece& piece) {
     const T *x[O::kStates], *x_dot[O::kStates];
     T* y_dot[O::kNext];
@@ -180,7 +177,7 @@ void jvp(const Call& call) {
 template <class O, class S, bool kSums>
 void pull_piece(const Call& call, const Piece& piece, double* sums) {
   using T = typename O::Element;
-  using At = VjpPlaces<O, S>;
+  using At = Arguments<O, S>;
   const T *x[O::kStates], *y_bar[O::kNext];
   T* x_bar[O::kStates];
   locate(call, At::x, piece, piece.begin, x);
@@ -222,7 +219,7 @@ void vjp(const Call& call) {
   T* field_bar[O::kFields];
   bool wanted = false;
   for (int i = 0; i < O::kFields; ++i) {
-    field_bar[i] = data_of<T>(call, VjpPlaces<O, S>::field_bar.of[i], 0);
+    field_bar[i] = data_of<T>(call, Arguments<O, S>::field_bar.of[i], 0);
     wanted = wanted || field_bar[i] != nullptr;
   }
   if (!wanted) {
@@ -247,6 +244,5 @@ HG_KERNEL(adam_step_jvp, jvp, Adam)
 HG_KERNEL(adam_step_vjp, vjp, Adam)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

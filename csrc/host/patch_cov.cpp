@@ -8,8 +8,7 @@ HG_SIGNATURE(patch_cov, "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", "", "g=9*C"
 #ifdef HG_SIMD
 #include "block.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 // sums[9*C]: each tap sees the image without the row and column it leaves out.
@@ -115,6 +114,5 @@ void covariance(const Call& call) {
 HG_KERNEL(patch_cov, covariance)
 
 }  // namespace
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 #endif

@@ -10,9 +10,9 @@
 #include "../threads.h"
 
 #define HG_INLINE inline __attribute__((always_inline))
+#define HG_BOTH HG_INLINE  // in headers shared with CUDA
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 using std::int64_t;
 
@@ -41,8 +41,9 @@ using Vec = typename VecOf<T>::type;
 template <class T>
 using Mask = typename VecOf<T>::mask;  // lanes 0 or -1
 
-// Rows of accumulators in a register tile of two vectors each; 12*2 fill the 32 registers of AVX-512, 6*2 the 16 of
-// AVX2.
+constexpr int64_t kFlush = 64;  // terms (of vectors) added in T before a sum goes on in double
+
+// Rows of accumulators in a register tile of two vectors each; 12*2 fill the 32 registers of AVX-512, 6*2 the 16 of AVX2.
 constexpr int kTile = HG_TILE;
 
 // `Full`: all lanes are there; otherwise n < kLanes of them, and the missing ones read as zero.
@@ -66,8 +67,7 @@ HG_INLINE void store(T* p, Vec<T> v, int n = 0) {
     for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
-// By a loop through memory: GCC 12 makes vpmovzx of it, but of __builtin_convertvector from bytes one instruction a
-// lane.
+// By a loop through memory: GCC 12 makes vpmovzx of it, but of __builtin_convertvector from bytes one instruction a lane.
 template <class T, bool Full = true>
 HG_INLINE Mask<T> load_code(const unsigned char* p, int n = 0) {
   typename Lane<T>::integer lanes[kLanes<T>];
@@ -105,17 +105,11 @@ static T* scratch_of(int slot, int64_t n) {
 }
 
 // body(k, lanes, full) for each vector of channels; `full` is a compile-time flag.
-struct Full {
-  static constexpr bool value = true;
-};
-struct Part {
-  static constexpr bool value = false;
-};
 template <class T, class Body>
 HG_INLINE void for_channels(int64_t K, const Body& body) {
   int64_t k = 0;
-  for (; k + kLanes<T> <= K; k += kLanes<T>) body(k, 0, Full{});
-  if (k < K) body(k, static_cast<int>(K - k), Part{});
+  for (; k + kLanes<T> <= K; k += kLanes<T>) body(k, 0, std::true_type{});
+  if (k < K) body(k, static_cast<int>(K - k), std::false_type{});
 }
 
 // An argument as kernels use it: typed, with at most two batch axes.
@@ -138,8 +132,7 @@ static Batch<T> batch(const View& view, int lead) {
   return {static_cast<T*>(view.data), lead == 2 ? view.stride[0] : 0, view.stride[lead - 1]};
 }
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD
 
 #define HG_SPACE HG_SIMD
 #include "../arguments.h"

@@ -1,7 +1,6 @@
 #include "tile.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 namespace {
 
 template <class T, int M, int NV>
@@ -121,5 +120,4 @@ template void conv_row(const ConvRow<double>&, int64_t);
 template void wgrad_block(const WgradBlock<float>&, int64_t);
 template void wgrad_block(const WgradBlock<double>&, int64_t);
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

@@ -2,11 +2,10 @@
 #pragma once
 #include "simd.h"
 
-namespace hg {
-namespace HG_SIMD {
+namespace hg::HG_SIMD {
 
 // out[m, k] = (accumulate ? out[m, k] : 0) + sum_{r < rows, j < run} src[m*step + r*pitch + j] * weights[r, j, k]
-// for m in [0, count) and one block of `width` (one or two vectors of) channels, of which `lanes` are written.
+// for m in [0, count) and one block of `width` (one or two vectors of) channels; only `lanes` of them are written.
 // The sum runs in order of (r, j), so an output does not depend on how pixels are cut into tiles.
 template <class T>
 struct ConvRow {
@@ -38,5 +37,4 @@ struct WgradBlock {
 template <class T>
 void wgrad_block(const WgradBlock<T>& block, int64_t run);
 
-}  // namespace HG_SIMD
-}  // namespace hg
+}  // namespace hg::HG_SIMD

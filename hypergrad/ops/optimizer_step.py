@@ -75,7 +75,7 @@ class Step:
         return [[row[j] for row in after] for j in range(len(self.moves))]
 
     def _columns(self, args: Sequence[Any], attrs: Attrs) -> Columns:
-        """The op's arguments, or what goes with each of them, by name."""
+        """Something given for each of the op's arguments (values, tangents, flags), by the argument's name."""
         n, start, columns = attrs["leaves"], 0, {}
         for k in (*self.states, *self.fields):
             count = attrs["arrays"].get(k, 0) if k in self.fields else n * (k not in attrs["absent"])

@@ -8,8 +8,7 @@
 #include "cuda/mma.h"
 #include "cuda/platform.h"
 
-namespace hg {
-namespace cuda {
+namespace hg::cuda {
 namespace {
 
 constexpr int kThreads = 64;
@@ -107,8 +106,7 @@ bool multiplies() {
 }
 
 }  // namespace
-}  // namespace cuda
-}  // namespace hg
+}  // namespace hg::cuda
 
 int main(int argc, char** argv) {
   using namespace hg::cuda;
