@@ -105,7 +105,7 @@ def test_every_backend_has_the_same_kernels(backend):
 def test_wrong_calls_of_the_emulator_are_exceptions(backend):
     x, w = np.ones((1, 1, 1, 4, 4, 2)), np.ones((1, 1, 3, 3, 2, 2))
     attrs = {"stride": 1, "pad_h": 1, "pad_w": 1, "precision": 0}
-    for arrays, y, changes, error, text in (
+    for (x_, w_), y, changes, error, text in (
         ([x, w], np.ones((1, 1, 1, 4, 4, 3)), {}, ShapeError, "conv2d_fprop: .*expected"),
         ([x, w.astype("f")], x.copy(), {}, DTypeError, "float32"),
         ([x, w], x.copy(), {"stride": 0}, ArgumentError, "stride"),
@@ -113,6 +113,6 @@ def test_wrong_calls_of_the_emulator_are_exceptions(backend):
         ([x, w], x.copy(), {"pad_h": 2}, ShapeError, "output images are"),
     ):
         with pytest.raises(error, match=text):
-            backend.kernels.run("conv2d_fprop", arrays, [y], **{**attrs, **changes})
+            backend.kernels.run("conv2d_fprop", x=x_, w=w_, y=y, **{**attrs, **changes})
     with pytest.raises(ValueError, match="order is 'backwards'"):
         backend.kernels.set_order("backwards")
