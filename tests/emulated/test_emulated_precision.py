@@ -117,12 +117,12 @@ def taken(p):
     """Whether convolutions of every rung differ from those of float32: z, x_bar and w_bar, z_dot, x_bar_dot and w_bar_dot."""
     dots = [p.x_dot, p.w_dot, p.gamma_dot, p.beta_dot]
     p.value()
-    saved = list(p.saved)
+    saved = dict(p.saved)
 
     def run(precision):
         p.precision, p.saved = precision, saved  # of the same z
         y_dot = p.jvp(dots)
-        return [p.vjp()[:2], [y_dot, p.dot[0]], p.vjp_jvp(dots, p.y_bar_dot)[:2]]
+        return [p.vjp()[:2], [y_dot, p.dot["z_dot"]], p.vjp_jvp(dots, p.y_bar_dot)[:2]]
 
     precision = p.precision
     pairs = zip(run(precision), run(FLOAT32), strict=True)
