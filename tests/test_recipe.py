@@ -74,6 +74,7 @@ def test_an_op_is_four_files(tmp_path):
         ),
     }
     flags = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-pthread", "-I", sysconfig.get_path("include")]
+    flags += ['-DHG_VERSION="recipe"', '-DHG_CUDA_STATUS="none"']
     jobs = [(module, source, own) for module, (sources, own) in modules.items() for source in sources]
 
     def compiled(job):
