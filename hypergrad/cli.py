@@ -49,12 +49,7 @@ FILES = {
 OPTIONS = tuple(options_of(Config))
 ON_RESUME = {o.name: o.flag for o in OPTIONS if o.field.metadata["on_resume"]}
 
-app = typer.Typer(
-    help="Differentiate through training: meta-train few-shot learners.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str | None, typer.Option(help=with_default(f"Where to compute: {', '.join(DEVICES)}.", "the run's"))]
 
@@ -113,7 +108,7 @@ def train_command(  # its other options are made from those of the configuration
 def _defaults(name: str) -> str:
     """The defaults of an option that depend on the data set or the method, for its help."""
     of_data = [f"{data} {table[name]}" for data, table in DATA.items() if name in table]
-    chosen = [(method, data, kind.chosen("default", data)) for method, kind in METHODS.items() for data in DATA]
+    chosen = [(method, data, kind.settings_for("default", data)) for method, kind in METHODS.items() for data in DATA]
     return "; ".join(of_data + [f"{method} on {data} {table[name]}" for method, data, table in chosen if name in table])
 
 
@@ -150,7 +145,7 @@ def predict_command(
     """Label your own images with a run's best model, from a few examples of each class."""
     with _clear_errors(debug), RunDirectory(run_dir, locked=False) as run:
         config = load_config(run)
-        found = predict(run, config, support, images, _old_shape(run, config), invert)
+        found = predict(run, config, support, images, lambda: open_data(config, _reporter()).image_shape, invert)
         if csv is not None:
             write_csv(found, csv)
         _show_predictions(found)
@@ -212,12 +207,6 @@ def _environment() -> dict[str, str]:
 def _of_run(run: RunDirectory, **given: Any) -> Config:
     """A run's configuration with some options set. None leaves an option as it is."""
     return changed(load_config(run), {name: value for name, value in given.items() if value is not None})
-
-
-def _old_shape(run: RunDirectory, config: Config) -> tuple[int, ...] | None:
-    """The image size of a run whose model file does not record one: that of its data set."""
-    _, metadata = run.read_tensors(MODEL)
-    return None if "image_shape" in metadata else open_data(config, _reporter()).image_shape
 
 
 def _show(run: RunDirectory, config: Config, result: dict[str, Any]) -> None:

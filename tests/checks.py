@@ -34,7 +34,7 @@ EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float6
 SAME = 1e-11
 # Differences with step 1e-3 have a truncation error of h^4 f^(5) / 480 = 2e-15 f^(5), f^(5) staying below 1e5 at the cases'
 # distance from singularities, and a rounding error of 1e-16 / 1e-3 = 1e-13, amplified as above.
-DIFFERENCED = 1e-8
+DIFFERENCED = 1e-9
 
 
 @dataclass(frozen=True)

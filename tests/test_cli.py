@@ -195,7 +195,7 @@ def test_a_run_of_format_2_still_evaluates(trained, tmp_path):
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
     flat |= {key: value for section in record.values() if isinstance(section, dict) for key, value in section.items() if key != "name"}
     del flat["outer_optimizer"]
-    (path / "config.json").write_text(json.dumps({**flat, "format": 2}))
+    (path / "config.json").write_text(json.dumps({**flat, "image_size": 16, "format": 2}))  # without it, images were read at 84x84
     with RunDirectory(path) as run:
         tensors, metadata = run.read_tensors("model.safetensors")
         run.write_tensors("model.safetensors", tensors, {"iteration": metadata["iteration"], "validation_accuracy": 0.5})
@@ -210,13 +210,17 @@ def test_a_method_is_one_file(train_args, tmp_path):
     code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class PixelWeights" in block)
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "pixel_weights.py").write_text(code)
+    helper = "from hypergrad.fewshot.methods.maml import MAML\n"
+    (tmp_path / "methods" / "helper.py").write_text(helper)  # defines no method: what it imports is none of its own
     environment = {**os.environ, "HYPERGRAD_METHODS": str(tmp_path / "methods")}
 
     def hypergrad(*args):
         command = [sys.executable, "-m", "hypergrad.cli", *map(str, args)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
-    assert "pixel-weights" in hypergrad("methods") and "Initial weight of every pixel." in hypergrad("train", "--help")
+    listed = hypergrad("methods")
+    assert "pixel-weights" in listed and "helper" not in listed
+    assert "Initial weight of every pixel." in hypergrad("train", "--help")
     output = hypergrad(*without_steps(train_args), "--method", "pixel-weights", "--start", 2, "--run-dir", "run")
     assert re.search(r"weighted pixels +\d+\.\d+ ± \d+\.\d+ %\n +pixel nearest neighbour", output)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == {"name": "pixel-weights", "start": 2.0}

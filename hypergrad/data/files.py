@@ -74,7 +74,7 @@ class Opener(ExitStack):
             if archive is None or info is None:
                 return Path(file.path).read_bytes()
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise NotImplementedError("it is neither stored nor deflated")  # zipfile bounds the output of these two only
+                raise DataError(f"file: {file} has another compression, expected stored or deflated; zip it again")  # zipfile bounds these
             with archive.open(info) as stream:
                 return stream.read(n_bytes + 1)  # a number, since read() decompresses whatever there is
 

@@ -18,6 +18,7 @@ from .methods import METHODS
 FORMAT = 3  # of config.json; a change of the fields' meaning raises it, a new option with a default does not
 FLAT = 2  # the format whose only method was hyper-representation, and whose options lay side by side
 FIRST_METHOD = "hyper-representation"
+FLAT_FOLDER_SIZE = 84  # of images in folders where format 2 names no size; today it is the images' own
 
 DATA: dict[str, dict[str, Any]] = {
     "glyphs": {},
@@ -72,7 +73,7 @@ class EvaluationSizes(Section):
 
 @dataclass(frozen=True)
 class Config(Section):
-    """Everything that a training run depends on; two runs with equal configurations give equal models.
+    """Everything that a training run depends on. Two runs with equal configurations give equal models, unless one was extended.
 
     Args: sections, see their classes; preset: one of the method's `presets`.
     Raises: ArgumentError for a value out of its range.
@@ -103,7 +104,7 @@ class Config(Section):
         return next(name for name, kind in METHODS.items() if kind is type(self.method))
 
     @property
-    def learner(self) -> Method:
+    def sized_method(self) -> Method:
         """The method, for episodes of this configuration's number of classes."""
         return dataclasses.replace(self.method, n_way=self.episodes.n_way)
 
@@ -125,7 +126,7 @@ def make_config(data: str = "glyphs", preset: str = "default", method: str = FIR
     """
     given = {name: value for name, value in changes.items() if value is not None}
     start = changed(Config(), {"data": data, "method": method, "preset": "default"})
-    chosen = start.method.chosen(preset, data) if preset in start.method.presets() else {}
+    chosen = start.method.settings_for(preset, data) if preset in start.method.presets() else {}
     return changed(start, {**DATA.get(data, {}), **chosen, "preset": preset, **given})
 
 
@@ -166,6 +167,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Options side by side, as format 2 had them, in their sections."""
     paths = {o.name: o.path for o in options_of(Config) if o.kind in (None, FIRST_METHOD)}
     record: dict[str, Any] = {"method": {"name": FIRST_METHOD}}
+    if flat.get("data") == "folder" and flat.get("image_size") is None:
+        flat = {**flat, "image_size": FLAT_FOLDER_SIZE}
     for name, value in flat.items():
         *sections, last = paths.get(name, (name,))
         place = record

@@ -31,7 +31,7 @@ def open_data(config: Config, reporter: Reporter) -> MetaDataset:
     data = open_dataset(chosen.data, chosen.root, n_way=config.episodes.n_way, reporter=reporter, image_size=chosen.image_size)
     for split in (data.train, data.validation, data.test):
         sampler(config, split)
-    config.learner.init(config.seed, data.image_shape, network.filters, network.blocks)
+    config.sized_method.init(config.seed, data.image_shape, network.filters, network.blocks)
     return data
 
 

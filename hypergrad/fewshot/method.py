@@ -4,6 +4,7 @@ A method gives `init` and `adapt`, and either `predict` or, where its classifier
 (`LinearMethod`). The meta-loss, the evaluation and the command follow from these.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ Settings = Mapping[tuple[str | None, str | None], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Method(Section):
+class Method(Section, ABC):
     """A few-shot method. Its options are its dataclass fields, made with `runs.configuration.option`.
 
     Class attributes:
@@ -47,21 +48,22 @@ class Method(Section):
         return tuple(dict.fromkeys(("default", *(preset for preset, _ in cls.settings if preset is not None))))
 
     @classmethod
-    def chosen(cls, preset: str, data: str) -> dict[str, Any]:
+    def settings_for(cls, preset: str, data: str) -> dict[str, Any]:
         """Options that a preset and a data set change, of any section. Cost: O(len(settings))."""
         keys = ((None, data), (preset, None), (preset, data))
         return {name: value for key in keys for name, value in cls.settings.get(key, {}).items()}
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Numbers of inner steps to try in the final evaluation; (0,) for a method without inner steps."""
-        return (0,)
+        """Numbers of inner steps to try in the final evaluation: the option `sweep`, (0,) for a method without it."""
+        return tuple(getattr(self, "sweep", (0,)))
 
     @property
     def usual_steps(self) -> int:
-        """The number of inner steps in meta-training and validation."""
-        return 0
+        """The number of inner steps in meta-training and validation: the option `n_steps`, 0 for a method without it."""
+        return int(getattr(self, "n_steps", 0))
 
+    @abstractmethod
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
         """Hyperparameters to start from.
 
@@ -70,8 +72,8 @@ class Method(Section):
         Raises: ShapeError if the images are too small for the network.
         Cost: one draw a parameter.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
         """What the support examples of each episode teach: a learner for the query images of the same episodes.
 
@@ -82,11 +84,10 @@ class Method(Section):
         Returns: a pytree that depends differentiably on `hparams`.
         Cost: one forward run of the network on the support images at least.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Tensor:
         """Logits (E, Q, n_way) of the query images. Args: learner: of `adapt` on these episodes. Cost: one forward run of the network."""
-        raise NotImplementedError
 
     def judge(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Array]:
         """Cross-entropies of the query images (E, Q), differentiable, and their logits (E, Q, n_way), an array.
@@ -132,9 +133,9 @@ class Method(Section):
 class LinearMethod(Method):
     """A method whose classifier is linear in features: a fused loss. Args: n_way: classes of an episode."""
 
+    @abstractmethod
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
         """Features of the query images (E, Q, D), weight (E, D, n_way) and bias (E, n_way). Args: learner: of `adapt`."""
-        raise NotImplementedError
 
     def predict(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Tensor:
         x, weight, bias = self.head(hparams, learner, episodes)

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def predict(
     config: Config,
     support: str | os.PathLike[str],
     paths: Sequence[str | os.PathLike[str]],
-    image_shape: Sequence[int] | None = None,
+    old_image_shape: Callable[[], Sequence[int]] | None = None,
     invert: bool = False,
 ) -> Predictions:
     """Label images with a run's best model, adapted to the classes of a folder.
@@ -57,7 +57,7 @@ def predict(
         run: a run with a model; config: its configuration.
         support: a folder with one folder for each class, with at least one image in each.
         paths: image files.
-        image_shape: (H, W, C) of the model's images, None where the model's file says it.
+        old_image_shape: gives (H, W, C) of the model's images where the model's file does not say it, as those of format 2.
         invert: whether the images are dark on light and the model's are light on dark, or the other way round.
     Returns: Predictions.
     Raises: DataError for a folder or an image that cannot be read; RunError if the model is missing or was trained for another number
@@ -65,9 +65,10 @@ def predict(
     Cost: for each image one adaptation, and one forward run of the network on it and the support images.
     """
     hparams, metadata = load_model(run)
-    height, width, channels = image_shape or metadata.get("image_shape") or (0, 0, 0)
-    if not height:
-        raise RunError(f"predict: {run.path / MODEL} does not say the size of its images, expected image_shape; pass it")
+    known_shape = metadata.get("image_shape") or (old_image_shape() if old_image_shape is not None else None)
+    if known_shape is None:
+        raise RunError(f"predict: {run.path / MODEL} does not say the size of its images, expected old_image_shape; pass it")
+    height, width, channels = known_shape
     shape = (height, width, channels)
     images, labels, classes, resized = read_support_folder(support, shape, invert=invert)
     asked, also_resized = read_images(paths, shape, invert=invert)

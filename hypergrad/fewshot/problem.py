@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backends import place, to_host
 from ..capture import capture
-from ..data import Episodes, EpisodeSampler, MetaDataset
+from ..data import Accuracy, Episodes, EpisodeSampler, MetaDataset
 from ..errors import ArgumentError
 from ..runs.loop import Record
 from ..transforms import value_and_grad
@@ -24,7 +24,7 @@ class FewShot:
     """
 
     def __init__(self, config: Config, data: MetaDataset) -> None:
-        self.config, self.method, self.data = config, config.learner, data
+        self.config, self.method, self.data = config, config.sized_method, data
         self.train, self.validation = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
         gradient = value_and_grad(self.method.meta_loss, has_aux=True)
         self._gradient = capture(gradient) if config.graphs else gradient
@@ -86,16 +86,11 @@ class Evaluation:
 
     def interval(self, n_steps: int) -> float:
         """Half width of the 95% interval of the mean: 1.96 * std / sqrt(n_episodes)."""
-        return interval(self.accuracies[:, self.steps.index(n_steps)])
+        return Accuracy.of(self.accuracies[:, self.steps.index(n_steps)]).interval
 
     def best_steps(self) -> int:
         """The number of inner steps with the highest mean accuracy, the smallest of equals."""
         return self.steps[int(np.argmax(self.accuracies.mean(axis=0)))]
-
-
-def interval(accuracies: Array) -> float:
-    """Half width of the 95% interval of a mean, 1.96 * std / sqrt(n). Args: accuracies: (n,). Cost: O(n)."""
-    return float(1.96 * np.std(accuracies) / np.sqrt(len(accuracies)))
 
 
 def evaluate(

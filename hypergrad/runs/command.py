@@ -26,7 +26,7 @@ def with_options(
         kinds: section names that a command chooses by name, with what may be chosen ({"method": METHODS}).
         tables: further text for the help of an option, such as its defaults for single data sets.
     Returns: a function for `typer.Typer.command`.
-    Raises: ArgumentError (when called) for an option of another kind than the chosen one; see `choose`.
+    Raises: ArgumentError (when called) for a list of numbers that is none. Whether an option fits the chosen kind, `changed` says.
     Cost: O(options).
     """
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]

@@ -46,16 +46,20 @@ def option(
     )
 
 
-def section(default: Any, help: str = "", kinds: Mapping[str, type] | None = None) -> Any:
+def section(default: Any, kinds: Mapping[str, type] | None = None) -> Any:
     """A field of a `Section` that is a section itself.
 
     Args:
         default: the section's dataclass, of which an instance with its defaults is made.
-        help: what a name stands for, where there are `kinds`.
         kinds: the dataclasses that may stand here, by the names that choose them.
     Returns: a dataclass field. Cost: O(1).
     """
-    return dataclasses.field(default_factory=default, metadata={"help": help, "kinds": kinds})
+    return dataclasses.field(default_factory=default, metadata={"kinds": kinds})
+
+
+def _is_option(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field was made by `option`."""
+    return "on_resume" in field.metadata
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Section:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            if "low" in field.metadata:
+            if _is_option(field):
                 _check(field, hints[field.name], getattr(self, field.name))
 
 
@@ -141,7 +145,7 @@ def options_of(cls: type, path: tuple[str, ...] = (), kind: str | None = None) -
         if kinds is not None:
             for name, each in kinds.items():
                 yield from options_of(each, here, name)
-        elif "low" in field.metadata:
+        elif _is_option(field):
             yield Option(here, kind, field, hints[field.name])
         elif dataclasses.is_dataclass(hints[field.name]):
             yield from options_of(hints[field.name], here, kind)
@@ -174,7 +178,7 @@ def _changed(config: Any, left: dict[str, Any]) -> Any:
             new[field.name] = _changed(own, left)
         elif dataclasses.is_dataclass(own):
             new[field.name] = _changed(own, left)
-        elif "low" in field.metadata and field.name in left:
+        elif _is_option(field) and field.name in left:
             new[field.name] = left.pop(field.name)
     return dataclasses.replace(config, **new)
 
@@ -186,7 +190,7 @@ def _names(config: Any) -> Iterator[str]:
             yield field.name
         if dataclasses.is_dataclass(own):
             yield from _names(own)
-        elif "low" in field.metadata:
+        elif _is_option(field):
             yield field.name
 
 
@@ -198,7 +202,7 @@ def to_json(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             name = {"name": next(n for n, each in kinds.items() if each is type(value))} if kinds is not None else {}
             record[field.name] = {**name, **to_json(value)}
-        elif "low" in field.metadata:
+        elif _is_option(field):
             record[field.name] = list(value) if isinstance(value, tuple) else value
     return record
 
@@ -235,7 +239,7 @@ def _from_json(cls: type, record: Any, where: str) -> Any:
             each, value = kinds[name], {key: v for key, v in value.items() if key != "name"}
         if kinds is not None or dataclasses.is_dataclass(each):
             values[field.name] = _from_json(typing.cast(type, each), value, where)
-        elif "low" in field.metadata:
+        elif _is_option(field):
             values[field.name] = tuple(value) if isinstance(value, list) else value
         else:
             continue

@@ -18,7 +18,8 @@ Record = dict[str, Any]
 Arrays = dict[str, Any]
 SNAPSHOT_S = 15.0  # at most this much work is lost by a kill
 OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {"adam": lambda lr: Adam(lr=lr), "sgd": lambda lr: SGD(lr=lr)}
-_GROUPS = {"hparams": "hparams", "best_hparams": "best", "optimizer": "adam"}  # the arrays of a State by their prefix in its file
+# A State's arrays by their prefix in its file. That of the optimizer's state is "adam", whatever the optimizer, as in older files.
+_GROUPS = {"hparams": "hparams", "best_hparams": "best", "optimizer": "adam"}
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def finished(training: Training, state: State) -> str | None:
 def check_extension(run: RunDirectory, before: Training, after: Training) -> None:
     """Raise ArgumentError where a run's new limits would stop it at once, or before where it stands. Cost: one file.
 
-    A linear schedule falls to 0 at the new end: the step size jumps up where the run goes on.
+    A linear schedule falls to 0 at the new end. So the step size jumps up where the run goes on, and the result is not that of a run
+    that had these limits from the start.
     """
     for name in ("iterations", "patience"):
         old, new = getattr(before, name), getattr(after, name)

@@ -189,7 +189,8 @@ def _patched(archive, offset, value):
         (lambda path: _patched(path, 24, 1000), "Bad CRC-32"),  # a bomb that hides its size
         (lambda path: _patched(path, 20, 100), "unreadable contents"),  # compressed size
         (lambda path: _patched(path, 16, 7), "Bad CRC-32"),
-        (lambda path: _patched(path, 8, 1 << 16 | 1), "unreadable contents"),  # encrypted
+        (lambda path: _patched(path, 8, 8 << 16 | 1), "unreadable contents .*password"),  # encrypted
+        (lambda path: _patched(path, 8, 1 << 16), "another compression, expected stored or deflated"),
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "zip file: .*unreadable contents"),
         (lambda path: path.write_bytes(b"no zip file"), "zip file: .*unreadable contents"),
         (lambda path: path.unlink(), "zip file: .*unreadable contents .*No such file"),

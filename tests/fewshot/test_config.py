@@ -126,6 +126,14 @@ def test_a_file_of_format_2_is_read():
         read_config({**FLAT, "colour": "red"}, "config.json")
 
 
+def test_folders_of_format_2_keep_the_size_that_their_images_had():
+    """Without --image-size they were read at 84 x 84; today the images' own size is taken."""
+    folder = {**FLAT, "data": "folder", "preset": "default"}
+    assert read_config(folder, "config.json").dataset.image_size == 84
+    assert read_config({**folder, "image_size": 28}, "config.json").dataset.image_size == 28
+    assert read_config(FLAT, "config.json").dataset.image_size is None  # Omniglot
+
+
 def test_json_whole_numbers_may_stand_for_floats():
     record = save_config(make_config())
     record["training"]["outer_decay"] = 0

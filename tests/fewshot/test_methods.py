@@ -8,12 +8,13 @@ import pytest
 import hypergrad as hg
 from hypergrad.data import Episodes
 from hypergrad.errors import ArgumentError, ShapeError
+from hypergrad.fewshot.method import Method
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.fewshot.methods.hyper_representation import HyperRepresentation
 from hypergrad.fewshot.methods.maml import BIAS, HEAD, MAML, WEIGHT
 from hypergrad.fewshot.methods.protonet import ProtoNet
 from hypergrad.fewshot.network import feature_size, features, init_network
-from hypergrad.fewshot.problem import evaluate, interval
+from hypergrad.fewshot.problem import Evaluation, evaluate
 from hypergrad.testing import check_gradients
 
 
@@ -93,6 +94,17 @@ def test_a_sweep_equals_separate_runs(method):
     for column, n_steps in ((1, 2), (2, method.n_steps + 2)):
         learner = method.adapt(hparams, episodes, n_steps)
         np.testing.assert_allclose(losses[:, column], method.judge(hparams, learner, episodes)[0].value.mean(axis=-1), rtol=1e-12)
+
+
+def test_a_method_without_its_functions_is_refused_when_it_is_made():
+    class Unfinished(Method):
+        title = "unfinished"
+
+        def init(self, seed, image_shape, filters, blocks=4, dtype=np.float32):
+            return {}
+
+    with pytest.raises(TypeError, match="abstract methods adapt, predict|abstract methods 'adapt', 'predict'"):
+        Unfinished()
 
 
 def test_hyper_representation_starts_at_chance():
@@ -209,11 +221,12 @@ def test_evaluate_reads_exactly_the_episodes_asked_for():
     sampler = SimpleNamespace(batch=batches.__getitem__)
     result = evaluate(method, drawn(method), sampler, 5, [4, 2, 2], ticks.append)
     assert result.steps == (2, 4) and result.accuracies.shape == (5, 2) and ticks == [2, 2, 1]
-    assert result.interval(4) == interval(result.accuracies[:, 1])
+    assert result.interval(4) == 1.96 * np.std(result.accuracies[:, 1]) / np.sqrt(5)
     assert result.mean(2) == result.accuracies[:, 0].mean()
     with pytest.raises(ArgumentError, match="n_episodes is 0"):
         evaluate(method, drawn(method), sampler, 0, [1])
 
 
 def test_interval_is_that_of_the_normal_distribution():
-    assert interval(np.array([0.0, 1.0, 0.0, 1.0])) == pytest.approx(1.96 * 0.5 / 2.0)
+    accuracies = np.array([[0.0], [1.0], [0.0], [1.0]])
+    assert Evaluation((1,), accuracies, accuracies).interval(1) == pytest.approx(1.96 * 0.5 / 2.0)

@@ -128,6 +128,23 @@ def test_wrong_folders_and_files_are_told(drawings, run_of, tmp_path):
         predict(run, config, support, [tmp_path / "missing.png"])
 
 
+def test_a_model_file_without_the_image_size_is_asked_about(drawings, run_of):
+    """As of format 2: the caller opens the data set then, and only then."""
+    support, images = drawings
+    run, config = run_of("protonet")
+    known = predict(run, config, support, images, lambda: pytest.fail("asked although the file says it"))
+    tensors, metadata = run.read_tensors("model.safetensors")
+    shape = metadata.pop("image_shape")
+    run.write_tensors("model.safetensors", tensors, metadata)
+    try:
+        asked = predict(run, config, support, images, lambda: shape)
+        with pytest.raises(RunError, match="does not say the size of its images"):
+            predict(run, config, support, images)
+    finally:
+        run.write_tensors("model.safetensors", tensors, {**metadata, "image_shape": shape})
+    assert np.array_equal(known.probabilities, asked.probabilities)
+
+
 def test_the_number_of_inner_steps_is_the_best_on_validation(drawings, run_of):
     support, images = drawings
     run, config = run_of("hyper-representation")

@@ -112,15 +112,14 @@ def test_stats_make_one_line_of_json():
     assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "seconds", *peaks}
 
 
-def test_a_long_run_with_sqrt():
-    """The promise of the package: a long run in reverse, with no more than 700 states for 100,000 steps, and twice the steps."""
-    promised = schedule.parse("sqrt", 100_000)
-    assert promised.states <= 700 and promised.reruns < 100_000
-    n_steps, lr, a = 3_000, 0.1, 1e-3
+def test_100000_steps_with_sqrt():
+    """The promise of the package: a long run in reverse, with no more than 700 states."""
+    n_steps, lr, a = 100_000, 0.1, 1e-4
     problem = hg.Bilevel(lambda w, h, batch: h * w * w, lambda w, h: w * w, lambda h: np.float64(1.5), lambda h: hg.SGD(lr=lr))
     r = hg.reverse(problem, np.float64(a), hg.full_batch(None, n_steps), checkpoints="sqrt")
     w_last = 1.5 * (1 - 2 * lr * a) ** n_steps
-    assert (r.stats.steps_run, r.stats.steps_rerun) == (n_steps, schedule.parse("sqrt", n_steps).reruns)
-    assert r.stats.state_bytes == r.stats.states_held * 8 <= 8 * schedule.parse("sqrt", n_steps).states
+    assert r.stats.steps_run == n_steps and r.stats.steps_rerun < n_steps
+    assert r.stats.states_held <= 700
+    assert r.stats.state_bytes == r.stats.states_held * 8
     assert r.value == pytest.approx(w_last**2, rel=1e-9)
     assert r.grad == pytest.approx(-4 * lr * n_steps * w_last**2 / (1 - 2 * lr * a), rel=1e-9)

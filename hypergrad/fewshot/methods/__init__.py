@@ -7,7 +7,7 @@ import importlib
 import os
 import pkgutil
 
-from ..method import LinearMethod, Method
+from ..method import Method
 
 METHODS: dict[str, type[Method]] = {}
 
@@ -15,5 +15,5 @@ __path__ += [folder for folder in os.environ.get("HYPERGRAD_METHODS", "").split(
 for _file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name):
     _module = importlib.import_module(f"{__name__}.{_file.name}")
     for _found in vars(_module).values():
-        if isinstance(_found, type) and issubclass(_found, Method) and _found not in (Method, LinearMethod):
+        if isinstance(_found, type) and issubclass(_found, Method) and _found.__module__ == _module.__name__:
             METHODS[_file.name.replace("_", "-")] = _found

@@ -73,14 +73,6 @@ class HyperRepresentation(LinearMethod):
     last_beta: float = option(0.0, "Its initial shift.")
     sweep: tuple[int, ...] = option((1, 2, 3, 4, 5, 6, 8, 10), "Inner steps tried at the end; the best on meta-validation counts.", low=0)
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        return self.sweep
-
-    @property
-    def usual_steps(self) -> int:
-        return self.n_steps
-
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
         height, width, channels = image_shape
         feature_size(height, width, filters, blocks)

@@ -53,14 +53,6 @@ class MAML(LinearMethod):
     first_order: bool = option(False, "Take the inner gradients for constants (first-order MAML).")
     sweep: tuple[int, ...] = option((1, 2, 3, 5, 7, 10), "Inner steps tried at the end; the best on meta-validation counts.", low=0)
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        return self.sweep
-
-    @property
-    def usual_steps(self) -> int:
-        return self.n_steps
-
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
         height, width, channels = image_shape
         size = feature_size(height, width, filters, blocks)
