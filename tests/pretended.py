@@ -465,8 +465,7 @@ def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: 
     rows = [row if isinstance(row, list) else [row] for row in arguments.values()]
     made = {id(a._a): a for row in rows for a in row if isinstance(a, ndarray)}
     machine.kernels.append(name)
-    flat = [a for row in given.values() for a in (row if isinstance(row, list) else [row])]
-    machine.load(name, [a for a in flat if isinstance(a, np.ndarray)])
+    machine.load(name, arrays_in(given))
 
     def allocate(shape: Any, dtype: Any) -> Any:
         array = empty(shape, dtype)

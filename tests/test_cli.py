@@ -125,6 +125,7 @@ def test_control_c_saves_and_says_how_to_go_on(train_args, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in its background jobs
     )
     while not (path / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.01)
