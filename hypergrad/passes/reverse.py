@@ -48,6 +48,8 @@ def reverse(
     batches: Batches,
     *,
     checkpoints: Any = "all",
+    memory_bytes: int | None = None,
+    last: int | None = None,
     outer_batch: Any = None,
     state: PyTree = None,
     first_order: bool = False,
@@ -60,6 +62,7 @@ def reverse(
         hparams: pytree of float32 or float64 arrays.
         batches: indexable and pure; T = len(batches).
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1. Every policy gives the same bits.
+        memory_bytes, last: as in `unroll`. Of a running loss, the terms of the weights before the last K steps add to the value alone.
         outer_batch: what outer_loss takes as its third argument, such as a validation minibatch; None for none.
         state, first_order, callback: as in `unroll`.
     Returns: HyperGradient(value, grad, params, state, losses, stats).
@@ -77,6 +80,8 @@ def reverse(
                 batches,
                 stats,
                 checkpoints=checkpoints,
+                memory_bytes=memory_bytes,
+                last=last,
                 outer_batch=outer_batch,
                 state=state,
                 first_order=first_order,

@@ -142,6 +142,7 @@ class Run:
         bar, stacked = bars[: self.n_state], bars[self.n_state :]
         totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
         state: PyTree = None
+        t = 0
         for action, t in self.schedule.backward():
             if action == "load":
                 state = store.get(t)
@@ -161,6 +162,8 @@ class Run:
                 bar = pulled.state_bar
                 for total, b in zip(totals, pulled.args_bar, strict=True):
                     total.add(b, t)
+        if t > 0:  # truncated: what would flow on into the state before step t
+            bar = [None] * self.n_state
         return [*bar, *(total.value() for total in totals)]
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:

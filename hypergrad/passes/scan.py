@@ -11,6 +11,7 @@ from ..trees import PyTree
 from . import schedule
 from .dynamics import Stepping
 from .run import Run
+from .store import n_bytes
 
 
 def scan(
@@ -20,6 +21,8 @@ def scan(
     batches: Batches,
     *,
     checkpoints: Any = "all",
+    memory_bytes: int | None = None,
+    last: int | None = None,
     stats: Stats | None = None,
 ) -> tuple[PyTree, PyTree]:
     """The state after T = len(batches) steps, and the steps' outputs stacked, as one differentiable op.
@@ -35,6 +38,7 @@ def scan(
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
+        memory_bytes, last: as in `unroll`.
         stats: a Stats to count into.
     Returns: (state, outputs): the last state, and the outputs with a leading axis T; None where there are none or T is 0.
     Raises: ArgumentError for the checkpoint policy, for batches that cannot be read again, and for a step that returns something else;
@@ -45,6 +49,6 @@ def scan(
     Time: T steps, plus those run again; a step backward costs about three. A digest of each state serves to compare re-run steps.
     """
     n_steps = count_steps("scan", batches)
-    plan = schedule.parse(checkpoints, n_steps)
     start, args = tree_tensors(state, "scan", "state"), tree_tensors(hparams, "scan", "hparams")
+    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=n_bytes(start))
     return Run(Stepping(step, batches), start, args, n_steps, plan, Stats("scan") if stats is None else stats)()

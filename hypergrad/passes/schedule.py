@@ -1,6 +1,7 @@
 """Which states of the inner run are stored, and in which order they are run again.
 
-A schedule says which states the first run stores, and by which actions the backward run visits every state from T-1 down to 0.
+A schedule says which states the first run stores, and by which actions the backward run visits every state from T-1 down to 0,
+or down to T-K where the gradient is truncated.
 State t is the one before step t. The costs of a schedule are known before anything runs.
 """
 
@@ -47,19 +48,46 @@ def bytes_of(schedule: Schedule, state_bytes: int) -> int:
     return schedule.states * state_bytes
 
 
-def parse(checkpoints: Any, n_steps: int) -> Schedule:
+def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_bytes: int | None = None, state_bytes: int = 0) -> Schedule:
     """The schedule that a checkpoint policy means for n_steps steps.
 
-    Raises: ArgumentError unless `checkpoints` is "all", "sqrt" or an integer >= 1.
+    Args:
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1.
+        last: the number of steps at the end that the backward run visits, >= 1; None for all steps.
+        memory_bytes: room for the stored states. The policy with the fewest steps run again is taken; `checkpoints` stays "all".
+        state_bytes: bytes of one state.
+    Raises: ArgumentError for any other value, and for a room that not even one state fits in.
     """
+    if last is not None and not _is_count(last):
+        raise ArgumentError(f"reverse: last has {last!r}, expected an integer >= 1; pass the number of steps to go back, or None for all")
+    back = n_steps if last is None else min(int(last), n_steps)
+    if memory_bytes is not None:
+        if checkpoints != "all":
+            raise ArgumentError(f"reverse: checkpoints has {checkpoints!r} beside memory_bytes, expected one of the two; leave one out")
+        if not _is_count(memory_bytes):
+            raise ArgumentError(f"reverse: memory_bytes has {memory_bytes!r}, expected an integer >= 1; pass bytes, or None for any")
+        checkpoints = int(memory_bytes) // state_bytes if state_bytes else "all"
+        if checkpoints == 0 and back:
+            raise ArgumentError(
+                f"reverse: memory_bytes is {memory_bytes}, expected at least {state_bytes}, the bytes of one state, because the first "
+                "state is needed to run again; raise it, or use hg.forward for few hyperparameters"
+            )
+        checkpoints = checkpoints or 1
     if isinstance(checkpoints, str) and checkpoints in ("all", "sqrt"):
-        return Sqrt(n_steps) if checkpoints == "sqrt" and n_steps > 1 else All(n_steps)
-    if isinstance(checkpoints, Integral) and not isinstance(checkpoints, bool) and int(checkpoints) >= 1:
-        return All(n_steps) if int(checkpoints) >= n_steps else Binomial(n_steps, int(checkpoints))
-    raise ArgumentError(
-        f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
-        "the first state is needed to run again; choose one of these"
-    )
+        plan: Schedule = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
+    elif _is_count(checkpoints):
+        plan = All(back) if int(checkpoints) >= back else Binomial(back, int(checkpoints))
+    else:
+        raise ArgumentError(
+            f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
+            "the first state is needed to run again; choose one of these"
+        )
+    return plan if back == n_steps else Last(n_steps, plan)
+
+
+def _is_count(x: Any) -> bool:
+    """Whether x is a whole number >= 1."""
+    return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= 1
 
 
 @dataclass(frozen=True)
@@ -194,6 +222,36 @@ class Binomial:
                     yield "step", t
                 yield "back", target
             yield "free", start
+
+
+@dataclass(frozen=True)
+class Last:
+    """The backward run stops early: `plan` for the steps at the end, whose states alone are stored. The gradient is truncated.
+
+    Source: Shaban et al. 2019, Truncated back-propagation for bilevel optimization, AISTATS (K-RMD).
+    """
+
+    n_steps: int
+    plan: Schedule
+
+    @property
+    def states(self) -> int:
+        """Those of `plan`."""
+        return self.plan.states
+
+    @property
+    def reruns(self) -> int:
+        """Those of `plan`."""
+        return self.plan.reruns
+
+    def first_run(self) -> set[int]:
+        """See `Schedule`."""
+        return {t + self.n_steps - self.plan.n_steps for t in self.plan.first_run()}
+
+    def backward(self) -> Iterator[Action]:
+        """See `Schedule`; the actions end with step T - K."""
+        for action, t in self.plan.backward():
+            yield action, t + self.n_steps - self.plan.n_steps
 
 
 def _repeats(length: int, c: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ..trees import PyTree, leaves_below, tree_leaves, tree_map, tree_named
 from . import schedule
 from .descent import Descent
 from .run import Run
+from .store import n_bytes
 
 Callback = Callable[[int, PyTree, Any], None]
 
@@ -44,6 +45,8 @@ def unrolled(
     stats: Stats,
     *,
     checkpoints: Any = "all",
+    memory_bytes: int | None = None,
+    last: int | None = None,
     state: PyTree = None,
     first_order: bool = False,
     callback: Callback | None = None,
@@ -51,7 +54,6 @@ def unrolled(
 ) -> Unrolled:
     """See `unroll`."""
     n_steps = count_steps("unroll", batches)
-    plan = schedule.parse(checkpoints, n_steps)
     if not isinstance(optimizer, Optimizer):
         raise ArgumentError(
             f"unroll: optimizer is a {type(optimizer).__name__}, expected an Optimizer such as hg.SGD(lr=0.1); subclass "
@@ -70,6 +72,7 @@ def unrolled(
         given = tree_tensors(state, "unroll", "state")
         same_kind("unroll", start[1:], (given,), ("state",))
         start = w_0, given
+    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=n_bytes(start))
     per_step = [*leaves_below(args["fields"], Schedule), *(False for _ in tree_leaves(args["hparams"]))]
     run = Run(dynamics, start, args, n_steps, plan, stats, per_step=per_step, callback=callback and _on_arrays(callback))
     (w, state), outputs = run()
@@ -84,6 +87,8 @@ def unroll(
     *,
     optimizer: Optimizer,
     checkpoints: Any = "all",
+    memory_bytes: int | None = None,
+    last: int | None = None,
     state: PyTree = None,
     return_state: bool = False,
     first_order: bool = False,
@@ -102,6 +107,8 @@ def unroll(
         batches: indexable and pure; batches[t] is the batch of step t.
         optimizer: an Optimizer, such as SGD(lr=..., momentum=...).
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
+        memory_bytes: room for the stored states, instead of `checkpoints`: the policy with the fewest steps run again that fits is taken.
+        last: the number K of steps that reverse mode goes back. The state before them counts as a constant: the gradient is truncated.
         state: the optimiser's state to start from; None for that of `optimizer.init`. The step number starts from 0 again.
         return_state: whether the optimiser's last state is returned, too.
         first_order: whether every derivative takes the gradient of the inner loss for a constant, as in first-order MAML.
@@ -109,9 +116,10 @@ def unroll(
             be written to. loss is their inner loss, a 0-d array.
         stats: a Stats to count into.
     Returns: w_T, a pytree of Tensors like w_0; (w_T, state_T) with `return_state`.
-    Raises: ArgumentError for the checkpoint policy and for batches that cannot be read again; DTypeError for hyperparameters of another
-        dtype than the weights; DifferentiationError for a closure over a followed Tensor, where the gradient of an unroll is
-        differentiated again, and where a step that is run again is not the same (not checked on a GPU).
+    Raises: ArgumentError for the checkpoint policy, for a memory_bytes that no policy fits in (it names the smallest), and for batches
+        that cannot be read again; DTypeError for hyperparameters of another dtype than the weights; DifferentiationError for a closure
+        over a followed Tensor, where the gradient of an unroll is differentiated again, and where a step that is run again is not the
+        same (not checked on a GPU).
     Rules: one second-order pass transposes a step. It relies on the symmetry of the inner loss's Hessian. So where an op of the loss
         was declared outside this package, a tape that records the step takes its place.
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).
@@ -126,6 +134,8 @@ def unroll(
         optimizer,
         Stats("unroll") if stats is None else stats,
         checkpoints=checkpoints,
+        memory_bytes=memory_bytes,
+        last=last,
         state=state,
         first_order=first_order,
         callback=callback,

@@ -384,3 +384,107 @@ def test_what_is_refused_with_a_remedy():
     for directions in (0, None, 1.5, True):
         with pytest.raises(ArgumentError, match="forward: directions has"):
             hg.forward(problem(), h, BATCHES, directions=directions)
+
+
+# --- room for states, truncation, and directions other than the hyperparameters' own ---
+
+
+def bytes_of_a_state(p, h):
+    stats = hg.forward(p, h, BATCHES).stats
+    return stats.state_bytes // stats.states_held
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 6, 7, 1000])
+def test_the_policy_with_the_fewest_reruns_that_fits(states):
+    p, h = problem(), hparams()
+    r, room = hg.reverse(p, h, BATCHES), states * bytes_of_a_state(p, h) + 7
+    fits = hg.reverse(p, h, BATCHES, memory_bytes=room)
+    assert same_bits(fits.grad, r.grad) and fits.stats.state_bytes <= room and fits.stats.states_held == min(states, 7)
+    assert fits.stats.steps_rerun == hg.reverse(p, h, BATCHES, checkpoints=states).stats.steps_rerun
+    step = lambda w, h, batch: (w - h * w * batch, None)  # noqa: E731
+    loss = lambda h, **more: hg.sum(hg.scan(step, np.ones(4), h, [0.1, 0.2, 0.3, 0.4, 0.5], **more)[0])  # noqa: E731
+    stats = hg.Stats("scan")
+    assert hg.grad(lambda h: loss(h, memory_bytes=states * 32, stats=stats))(0.5) == hg.grad(loss)(0.5)
+    assert stats.states_held == min(states, 5)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_the_smallest_room_is_named(momentum):
+    p, h = problem(lambda h: hg.SGD(lr=h["lr"], momentum=h["mu"] if momentum else 0.0)), hparams()
+    n_bytes = 2 * 32 if momentum else 32  # three weights and an offset, and their velocities
+    assert bytes_of_a_state(p, h) == n_bytes
+    for run, least in ((hg.reverse, n_bytes), (hg.forward, 2 * n_bytes)):
+        run(p, h, BATCHES, memory_bytes=least)
+        with pytest.raises(ArgumentError, match=f"{run.__name__}: memory_bytes is {least - 1}, expected at least {least}"):
+            run(p, h, BATCHES, memory_bytes=least - 1)
+    assert hg.reverse(p, h, [], memory_bytes=1).stats.states_held == 0  # no step, no state
+    with pytest.raises(ArgumentError, match="expected one of the two"):
+        hg.reverse(p, h, BATCHES, memory_bytes=n_bytes, checkpoints="sqrt")
+
+
+@pytest.mark.parametrize("last", [1, 2, 5, 7, 9])
+@pytest.mark.parametrize("checkpoints", POLICIES)
+def test_truncation_takes_the_state_before_the_last_steps_for_a_constant(last, checkpoints):
+    p, h = problem(), hparams()
+    r = hg.reverse(p, h, BATCHES, last=last, checkpoints=checkpoints)
+    whole = hg.reverse(p, h, BATCHES)
+    assert same_bits((r.value, r.params, r.state, r.losses), (whole.value, whole.params, whole.state, whole.losses))
+    assert r.stats.states_held <= min(last, 7) and r.stats.steps_rerun <= whole.stats.steps_run * 7
+    if last >= 7:
+        assert same_bits(r.grad, whole.grad)
+        return
+    before = hg.reverse(p, h, BATCHES[:-last])
+    tail = hg.Bilevel(inner, outer, lambda h: before.params, momentum)
+    rest = hg.reverse(tail, h, BATCHES[-last:], state=before.state)
+    assert same_bits(r.grad, rest.grad) and not r.grad["w"].any()  # the start has no influence
+
+
+def test_the_error_of_truncation_falls_as_the_contraction_says():
+    """w <- w - g*(w - lam) contracts by q = 1 - g: what is lost is q**K - q**T of 1 - q**T."""
+    g, n_steps = 0.05, 100
+    p = hg.Bilevel(lambda w, h, b: 0.5 * (w - h) ** 2, lambda w, h: w, lambda h: np.float64(0.0), lambda h: hg.SGD(lr=g))
+    whole = hg.reverse(p, 1.0, hg.full_batch(None, n_steps)).grad
+    assert whole == pytest.approx(1 - (1 - g) ** n_steps, rel=1e-12)
+    for last in (1, 5, 10, 20, 50, 100):
+        lost = whole - hg.reverse(p, 1.0, hg.full_batch(None, n_steps), last=last).grad
+        assert lost == pytest.approx((1 - g) ** last - (1 - g) ** n_steps, abs=1e-14)
+
+
+def dot(a, b):
+    return sum(np.sum(x * y) for x, y in zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True))
+
+
+def test_derivatives_along_chosen_directions():
+    p, h, rng = problem(), hparams(), np.random.default_rng(1)
+    r = hg.reverse(p, h, BATCHES)
+    along = optree.tree_map(lambda x: rng.standard_normal((3, *x.shape)), h)
+    one = optree.tree_map(lambda x: x[1], along)
+    f = hg.forward(p, h, BATCHES, along=one)
+    assert f.grad.shape == () and f.stats.states_held == 2 and f.stats.steps_run == len(BATCHES)
+    assert f.grad == pytest.approx(dot(one, r.grad), rel=1e-11)
+    three = hg.forward(p, h, BATCHES, along=along, directions=2)
+    assert three.grad.shape == (3,) and three.grad[1] == pytest.approx(f.grad, rel=1e-12) and three.stats.steps_run == 2 * len(BATCHES)
+    lr_alone = hg.forward(p, h, BATCHES, along={"decay": None, "lr": np.array(2.0), "mu": None, "w": None})
+    assert lr_alone.grad == pytest.approx(2.0 * r.grad["lr"], rel=1e-11)
+    with pytest.raises(ShapeError, match="forward: a tangent has shape"):
+        hg.forward(p, h, BATCHES, along={**one, "w": np.ones(2)})
+    with pytest.raises(ArgumentError, match="along and samples are both given"):
+        hg.forward(p, h, BATCHES, along=one, samples=1)
+
+
+def test_random_directions_estimate_the_gradient():
+    """Unbiased; each element's error has the variance (|grad|^2 + grad_i^2) / K. The same for any division into blocks."""
+    p, h, samples = problem(), hparams(), 20_000
+    r, f = hg.reverse(p, h, BATCHES), hg.forward(p, h, BATCHES, samples=samples, seed=3)
+    for estimate, exact in zip(optree.tree_leaves(f.grad), optree.tree_leaves(r.grad), strict=True):
+        assert (abs(estimate - exact) <= 4.5 * np.sqrt((dot(r.grad, r.grad) + exact**2) / samples)).all()
+    close(hg.forward(p, h, BATCHES, samples=5, seed=3, directions=2).grad, hg.forward(p, h, BATCHES, samples=5, seed=3).grad)
+    assert not same_bits(hg.forward(p, h, BATCHES, samples=5, seed=4).grad, hg.forward(p, h, BATCHES, samples=5, seed=3).grad)
+    with pytest.raises(ArgumentError, match="forward: samples has 0, expected an integer >= 1"):
+        hg.forward(p, h, BATCHES, samples=0)
+
+
+@pytest.mark.parametrize("last", [0, -1, 1.5, True])
+def test_a_wrong_number_of_last_steps(last):
+    with pytest.raises(ArgumentError, match="reverse: last has .*, expected an integer >= 1"):
+        hg.reverse(problem(), hparams(), BATCHES, last=last)

@@ -11,9 +11,9 @@ from hypergrad.passes import schedule
 POLICIES = ["all", "sqrt", 1, 2, 3, 4, 7, 30]
 
 
-def play(n_steps, checkpoints):
+def play(n_steps, checkpoints, last=None):
     """Follow a schedule by its own rules; (most states held, steps run again)."""
-    plan = schedule.parse(checkpoints, n_steps)
+    plan = schedule.parse(checkpoints, n_steps, last=last)
     stored = set(plan.first_run())
     held, again, current, left = len(stored), 0, None, n_steps
     for action, t in plan.backward():
@@ -33,7 +33,7 @@ def play(n_steps, checkpoints):
         else:
             assert action == "free"
             stored.remove(t)
-    assert left == 0 and not stored
+    assert left == max(0, n_steps - (n_steps if last is None else last)) and not stored
     return held, again
 
 
@@ -135,3 +135,11 @@ def test_unknown_policies_are_refused(checkpoints):
 def test_numpy_integers_are_integers():
     assert schedule.parse(np.int64(3), 10) == schedule.Binomial(10, 3)
     assert schedule.parse(np.int32(30), 10) == schedule.All(10)
+
+
+@pytest.mark.parametrize("checkpoints", POLICIES)
+def test_the_last_steps_alone(checkpoints):
+    """A truncated schedule costs what the whole one costs for as many steps."""
+    for last in (1, 2, 9, 30, 31):
+        plan = schedule.parse(checkpoints, 30, last=last)
+        assert play(30, checkpoints, last) == play(min(last, 30), checkpoints) == (plan.states, plan.reruns)
