@@ -116,7 +116,7 @@ def forward(
         elif samples is not None:
             grad = tree_unflatten(spec, list(map(Tensor, sums)))
         else:
-            starts = accumulate((x.size for x in leaves[:-1]), initial=0)
+            starts = [0, *accumulate(x.size for x in leaves)][:-1]
             grad = tree_unflatten(spec, [Tensor(flat[i : i + x.size].reshape(x.shape).copy()) for i, x in zip(starts, leaves, strict=True)])
         assert first is not None
         r = collect(first[0], grad, first[1], stats, arrays_of(hparams, state, along))

@@ -61,7 +61,8 @@ def reverse(
         problem: the bilevel problem.
         hparams: pytree of float32 or float64 arrays.
         batches: indexable and pure; T = len(batches).
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1. Every policy gives the same bits.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path for states in a file, as in `unroll`.
+            Every policy gives the same bits.
         memory_bytes, last: as in `unroll`. Of a running loss, the terms of the weights before the last K steps add to the value alone.
         outer_batch: what outer_loss takes as its third argument, such as a validation minibatch; None for none.
         state, first_order, callback: as in `unroll`.

@@ -32,6 +32,7 @@ class Run:
         n_steps: T.
         schedule: which states reverse mode holds.
         stats: what is counted into.
+        make_store: makes the store of the states.
         per_step: for each leaf of `args`, whether it has one row for each step. Step t then gets row t alone.
         callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
     """
@@ -47,11 +48,12 @@ class Run:
         schedule: Schedule,
         stats: Stats,
         *,
+        make_store: Callable[[Stats], Store] = Memory,
         per_step: Sequence[bool] = (),
         callback: Callback | None = None,
     ) -> None:
         self.name, self.dynamics, self.n_steps, self.schedule, self.stats = dynamics.name, dynamics, n_steps, schedule, stats
-        self.per_step, self.callback = per_step, callback
+        self.make_store, self.per_step, self.callback = make_store, per_step, callback
         self.state_spec, self.args_spec = tree_structure(state), tree_structure(args)
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
@@ -95,7 +97,7 @@ class Run:
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
         wanted = self.schedule.first_run() if keep else set()
-        store = self.store = Memory(self.stats) if keep else None
+        store = self.store = self.make_store(self.stats) if keep else None
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
             if store is not None and t in wanted:

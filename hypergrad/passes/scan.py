@@ -8,10 +8,9 @@ from typing import Any
 from ..bilevel import Batches, Stats, count_steps
 from ..transforms import tree_tensors
 from ..trees import PyTree
-from . import schedule
+from . import schedule, store
 from .dynamics import Stepping
 from .run import Run
-from .store import n_bytes
 
 
 def scan(
@@ -37,7 +36,8 @@ def scan(
         state: the state before the first step, a pytree of float32 or float64 arrays or Tensors.
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path keeps all states in a file, in the
+            system's directory of temporary files or in that one (host arrays only). Used by reverse mode alone.
         memory_bytes, last: as in `unroll`.
         stats: a Stats to count into.
     Returns: (state, outputs): the last state, and the outputs with a leading axis T; None where there are none or T is 0.
@@ -50,5 +50,7 @@ def scan(
     """
     n_steps = count_steps("scan", batches)
     start, args = tree_tensors(state, "scan", "state"), tree_tensors(hparams, "scan", "hparams")
-    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=n_bytes(start))
-    return Run(Stepping(step, batches), start, args, n_steps, plan, Stats("scan") if stats is None else stats)()
+    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
+    return Run(
+        Stepping(step, batches), start, args, n_steps, plan, Stats("scan") if stats is None else stats, make_store=store.parse(checkpoints)
+    )()

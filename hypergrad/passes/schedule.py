@@ -7,6 +7,7 @@ State t is the one before step t. The costs of a schedule are known before anyth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, isqrt
@@ -52,7 +53,7 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
     """The schedule that a checkpoint policy means for n_steps steps.
 
     Args:
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a directory, which store.parse reads, is as "all".
         last: the number of steps at the end that the backward run visits, >= 1; None for all steps.
         memory_bytes: room for the stored states. The policy with the fewest steps run again is taken; `checkpoints` stays "all".
         state_bytes: bytes of one state.
@@ -73,13 +74,13 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
                 "state is needed to run again; raise it, or use hg.forward for few hyperparameters"
             )
         checkpoints = checkpoints or 1
-    if isinstance(checkpoints, str) and checkpoints in ("all", "sqrt"):
+    if isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
         plan: Schedule = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
     elif _is_count(checkpoints):
         plan = All(back) if int(checkpoints) >= back else Binomial(back, int(checkpoints))
     else:
         raise ArgumentError(
-            f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt' or an integer >= 1 because at least "
+            f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt', 'host', a pathlib.Path or an integer >= 1 because at least "
             "the first state is needed to run again; choose one of these"
         )
     return plan if back == n_steps else Last(n_steps, plan)

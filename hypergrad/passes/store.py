@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
+from ..backends import is_on_gpu
 from ..bilevel import Stats
-from ..trees import PyTree, tree_leaves
+from ..errors import ArgumentError, DeviceError
+from ..tape import Tensor
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
+
+_ALIGN = 64  # bytes; where an array starts in a file
 
 
 class Store(Protocol):
@@ -41,6 +53,85 @@ class Memory:
         """See `Store`."""
         del self.states[t]
         self.stats.release(t)
+
+
+class _Place(NamedTuple):
+    """Where a state lies in the file: of each leaf its first byte, dtype and shape."""
+
+    spec: Any
+    leaves: list[tuple[int, np.dtype[Any], tuple[int, ...]]]
+    n_bytes: int
+
+
+class File:
+    """States of host arrays lie in one file without a name, which is gone when the run is. They are read as read-only memory maps.
+
+    Args:
+        stats: counts the states in the file (offloaded_bytes), and as held the one that is being read.
+        directory: where the file is made; None for the system's directory of temporary files.
+    Raises: ArgumentError if no file can be written there; DeviceError for arrays on a GPU.
+    """
+
+    def __init__(self, stats: Stats, directory: str | os.PathLike[str] | None) -> None:
+        self.stats, self.directory = stats, directory or tempfile.gettempdir()
+        self.places: dict[int, _Place] = {}
+        self.end = 0
+        self.map: mmap.mmap | None = None
+        try:
+            self.file = tempfile.TemporaryFile(prefix="hypergrad-", dir=self.directory)
+        except OSError as error:
+            raise self._failed(error) from error
+        weakref.finalize(self, self.file.close)  # maps stay valid
+
+    def put(self, t: int, state: PyTree) -> None:
+        """See `Store`."""
+        leaves, spec = tree_flatten(state)
+        place = _Place(spec, [], n_bytes(state))
+        self.map = None
+        try:
+            for x in leaves:
+                if is_on_gpu(x.value):
+                    raise DeviceError("reverse: states are on the GPU, expected host arrays for states in a file; choose other checkpoints")
+                self.end += -self.end % _ALIGN
+                place.leaves.append((self.end, x.dtype, x.shape))
+                self.file.seek(self.end)  # written, not mapped: a full disk is then an error and not a fault of the bus
+                self.end += self.file.write(np.ascontiguousarray(x.value).data)
+            self.file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+        self.places[t] = place
+        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, sum(p.n_bytes for p in self.places.values()))
+
+    def get(self, t: int) -> PyTree:
+        """See `Store`."""
+        place = self.places[t]
+        if self.map is None and self.end:
+            self.map = mmap.mmap(self.file.fileno(), self.end, access=mmap.ACCESS_READ)
+        self.stats.hold(t, place.n_bytes)
+        return tree_unflatten(place.spec, [Tensor(self._array(*leaf)) for leaf in place.leaves])
+
+    def _array(self, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+        if self.map is None or 0 in shape:
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, self.map, start)
+
+    def drop(self, t: int) -> None:
+        """See `Store`."""
+        del self.places[t]
+        self.stats.release(t)
+
+    def _failed(self, error: OSError) -> ArgumentError:
+        return ArgumentError(
+            f"reverse: the states cannot be written in {self.directory} ({error.strerror or error}), expected a directory with room for "
+            "them; pass another one as checkpoints=pathlib.Path(...)"
+        )
+
+
+def parse(checkpoints: Any) -> Callable[[Stats], Store]:
+    """What makes the store that a checkpoint policy means: a file for "host" and for a directory (an os.PathLike), else memory."""
+    if isinstance(checkpoints, os.PathLike):
+        return lambda stats: File(stats, checkpoints)
+    return (lambda stats: File(stats, None)) if isinstance(checkpoints, str) and checkpoints == "host" else Memory
 
 
 def n_bytes(state: PyTree) -> int:

@@ -12,10 +12,9 @@ from ..optimizers import Optimizer, Schedule, same_kind
 from ..tape import Tensor
 from ..transforms import tree_tensors
 from ..trees import PyTree, leaves_below, tree_leaves, tree_map, tree_named
-from . import schedule
+from . import schedule, store
 from .descent import Descent
 from .run import Run
-from .store import n_bytes
 
 Callback = Callable[[int, PyTree, Any], None]
 
@@ -72,9 +71,19 @@ def unrolled(
         given = tree_tensors(state, "unroll", "state")
         same_kind("unroll", start[1:], (given,), ("state",))
         start = w_0, given
-    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=n_bytes(start))
+    plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
     per_step = [*leaves_below(args["fields"], Schedule), *(False for _ in tree_leaves(args["hparams"]))]
-    run = Run(dynamics, start, args, n_steps, plan, stats, per_step=per_step, callback=callback and _on_arrays(callback))
+    run = Run(
+        dynamics,
+        start,
+        args,
+        n_steps,
+        plan,
+        stats,
+        make_store=store.parse(checkpoints),
+        per_step=per_step,
+        callback=callback and _on_arrays(callback),
+    )
     (w, state), outputs = run()
     return Unrolled(w, state, None if outputs is None else outputs.sum(), run.losses)
 
@@ -106,7 +115,8 @@ def unroll(
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
         optimizer: an Optimizer, such as SGD(lr=..., momentum=...).
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; used by reverse mode alone.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path keeps all states in a file, in the
+            system's directory of temporary files or in that one (host arrays only). Used by reverse mode alone.
         memory_bytes: room for the stored states, instead of `checkpoints`: the policy with the fewest steps run again that fits is taken.
         last: the number K of steps that reverse mode goes back. The state before them counts as a constant: the gradient is truncated.
         state: the optimiser's state to start from; None for that of `optimizer.init`. The step number starts from 0 again.

@@ -15,7 +15,7 @@ PROBLEMS = {
     "MAML through two blocks": hyper_problems.maml,
     "hyper-representation": hyper_problems.hyper_representation,
 }
-POLICIES = ["sqrt", 1, 2, 3, 5, 1000]
+POLICIES = ["sqrt", 1, 2, 3, 5, 1000, "host"]
 problems = pytest.mark.parametrize("name", PROBLEMS)
 
 

@@ -14,7 +14,7 @@ from hypergrad.errors import DifferentiationError
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 8, 3)), RNG.standard_normal((6, 8))
 H = {"decay": np.array(0.3), "lr": np.array(0.1)}
-POLICIES = ["all", "sqrt", 1, 2]
+POLICIES = ["all", "sqrt", 1, 2, "host"]
 
 
 def loss(w, h, batch):

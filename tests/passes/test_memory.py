@@ -1,10 +1,13 @@
 """Promises of memory and time: states held, steps run, and the peak of allocated bytes, for every mode."""
 
+import resource
+
 import numpy as np
 import pretended
 import pytest
 
 import hypergrad as hg
+from hypergrad.errors import ArgumentError
 from hypergrad.meter import Meter
 from hypergrad.passes import schedule
 
@@ -83,6 +86,30 @@ def test_forward_peak_grows_with_the_hyperparameters():
     assert 1.0 <= low <= 6.0  # a tangent of the state, and those that one step needs
 
 
+def test_states_in_a_file(tmp_path):
+    """One state in memory whatever T, and nothing left in the directory."""
+    r = hg.reverse(*wide(64, True))
+    for directory in (tmp_path, "host"):
+        f = measured(lambda *args, where=directory: hg.reverse(*args, checkpoints=where), *wide(64, True))
+        assert f.offloaded_bytes == r.stats.state_bytes and (f.states_held, f.state_bytes) == (1, 2 * ROOM * 8)
+        assert f.peak_bytes < 12 * f.state_bytes and f.steps_rerun == 0
+    assert not list(tmp_path.iterdir())
+    assert hg.reverse(*wide(64, True), checkpoints=tmp_path, last=3).stats.offloaded_bytes == 3 * 2 * ROOM * 8
+
+
+def test_a_directory_without_room(tmp_path):
+    with pytest.raises(ArgumentError, match="reverse: the states cannot be written in .*nowhere .*No such file.*checkpoints=pathlib.Path"):
+        hg.reverse(*wide(3), checkpoints=tmp_path / "nowhere")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * ROOM * 8, before[1]))
+    try:
+        with pytest.raises(ArgumentError, match="File too large.*expected a directory with room"):
+            hg.reverse(*wide(40), checkpoints=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir()) and hg.reverse(*wide(40), checkpoints=tmp_path).stats.offloaded_bytes == 40 * ROOM * 8
+
+
 def test_peak_is_measured_only_where_memory_is_traced():
     assert hg.reverse(*wide(2)).stats.peak_bytes is None
     assert measured(hg.reverse, *wide(2)).peak_bytes > 0
@@ -109,7 +136,7 @@ def test_peak_of_the_device(run, monkeypatch):
 def test_stats_make_one_line_of_json():
     line = hg.reverse(*wide(3)).stats.as_dict()
     peaks = {"peak_bytes", "peak_device_bytes"}
-    assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "seconds", *peaks}
+    assert set(line) == {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "offloaded_bytes", "seconds", *peaks}
 
 
 def test_100000_steps_with_sqrt():

@@ -29,7 +29,7 @@ def test_an_array_that_is_handed_on_as_it_is_may_not_be_written_to(f):
     np.testing.assert_array_equal(pullback(np.ones(()))[0], first)
 
 
-@pytest.mark.parametrize("checkpoints", ["all", "sqrt", 1])
+@pytest.mark.parametrize("checkpoints", ["all", "sqrt", 1, "host"])
 @pytest.mark.parametrize("called_before", [False, True])
 def test_a_refused_pullback_leaves_the_run_as_it_was(called_before, checkpoints):
     """Data that the loss closes over are written to: refused as often as it is asked, and right once they are back."""

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((7, 10, 3)), RNG.standard_normal((7, 10))
 BATCHES = list(zip(X, Y, strict=True))
 XV, YV = RNG.standard_normal((40, 3)), RNG.standard_normal(40)
-POLICIES = ["all", "sqrt", 1, 2, 3]
+POLICIES = ["all", "sqrt", 1, 2, 3, "host"]
 
 
 def inner(w, h, batch):

@@ -10,7 +10,7 @@ from hypergrad.meter import Meter
 from hypergrad.testing import check_gradients
 
 RNG = np.random.default_rng(0)
-POLICIES = ["all", "sqrt", 1, 2, 5]
+POLICIES = ["all", "sqrt", 1, 2, 5, "host"]
 
 
 def same_bits(a, b):

@@ -128,7 +128,7 @@ def test_sqrt_of_100000_steps_holds_at_most_700():
 
 @pytest.mark.parametrize("checkpoints", [0, -1, True, 2.0, "root", None, (1,)])
 def test_unknown_policies_are_refused(checkpoints):
-    with pytest.raises(ArgumentError, match="expected 'all', 'sqrt' or an integer >= 1"):
+    with pytest.raises(ArgumentError, match="expected 'all', 'sqrt', 'host', a pathlib.Path or an integer >= 1"):
         schedule.parse(checkpoints, 10)
 
 
