@@ -1,6 +1,6 @@
 """Every CUDA kernel under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer.
 
-Calls are recorded from the kernels' cases and run by a program without Python, in three orders of threads and blocks.
+Calls are recorded from the kernels' cases and run by a program without Python, with AddressSanitizer in three orders of threads and blocks.
 """
 
 import os
@@ -73,8 +73,9 @@ def recorder():
 def test_kernels_are_clean(flags, recorder, tmp_path):
     program = toolchain.build(toolchain.DRIVER, flags, tmp_path / "build")
     recorder.write(tmp_path / "calls")
+    orders = ORDERS if flags == toolchain.ADDRESS else ORDERS[-1:]  # a race is found by what does not synchronize, in any order
     result = subprocess.run(
-        [program, tmp_path / "calls", tmp_path / "outputs", *ORDERS],
+        [program, tmp_path / "calls", tmp_path / "outputs", *orders],
         capture_output=True,
         text=True,
         timeout=600,
