@@ -13,8 +13,10 @@ from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
 from .optimizers import SGD, Adam, Optimizer, schedule
 from .passes.forward import forward
+from .passes.implicit import implicit
 from .passes.reverse import reverse
 from .passes.scan import scan
+from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
 from .passes.unroll import unroll
 from .rules import fusion, precision
 from .tape import Tensor
@@ -23,11 +25,16 @@ from .transforms import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
 __version__ = "0.1.0"
 
 __all__ = [
+    "CG",
     "SGD",
     "Adam",
     "Bilevel",
+    "FixedPoint",
     "HyperGradient",
     "HypergradError",
+    "Neumann",
+    "NormalCG",
+    "Nystrom",
     "Optimizer",
     "Stats",
     "Tensor",
@@ -40,6 +47,7 @@ __all__ = [
     "fusion",
     "grad",
     "hvp",
+    "implicit",
     "jvp",
     "precision",
     "reverse",

@@ -101,7 +101,7 @@ class Stats:
     """What a pass did, counted and measured while it ran.
 
     Attributes:
-        mode: "reverse" or "forward".
+        mode: "reverse", "forward" or "implicit".
         steps_run: inner steps of the run itself (T).
         steps_rerun: inner steps run again from checkpoints.
         states_held: highest number of states held at once; in forward mode 1 + the number of directions.
@@ -147,7 +147,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class HyperGradient:
-    """What `reverse` and `forward` return. The arrays belong to the caller: writable, and sharing memory with nothing.
+    """What `reverse`, `forward` and `implicit` return. The arrays belong to the caller: writable, and sharing memory with nothing.
 
     Attributes:
         value: the outer objective, a 0-d array.
@@ -156,6 +156,7 @@ class HyperGradient:
         state: the optimiser's state after the last step, a pytree of arrays.
         losses: the inner loss of each step, at the weights before it, shape (T,).
         stats: what the pass did.
+        report: of `implicit`, how well it solved its linear system; None otherwise.
     """
 
     value: Any
@@ -164,3 +165,4 @@ class HyperGradient:
     state: PyTree
     losses: Any
     stats: Stats
+    report: Any = None

@@ -121,18 +121,23 @@ class Descent:
 
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient, H_ww beta and H_lambda,w beta."""
-        leaves, spec = tree_flatten(w)
-        moving = tree_unflatten(
-            spec, [x if b is None else Tensor(x.value, Tensor(b.value[None])) for x, b in zip(leaves, beta, strict=True)]
-        )
-        loss, _, (g, hparams_g) = tensor_value_and_grad(
-            lambda both: self.inner_loss(both[0], both[1], self.batches[t]), (moving, hparams), where="inner_loss"
-        )
+        rows = [None if b is None else Tensor(b.value[None]) for b in beta]
+        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self.batches[t]), w, hparams, rows)
+        products, mixed = ([None if x is None else Tensor(x.value[0, ...]) for x in bars] for bars in both)
+        return loss, g, products, mixed
 
-        def products(tree: PyTree) -> Bars:
-            return [None if x.dot is None else Tensor(x.dot.value[0, ...]) for x in tree_leaves(tree)]
 
-        return primal(loss), tree_map(primal, g), products(g), products(hparams_g)
+def second_order(
+    inner_loss: Callable[[PyTree, PyTree], Tensor], w: PyTree, hparams: PyTree, beta: Bars
+) -> tuple[Tensor, PyTree, Bars, Bars]:
+    """The loss, its gradient in w, H_ww beta and H_lambda,w beta, in one pass: a gradient while w carries the tangents beta, (P, ...).
+
+    It is run inside `with_tangents`. The products have the leading axis P, and are None where they are zero.
+    """
+    leaves, spec = tree_flatten(w)
+    moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, b) for x, b in zip(leaves, beta, strict=True)])
+    loss, _, (g, mixed) = tensor_value_and_grad(lambda both: inner_loss(*both), (moving, hparams), where="inner_loss")
+    return primal(loss), tree_map(primal, g), [x.dot for x in tree_leaves(g)], [x.dot for x in tree_leaves(mixed)]
 
 
 def _sums(xs: Bars, ys: Bars) -> Bars:

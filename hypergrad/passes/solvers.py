@@ -1,0 +1,205 @@
+"""Solvers of (H + damping) q = b for a symmetric H that is known by its products.
+
+`product` takes rows (P, n) to their products (P, n); b, the start and the result are (n,). All of them run in b's dtype and on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..backends import Array, backend_of
+from ..errors import ArgumentError
+
+Product = Callable[[Array], Array]
+Preconditioner = Callable[[Array], Array]
+"""r (n,) -> an approximation of (H + damping)^-1 r."""
+
+
+class Solver(Protocol):
+    """What the implicit pass needs of a solver. Any object with these is one."""
+
+    @property
+    def damping(self) -> float:
+        """What is added to the diagonal of H."""
+
+    @property
+    def tolerance(self) -> float:
+        """The residual, relative to the norm of b, that is asked for."""
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """q, from `start` (zero where it is None)."""
+
+
+def _check(solver: Solver, **least: float) -> None:
+    """Raises: ArgumentError unless every field named is a number of at least (or, for 0.0, above) its bound."""
+    for name, bound in {"tolerance": 0, "damping": 0, **least}.items():
+        value = getattr(solver, name)
+        if not (value > 0 if isinstance(bound, float) else value >= bound):
+            expected = "above 0" if isinstance(bound, float) else f"at least {bound}"
+            raise ArgumentError(f"{type(solver).__name__}: {name} is {value!r}, expected a number {expected}; choose another")
+
+
+def _dot(a: Array, b: Array) -> float:
+    return float((a * b).sum())
+
+
+def _conjugate(
+    apply: Callable[[Array], Array], b: Array, start: Array | None, tolerance: float, most: int, precondition: Preconditioner | None
+) -> Array:
+    """Conjugate gradients on a positive definite operator; stops where it meets a direction of no positive curvature."""
+    x = 0 * b if start is None else start
+    r = b - apply(x) if start is not None else b
+    z = r if precondition is None else precondition(r)
+    p, rz, goal = z, _dot(r, z), tolerance**2 * _dot(b, b)
+    for _ in range(most):
+        if not _dot(r, r) > goal:
+            break
+        ap = apply(p)
+        curvature = _dot(p, ap)
+        if not curvature > 0:
+            break
+        step = rz / curvature
+        x, r = x + step * p, r - step * ap
+        z = r if precondition is None else precondition(r)
+        rz, before = _dot(r, z), rz
+        p = z + rz / before * p
+    return x
+
+
+@dataclass(frozen=True)
+class CG:
+    """Conjugate gradients, for a positive definite H (a strongly convex inner loss).
+
+    Args: tolerance: relative residual; max_iterations: products at most; damping: added to H's diagonal; preconditioner: r -> about
+        (H + damping)^-1 r, symmetric and positive definite, on flat arrays (n,); None for none.
+    Source: Hestenes & Stiefel 1952. Its error falls by (sqrt(k) - 1) / (sqrt(k) + 1) a product, k being the condition number.
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int = 100
+    damping: float = 0.0
+    preconditioner: Preconditioner | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, max_iterations=1)
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `Solver`."""
+
+        def apply(v: Array) -> Array:
+            return product(v[None])[0] + self.damping * v
+
+        return _conjugate(apply, b, start, self.tolerance, self.max_iterations, self.preconditioner)
+
+
+@dataclass(frozen=True)
+class NormalCG:
+    """Conjugate gradients on H^2 q = H b, for an H that may be indefinite; two products an iteration.
+
+    Args: tolerance: relative residual of H^2 q = H b; max_iterations, damping: as `CG`.
+    Source: Hestenes & Stiefel 1952, section 10. The condition number counts squared.
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int = 100
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, max_iterations=1)
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `Solver`."""
+
+        def apply(v: Array) -> Array:
+            return product(v[None])[0] + self.damping * v
+
+        return _conjugate(lambda v: apply(apply(v)), apply(b), start, self.tolerance, self.max_iterations, None)
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The iteration q <- q - lr ((H + damping) q - b), which is the backward run of gradient descent that stays at w*.
+
+    Args: lr: step size, below 2 over H's largest eigenvalue; tolerance, max_iterations, damping: as `CG`.
+    Source: Grazzi et al. 2020, On the iteration complexity of hypergradient computation. The error
+        falls by 1 - lr times the smallest eigenvalue.
+    """
+
+    lr: float
+    tolerance: float = 1e-6
+    max_iterations: int = 1000
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, lr=0.0, max_iterations=1)
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `Solver`."""
+        q, goal = 0 * b if start is None else start, self.tolerance**2 * _dot(b, b)
+        for _ in range(self.max_iterations):
+            r = b - product(q[None])[0] - self.damping * q
+            if not _dot(r, r) > goal:
+                break
+            q = q + self.lr * r
+        return q
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """The first terms of the Neumann series: q = lr * sum of (1 - lr (H + damping))^k b for k = 0 .. terms.
+
+    Args: lr: step size, below 2 over H's largest eigenvalue; terms: products; tolerance: above it the pass warns; damping: as `CG`.
+    Source: Lorraine et al. 2020, Optimizing millions of hyperparameters by implicit differentiation, Algorithm 3. A start is not used.
+    """
+
+    lr: float
+    terms: int = 20
+    tolerance: float = 1e-2
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, lr=0.0, terms=0)
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `Solver`."""
+        term = total = self.lr * b
+        for _ in range(self.terms):
+            term = term - self.lr * (product(term[None])[0] + self.damping * term)
+            total = total + term
+        return total
+
+
+@dataclass(frozen=True)
+class Nystrom:
+    """The inverse of a low-rank approximation: H[:, K] H[K, K]^-1 H[K, :] for `rank` random indices K, whose columns take one pass.
+
+    Args: rank: columns, at most n; damping: above 0, since the rest of H is taken for zero; seed: of the indices; tolerance: above it the
+        pass warns.
+    Source: Hataya & Yamada 2023, Nystrom method for accurate and scalable implicit differentiation, eq. 6. Exact (up to damping) where
+        H has a rank of at most `rank`. A start is not used.
+    """
+
+    rank: int = 10
+    damping: float = 1e-2
+    seed: int = 0
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _check(self, rank=1, damping=0.0)
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `Solver`."""
+        xp, n = backend_of(b).xp, len(b)
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[: self.rank])
+        rows = xp.asarray(np.eye(n, dtype=b.dtype)[chosen]) if n < 4096 else xp.zeros((len(chosen), n), b.dtype)
+        if n >= 4096:
+            rows[xp.arange(len(chosen)), xp.asarray(chosen)] = 1
+        columns = product(rows)  # (rank, n)
+        core = columns[:, xp.asarray(chosen)]
+        inner = core + columns @ columns.T / self.damping
+        weights = xp.linalg.lstsq(inner, columns @ b, rcond=None)[0]
+        return b / self.damping - columns.T @ weights / self.damping**2
