@@ -126,5 +126,5 @@ def test_an_unstable_derivative_is_not_excused():
 def test_schedule_that_breaks_its_promise_is_caught(monkeypatch):
     """A pass that stores every state while asked for one."""
     schedule = sys.modules["hypergrad.passes.schedule"]
-    monkeypatch.setattr(schedule, "parse", lambda checkpoints, n_steps: schedule.All(n_steps))
+    monkeypatch.setattr(schedule, "parse", lambda checkpoints, n_steps, **more: schedule.All(n_steps))
     fails("checkpoints=3 held 5 states, expected at most 3", checkpoints=[3])
