@@ -152,9 +152,9 @@ class HyperGradient:
     Attributes:
         value: the outer objective, a 0-d array.
         grad: its gradient, a pytree of arrays like hparams.
-        params: w_T, a pytree of arrays.
-        state: the optimiser's state after the last step, a pytree of arrays.
-        losses: the inner loss of each step, at the weights before it, shape (T,).
+        params: w_T, a pytree of arrays; of `implicit` the solution.
+        state: the optimiser's state after the last step, a pytree of arrays; of `implicit` None.
+        losses: the inner loss of each step, at the weights before it, shape (T,); of `implicit` that of the solution, shape (1,).
         stats: what the pass did.
         report: of `implicit`, how well it solved its linear system; None otherwise.
     """

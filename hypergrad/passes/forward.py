@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..transforms import arrays_of, dots_of, tree_tensors
 from ..transforms import seed as tangents_of
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from .reverse import collect, objective
+from .schedule import is_count
 from .store import n_bytes
 from .unroll import Callback, Unrolled
 
@@ -64,7 +64,7 @@ def forward(
     Time: T steps for each block, with N (or K, or 1) Hessian products a step in all.
     """
     for name, count in (("directions", directions), ("samples", samples), ("memory_bytes", memory_bytes)):
-        if (count is None and name != "directions") or (isinstance(count, Integral) and not isinstance(count, bool) and count >= 1):
+        if is_count(count) or (count is None and name != "directions"):
             continue
         raise ArgumentError(f"forward: {name} has {count!r}, expected an integer >= 1; pass for instance {DIRECTIONS}")
     if along is not None and samples is not None:

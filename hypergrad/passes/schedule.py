@@ -59,13 +59,13 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
         state_bytes: bytes of one state.
     Raises: ArgumentError for any other value, and for a room that not even one state fits in.
     """
-    if last is not None and not _is_count(last):
+    if last is not None and not is_count(last):
         raise ArgumentError(f"reverse: last has {last!r}, expected an integer >= 1; pass the number of steps to go back, or None for all")
     back = n_steps if last is None else min(int(last), n_steps)
     if memory_bytes is not None:
         if checkpoints != "all":
             raise ArgumentError(f"reverse: checkpoints has {checkpoints!r} beside memory_bytes, expected one of the two; leave one out")
-        if not _is_count(memory_bytes):
+        if not is_count(memory_bytes):
             raise ArgumentError(f"reverse: memory_bytes has {memory_bytes!r}, expected an integer >= 1; pass bytes, or None for any")
         checkpoints = int(memory_bytes) // state_bytes if state_bytes else "all"
         if checkpoints == 0 and back:
@@ -76,7 +76,7 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
         checkpoints = checkpoints or 1
     if isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
         plan: Schedule = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
-    elif _is_count(checkpoints):
+    elif is_count(checkpoints):
         plan = All(back) if int(checkpoints) >= back else Binomial(back, int(checkpoints))
     else:
         raise ArgumentError(
@@ -86,7 +86,7 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
     return plan if back == n_steps else Last(n_steps, plan)
 
 
-def _is_count(x: Any) -> bool:
+def is_count(x: Any) -> bool:
     """Whether x is a whole number >= 1."""
     return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= 1
 

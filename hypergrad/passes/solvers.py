@@ -34,13 +34,21 @@ class Solver(Protocol):
         """q, from `start` (zero where it is None)."""
 
 
-def _check(solver: Solver, **least: float) -> None:
-    """Raises: ArgumentError unless every field named is a number of at least (or, for 0.0, above) its bound."""
+def _check(solver: Solver, *, above_zero: tuple[str, ...] = (), **least: float) -> None:
+    """Raises: ArgumentError unless the fields in `above_zero` are > 0, those in `least` at least their bound, and no other is negative."""
     for name, bound in {"tolerance": 0, "damping": 0, **least}.items():
         value = getattr(solver, name)
-        if not (value > 0 if isinstance(bound, float) else value >= bound):
-            expected = "above 0" if isinstance(bound, float) else f"at least {bound}"
-            raise ArgumentError(f"{type(solver).__name__}: {name} is {value!r}, expected a number {expected}; choose another")
+        if not value >= bound:
+            raise ArgumentError(f"{type(solver).__name__}: {name} is {value!r}, expected a number at least {bound}; choose another")
+    for name in above_zero:
+        value = getattr(solver, name)
+        if not value > 0:
+            raise ArgumentError(f"{type(solver).__name__}: {name} is {value!r}, expected a number above 0; choose another")
+
+
+def _damped(product: Product, damping: float) -> Callable[[Array], Array]:
+    """v (n,) -> (H + damping) v."""
+    return lambda v: product(v[None])[0] + damping * v
 
 
 def _dot(a: Array, b: Array) -> float:
@@ -89,11 +97,7 @@ class CG:
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
-
-        def apply(v: Array) -> Array:
-            return product(v[None])[0] + self.damping * v
-
-        return _conjugate(apply, b, start, self.tolerance, self.max_iterations, self.preconditioner)
+        return _conjugate(_damped(product, self.damping), b, start, self.tolerance, self.max_iterations, self.preconditioner)
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,7 @@ class NormalCG:
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
-
-        def apply(v: Array) -> Array:
-            return product(v[None])[0] + self.damping * v
-
+        apply = _damped(product, self.damping)
         return _conjugate(lambda v: apply(apply(v)), apply(b), start, self.tolerance, self.max_iterations, None)
 
 
@@ -135,13 +136,14 @@ class FixedPoint:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, lr=0.0, max_iterations=1)
+        _check(self, above_zero=("lr",), max_iterations=1)
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
-        q, goal = 0 * b if start is None else start, self.tolerance**2 * _dot(b, b)
+        apply, goal = _damped(product, self.damping), self.tolerance**2 * _dot(b, b)
+        q = 0 * b if start is None else start
         for _ in range(self.max_iterations):
-            r = b - product(q[None])[0] - self.damping * q
+            r = b - apply(q)
             if not _dot(r, r) > goal:
                 break
             q = q + self.lr * r
@@ -162,13 +164,13 @@ class Neumann:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, lr=0.0, terms=0)
+        _check(self, above_zero=("lr",), terms=0)
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
-        term = total = self.lr * b
+        apply, term, total = _damped(product, self.damping), self.lr * b, self.lr * b
         for _ in range(self.terms):
-            term = term - self.lr * (product(term[None])[0] + self.damping * term)
+            term = term - self.lr * apply(term)
             total = total + term
         return total
 
@@ -189,15 +191,14 @@ class Nystrom:
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
-        _check(self, rank=1, damping=0.0)
+        _check(self, above_zero=("damping",), rank=1)
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
         xp, n = backend_of(b).xp, len(b)
         chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[: self.rank])
-        rows = xp.asarray(np.eye(n, dtype=b.dtype)[chosen]) if n < 4096 else xp.zeros((len(chosen), n), b.dtype)
-        if n >= 4096:
-            rows[xp.arange(len(chosen)), xp.asarray(chosen)] = 1
+        rows = xp.zeros((len(chosen), n), b.dtype)
+        rows[xp.arange(len(chosen)), xp.asarray(chosen)] = 1
         columns = product(rows)  # (rank, n)
         core = columns[:, xp.asarray(chosen)]
         inner = core + columns @ columns.T / self.damping

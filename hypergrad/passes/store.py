@@ -86,12 +86,12 @@ class File:
     def put(self, t: int, state: PyTree) -> None:
         """See `Store`."""
         leaves, spec = tree_flatten(state)
+        if any(is_on_gpu(x.value) for x in leaves):
+            raise DeviceError("reverse: states are on the GPU, expected host arrays for states in a file; choose other checkpoints")
         place = _Place(spec, [], n_bytes(state))
         self.map = None
         try:
             for x in leaves:
-                if is_on_gpu(x.value):
-                    raise DeviceError("reverse: states are on the GPU, expected host arrays for states in a file; choose other checkpoints")
                 self.end += -self.end % _ALIGN
                 place.leaves.append((self.end, x.dtype, x.shape))
                 self.file.seek(self.end)  # written, not mapped: a full disk is then an error and not a fault of the bus

@@ -1,13 +1,14 @@
 """Promises of memory and time: states held, steps run, and the peak of allocated bytes, for every mode."""
 
 import resource
+import sys
 
 import numpy as np
 import pretended
 import pytest
 
 import hypergrad as hg
-from hypergrad.errors import ArgumentError
+from hypergrad.errors import ArgumentError, DeviceError
 from hypergrad.meter import Meter
 from hypergrad.passes import schedule
 
@@ -108,6 +109,16 @@ def test_a_directory_without_room(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir()) and hg.reverse(*wide(40), checkpoints=tmp_path).stats.offloaded_bytes == 40 * ROOM * 8
+
+
+def test_arrays_on_a_gpu_do_not_go_to_a_file(monkeypatch):
+    with pretended.gpu(monkeypatch):
+        start = sys.modules["cupy"].asarray(np.ones(3))
+        problem = hg.Bilevel(lambda w, h, b: h * hg.sum(w * w), lambda w, h: hg.sum(w), lambda h: start, lambda h: hg.SGD(lr=0.1))
+        hparams = sys.modules["cupy"].asarray(np.array(0.5))
+        with pytest.raises(DeviceError, match="reverse: states are on the GPU, expected host arrays"):
+            hg.reverse(problem, hparams, hg.full_batch(None, 2), checkpoints="host")
+        assert hg.reverse(problem, hparams, hg.full_batch(None, 2)).grad.shape == ()
 
 
 def test_peak_is_measured_only_where_memory_is_traced():
