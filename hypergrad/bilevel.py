@@ -107,6 +107,8 @@ class Stats:
         states_held: highest number of states held at once; in forward mode 1 + the number of directions.
         state_bytes: bytes of those states at that moment (weights and optimiser state, with their tangents).
         offloaded_bytes: highest number of bytes of states that lay outside of their device's memory, in a file.
+        residue_bytes: bytes of the residues by which reversible mode undoes the steps.
+        residue_bits: the same in bits for each weight and step.
         peak_bytes: peak of all bytes allocated by the pass, or None unless tracemalloc is tracing.
         peak_device_bytes: peak of the bytes taken from CuPy's memory pool, or None unless tracemalloc is tracing and the
             arrays are on a GPU.
@@ -119,6 +121,8 @@ class Stats:
     states_held: int = 0
     state_bytes: int = 0
     offloaded_bytes: int = 0
+    residue_bytes: int = 0
+    residue_bits: float = 0.0
     peak_bytes: int | None = None
     peak_device_bytes: int | None = None
     seconds: float = 0.0

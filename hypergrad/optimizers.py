@@ -30,7 +30,7 @@ from .trees import PyTree, is_leaf, tree_flatten, tree_leaves, tree_map, tree_na
 _NUMBERS = (bool, int, float)
 
 
-def _per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
+def per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
     """A field as a list with one entry for each leaf of the weights; a field with one value for all leaves stays as it is.
 
     Raises: ArgumentError for a structure that is not the weights'; ShapeError for an array that would enlarge a leaf.
@@ -321,7 +321,7 @@ class SGD(Optimizer):
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
         v = None if self._plain() else _leaves(spec, state)
-        lr, momentum, decay = (_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields)
+        lr, momentum, decay = (per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields)
         w_next, v_next = sgd_step(leaves, v, _leaves(spec, g), lr, momentum, decay, nesterov=self.nesterov)
         return tree_unflatten(spec, w_next), () if v_next is None else tree_unflatten(spec, v_next)
 
@@ -356,6 +356,6 @@ class Adam(Optimizer):
         """See `Optimizer.update`."""
         leaves, spec = tree_flatten(w)
         states = [_leaves(spec, x) for x in (state["m"], state["s"], g)]
-        fields = [_per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields]
+        fields = [per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields]
         w_next, m_next, s_next = (tree_unflatten(spec, x) for x in adam_step(leaves, *states, *fields, t=t))
         return w_next, {"m": m_next, "s": s_next}

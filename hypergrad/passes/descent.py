@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends import Array
 from ..optimizers import Optimizer, Schedule, digests
 from ..tape import Tape, Tensor, primal, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from . import reversible
 from .dynamics import Bars, Pulled, Step, transposed_by_tape
 
 
@@ -52,6 +54,19 @@ class Descent:
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
         """See `Dynamics`."""
+        return self._step(state, args, t)[0]
+
+    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Array]:
+        """See `dynamics.Reversible`."""
+        step, g = self._step(state, args, t)
+        return step, reversible.residue(self._optimizer(args), state, step.state, g, t)
+
+    def undo(self, state: PyTree, args: PyTree, t: int, residue: Array) -> PyTree:
+        """See `dynamics.Reversible`."""
+        return reversible.undo(self._optimizer(args), state, lambda w: self._gradient(w, args["hparams"], t)[1], residue)
+
+    def _step(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, PyTree]:
+        """Step t, and its gradient."""
         w, v = state
         loss, g, proven = self._gradient(w, args["hparams"], t)
         optimizer = self._optimizer(args)
@@ -59,7 +74,7 @@ class Descent:
         output = None
         if self.running_loss is not None:
             output = self._running(w, args["hparams"], t) if t else 0.0 * loss.detach()
-        return Step(after, output, loss, () if optimizer.is_known() else digests(after), proven)
+        return Step(after, output, loss, () if optimizer.is_known() else digests(after), proven), g
 
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
         """See `Dynamics`.

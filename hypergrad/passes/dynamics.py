@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ..backends import Array
 from ..errors import ArgumentError
 from ..optimizers import digests, same_kind
 from ..tape import Tape, Tensor
@@ -70,6 +71,16 @@ class Dynamics(Protocol):
             state_bar, output_bar: cotangents of the leaves of the state after the step and of its output.
             proven: whether every step of the first run was proven.
         """
+
+
+class Reversible(Dynamics, Protocol):
+    """Dynamics whose steps can be undone."""
+
+    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Array]:
+        """Step t, and what `undo` needs beside the state after it."""
+
+    def undo(self, state: PyTree, args: PyTree, t: int, residue: Array) -> PyTree:
+        """The state before step t, from the one after it, bit for bit."""
 
 
 def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars) -> Pulled:

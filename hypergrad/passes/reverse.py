@@ -61,15 +61,16 @@ def reverse(
         problem: the bilevel problem.
         hparams: pytree of float32 or float64 arrays.
         batches: indexable and pure; T = len(batches).
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path for states in a file, as in `unroll`.
-            Every policy gives the same bits.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path for states in a file; "reversible" for
+            SGD with momentum, whose steps are undone; as in `unroll`. Every policy gives the same bits.
         memory_bytes, last: as in `unroll`. Of a running loss, the terms of the weights before the last K steps add to the value alone.
         outer_batch: what outer_loss takes as its third argument, such as a validation minibatch; None for none.
         state, first_order, callback: as in `unroll`.
     Returns: HyperGradient(value, grad, params, state, losses, stats).
     Raises: ArgumentError for the checkpoint policy; ShapeError, DTypeError and DifferentiationError from the functions, and as `unroll`.
     Equation: Franceschi et al. 2017, Algorithm 1 (Reverse-HG).
-    Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, beside what one step needs.
+    Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, "reversible" 2 and stats.residue_bits for each weight and step,
+        beside what one step needs.
     Time: T steps, T transposed steps of about three each, and the steps run again (stats.steps_rerun).
     """
     stats = Stats("reverse")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..backends import backend_of, is_on_gpu
+from ..backends import Array, backend_of, is_on_gpu
 from ..bilevel import Stats
 from ..errors import DifferentiationError
 from ..ops.arrays import stack
@@ -16,8 +16,9 @@ from ..state import is_idle, set_aside
 from ..tape import Node, Rule, Tensor, levels_of, record, untaped
 from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
-from .dynamics import Bars, Dynamics
+from .dynamics import Bars, Dynamics, Reversible
 from .schedule import Schedule
+from .schedule import undone as undone_steps
 from .store import Memory, Store, n_bytes
 
 Callback = Callable[[int, PyTree, Tensor | None], None]
@@ -59,6 +60,7 @@ class Run:
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
         self.store: Store | None = None
+        self.residues: dict[int, Array] = {}  # of the steps that the backward run undoes
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True
@@ -96,13 +98,19 @@ class Run:
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
-        wanted = self.schedule.first_run() if keep else set()
+        wanted, undone = (self.schedule.first_run(), undone_steps(self.schedule)) if keep else (set(), range(0))
         store = self.store = self.make_store(self.stats) if keep else None
+        self.residues.clear()
+        self.stats.residue_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
             if store is not None and t in wanted:
                 store.put(t, state)
-            step = self.dynamics.step(state, self._args(args, t), t)
+            if t in undone:
+                step, self.residues[t] = cast(Reversible, self.dynamics).step_with_residue(state, self._args(args, t), t)
+                self.stats.residue_bytes += self.residues[t].nbytes
+            else:
+                step = self.dynamics.step(state, self._args(args, t), t)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
@@ -111,6 +119,8 @@ class Run:
             if step.loss is not None:
                 self.losses.append(step.loss.detach())
             outputs.append(step.output)
+        if store is not None and self.n_steps in wanted:
+            store.put(self.n_steps, state)
         rows = [tree_flatten(x) for x in outputs]
         if any(spec != rows[0][1] for _, spec in rows):
             raise self._error(
@@ -136,6 +146,7 @@ class Run:
             got = set_aside(self.surroundings.run, self._pull, self.store, inputs, [None if b is None else untaped(b) for b in bars])
         finally:  # after an error, too: the next pullback runs the steps again and compares them with the first run
             self.losses, self.traces, self.store = losses, traces, None
+            self.residues.clear()
             self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
@@ -152,6 +163,9 @@ class Run:
                 step = self.dynamics.step(state, self._args(args, t), t)
                 self._check(t, step.loss, step.trace)
                 state = step.state
+                self.stats.steps_rerun += 1
+            elif action == "undo":
+                state = cast(Reversible, self.dynamics).undo(state, self._args(args, t), t, self.residues.pop(t))
                 self.stats.steps_rerun += 1
             elif action == "store":
                 store.put(t, state)

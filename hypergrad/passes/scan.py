@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..bilevel import Batches, Stats, count_steps
+from ..errors import ArgumentError
 from ..transforms import tree_tensors
 from ..trees import PyTree
 from . import schedule, store
@@ -50,6 +51,11 @@ def scan(
     """
     n_steps = count_steps("scan", batches)
     start, args = tree_tensors(state, "scan", "state"), tree_tensors(hparams, "scan", "hparams")
+    if isinstance(checkpoints, str) and checkpoints == "reversible":
+        raise ArgumentError(
+            "scan: checkpoints is 'reversible', expected another policy because only steps of hg.SGD can be undone; choose 'sqrt', "
+            "or use hg.unroll"
+        )
     plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
     return Run(
         Stepping(step, batches), start, args, n_steps, plan, Stats("scan") if stats is None else stats, make_store=store.parse(checkpoints)

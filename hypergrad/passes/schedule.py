@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from ..errors import ArgumentError
 
 Action = tuple[str, int]
-"""("load", t): continue from stored state t. ("step", t): run step t. ("store", t): store the state before step t,
-which is the current one. ("back", t): pull the cotangent through step t, the current state being t. ("free", t): drop
-stored state t."""
+"""("load", t): continue from stored state t. ("step", t): run step t. ("undo", t): go from state t + 1 to state t by the residue of step t.
+("store", t): store the state before step t, which is the current one. ("back", t): pull the cotangent through step t, the current
+state being t. ("free", t): drop stored state t."""
 
 
 class Schedule(Protocol):
@@ -53,7 +53,8 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
     """The schedule that a checkpoint policy means for n_steps steps.
 
     Args:
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a directory, which store.parse reads, is as "all".
+        checkpoints: "all", "sqrt", "reversible" or the number of states to hold, >= 1; "host" or a directory, which store.parse reads,
+            is as "all".
         last: the number of steps at the end that the backward run visits, >= 1; None for all steps.
         memory_bytes: room for the stored states. The policy with the fewest steps run again is taken; `checkpoints` stays "all".
         state_bytes: bytes of one state.
@@ -76,12 +77,14 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
         checkpoints = checkpoints or 1
     if isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
         plan: Schedule = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
+    elif isinstance(checkpoints, str) and checkpoints == "reversible":
+        plan = Reversible(back) if back > 1 else All(back)
     elif is_count(checkpoints):
         plan = All(back) if int(checkpoints) >= back else Binomial(back, int(checkpoints))
     else:
         raise ArgumentError(
-            f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt', 'host', a pathlib.Path or an integer >= 1 because at least "
-            "the first state is needed to run again; choose one of these"
+            f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt', 'reversible', 'host', a pathlib.Path or an integer >= 1 "
+            "because at least the first state is needed to run again; choose one of these"
         )
     return plan if back == n_steps else Last(n_steps, plan)
 
@@ -223,6 +226,48 @@ class Binomial:
                     yield "step", t
                 yield "back", target
             yield "free", start
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """The first and the last state are stored, and the residue of every step but the first. The backward run undoes the steps.
+
+    Source: Maclaurin, Duvenaud & Adams 2015, arXiv:1502.03492.
+    """
+
+    n_steps: int
+
+    @property
+    def states(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def reruns(self) -> int:
+        """The steps undone: each takes the gradient of the inner loss again."""
+        return self.n_steps - 1
+
+    def first_run(self) -> set[int]:
+        """See `Schedule`."""
+        return {0, self.n_steps}
+
+    def backward(self) -> Iterator[Action]:
+        """See `Schedule`."""
+        yield "load", self.n_steps
+        yield "free", self.n_steps
+        for t in reversed(range(1, self.n_steps)):
+            yield "undo", t
+            yield "back", t
+        yield "load", 0
+        yield "back", 0
+        yield "free", 0
+
+
+def undone(plan: Schedule) -> range:
+    """The steps that the backward run undoes. The first run keeps their residues."""
+    if isinstance(plan, Last):
+        return range(plan.n_steps - plan.plan.n_steps + 1, plan.n_steps) if undone(plan.plan) else range(0)
+    return range(1, plan.n_steps) if isinstance(plan, Reversible) else range(0)
 
 
 @dataclass(frozen=True)

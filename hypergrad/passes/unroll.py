@@ -12,7 +12,7 @@ from ..optimizers import Optimizer, Schedule, same_kind
 from ..tape import Tensor
 from ..transforms import tree_tensors
 from ..trees import PyTree, leaves_below, tree_leaves, tree_map, tree_named
-from . import schedule, store
+from . import reversible, schedule, store
 from .descent import Descent
 from .run import Run
 
@@ -71,6 +71,8 @@ def unrolled(
         given = tree_tensors(state, "unroll", "state")
         same_kind("unroll", start[1:], (given,), ("state",))
         start = w_0, given
+    if isinstance(checkpoints, str) and checkpoints == "reversible":
+        reversible.check(optimizer)
     plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
     per_step = [*leaves_below(args["fields"], Schedule), *(False for _ in tree_leaves(args["hparams"]))]
     run = Run(
@@ -85,6 +87,8 @@ def unrolled(
         callback=callback and _on_arrays(callback),
     )
     (w, state), outputs = run()
+    if n_weights := sum(x.size for x in tree_leaves(w_0)) * len(schedule.undone(plan)):
+        stats.residue_bits = 8 * stats.residue_bytes / n_weights
     return Unrolled(w, state, None if outputs is None else outputs.sum(), run.losses)
 
 
@@ -116,7 +120,8 @@ def unroll(
         batches: indexable and pure; batches[t] is the batch of step t.
         optimizer: an Optimizer, such as SGD(lr=..., momentum=...).
         checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path keeps all states in a file, in the
-            system's directory of temporary files or in that one (host arrays only). Used by reverse mode alone.
+            system's directory of temporary files or in that one (host arrays only); "reversible" keeps the first and the last
+            state and stats.residue_bits bits for each weight and step, by which it undoes the steps of SGD with momentum. Used by reverse mode alone.
         memory_bytes: room for the stored states, instead of `checkpoints`: the policy with the fewest steps run again that fits is taken.
         last: the number K of steps that reverse mode goes back. The state before them counts as a constant: the gradient is truncated.
         state: the optimiser's state to start from; None for that of `optimizer.init`. The step number starts from 0 again.
@@ -134,7 +139,7 @@ def unroll(
         was declared outside this package, a tape that records the step takes its place.
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions.
-    Time: T steps, plus those run again ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
+    Time: T steps, plus those run again or undone ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
     """
     result = unrolled(
         inner_loss,

@@ -8,13 +8,13 @@ import pytest
 from hypergrad.errors import ArgumentError
 from hypergrad.passes import schedule
 
-POLICIES = ["all", "sqrt", 1, 2, 3, 4, 7, 30]
+POLICIES = ["all", "sqrt", "reversible", 1, 2, 3, 4, 7, 30]
 
 
 def play(n_steps, checkpoints, last=None):
     """Follow a schedule by its own rules; (most states held, steps run again)."""
     plan = schedule.parse(checkpoints, n_steps, last=last)
-    stored = set(plan.first_run())
+    stored, residues = set(plan.first_run()), set(schedule.undone(plan))
     held, again, current, left = len(stored), 0, None, n_steps
     for action, t in plan.backward():
         if action == "load":
@@ -23,6 +23,10 @@ def play(n_steps, checkpoints, last=None):
         elif action == "step":
             assert current == t
             current, again = t + 1, again + 1
+        elif action == "undo":
+            residues.remove(t)
+            assert current == t + 1
+            current, again = t, again + 1
         elif action == "store":
             assert current == t and t not in stored
             stored.add(t)
@@ -33,7 +37,7 @@ def play(n_steps, checkpoints, last=None):
         else:
             assert action == "free"
             stored.remove(t)
-    assert left == max(0, n_steps - (n_steps if last is None else last)) and not stored
+    assert left == max(0, n_steps - (n_steps if last is None else last)) and not stored and not residues
     return held, again
 
 
@@ -88,7 +92,7 @@ def test_exact_sequence(n_steps, checkpoints, expected):
 def test_every_schedule_visits_each_state_once_and_holds_what_it_promises():
     for n_steps in [*range(70), 100, 333]:
         root = schedule.isqrt(max(n_steps - 1, 0)) + 1  # ceil(sqrt(n_steps))
-        limit = {"all": n_steps, "sqrt": 2 * root}
+        limit = {"all": n_steps, "reversible": 2, "sqrt": 2 * root}
         for checkpoints in POLICIES:
             held, again = play(n_steps, checkpoints)
             plan = schedule.parse(checkpoints, n_steps)
@@ -128,7 +132,7 @@ def test_sqrt_of_100000_steps_holds_at_most_700():
 
 @pytest.mark.parametrize("checkpoints", [0, -1, True, 2.0, "root", None, (1,)])
 def test_unknown_policies_are_refused(checkpoints):
-    with pytest.raises(ArgumentError, match="expected 'all', 'sqrt', 'host', a pathlib.Path or an integer >= 1"):
+    with pytest.raises(ArgumentError, match="expected 'all', 'sqrt', 'reversible', 'host', a pathlib.Path or an integer >= 1"):
         schedule.parse(checkpoints, 10)
 
 
