@@ -3,8 +3,8 @@
 A step is two maps of each element: v' = momentum*v + g for the velocity, then w' = w - lr*v' for the weight. Rounding makes them
 lose information: several v give the same v'. But each map is monotone, so the v that give v' are neighbours among the floating-point
 numbers, and bisection finds the first and the last. The first run keeps which of them v was: its index, in as few bits as their
-number needs. That is the residue of the step: log2(1/momentum) bits a weight, and what the addition of g loses. The backward run finds w from (w', v'), then the
-gradient g at w, then v from (v', g).
+number needs. That is the residue of the step: log2(1/momentum) bits a weight, and what the addition of g loses. The backward run
+finds w from (w', v'), then the gradient g at w, then v from (v', g).
 
 Source: Maclaurin, Duvenaud & Adams 2015, arXiv:1502.03492, Algorithm 3, which keeps the information that a multiplication of integers
 loses. Here the numbers stay floats, so that the run has the same bits as one whose states are stored.

@@ -235,7 +235,7 @@ def test_after_an_error_the_engine_is_as_before():
 def test_bad_arguments():
     problem, h, batches = hyper_problems.mlp(n_steps=2)
     for checkpoints in (0, "half", 1.5):
-        with pytest.raises(ArgumentError, match="expected 'all', 'sqrt', 'host', a pathlib.Path or an integer"):
+        with pytest.raises(ArgumentError, match="expected 'all', 'sqrt', 'reversible', 'host', a pathlib.Path or an integer"):
             hg.reverse(problem, h, batches, checkpoints=checkpoints)
     vector = hg.Bilevel(lambda w, h, b: w, lambda w, h: hg.sum(w), lambda h: np.ones(2), lambda h: hg.SGD(lr=0.1))
     for run in (hg.reverse, hg.forward):
