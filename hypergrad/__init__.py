@@ -14,6 +14,7 @@ from .ops import __all__ as _op_names
 from .optimizers import SGD, Adam, Optimizer, schedule
 from .passes.forward import forward
 from .passes.implicit import implicit
+from .passes.online import Online, online
 from .passes.reverse import reverse
 from .passes.scan import scan
 from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
@@ -35,6 +36,7 @@ __all__ = [
     "Neumann",
     "NormalCG",
     "Nystrom",
+    "Online",
     "Optimizer",
     "Stats",
     "Tensor",
@@ -49,6 +51,7 @@ __all__ = [
     "hvp",
     "implicit",
     "jvp",
+    "online",
     "precision",
     "reverse",
     "scan",

@@ -101,7 +101,7 @@ class Stats:
     """What a pass did, counted and measured while it ran.
 
     Attributes:
-        mode: "reverse", "forward" or "implicit".
+        mode: the name of the function that ran, such as "reverse".
         steps_run: inner steps of the run itself (T).
         steps_rerun: inner steps run again from checkpoints.
         states_held: highest number of states held at once; in forward mode 1 + the number of directions.

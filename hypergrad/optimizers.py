@@ -77,6 +77,10 @@ class Schedule:
         """The value in step t, counted from 0."""
         return tree_map(lambda x: x[t, ...], self.values)
 
+    def part(self, steps: range) -> Schedule:
+        """The schedule of some steps that follow each other."""
+        return Schedule(tree_map(lambda x: x[steps.start : steps.stop], self.values))
+
     def checked(self, name: str, n_steps: int) -> Schedule:
         """The same schedule. Raises: ShapeError unless it has one value for each of n_steps steps."""
         for x in tree_leaves(self.values):
@@ -189,17 +193,18 @@ class Optimizer:
         """The same optimiser with other values in its fields."""
         return replace(self, **values) if values else self
 
-    def scheduled(self, n_steps: int) -> Optimizer:
-        """The same optimiser for n_steps steps: its functions of the step number are evaluated, its schedules checked."""
+    def scheduled(self, n_steps: int, steps: range) -> Optimizer:
+        """The same optimiser for some of n_steps steps: its functions of the step number are evaluated, its schedules checked and cut."""
         found: dict[str, Any] = {}
         for name in self.numeric_fields:
             value = getattr(self, name)
             if isinstance(value, np.generic):  # a number, of whatever dtype
                 found[name] = value.item()
             elif isinstance(value, Schedule):
-                found[name] = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
+                whole = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
+                found[name] = whole if len(steps) == n_steps else whole.part(steps)
             elif callable(value):
-                found[name] = _tabulated(name, value, n_steps)
+                found[name] = _tabulated(name, value, steps)
         return self.with_hyperparameters(found)
 
     def at(self, t: int) -> Optimizer:
@@ -257,12 +262,12 @@ def _check_class(cls: type) -> None:
         raise ArgumentError(f"optimizer: {cls.__name__} has no update, expected one; define update(self, w, state, g, t)")
 
 
-def _tabulated(name: str, f: Callable[[int], Any], n_steps: int) -> Any:
+def _tabulated(name: str, f: Callable[[int], Any], steps: range) -> Any:
     """The values of a function of the step number as a schedule."""
-    values = [f(t) for t in range(n_steps)]
+    values = [f(t) for t in steps]
     if all(type(x) in _NUMBERS or isinstance(x, (np.generic, np.ndarray)) for x in values):
         return Schedule(Tensor(np.asarray(values, np.result_type(*values)))) if values else 0.0
-    return Schedule(stack(values)).checked(name, n_steps)
+    return Schedule(stack(values)).checked(name, len(steps))
 
 
 def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...]) -> None:

@@ -66,6 +66,14 @@ def passes():
                     f"{run.__name__}, {name}, {n_steps} steps",
                     lambda x, y, p=p, n=n_steps, run=run: record(run(p, hyper(x, y), hg.full_batch(None, n))),
                 )
+        for mode in ("forward", "reverse"):
+            for n_steps in (0, 3):
+                yield (
+                    f"online, {mode}, {name}, {n_steps} steps",
+                    lambda x, y, p=p, n=n_steps, mode=mode: tuple(
+                        hg.online(p, hyper(x, y), hg.full_batch(None, n), hg.SGD(lr=0.0), 2, mode=mode)
+                    )[:-1],
+                )
         yield f"step of {name}", lambda x, y, o=optimizer: o({"lr": 0.1}).step({"a": x, "b": x}, None, {"a": y, "b": y}, 0)
     for n_steps in (0, 1, 3):
         yield (
@@ -84,6 +92,12 @@ def passes():
         yield (
             f"scan, {n_steps} steps",
             lambda x, y, n=n_steps: values(hg.scan(lambda s, h, b: ((s[0], s[0] + h), s[0]), (x, x), y, hg.full_batch(None, n))),
+        )
+    solved = hg.Bilevel(lambda w, h, b: hg.sum((w["a"] - h["c"]) ** 2), lambda w, h: hg.sum(w["a"]), lambda h: None, lambda h: None)
+    for name, start in (("", False), (", warm start", True)):
+        yield (
+            f"implicit{name}",
+            lambda x, y, start=start: solution(hg.implicit(solved, {"c": y}, {"a": y}, None, start={"a": 0.5 * x} if start else None)),
         )
     yield "capture", lambda x, y: hg.capture(hg.value_and_grad(FUNCTIONS["square of a sum"], argnums=(0, 1)))(x, y)
 
@@ -106,6 +120,10 @@ HELD: list = []
 
 def record(r):
     return r.value, r.grad, r.params, r.state, r.losses
+
+
+def solution(r):
+    return r.value, r.grad, r.params, r.losses, r.report.solution
 
 
 def values(tree):
@@ -144,7 +162,7 @@ def test_results_are_writable_and_share_memory_with_nothing(name):
 def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
     other = """Bilevel HyperGradient HypergradError Optimizer Stats Tensor clip_by_norm clip_by_value errors full_batch fusion
-    precision schedule stop_gradient SGD Adam""".split()
+    precision schedule stop_gradient SGD Adam CG NormalCG FixedPoint Neumann Nystrom Online""".split()
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - set(other)
     assert public == named - {"step"}, public ^ named
@@ -158,4 +176,5 @@ def test_a_callback_sees_arrays_that_it_cannot_write_to():
 
     p = hg.Bilevel(lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w), lambda h: X, lambda h: hg.SGD(lr=0.1))
     hg.reverse(p, Y, hg.full_batch(None, 3), callback=spoil)
+    hg.online(p, Y, hg.full_batch(None, 3), hg.SGD(lr=0.1), callback=lambda k, h, w, value: (spoil(k, h, value), spoil(k, w, value)))
     assert X.flags.writeable

@@ -26,6 +26,7 @@ class Descent:
         running_loss: (w, hparams, t) -> scalar Tensor, or None. Step t outputs its value for the weights before the step (0 at t = 0),
             because the transposed step has these weights at hand. The caller adds the term of the last weights.
         first_order: whether every derivative takes the gradient of the inner loss for a constant.
+        first: the number of the run's first step, where it goes on from another run. Batches and the optimiser's step number follow it.
     """
 
     inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
@@ -33,6 +34,7 @@ class Descent:
     optimizer: Optimizer
     running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None
     first_order: bool = False
+    first: int = 0
     name: str = "unroll"
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
@@ -45,7 +47,9 @@ class Descent:
     def _gradient(self, w: PyTree, hparams: PyTree, t: int) -> tuple[Tensor, PyTree, bool]:
         """The inner loss, its gradient in w, and whether both are made of proven ops."""
         tape = Tape()
-        loss, _, g = tensor_value_and_grad(lambda w: self.inner_loss(w, hparams, self.batches[t]), w, where="inner_loss", tape=tape)
+        loss, _, g = tensor_value_and_grad(
+            lambda w: self.inner_loss(w, hparams, self.batches[self.first + t]), w, where="inner_loss", tape=tape
+        )
         return loss, tree_map(Tensor.detach, g) if self.first_order else g, tape.proven
 
     def _running(self, w: PyTree, hparams: PyTree, t: int) -> Tensor:
@@ -70,7 +74,7 @@ class Descent:
         w, v = state
         loss, g, proven = self._gradient(w, args["hparams"], t)
         optimizer = self._optimizer(args)
-        after = optimizer.advance(w, v, g, t)
+        after = optimizer.advance(w, v, g, self.first + t)
         output = None
         if self.running_loss is not None:
             output = self._running(w, args["hparams"], t) if t else 0.0 * loss.detach()
@@ -127,7 +131,7 @@ class Descent:
         def taped() -> tuple[dict[str, list[Tensor]], PyTree]:
             leaves = {k: [tape.watch(x) for x in xs] if k in wanted else xs for k, (xs, _) in arguments.items()}
             a = {k: tree_unflatten(spec, leaves[k]) for k, (_, spec) in arguments.items()}
-            return leaves, self._optimizer(a).advance(a["w"], a["v"], a["g"], t)
+            return leaves, self._optimizer(a).advance(a["w"], a["v"], a["g"], self.first + t)
 
         leaves, after = tape.run(taped)
         trace = () if self.optimizer.is_known() else digests(after)
@@ -137,7 +141,7 @@ class Descent:
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient, H_ww beta and H_lambda,w beta."""
         rows = [None if b is None else Tensor(b.value[None]) for b in beta]
-        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self.batches[t]), w, hparams, rows)
+        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self.batches[self.first + t]), w, hparams, rows)
         products, mixed = ([None if x is None else Tensor(x.value[0, ...]) for x in bars] for bars in both)
         return loss, g, products, mixed
 

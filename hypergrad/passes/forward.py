@@ -90,7 +90,7 @@ def forward(
             elif samples is not None:
                 seeds = _normal(leaves, seed, start, stop)
             else:
-                seeds = _units(leaves, start, stop)
+                seeds = units(leaves, start, stop)
             value, run, dots = set_aside(
                 with_tangents,
                 _block,
@@ -116,8 +116,7 @@ def forward(
         elif samples is not None:
             grad = tree_unflatten(spec, list(map(Tensor, sums)))
         else:
-            starts = [0, *accumulate(x.size for x in leaves)][:-1]
-            grad = tree_unflatten(spec, [Tensor(flat[i : i + x.size].reshape(x.shape).copy()) for i, x in zip(starts, leaves, strict=True)])
+            grad = tree_unflatten(spec, split(leaves, flat))
         assert first is not None
         r = collect(first[0], grad, first[1], stats, arrays_of(hparams, state, along))
     stats.measured(meter)
@@ -140,7 +139,13 @@ def _chosen(hparams: PyTree, along: PyTree) -> tuple[list[Array | None], int, bo
     return [None if x.dot is None else x.dot.value for x in tree_leaves(moving)], count, batched
 
 
-def _units(leaves: list[Tensor], start: int, stop: int) -> list[Tensor | None]:
+def split(leaves: list[Tensor], flat: Array) -> list[Tensor]:
+    """One array for all leaves' elements, as one array for each leaf."""
+    starts = [0, *accumulate(x.size for x in leaves)][:-1]
+    return [Tensor(flat[i : i + x.size].reshape(x.shape).copy()) for i, x in zip(starts, leaves, strict=True)]
+
+
+def units(leaves: list[Tensor], start: int, stop: int) -> list[Tensor | None]:
     """Unit tangents of the elements `start` to `stop`, numbered across all leaves; None for a leaf where all of them are zero."""
     seeds: list[Tensor | None] = []
     offset = 0

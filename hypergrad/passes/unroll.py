@@ -50,22 +50,25 @@ def unrolled(
     first_order: bool = False,
     callback: Callback | None = None,
     running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None,
+    steps: range | None = None,
 ) -> Unrolled:
-    """See `unroll`."""
-    n_steps = count_steps("unroll", batches)
+    """See `unroll`. `steps` are those to take of all batches, where `state` is that before the first of them; None for all."""
+    n_total = count_steps("unroll", batches)
+    steps = range(n_total) if steps is None else steps
+    n_steps = len(steps)
     if not isinstance(optimizer, Optimizer):
         raise ArgumentError(
             f"unroll: optimizer is a {type(optimizer).__name__}, expected an Optimizer such as hg.SGD(lr=0.1); subclass "
             "hg.Optimizer for your own"
         )
-    optimizer = optimizer.scheduled(n_steps)
+    optimizer = optimizer.scheduled(n_total, steps)
     w_0 = tree_tensors(w_0, "unroll", "w")
     like = next(iter(tree_leaves(w_0)), None)  # numbers follow the weights' dtype
     fields = {k: tree_tensors(f, "unroll", k, like) for k, f in optimizer.hyperparameters().items() if _holds_arrays(f)}
     args = {"hparams": tree_tensors(hparams, "unroll", "hparams", like), "fields": fields}
     _one_dtype(w_0, args)
     _no_mistaken_schedule(args["fields"], w_0, n_steps)
-    dynamics = Descent(inner_loss, batches, optimizer, running_loss, first_order)
+    dynamics = Descent(inner_loss, batches, optimizer, running_loss, first_order, steps.start)
     start = dynamics.init(w_0, args)
     if state is not None:
         given = tree_tensors(state, "unroll", "state")
@@ -198,13 +201,14 @@ def _on_arrays(callback: Callback) -> Callable[[int, PyTree, Tensor | None], Non
 
     def call(t: int, state: PyTree, loss: Tensor | None) -> None:
         assert loss is not None
-        callback(t, tree_map(_view, state[0]), _view(loss))
+        callback(t, tree_map(view, state[0]), view(loss))
 
     return call
 
 
-def _view(x: Tensor) -> Any:
-    view = x.value.view()
-    if not is_on_gpu(view):
-        view.flags.writeable = False
-    return view
+def view(x: Tensor) -> Any:
+    """Its array to look at: read-only where NumPy can enforce it."""
+    array = x.value.view()
+    if not is_on_gpu(array):
+        array.flags.writeable = False
+    return array

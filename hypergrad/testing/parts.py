@@ -45,7 +45,7 @@ class Subject:
 
     def optimizer(self, hparams: PyTree, t: int) -> Optimizer:
         """The optimiser of step t."""
-        return self.problem.optimizer(hparams).scheduled(len(self.batches)).at(t)
+        return self.problem.optimizer(hparams).scheduled(len(self.batches), range(len(self.batches))).at(t)
 
     def inner(self, t: int) -> Callable[[PyTree, PyTree], Tensor]:
         """The inner loss of step t."""
