@@ -20,6 +20,7 @@ struct Range {
 template <class S, int kIn, int kOut>
 struct Table {
   using T = typename S::Element;
+  // A leaf takes its pointers and its size; the range, the fields and the rest come once.
   static constexpr int kFit = (kParameters - static_cast<int>(sizeof(Range)) - 8 * (S::kFields + 2)) / (8 * (kIn + kOut + 1));
   static constexpr int kLeaves = kFit < kMostLeaves ? kFit : kMostLeaves;
   const T* in[kLeaves][kIn];  // null where absent
