@@ -57,7 +57,7 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
     if family == "gather_images":
         return [{**d, "M": e * n} for d in images[:1]]
-    if family in ("sgd_step", "adam_step"):
+    if family.endswith("_step"):
         filters = [shape for _, c in blocks for shape in ((3, 3, c, k), (k,), (k,))]
         leaves = [*filters, (sizes.features, sizes.ways), (sizes.ways,)]
         return [{"~": leaves, "n": len(leaves), "P": 1}]

@@ -54,12 +54,10 @@ struct Sgd {
   };
 
   // `given` has a bit for every field that is an array, `extra` is the last attribute.
-  static HG_BOTH Sgd of(const double (&field)[kFields], unsigned given, double extra) {
+  static HG_BOTH Sgd of(const double* field, unsigned given, double extra) {
     return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(field[2]), (given & 4u) != 0 || field[2] != 0, extra != 0};
   }
-  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
-    return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])};
-  }
+  HG_BOTH Dot dot_of(const double* dot) const { return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2])}; }
 
   template <class V>
   HG_BOTH V decayed(const V (&x)[kStates]) const {
@@ -85,7 +83,7 @@ struct Sgd {
   }
 
   template <class V>
-  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V* field_bar) const {
     const V g = decayed(x), v = momentum * x[1] + g;
     const V step_bar = -(lr * y_bar[0]);
     const V v_bar = y_bar[1] + (nesterov ? momentum * step_bar : step_bar);
@@ -118,7 +116,7 @@ struct Adam {
   };
 
   // In double, since 1 - beta^(t+1) loses digits.
-  static HG_BOTH Adam of(const double (&field)[kFields], unsigned, double extra) {
+  static HG_BOTH Adam of(const double* field, unsigned, double extra) {
     const int64_t t = static_cast<int64_t>(extra);
     const double power1 = whole_power(field[1], t), power2 = whole_power(field[2], t), count = extra + 1;
     return {static_cast<T>(field[0]),
@@ -132,7 +130,7 @@ struct Adam {
             static_cast<T>(-count * power1),
             static_cast<T>(-count * power2)};
   }
-  HG_BOTH Dot dot_of(const double (&dot)[kFields]) const {
+  HG_BOTH Dot dot_of(const double* dot) const {
     const T b1 = static_cast<T>(dot[1]), b2 = static_cast<T>(dot[2]);
     return {static_cast<T>(dot[0]), b1, b2, static_cast<T>(dot[3]), slope1 * b1, slope2 * b2};
   }
@@ -174,7 +172,7 @@ struct Adam {
   }
 
   template <class V>
-  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V (&field_bar)[kFields]) const {
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V* field_bar) const {
     const Terms<V> a = terms(x);
     const V step_bar = -(lr * y_bar[0]);
     const V u_bar = step_bar * a.root;
@@ -188,6 +186,142 @@ struct Adam {
     field_bar[1] = m_bar * (x[1] - x[3]) - slope1 * (u_bar * a.u * inverse1);
     field_bar[2] = s_bar * (x[2] - x[3] * x[3]) - slope2 * (q_bar * (a.s * inverse2) * inverse2);
     field_bar[3] = q_bar;
+  }
+};
+
+// Adam with weights that decay beside its step: w' = w - lr (u / sqrt(q) + decay w).
+template <class T>
+struct AdamW : Adam<T> {
+  using Base = Adam<T>;
+  using Base::kNext, Base::kStates;
+  static constexpr int kFields = 5;
+  static constexpr const char* kFieldNames[] = {"lr", "beta1", "beta2", "eps", "weight_decay"};
+
+  T decay;
+
+  struct Dot : Base::Dot {
+    T decay;
+  };
+
+  static HG_BOTH AdamW of(const double* field, unsigned given, double extra) {
+    return {Base::of(field, given, extra), static_cast<T>(field[4])};
+  }
+  HG_BOTH Dot dot_of(const double* dot) const { return {Base::dot_of(dot), static_cast<T>(dot[4])}; }
+
+  template <class V>
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
+    Base::value(x, y);
+    y[0] = y[0] - this->lr * (decay * x[0]);
+  }
+
+  template <class V>
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+    Base::jvp(dot, x, x_dot, y_dot);
+    y_dot[0] = y_dot[0] - this->lr * (decay * x_dot[0] + dot.decay * x[0]) - dot.lr * (decay * x[0]);
+  }
+
+  template <class V>
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V* field_bar) const {
+    Base::vjp(x, y_bar, x_bar, field_bar);
+    const V step_bar = -(this->lr * y_bar[0]);
+    x_bar[0] = x_bar[0] + decay * step_bar;
+    field_bar[0] = field_bar[0] - y_bar[0] * (decay * x[0]);
+    field_bar[4] = step_bar * x[0];
+  }
+};
+
+// s' = keep s + add g^2,  v' = momentum v + u,  w' = w - lr v', where u = g / sqrt(s' + eps), keep = decay and add = 1 - decay.
+template <class T>
+struct Rmsprop {
+  using Element = T;
+  static constexpr int kStates = 4, kNext = 3, kFields = 4;
+  static constexpr const char *kNames[] = {"w", "s", "v", "g"}, *kNextNames[] = {"w", "s", "v"};
+  static constexpr const char* kFieldNames[] = {"lr", "decay", "eps", "momentum"};
+
+  T lr, keep, add, eps, momentum;
+
+  struct Dot {
+    T lr, decay, eps, momentum;
+  };
+
+  static HG_BOTH Rmsprop of(const double* field, unsigned, double) {
+    return {static_cast<T>(field[0]), static_cast<T>(field[1]), static_cast<T>(1 - field[1]), static_cast<T>(field[2]),
+            static_cast<T>(field[3])};
+  }
+  HG_BOTH Dot dot_of(const double* dot) const {
+    return {static_cast<T>(dot[0]), static_cast<T>(dot[1]), static_cast<T>(dot[2]), static_cast<T>(dot[3])};
+  }
+
+  template <class V>
+  struct Terms {
+    V s, v, u, root;  // after the step; root = (s + eps)^-1/2
+  };
+  template <class V>
+  HG_BOTH Terms<V> terms(const V (&x)[kStates]) const {
+    Terms<V> a;
+    a.s = keep * x[1] + add * (x[3] * x[3]);
+    a.root = inverse_root(V(a.s + eps));
+    a.u = x[3] * a.root;
+    a.v = momentum * x[2] + a.u;
+    return a;
+  }
+
+  template <class V>
+  HG_BOTH void value(const V (&x)[kStates], V (&y)[kNext]) const {
+    const Terms<V> a = terms(x);
+    y[0] = x[0] - lr * a.v;
+    y[1] = a.s;
+    y[2] = a.v;
+  }
+
+  template <class V>
+  HG_BOTH void jvp(const Dot& dot, const V (&x)[kStates], const V (&x_dot)[kStates], V (&y_dot)[kNext]) const {
+    const Terms<V> a = terms(x);
+    const V s_dot = keep * x_dot[1] + 2 * add * (x[3] * x_dot[3]) + dot.decay * (x[1] - x[3] * x[3]);
+    const V u_dot = (x_dot[3] - T(0.5) * a.u * (s_dot + dot.eps) * a.root) * a.root;
+    const V v_dot = momentum * x_dot[2] + dot.momentum * x[2] + u_dot;
+    y_dot[0] = x_dot[0] - lr * v_dot - dot.lr * a.v;
+    y_dot[1] = s_dot;
+    y_dot[2] = v_dot;
+  }
+
+  template <class V>
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V* field_bar) const {
+    const Terms<V> a = terms(x);
+    const V v_bar = y_bar[2] - lr * y_bar[0];
+    const V q_bar = T(-0.5) * v_bar * a.u * (a.root * a.root);
+    const V s_bar = y_bar[1] + q_bar;
+    x_bar[0] = y_bar[0];
+    x_bar[1] = keep * s_bar;
+    x_bar[2] = momentum * v_bar;
+    x_bar[3] = v_bar * a.root + 2 * add * (x[3] * s_bar);
+    field_bar[0] = -(y_bar[0] * a.v);
+    field_bar[1] = s_bar * (x[1] - x[3] * x[3]);
+    field_bar[2] = q_bar;
+    field_bar[3] = v_bar * x[2];
+  }
+};
+
+// s' = s + g^2,  w' = w - lr g / sqrt(s' + eps): RMSprop that keeps all and has no velocity.
+template <class T>
+struct Adagrad : Rmsprop<T> {
+  using Base = Rmsprop<T>;
+  using Base::kNext, Base::kStates;
+  using typename Base::Dot;
+  static constexpr int kFields = 2;
+  static constexpr const char* kFieldNames[] = {"lr", "eps"};
+
+  static HG_BOTH Adagrad of(const double* field, unsigned, double) {
+    return {{static_cast<T>(field[0]), 1, 1, static_cast<T>(field[1]), 0}};
+  }
+  HG_BOTH Dot dot_of(const double* dot) const { return {static_cast<T>(dot[0]), 0, static_cast<T>(dot[1]), 0}; }
+
+  template <class V>
+  HG_BOTH void vjp(const V (&x)[kStates], const V (&y_bar)[kNext], V (&x_bar)[kStates], V* field_bar) const {
+    V all[Base::kFields];
+    Base::vjp(x, y_bar, x_bar, all);
+    field_bar[0] = all[0];
+    field_bar[1] = all[2];
   }
 };
 

@@ -11,7 +11,7 @@ from .clipping import clip_by_norm, clip_by_value
 from .errors import HypergradError
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
-from .optimizers import SGD, Adam, Optimizer, schedule
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
 from .passes.forward import forward
 from .passes.implicit import implicit
 from .passes.online import Online, online
@@ -28,7 +28,9 @@ __version__ = "0.1.0"
 __all__ = [
     "CG",
     "SGD",
+    "Adagrad",
     "Adam",
+    "AdamW",
     "Bilevel",
     "FixedPoint",
     "HyperGradient",
@@ -38,6 +40,7 @@ __all__ = [
     "Nystrom",
     "Online",
     "Optimizer",
+    "RMSprop",
     "Stats",
     "Tensor",
     "capture",

@@ -21,7 +21,7 @@ import numpy as np
 from .backends import digest
 from .errors import ArgumentError, DTypeError, ShapeError
 from .ops.arrays import stack
-from .ops.optimizer_step import adam_step, sgd_step
+from .ops.optimizer_step import adagrad_step, adam_step, is_zero, rmsprop_step, sgd_step
 from .state import set_aside
 from .tape import Tensor, zeros_like
 from .transforms import arrays_of, owned, tree_tensors
@@ -54,6 +54,16 @@ def per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
                 "shape in a step; give a number, a tree with one entry per leaf, or hg.schedule(...) for one per step"
             )
     return tree if one else own
+
+
+def _fused(
+    optimizer: Optimizer, step: Callable[..., Any], w: PyTree, states: tuple[PyTree | None, ...], g: PyTree, **extra: Any
+) -> list[PyTree | None]:
+    """The weights and states after one fused step with the optimiser's numeric fields; None for a state that is not kept."""
+    leaves, spec = tree_flatten(w)
+    columns = [None if x is None else _leaves(spec, x) for x in (*states, g)]
+    values = [per_leaf(spec, leaves, k, getattr(optimizer, k)) for k in optimizer.numeric_fields]
+    return [None if x is None else tree_unflatten(spec, x) for x in step(leaves, *columns, *values, **extra)]
 
 
 def _leaves(spec: Any, tree: PyTree) -> list[Any]:
@@ -315,20 +325,14 @@ class SGD(Optimizer):
     linear_in_gradient: ClassVar[bool] = True
     numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay")
 
-    def _plain(self) -> bool:
-        return isinstance(self.momentum, (int, float)) and self.momentum == 0
-
     def init(self, w: PyTree) -> PyTree:
         """Zero velocity, or nothing without momentum."""
-        return () if self._plain() else tree_map(zeros_like, w)
+        return () if is_zero(self.momentum) else tree_map(zeros_like, w)
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        leaves, spec = tree_flatten(w)
-        v = None if self._plain() else _leaves(spec, state)
-        lr, momentum, decay = (per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields)
-        w_next, v_next = sgd_step(leaves, v, _leaves(spec, g), lr, momentum, decay, nesterov=self.nesterov)
-        return tree_unflatten(spec, w_next), () if v_next is None else tree_unflatten(spec, v_next)
+        w, v = _fused(self, sgd_step, w, (None if is_zero(self.momentum) else state,), g, nesterov=self.nesterov)
+        return w, () if v is None else v
 
 
 @dataclass(frozen=True)
@@ -359,8 +363,83 @@ class Adam(Optimizer):
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        leaves, spec = tree_flatten(w)
-        states = [_leaves(spec, x) for x in (state["m"], state["s"], g)]
-        fields = [per_leaf(spec, leaves, k, getattr(self, k)) for k in self.numeric_fields]
-        w_next, m_next, s_next = (tree_unflatten(spec, x) for x in adam_step(leaves, *states, *fields, t=t))
-        return w_next, {"m": m_next, "s": s_next}
+        w, m, s = _fused(self, adam_step, w, (state["m"], state["s"]), g, t=t)
+        return w, {"m": m, "s": s}
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: m and s as in `Adam`, w <- w - lr * (m_hat / sqrt(s_hat + eps) + weight_decay*w).
+
+    Args:
+        lr, beta1, beta2, eps: as in `Adam`.
+        weight_decay: share of the weights that lr takes off in a step; with the number 0 a step is Adam's, bit for bit.
+        clip: see `Optimizer`.
+    Memory: three times w.
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
+    """
+
+    weight_decay: Any = 1e-2
+    numeric_fields: ClassVar[tuple[str, ...]] = (*Adam.numeric_fields, "weight_decay")
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop: s <- decay*s + (1-decay)*g^2, v <- momentum*v + g / sqrt(s + eps), w <- w - lr*v.
+
+    eps stands inside the square root, so that the derivative exists where g = 0.
+
+    Args:
+        lr: step size; numeric fields are as in `SGD`.
+        decay: of the second moment, in [0, 1).
+        eps: added to the second moment, > 0.
+        momentum: mu; with the number 0 no velocity is kept.
+        clip: see `Optimizer`.
+    Memory: twice w, and as much as w again with momentum.
+    Source: Tieleman & Hinton 2012, Coursera, Neural networks for machine learning, lecture 6.5.
+    """
+
+    lr: Any
+    decay: Any = 0.9
+    eps: Any = 1e-8
+    momentum: Any = 0.0
+    linear_in_gradient: ClassVar[bool] = False
+    numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "decay", "eps", "momentum")
+
+    def init(self, w: PyTree) -> PyTree:
+        """Zero second moment, and zero velocity where there is momentum."""
+        return {k: tree_map(zeros_like, w) for k in (("s",) if is_zero(self.momentum) else ("s", "v"))}
+
+    def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
+        """See `Optimizer.update`."""
+        w, s, v = _fused(self, rmsprop_step, w, (state["s"], None if is_zero(self.momentum) else state["v"]), g)
+        return w, {"s": s} if v is None else {"s": s, "v": v}
+
+
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """Adagrad: s <- s + g^2, w <- w - lr * g / sqrt(s + eps).
+
+    eps stands inside the square root, so that the derivative exists where g = 0.
+
+    Args:
+        lr: step size; numeric fields are as in `SGD`.
+        eps: added to the sum of squares, > 0.
+        clip: see `Optimizer`.
+    Memory: twice w.
+    Source: Duchi et al. 2011, JMLR 12.
+    """
+
+    lr: Any
+    eps: Any = 1e-8
+    linear_in_gradient: ClassVar[bool] = False
+    numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "eps")
+
+    def init(self, w: PyTree) -> PyTree:
+        """Zero sums."""
+        return {"s": tree_map(zeros_like, w)}
+
+    def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
+        """See `Optimizer.update`."""
+        w, s = _fused(self, adagrad_step, w, (state["s"],), g)
+        return w, {"s": s}

@@ -118,6 +118,22 @@ def adam_step(w, m, s, g, lr, beta1, beta2, eps, t):
     return w - lr * (m / (1 - beta1 ** (t + 1))) / np.sqrt(s / (1 - beta2 ** (t + 1)) + eps), m, s
 
 
+def adamw_step(w, m, s, g, lr, beta1, beta2, eps, weight_decay, t):
+    after, m, s = adam_step(w, m, s, g, lr, beta1, beta2, eps, t)
+    return after - lr * weight_decay * w, m, s
+
+
+def rmsprop_step(w, s, v, g, lr, decay, eps, momentum):
+    s = decay * s + (1 - decay) * g * g
+    v = momentum * v + g / np.sqrt(s + eps)
+    return w - lr * v, s, v
+
+
+def adagrad_step(w, s, g, lr, eps):
+    s = s + g * g
+    return w - lr * g / np.sqrt(s + eps), s
+
+
 def elementwise_vjp(f, primals, y_bars):
     """Cotangents of the primals of an elementwise f, whose Jacobian is diagonal; of a number, the sum over elements."""
     bars = []

@@ -92,6 +92,9 @@ STEPS = {
     "SGD": maml(lambda lr: hg.SGD(lr=lr)),
     "momentum": maml(lambda lr: hg.SGD(lr=lr, momentum=0.9, nesterov=True, weight_decay=0.01)),
     "Adam": maml(lambda lr: hg.Adam(lr=lr)),
+    "AdamW": maml(lambda lr: hg.AdamW(lr=lr)),
+    "RMSprop": maml(lambda lr: hg.RMSprop(lr=0.1 * lr, momentum=0.5)),
+    "Adagrad": maml(lambda lr: hg.Adagrad(lr=lr)),
     "composed": unfused(maml(lambda lr: hg.SGD(lr=lr, momentum=0.5))),
 }
 

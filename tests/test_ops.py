@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES
+from cases.optimizer_step import STEPS
 from checks import Case, Weights, assert_same, check_float32, check_float64, check_layouts, check_outputs_written, check_routes, derivatives
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypergrad.rules import REGISTRY
 from hypergrad.tape import Tape, Tensor
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
-FUSED = ("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross", "sgd_step", "adam_step")
+FUSED = ("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross", *STEPS)
 KERNELS = [case for case in CASES if case.name.startswith(FUSED)]
 
 

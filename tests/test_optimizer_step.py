@@ -11,7 +11,7 @@ import numpy as np
 import optree
 import pytest
 import test_fused as suite
-from cases.optimizer_step import EACH, MIXED, SHARED, step_case
+from cases.optimizer_step import EACH, MIXED, SHARED, STEPS, step_case
 from checks import Case, assert_same, check_layouts, check_outputs_written, derivatives
 from fused_checks import against_composed, check_bits_for_any_threads, counted, setting
 
@@ -28,8 +28,16 @@ CASES = [
     step_case("sgd_step", ((1025,), (7,)), {"lr": "shared"}, "no velocity", plain=True, nesterov=False),
     step_case("adam_step", MIXED, SHARED, "shared", t=1),
     step_case("adam_step", ((1025,), (), (7,)), EACH, "each", t=2),
+    step_case("adamw_step", MIXED, SHARED, "shared", t=1),
+    step_case("adamw_step", ((1025,), (), (7,)), EACH, "each", t=2),
+    step_case("rmsprop_step", MIXED, SHARED, "shared"),
+    step_case("rmsprop_step", ((1025,), (), (7,)), EACH, "each"),
+    step_case("rmsprop_step", ((1025,), (7,)), {"decay": "shared"}, "no velocity", plain=True),
+    step_case("adagrad_step", MIXED, SHARED, "shared"),
+    step_case("adagrad_step", ((1025,), (), (7,)), EACH, "each"),
 ]
-SMALL = [step_case("sgd_step", ((3,), ()), SHARED, "small", nesterov=True), step_case("adam_step", ((3,), ()), SHARED, "small", t=1)]
+EXTRA: dict[str, dict[str, Any]] = {"sgd_step": {"nesterov": True}, "adam_step": {"t": 1}, "adamw_step": {"t": 1}}
+SMALL = [step_case(kind, ((3,), ()), SHARED, "small", **EXTRA.get(kind, {})) for kind in STEPS]
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 EACH_SMALL = pytest.mark.parametrize("case", SMALL, ids=str)
 OUTPUTS = [(kernel, k) for kernel, (_, outputs, _) in HOST.kernels().items() if "_step_" in kernel for k in outputs]
@@ -118,10 +126,9 @@ def test_a_fault_in_any_output_is_seen(kernel: str, output: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("level", _host.build_info()["simd_supported"])
-@pytest.mark.parametrize("kind", ["sgd_step", "adam_step"])
+@pytest.mark.parametrize("kind", STEPS)
 def test_bits_do_not_depend_on_threads(kind: str, level: str) -> None:
-    extra = {"nesterov": True} if kind == "sgd_step" else {"t": 1}
-    case = step_case(kind, ((70001,), (), (9000,)), SHARED, "large", **extra)
+    case = step_case(kind, ((70001,), (), (9000,)), SHARED, "large", **EXTRA.get(kind, {}))
     check_bits_for_any_threads(case, level)
 
 
@@ -159,10 +166,21 @@ def test_one_kernel_call_serves_all_leaves(optimizer: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-15)
 
 
-def test_adam_is_one_kernel_call() -> None:
-    assert kernels_of_a_step(hg.Adam(lr=0.1, beta1=np.asarray(0.8))) == {"adam_step_value": 1}
-    assert kernels_of_a_step(hg.Adam(lr=0.1), SINGLE, SINGLE) == {"adam_step_value": 1}
-    assert kernels_of_a_step(hg.Adam(lr=0.1), np.ones(3), np.ones(3)) == {"adam_step_value": 1}  # a tree of one leaf
+@pytest.mark.parametrize("kind", [hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad])
+def test_an_optimizer_that_scales_gradients_is_one_kernel_call(kind: Any) -> None:
+    once = {f"{kind.__name__.lower()}_step_value": 1}
+    assert kernels_of_a_step(kind(lr=0.1, eps=np.asarray(0.01))) == once
+    assert kernels_of_a_step(kind(lr=0.1), SINGLE, SINGLE) == once
+    assert kernels_of_a_step(kind(lr=0.1), np.ones(3), np.ones(3)) == once  # a tree of one leaf
+
+
+def test_adamw_without_decay_is_adam_bit_for_bit() -> None:
+    assert kernels_of_a_step(hg.AdamW(lr=0.1, weight_decay=0)) == {"adam_step_value": 1}
+    for fused in (True, False):
+        with hg.fusion(fused):
+            got, want = hg.AdamW(lr=0.1, weight_decay=0.0).step(W, None, G, 0), hg.Adam(lr=0.1).step(W, None, G, 0)
+        for a, b in zip(optree.tree_leaves(got), optree.tree_leaves(want), strict=True):
+            assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -220,8 +238,12 @@ def quadratic(optimizer: Callable[[Any], Any]) -> hg.Bilevel:
     [
         (lambda h: hg.SGD(lr=h["lr"], momentum=h["beta"], weight_decay=0.01), "sgd"),
         (lambda h: hg.Adam(lr=h["lr"], beta1=h["beta"], eps=1e-3), "adam"),
+        (lambda h: hg.AdamW(lr=h["lr"], beta1=h["beta"], eps=1e-3, weight_decay=h["c"]), "adamw"),
+        (lambda h: hg.RMSprop(lr=h["lr"], decay=h["beta"], eps=1e-3), "rmsprop"),
+        (lambda h: hg.RMSprop(lr=h["lr"], momentum=h["beta"], eps=1e-3), "rmsprop"),
+        (lambda h: hg.Adagrad(lr=h["lr"], eps=1e-3 * h["beta"]), "adagrad"),
     ],
-    ids=["sgd", "adam"],
+    ids=["sgd", "adam", "adamw", "rmsprop", "rmsprop with momentum", "adagrad"],
 )
 def test_the_passes_run_the_kernels_and_agree(optimizer: Any, name: str) -> None:
     hparams = {"lr": np.asarray(0.1), "beta": np.asarray(0.6), "c": np.asarray(0.3), "start": np.array([1.0, -2.0])}

@@ -36,14 +36,27 @@ def sgd_by_hand(n_steps, lr, momentum, nesterov, decay):
     return out
 
 
-def adam_by_hand(n_steps, lr, beta1, beta2, eps):
+def adam_by_hand(n_steps, lr, beta1, beta2, eps, decay=0.0):
     out = []
     for w in optree.tree_leaves(W):
         m = s = np.zeros_like(w)
         for t in range(n_steps):
             g = gradient(w, t)
             m, s = beta1 * m + (1 - beta1) * g, beta2 * s + (1 - beta2) * g * g
-            w = w - lr * (m / (1 - beta1 ** (t + 1))) / np.sqrt(s / (1 - beta2 ** (t + 1)) + eps)
+            w = w - lr * ((m / (1 - beta1 ** (t + 1))) / np.sqrt(s / (1 - beta2 ** (t + 1)) + eps) + decay * w)
+        out.append(w)
+    return out
+
+
+def rmsprop_by_hand(n_steps, lr, decay, eps, momentum):
+    out = []
+    for w in optree.tree_leaves(W):
+        s = v = np.zeros_like(w)
+        for t in range(n_steps):
+            g = gradient(w, t)
+            s = decay * s + (1 - decay) * g * g
+            v = momentum * v + g / np.sqrt(s + eps)
+            w = w - lr * v
         out.append(w)
     return out
 
@@ -66,10 +79,40 @@ def test_adam():
     assert set(state) == {"m", "s"}
 
 
-def test_a_momentum_that_is_an_array_keeps_a_velocity_even_at_zero():
-    plain, state = run(hg.SGD(lr=0.2), 3)
-    kept, velocity = run(hg.SGD(lr=0.2, momentum=np.zeros(())), 3)
-    assert state == () and optree.tree_structure(velocity) == optree.tree_structure(W)
+def test_adamw():
+    w, state = run(hg.AdamW(lr=0.1, beta1=0.8, beta2=0.95, eps=1e-4, weight_decay=0.2), 5)
+    for got, expected in zip(optree.tree_leaves(w), adam_by_hand(5, 0.1, 0.8, 0.95, 1e-4, 0.2), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert set(state) == {"m", "s"}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_rmsprop(momentum):
+    w, state = run(hg.RMSprop(lr=0.1, decay=0.8, eps=1e-4, momentum=momentum), 5)
+    for got, expected in zip(optree.tree_leaves(w), rmsprop_by_hand(5, 0.1, 0.8, 1e-4, momentum), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert set(state) == ({"s", "v"} if momentum else {"s"})
+
+
+def test_adagrad():
+    w, state = run(hg.Adagrad(lr=0.1, eps=1e-4), 5)
+    for i, x in enumerate(optree.tree_leaves(W)):
+        s = np.zeros_like(x)
+        for t in range(5):
+            g = gradient(x, t)
+            s = s + g * g
+            x = x - 0.1 * g / np.sqrt(s + 1e-4)
+        np.testing.assert_allclose(optree.tree_leaves(w)[i], x, rtol=1e-12)
+        np.testing.assert_allclose(optree.tree_leaves(state["s"])[i], s, rtol=1e-12)
+    assert set(state) == {"s"}
+
+
+@pytest.mark.parametrize("kind", [hg.SGD, hg.RMSprop])
+def test_a_momentum_that_is_an_array_keeps_a_velocity_even_at_zero(kind):
+    plain, state = run(kind(lr=0.2), 3)
+    kept, more = run(kind(lr=0.2, momentum=np.zeros(())), 3)
+    velocity = more if kind is hg.SGD else more["v"]
+    assert (state == () if kind is hg.SGD else set(state) == {"s"}) and optree.tree_structure(velocity) == optree.tree_structure(W)
     for a, b in zip(optree.tree_leaves(plain), optree.tree_leaves(kept), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -103,6 +146,10 @@ OPTIMIZERS = {
     "momentum": (hg.SGD, {"lr": 0.2, "momentum": 0.7, "weight_decay": 0.03}),
     "nesterov": (hg.SGD, {"lr": 0.2, "momentum": 0.7, "nesterov": True, "weight_decay": 0.03}),
     "adam": (hg.Adam, {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3}),
+    "adamw": (hg.AdamW, {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.2}),
+    "rmsprop": (hg.RMSprop, {"lr": 0.1, "decay": 0.8, "eps": 1e-3}),
+    "rmsprop with momentum": (hg.RMSprop, {"lr": 0.1, "decay": 0.8, "eps": 1e-3, "momentum": 0.7}),
+    "adagrad": (hg.Adagrad, {"lr": 0.1, "eps": 1e-3}),
 }
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -144,17 +191,22 @@ def test_linear_in_gradient_means_what_it_says(name):
     assert linear == kind.linear_in_gradient
 
 
-def test_adam_has_a_derivative_where_the_gradient_is_zero():
+@pytest.mark.parametrize("kind", [hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad])
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_derivative_where_the_gradient_is_zero(kind, fused):
     zero = np.zeros(3)
-    optimizer = hg.Adam(lr=0.1)
-    value, bars = hg.vjp(lambda g: optimizer.update(zero, {"m": zero, "s": zero}, g, 0)[0] + 0.0 * g, zero)
-    np.testing.assert_array_equal(value, zero)
-    np.testing.assert_allclose(bars(np.ones(3))[0], -0.1 / np.sqrt(1e-8), rtol=1e-12)
+    optimizer = kind(lr=0.1)
+    with hg.fusion(fused):
+        state = optree.tree_map(lambda x: x.value, optimizer.begin(hg.Tensor(zero)))
+        value, bars = hg.vjp(lambda g: optimizer.update(zero, state, g, 0)[0] + 0.0 * g, zero)
+        np.testing.assert_array_equal(value, zero)
+        np.testing.assert_allclose(bars(np.ones(3))[0], -0.1 / np.sqrt(1e-8), rtol=1e-12)
 
 
 def test_float32_stays_float32():
     single = optree.tree_map(lambda x: np.asarray(x, np.float32), W)
-    for optimizer in (hg.SGD(lr=0.1, momentum=0.9, weight_decay=1e-3), hg.Adam(lr=0.1), hg.SGD(lr=np.float32(0.1))):
+    scaling = [kind(lr=0.1) for kind in (hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad)]
+    for optimizer in (hg.SGD(lr=0.1, momentum=0.9, weight_decay=1e-3), hg.SGD(lr=np.float32(0.1)), *scaling):
         w, state = run(optimizer, 2, single)
         assert {x.dtype for x in optree.tree_leaves((w, state))} == {np.dtype(np.float32)}
     with pytest.raises(DTypeError):

@@ -14,8 +14,12 @@ pytestmark = pytest.mark.backends("host", "emulated", "gpu")
 KINDS = {
     "sgd": (("w", "v", "g"), ("lr", "momentum", "weight_decay"), 0),
     "adam": (("w", "m", "s", "g"), ("lr", "beta1", "beta2", "eps"), 1),
+    "adamw": (("w", "m", "s", "g"), ("lr", "beta1", "beta2", "eps", "weight_decay"), 0),
+    "rmsprop": (("w", "s", "v", "g"), ("lr", "decay", "eps", "momentum"), 1),
+    "adagrad": (("w", "s", "g"), ("lr", "eps"), 1),
 }
-NUMBERS = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "beta1": 0.6, "beta2": 0.8, "eps": 0.1}
+EXTRA = {"sgd": "nesterov", "adam": "t", "adamw": "t"}
+NUMBERS = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "beta1": 0.6, "beta2": 0.8, "eps": 0.1, "decay": 0.6}
 ODD = [(3, 2), (), (1,), (0,), (31,), (2, 0, 3), (33,), (1023,), (4, 1, 65), (2, 2, 1, 2, 2)]
 MANY = [(i % 5,) for i in range(53)]
 LEAVES = {"odd": ODD, "many": MANY, "one": [(257,)], "none": [], "large": [(5,), (17001,), (0,), (8192,), (8193,)]}
@@ -30,14 +34,14 @@ class Step:
         self.kind, self.dtype, self.n, self.p = kind, dtype, len(leaves), directions
         self.states, self.fields, self.first = KINDS[kind]
         self.next = self.states[:-1]
-        self.extra = {"nesterov" if kind == "sgd" else "t": extra}
+        self.extra = {EXTRA[kind]: extra} if kind in EXTRA else {}
         self.absent = () if velocity else ("v",)
 
         def draw(*shape):
             return np.asarray(rng.standard_normal(shape)).astype(dtype)
 
         self.x = {k: [None if k in self.absent else draw(*s) for s in leaves] for k in self.states}
-        if kind == "adam":
+        if "s" in self.x:
             self.x["s"] = [np.asarray(np.abs(a) + dtype(0.5)) for a in self.x["s"]]
         self.numbers = {**NUMBERS, **({} if velocity else {"momentum": 0.0})}
         self.field = {
@@ -73,11 +77,10 @@ class Step:
 
     def primals(self, i):
         """The reference and its arguments for leaf i, in float64."""
-        extra = next(iter(self.extra.values()))
-        f = ref.sgd_step if self.kind == "sgd" else ref.adam_step
+        f = getattr(ref, f"{self.kind}_step")
         x = [np.zeros_like(self.x["g"][i]) if self.x[k][i] is None else self.x[k][i] for k in self.states]
         fields = [self.numbers[k] if self.field[k][i] is None else self.field[k][i] for k in self.fields]
-        return (lambda *a: f(*a, extra)), [np.asarray(a, np.float64) for a in (*x, *fields)]
+        return (lambda *a: f(*a, **self.extra)), [np.asarray(a, np.float64) for a in (*x, *fields)]
 
     def check(self):
         value, tangent, bars = self.value(), self.jvp(), self.vjp()
@@ -128,18 +131,20 @@ def test_each_field_on_its_own(kind):
             Step(kind, ODD, np.float64, (field,), extra).check()
 
 
-def test_late_steps_of_adam():
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_late_steps_of_adam(kind):
     """The corrections are near one; powers of whole numbers are exact enough to tell t from t + 1 before."""
     for t in (2, 9, 31):
-        Step("adam", ODD[:3], np.float64, ("beta1", "beta2"), t).check()
-    late = Step("adam", ODD[:3], np.float64, ("beta1", "beta2"), 10**9)
+        Step(kind, ODD[:3], np.float64, ("beta1", "beta2"), t).check()
+    late = Step(kind, ODD[:3], np.float64, ("beta1", "beta2"), 10**9)
     late.check()
     assert all(np.isfinite(a).all() for a in late.everything())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_velocity(dtype):
-    Step("sgd", ODD, dtype, ("lr",), 0, velocity=False).check()
+@pytest.mark.parametrize("kind", ["sgd", "rmsprop"])
+def test_no_velocity(kind, dtype):
+    Step(kind, ODD, dtype, ("lr",), 0, velocity=False).check()
 
 
 @EVERY
@@ -202,9 +207,10 @@ def test_nothing_decays_and_nothing_is_lost_without_decay():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zero_eps_of_a_last_vector(dtype):
+@pytest.mark.parametrize("kind", [k for k in KINDS if "eps" in KINDS[k][1]])
+def test_zero_eps_of_a_last_vector(kind, dtype):
     """Lanes beyond the last element divide by zero; their sums must not show it."""
-    s = Step("adam", [(19,), (3,)], dtype, ("lr", "beta1", "beta2"))
+    s = Step(kind, [(19,), (3,)], dtype, [k for k in KINDS[kind][1] if k != "eps"])
     s.numbers["eps"] = 0.0
     s.check()
 

@@ -7,18 +7,22 @@
 namespace hg::cuda {
 namespace {
 
-constexpr int kLeaves = 24;                  // of a launch: their table must fit into 4 KiB of parameters
+constexpr int kMostLeaves = 24;              // of a launch
+constexpr int kParameters = 4096 - 64;       // bytes of a kernel's, which its table must fit into
 constexpr int64_t kFewElements = 1ll << 20;  // up to here a thread owns one quad, so that the work spreads wide
 constexpr int kQuads = 4;                    // beyond
 
 struct Range {
   int count;
-  int first_block[kLeaves + 1];  // blocks of leaf i are first_block[i] .. first_block[i + 1] - 1
+  int first_block[kMostLeaves + 1];  // blocks of leaf i are first_block[i] .. first_block[i + 1] - 1
 };
 
 template <class S, int kIn, int kOut>
 struct Table {
   using T = typename S::Element;
+  // A leaf takes its pointers and its size; the range, the fields and the rest come once.
+  static constexpr int kFit = (kParameters - static_cast<int>(sizeof(Range)) - 8 * (S::kFields + 2)) / (8 * (kIn + kOut + 1));
+  static constexpr int kLeaves = kFit < kMostLeaves ? kFit : kMostLeaves;
   const T* in[kLeaves][kIn];  // null where absent
   T* out[kLeaves][kOut];
   int64_t size[kLeaves];
@@ -225,10 +229,10 @@ __global__ void __launch_bounds__(32) step_field_bars(const Range range, const d
 // The table of leaves from `first` on; `in` and `out` are the arguments' places.
 template <class O, class S, int kIn, int kOut>
 Table<O, kIn, kOut> table_of(const Call& call, int first, const int (&in)[kIn], const Places<kOut>& out) {
-  static_assert(sizeof(Table<O, kIn, kOut>) <= 4096 - 64, "parameters of a kernel are at most 4 KiB");
+  static_assert(sizeof(Table<O, kIn, kOut>) <= kParameters, "parameters of a kernel are at most 4 KiB");
   using T = typename O::Element;
   Table<O, kIn, kOut> t{};
-  t.range.count = lower(kLeaves, call.length - first);
+  t.range.count = lower(t.kLeaves, call.length - first);
   int64_t elements = 0;
   for (int i = 0; i < t.range.count; ++i) {
     for (int k = 0; k < kIn; ++k) t.in[i][k] = data_of<const T>(call, in[k], first + i);
@@ -268,7 +272,7 @@ void value(const Call& call) {
   using O = Optimizer<T>;
   using At = Arguments<O, S>;
   const Launch launch(call);
-  for (int first = 0; first < call.length; first += kLeaves) {
+  for (int first = 0; first < call.length; first += ValueTable<O>::kLeaves) {
     const ValueTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field).of, At::y);
     launch("step_value", step_value<O>, t.range.first_block[t.range.count], kThreads, kShared<O>, t);
   }
@@ -280,7 +284,7 @@ void jvp(const Call& call) {
   using At = Arguments<O, S>;
   const Launch launch(call);
   const int64_t directions = HG_DIM(P);
-  for (int first = 0; first < call.length; first += kLeaves) {
+  for (int first = 0; first < call.length; first += JvpTable<O>::kLeaves) {
     const JvpTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field, At::x_dot, At::field_dot).of, At::y_dot);
     launch("step_jvp", step_jvp<O>, directions * t.range.first_block[t.range.count], kThreads, kShared<O>, t);
   }
@@ -297,7 +301,7 @@ void vjp(const Call& call) {
     wanted = wanted || all.bar[i] != nullptr;
   }
   Launch launch(call);
-  for (int first = 0; first < call.length; first += kLeaves) {
+  for (int first = 0; first < call.length; first += VjpTable<O>::kLeaves) {
     const VjpTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field, At::y_bar).of, At::x_bar);
     const int blocks = t.range.first_block[t.range.count];
     if (!wanted) {
@@ -318,6 +322,15 @@ HG_KERNEL(sgd_step_vjp, vjp, Sgd)
 HG_KERNEL(adam_step_value, value, Adam)
 HG_KERNEL(adam_step_jvp, jvp, Adam)
 HG_KERNEL(adam_step_vjp, vjp, Adam)
+HG_KERNEL(adamw_step_value, value, AdamW)
+HG_KERNEL(adamw_step_jvp, jvp, AdamW)
+HG_KERNEL(adamw_step_vjp, vjp, AdamW)
+HG_KERNEL(rmsprop_step_value, value, Rmsprop)
+HG_KERNEL(rmsprop_step_jvp, jvp, Rmsprop)
+HG_KERNEL(rmsprop_step_vjp, vjp, Rmsprop)
+HG_KERNEL(adagrad_step_value, value, Adagrad)
+HG_KERNEL(adagrad_step_jvp, jvp, Adagrad)
+HG_KERNEL(adagrad_step_vjp, vjp, Adagrad)
 
 }  // namespace
 }  // namespace hg::cuda

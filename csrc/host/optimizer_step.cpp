@@ -27,6 +27,40 @@ HG_SIGNATURE(adam_step_vjp,
              " -> w_bar?*=~ m_bar?*=~ s_bar?*=~ g_bar?*=~ lr_bar?=n beta1_bar?=n beta2_bar?=n eps_bar?=n",
              HG_ADAM_ATTRIBUTES)
 
+#define HG_ADAMW_ATTRIBUTES "lr:float beta1:float beta2:float eps:float weight_decay:float t:0..4503599627370496"
+HG_SIGNATURE(adamw_step_value, "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= weight_decay?*= -> w_next*=~ m_next*=~ s_next*=~",
+             HG_ADAMW_ATTRIBUTES)
+HG_SIGNATURE(adamw_step_jvp,
+             "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= weight_decay?*="
+             " w_dot?*=P~ m_dot?*=P~ s_dot?*=P~ g_dot?*=P~ lr_dot?*=P beta1_dot?*=P beta2_dot?*=P eps_dot?*=P weight_decay_dot?*=P"
+             " -> w_next_dot?*=P~ m_next_dot?*=P~ s_next_dot?*=P~",
+             HG_ADAMW_ATTRIBUTES)
+HG_SIGNATURE(adamw_step_vjp,
+             "w*=~ m*=~ s*=~ g*=~ lr?*= beta1?*= beta2?*= eps?*= weight_decay?*= w_next_bar?*=~ m_next_bar?*=~ s_next_bar?*=~"
+             " -> w_bar?*=~ m_bar?*=~ s_bar?*=~ g_bar?*=~ lr_bar?=n beta1_bar?=n beta2_bar?=n eps_bar?=n weight_decay_bar?=n",
+             HG_ADAMW_ATTRIBUTES)
+
+#define HG_RMSPROP_ATTRIBUTES "lr:float decay:float eps:float momentum:float"
+HG_SIGNATURE(rmsprop_step_value, "w*=~ s*=~ v?*=~ g*=~ lr?*= decay?*= eps?*= momentum?*= -> w_next*=~ s_next*=~ v_next?*=~",
+             HG_RMSPROP_ATTRIBUTES)
+HG_SIGNATURE(rmsprop_step_jvp,
+             "s*=~ v?*=~ g*=~ lr?*= decay?*= eps?*= momentum?*="
+             " w_dot?*=P~ s_dot?*=P~ v_dot?*=P~ g_dot?*=P~ lr_dot?*=P decay_dot?*=P eps_dot?*=P momentum_dot?*=P"
+             " -> w_next_dot?*=P~ s_next_dot?*=P~ v_next_dot?*=P~",
+             HG_RMSPROP_ATTRIBUTES)
+HG_SIGNATURE(rmsprop_step_vjp,
+             "s*=~ v?*=~ g*=~ lr?*= decay?*= eps?*= momentum?*= w_next_bar?*=~ s_next_bar?*=~ v_next_bar?*=~"
+             " -> w_bar?*=~ s_bar?*=~ v_bar?*=~ g_bar?*=~ lr_bar?=n decay_bar?=n eps_bar?=n momentum_bar?=n",
+             HG_RMSPROP_ATTRIBUTES)
+
+#define HG_ADAGRAD_ATTRIBUTES "lr:float eps:float"
+HG_SIGNATURE(adagrad_step_value, "w*=~ s*=~ g*=~ lr?*= eps?*= -> w_next*=~ s_next*=~", HG_ADAGRAD_ATTRIBUTES)
+HG_SIGNATURE(adagrad_step_jvp,
+             "s*=~ g*=~ lr?*= eps?*= w_dot?*=P~ s_dot?*=P~ g_dot?*=P~ lr_dot?*=P eps_dot?*=P -> w_next_dot?*=P~ s_next_dot?*=P~",
+             HG_ADAGRAD_ATTRIBUTES)
+HG_SIGNATURE(adagrad_step_vjp, "s*=~ g*=~ lr?*= eps?*= w_next_bar?*=~ s_next_bar?*=~ -> w_bar?*=~ s_bar?*=~ g_bar?*=~ lr_bar?=n eps_bar?=n",
+             HG_ADAGRAD_ATTRIBUTES)
+
 #ifdef HG_SIMD
 #include "../optimizer_step.h"
 
@@ -242,6 +276,15 @@ HG_KERNEL(sgd_step_vjp, vjp, Sgd)
 HG_KERNEL(adam_step_value, value, Adam)
 HG_KERNEL(adam_step_jvp, jvp, Adam)
 HG_KERNEL(adam_step_vjp, vjp, Adam)
+HG_KERNEL(adamw_step_value, value, AdamW)
+HG_KERNEL(adamw_step_jvp, jvp, AdamW)
+HG_KERNEL(adamw_step_vjp, vjp, AdamW)
+HG_KERNEL(rmsprop_step_value, value, Rmsprop)
+HG_KERNEL(rmsprop_step_jvp, jvp, Rmsprop)
+HG_KERNEL(rmsprop_step_vjp, vjp, Rmsprop)
+HG_KERNEL(adagrad_step_value, value, Adagrad)
+HG_KERNEL(adagrad_step_jvp, jvp, Adagrad)
+HG_KERNEL(adagrad_step_vjp, vjp, Adagrad)
 
 }  // namespace
 }  // namespace hg::HG_SIMD

@@ -2,7 +2,7 @@
 
 An op's arguments are the leaves of the weights, of the optimiser's state and of the gradient, one list after the other, and
 then those hyperparameters ("fields") that are arrays: one without axes for all leaves, or one per leaf. Fields that are
-numbers are attributes. The optimisers in optimizers.py call `sgd_step` and `adam_step`, which take the kernels where they
+numbers are attributes. The optimisers in optimizers.py call `sgd_step` and its like, which take the kernels where they
 serve and the same arithmetic in ops elsewhere.
 """
 
@@ -172,12 +172,13 @@ def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
     return all(serves(x) for x in fields)
 
 
-def _zero(field: Any) -> bool:
+def is_zero(field: Any) -> bool:
+    """Whether a field is the number 0, which leaves out what it multiplies."""
     return isinstance(field, (int, float)) and field == 0
 
 
 def _sgd_leaf(w: Any, v: Any, g: Any, lr: Any, momentum: Any, weight_decay: Any, *, nesterov: bool) -> tuple[Any, Any]:
-    if not _zero(weight_decay):
+    if not is_zero(weight_decay):
         g = g + weight_decay * w
     if v is None:
         return w - lr * g, None
@@ -191,18 +192,44 @@ def _adam_leaf(w: Any, m: Any, s: Any, g: Any, lr: Any, beta1: Any, beta2: Any, 
     return w - lr * (m / (1.0 - beta1 ** (t + 1))) / sqrt(s / (1.0 - beta2 ** (t + 1)) + eps), m, s
 
 
+def _adamw_leaf(w: Any, m: Any, s: Any, g: Any, lr: Any, weight_decay: Any, **more: Any) -> tuple[Any, Any, Any]:
+    after, m, s = _adam_leaf(w, m, s, g, lr, **more)
+    return after - lr * (weight_decay * w), m, s
+
+
+def _rmsprop_leaf(w: Any, s: Any, v: Any, g: Any, lr: Any, decay: Any, eps: Any, momentum: Any) -> tuple[Any, Any, Any]:
+    s = decay * s + (1.0 - decay) * (g * g)
+    step = g / sqrt(s + eps)
+    if v is None:
+        return w - lr * step, s, None
+    v = momentum * v + step
+    return w - lr * v, s, v
+
+
+def _adagrad_leaf(w: Any, s: Any, g: Any, lr: Any, eps: Any) -> tuple[Any, Any]:
+    s = s + g * g
+    return w - lr * (g / sqrt(s + eps)), s
+
+
 _SGD_FIELDS = ("lr", "momentum", "weight_decay")
 _SGD = Step(
     "sgd_step", _sgd_leaf, {"w": ("w", "v", "g", *_SGD_FIELDS), "v": ("w", "v", "g", "momentum", "weight_decay")}, _SGD_FIELDS, first=0
 )
 _ADAM_FIELDS = ("lr", "beta1", "beta2", "eps")
-_ADAM = Step(
-    "adam_step",
-    _adam_leaf,
-    {"w": ("w", "m", "s", "g", *_ADAM_FIELDS), "m": ("m", "g", "beta1"), "s": ("s", "g", "beta2")},
-    _ADAM_FIELDS,
+_MOMENTS = {"m": ("m", "g", "beta1"), "s": ("s", "g", "beta2")}
+_ADAM = Step("adam_step", _adam_leaf, {"w": ("w", "m", "s", "g", *_ADAM_FIELDS), **_MOMENTS}, _ADAM_FIELDS, first=1)
+_ADAMW_FIELDS = (*_ADAM_FIELDS, "weight_decay")
+_ADAMW = Step("adamw_step", _adamw_leaf, {"w": ("w", "m", "s", "g", *_ADAMW_FIELDS), **_MOMENTS}, _ADAMW_FIELDS, first=0)
+_RMSPROP_FIELDS = ("lr", "decay", "eps", "momentum")
+_RMSPROP = Step(
+    "rmsprop_step",
+    _rmsprop_leaf,
+    {"w": ("w", "s", "v", "g", *_RMSPROP_FIELDS), "s": ("s", "g", "decay"), "v": ("s", "v", "g", "decay", "eps", "momentum")},
+    _RMSPROP_FIELDS,
     first=1,
 )
+_ADAGRAD_FIELDS = ("lr", "eps")
+_ADAGRAD = Step("adagrad_step", _adagrad_leaf, {"w": ("w", "s", "g", *_ADAGRAD_FIELDS), "s": ("s", "g")}, _ADAGRAD_FIELDS, first=1)
 
 
 def sgd_step(
@@ -217,21 +244,50 @@ def sgd_step(
     Rules: kernels for value, vjp and jvp where the leaves are Tensors of one dtype and each field has no axes; else, and for
         every other nesting, the arithmetic in ops.
     """
-    fields = {"lr": lr, "momentum": 0.0 if v is None else momentum, "weight_decay": 0.0 if _zero(weight_decay) else weight_decay}
+    fields = {"lr": lr, "momentum": 0.0 if v is None else momentum, "weight_decay": 0.0 if is_zero(weight_decay) else weight_decay}
     w_next, v_next = _SGD({"w": w, "v": v, "g": g}, fields, nesterov=nesterov and v is not None)
     return w_next or [], None if v is None else v_next
 
 
 def adam_step(
-    w: list[Any], m: list[Any], s: list[Any], g: list[Any], lr: Any, beta1: Any, beta2: Any, eps: Any, *, t: int
+    w: list[Any], m: list[Any], s: list[Any], g: list[Any], lr: Any, beta1: Any, beta2: Any, eps: Any, weight_decay: Any = 0.0, *, t: int
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    """Weights and moments after step t of Adam, with eps inside the square root.
+    """Weights and moments after step t of Adam, with eps inside the square root, or of AdamW where the weights decay.
 
     Args:
         w, m, s, g: leaves of weights, first and second moment, gradient.
-        lr, beta1, beta2, eps: each a number, an array or Tensor for all leaves, or a list with one per leaf.
+        lr, beta1, beta2, eps, weight_decay: each a number, an array or Tensor for all leaves, or a list with one per leaf.
         t: number of steps done so far.
     Rules: as `sgd_step`.
     """
-    w_next, m_next, s_next = _ADAM({"w": w, "m": m, "s": s, "g": g}, {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}, t=t)
+    fields = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps}
+    step, more = (_ADAM, {}) if is_zero(weight_decay) else (_ADAMW, {"weight_decay": weight_decay})
+    w_next, m_next, s_next = step({"w": w, "m": m, "s": s, "g": g}, fields | more, t=t)
     return w_next or [], m_next or [], s_next or []
+
+
+def rmsprop_step(
+    w: list[Any], s: list[Any], v: list[Any] | None, g: list[Any], lr: Any, decay: Any, eps: Any, momentum: Any
+) -> tuple[list[Any], list[Any], list[Any] | None]:
+    """Weights, second moments and velocities after a step of RMSprop, with eps inside the square root.
+
+    Args:
+        w, s, v, g: leaves of weights, second moment, velocity and gradient; v None keeps no velocity, as if momentum were 0.
+        lr, decay, eps, momentum: each a number, an array or Tensor for all leaves, or a list with one per leaf.
+    Rules: as `sgd_step`.
+    """
+    fields = {"lr": lr, "decay": decay, "eps": eps, "momentum": 0.0 if v is None else momentum}
+    w_next, s_next, v_next = _RMSPROP({"w": w, "s": s, "v": v, "g": g}, fields)
+    return w_next or [], s_next or [], None if v is None else v_next
+
+
+def adagrad_step(w: list[Any], s: list[Any], g: list[Any], lr: Any, eps: Any) -> tuple[list[Any], list[Any]]:
+    """Weights and sums of squares after a step of Adagrad, with eps inside the square root.
+
+    Args:
+        w, s, g: leaves of weights, sum of squared gradients, gradient.
+        lr, eps: each a number, an array or Tensor for all leaves, or a list with one per leaf.
+    Rules: as `sgd_step`.
+    """
+    w_next, s_next = _ADAGRAD({"w": w, "s": s, "g": g}, {"lr": lr, "eps": eps})
+    return w_next or [], s_next or []

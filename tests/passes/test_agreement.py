@@ -76,8 +76,14 @@ def test_all_modes_equal_finite_differences(name):
         lambda h: hg.SGD(lr=0.1),
         lambda h: hg.Adam(lr=h["lr"], beta1=h["momentum"], beta2=1.0 - h["decay"], eps=1e-3 * h["lr"]),
         lambda h: hg.Adam(lr=0.05),
+        lambda h: hg.AdamW(lr=h["lr"], beta1=h["momentum"], beta2=1.0 - h["decay"], eps=1e-3 * h["lr"], weight_decay=10.0 * h["decay"]),
+        lambda h: hg.AdamW(lr=0.05, eps=1e-3, weight_decay=h["decay"]),
+        lambda h: hg.RMSprop(lr=0.1 * h["lr"], decay=h["momentum"], eps=1e-3 * h["lr"]),
+        lambda h: hg.RMSprop(lr=0.1 * h["lr"], decay=1.0 - h["decay"], eps=1e-3, momentum=h["momentum"]),
+        lambda h: hg.Adagrad(lr=h["lr"], eps=h["decay"]),
     ],
-    ids=["nesterov", "nesterov+decay", "momentum alone", "no field", "adam, every field", "adam"],
+    ids=["nesterov", "nesterov+decay", "momentum alone", "no field", "adam, every field", "adam"]
+    + ["adamw, every field", "adamw", "rmsprop", "rmsprop+momentum", "adagrad"],
 )
 def test_every_optimizer_in_every_mode(optimizer):
     problem, hparams, batches = hyper_problems.mlp(n_steps=5)

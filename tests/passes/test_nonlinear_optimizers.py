@@ -54,6 +54,7 @@ SquaredGradientSGD = own(hg.SGD, lambda self, g, w: each(lambda x: x + x * x)(g)
 WeightedGradientSGD = own(hg.SGD, lambda self, g, w: each(lambda x, y: x * (1.0 + y * y))(g, w))
 ValueClippedAdam = own(hg.Adam, lambda self, g, w: clipped(g, 0.05))
 ProjectedAdam = own(hg.Adam, after=lambda self, w: clipped(w, 0.6))
+ValueClippedRMSprop = own(hg.RMSprop, lambda self, g, w: clipped(g, 0.05))
 
 
 class Clipping:
@@ -104,6 +105,13 @@ OPTIMIZERS = {
     "clip_by_value": lambda h: hg.SGD(lr=h["lr"], momentum=h["mu"], clip=hg.clip_by_value(h["a"])),
     "clip_by_norm": lambda h: hg.SGD(lr=h["lr"], momentum=h["mu"], nesterov=True, clip=hg.clip_by_norm(h["a"])),
     "clip_by_norm, Adam": lambda h: hg.Adam(lr=h["lr"], eps=1e-3, clip=hg.clip_by_norm(h["a"])),
+    "AdamW": lambda h: hg.AdamW(lr=0.2 * h["lr"], beta1=h["mu"], eps=1e-3, weight_decay=h["a"]),
+    "RMSprop": lambda h: hg.RMSprop(lr=0.1 * h["lr"], decay=h["mu"], eps=1e-3),
+    "RMSprop with momentum": lambda h: hg.RMSprop(lr=0.1 * h["lr"], eps=1e-3, momentum=h["mu"]),
+    "Adagrad": lambda h: hg.Adagrad(lr=h["lr"], eps=h["a"]),
+    "value-clipped RMSprop": lambda h: ValueClippedRMSprop(lr=0.1 * h["lr"], decay=h["mu"], eps=1e-3),
+    "clip_by_norm, AdamW": lambda h: hg.AdamW(lr=0.2 * h["lr"], eps=1e-3, weight_decay=h["mu"], clip=hg.clip_by_norm(h["a"])),
+    "clip_by_norm, Adagrad": lambda h: hg.Adagrad(lr=h["lr"], eps=1e-3, clip=hg.clip_by_norm(h["a"])),
     "clip_by_norm, own": lambda h: SignLike(lr=h["lr"], clip=hg.clip_by_norm(h["a"])),
     "fixed limits": lambda h: hg.SGD(lr=0.1, clip=hg.clip_by_value(0.05)),
 }
@@ -174,6 +182,9 @@ def test_what_is_linear_is_said_by_the_class_that_defines_the_update():
     assert hg.SGD(lr=0.1).is_linear() and Renamed(lr=0.1).is_linear() and Half(lr=0.1).is_linear()
     for other in (
         hg.Adam(lr=0.1),
+        hg.AdamW(lr=0.1),
+        hg.RMSprop(lr=0.1),
+        hg.Adagrad(lr=0.1),
         ValueClippedSGD(lr=0.1),
         MixedSGD(lr=0.1),
         HalfClipped(lr=0.1),

@@ -282,13 +282,15 @@ def test_a_function_of_the_step_number():
     close((constant.value, constant.grad), (number.value, number.grad))
 
 
-def test_schedules_of_every_field_and_of_leaves():
-    def adam(h):
-        return hg.Adam(lr=hg.schedule({"w": h["lr"][:, None] * np.ones(3), "b": h["lr"]}), beta1=hg.schedule(h["beta"]), eps=1e-3)
+@pytest.mark.parametrize("kind", [hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad])
+def test_schedules_of_every_field_and_of_leaves(kind):
+    def scheduled(h):
+        more = {k: hg.schedule(h["rest"] if k != "eps" else 0.01 * h["rest"]) for k in kind.numeric_fields if k not in ("lr", "beta2")}
+        return kind(lr=hg.schedule({"w": h["lr"][:, None] * np.ones(3), "b": h["lr"]}), **more)
 
-    h = hparams(lr=RATES, beta=np.linspace(0.5, 0.9, 7))
-    everywhere(problem(adam), h)
-    check_gradients(lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=adam(h)), h), h, order=1)
+    h = hparams(lr=0.3 * RATES, rest=np.linspace(0.5, 0.9, 7))
+    everywhere(problem(scheduled), h)
+    check_gradients(lambda h: outer(hg.unroll(inner, init(h), h, BATCHES, optimizer=scheduled(h)), h), h, order=1)
 
 
 def test_a_schedule_in_a_training_loop():
@@ -312,7 +314,7 @@ def test_a_schedule_of_another_length_is_refused():
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (1, 3), (2,), (3, 1), (7,), (1, 1)])
-@pytest.mark.parametrize("kind", [hg.SGD, hg.Adam])
+@pytest.mark.parametrize("kind", [hg.SGD, hg.Adam, hg.AdamW, hg.RMSprop, hg.Adagrad])
 def test_a_field_never_enlarges_a_leaf(kind, shape):
     p = problem(lambda h: kind(lr=h["lr"]))
     with pytest.raises((ShapeError, ArgumentError), match=r"optimizer: lr has shape"):
