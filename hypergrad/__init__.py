@@ -19,6 +19,7 @@ from .passes.reverse import reverse
 from .passes.scan import scan
 from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
 from .passes.unroll import unroll
+from .plan import Plan, plan
 from .rules import fusion, precision
 from .tape import Tensor
 from .transforms import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
@@ -40,6 +41,7 @@ __all__ = [
     "Nystrom",
     "Online",
     "Optimizer",
+    "Plan",
     "RMSprop",
     "Stats",
     "Tensor",
@@ -55,6 +57,7 @@ __all__ = [
     "implicit",
     "jvp",
     "online",
+    "plan",
     "precision",
     "reverse",
     "scan",

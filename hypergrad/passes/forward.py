@@ -93,7 +93,7 @@ def forward(
                 seeds = units(leaves, start, stop)
             value, run, dots = set_aside(
                 with_tangents,
-                _block,
+                block,
                 problem,
                 h,
                 seeds,
@@ -123,7 +123,7 @@ def forward(
     return r
 
 
-def _block(
+def block(
     problem: Bilevel, hparams: PyTree, seeds: list[Tensor | None], count: int, batches: Batches, stats: Stats, **more: Any
 ) -> tuple[Tensor, Unrolled, Array]:
     """The objective, its run and its derivatives along `count` tangents of the hyperparameters' leaves."""
