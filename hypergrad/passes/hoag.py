@@ -106,8 +106,8 @@ def hoag(
         callback: called as callback(k, hparams, w, value) in each update before its step, on arrays that must not be written to.
         state: the state of the call before, to go on from its hparams: n updates twice are 2n updates, bit for bit.
     Returns: Hoag(hparams, params, values, gradient_norms, residuals, inner_steps, products, state, stats).
-    Raises: ArgumentError for arguments out of range, and where a number is not finite (it names the update and the leaf); otherwise as
-        `implicit`.
+    Raises: ArgumentError for arguments out of range; DifferentiationError where a number is not finite (it names the update and the
+        leaf); otherwise as `implicit`.
     Warns: UserWarning, once, if an inner problem or a linear system was not solved to eps_k.
     Equation: Pedregosa 2016, Algorithm 1 (HOAG).
     Memory: weights, q and the optimisers' states; no state of a run is kept.
@@ -148,7 +148,7 @@ def hoag(
             h = tree_tensors(after, "hoag")
             if project is not None:
                 h = projected("hoag", project, h)
-            check_finite("hoag", k, value=value, hparams=h)
+            check_finite("hoag", k, {"value": value, "hparams": h})
             if not (r.report.gradient_norm <= goal and r.report.converged):
                 late.append(k)
             values.append(value)
@@ -187,7 +187,7 @@ def _solve(losses: Losses, hparams: PyTree, start: PyTree, batch: Any, goal: flo
         _, _, g = tensor_value_and_grad(lambda w: losses.problem.inner_loss(w, hparams, batch), w, where="inner_loss")
         size = norm(x.value for x in tree_leaves(g))
         if not math.isfinite(size):
-            check_finite("hoag", k, inner_gradient=g)
+            check_finite("hoag", k, {"the inner gradient": g})
         if t == max_steps or size <= goal:
             break
         w, state = optimizer.at(t).advance(w, state, g, t)

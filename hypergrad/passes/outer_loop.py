@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..backends import backend_of
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DifferentiationError
 from ..ops.arguments import integer
 from ..optimizers import same_kind
 from ..tape import Tensor
@@ -41,14 +39,12 @@ def see(callback: Callback, t: int, hparams: PyTree, w: PyTree, value: Tensor) -
     callback(t, tree_map(view, hparams), tree_map(view, w), view(value))
 
 
-def check_finite(where: str, t: int, **trees: PyTree) -> None:
-    """Raises: ArgumentError that names the first leaf of the trees with a number that is not finite."""
+def check_finite(where: str, step: int, trees: dict[str, PyTree]) -> None:
+    """Raises: DifferentiationError that names the first leaf of the trees with a number that is not finite."""
     for root, tree in trees.items():
         for name, x in tree_named(tree, root):
-            with np.errstate(all="ignore"):
-                finite = bool(backend_of(x.value).xp.isfinite(x.value).all())
-            if not finite:
-                raise ArgumentError(
-                    f"{where}: {name} is not finite after update {t}, expected finite numbers because the loop diverged; choose smaller "
-                    "step sizes, or a project that keeps the hyperparameters in their range"
+            if not bool(backend_of(x.value).xp.isfinite(x.value).all()):
+                raise DifferentiationError(
+                    f"{where}: {name} is no longer finite after step {step}, expected finite numbers because the run diverged; lower the "
+                    "inner or the outer step size, or bound the hyperparameters with project"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,8 +107,8 @@ def soba(
             not be written to.
         state: the state of the call before, to go on from its hparams: n steps twice are 2n steps, bit for bit.
     Returns: SingleLoop(hparams, params, values, state, stats).
-    Raises: ArgumentError for arguments out of range, and where a number is not finite (it names the step and the leaf; on a GPU after the
-        last step); DTypeError for leaves of different dtypes; DifferentiationError for a hyperparameter that neither loss reads.
+    Raises: ArgumentError for arguments out of range; DTypeError for leaves of different dtypes; DifferentiationError for a hyperparameter
+        that neither loss reads, and where a number is not finite (it names the step and the leaf; on a GPU after the last step).
     Equation: the directions D_z, D_v and D_x of Dagreou et al. 2022, section 2.
     Memory: w, v, lambda and their directions.
     Time: per step, one second-order pass on a minibatch of the inner loss and one gradient of one of the outer loss.
@@ -266,11 +267,9 @@ class _Loop:
 
     def _check(self, t: int, z: Array) -> None:
         """Raises: ArgumentError if a number is not finite."""
-        with np.errstate(all="ignore"):
-            finite = bool(np.isfinite(float(z.sum())))  # cheap, and true of finite numbers but for those near the largest
-        if not finite:
+        if not math.isfinite(float(z.sum())):  # cheap; whatever is not finite makes the sum so
             w, v, h = self.all.tree(z)
-            check_finite(self.where, t, w=w, v=v, hparams=h)
+            check_finite(self.where, t, {"w": w, "v": v, "hparams": h})
 
 
 def _reduced(table: Table, i: int, d: Array) -> Array:
