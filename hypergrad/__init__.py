@@ -15,12 +15,12 @@ from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
 from .passes.drmad import drmad
 from .passes.finite_differences import finite_differences
 from .passes.forward import forward
-from .passes.hoag import hoag
+from .passes.hoag import Hoag, hoag
 from .passes.implicit import implicit
 from .passes.online import Online, online
 from .passes.reverse import reverse
 from .passes.scan import scan
-from .passes.single_loop import saba, soba
+from .passes.single_loop import SingleLoop, saba, soba
 from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
 from .passes.t1t2 import t1t2
 from .passes.unroll import unroll
@@ -38,6 +38,7 @@ __all__ = [
     "AdamW",
     "Bilevel",
     "FixedPoint",
+    "Hoag",
     "HyperGradient",
     "HypergradError",
     "Neumann",
@@ -46,6 +47,7 @@ __all__ = [
     "Online",
     "Optimizer",
     "RMSprop",
+    "SingleLoop",
     "Stats",
     "Tensor",
     "capture",

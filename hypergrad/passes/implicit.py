@@ -127,7 +127,7 @@ def _at_point(
     check: bool,
 ) -> tuple[tuple[Tensor, PyTree, PyTree, Tensor], Report]:
     where = losses.where
-    w, h = tree_tensors(given, where, "w_star"), tree_tensors(hparams, where, "hparams")
+    w, h = tree_tensors(given, where, "w"), tree_tensors(hparams, where, "hparams")
     if check:
         losses.check(w, h, batch, outer_batch)
     value, w_bar, h_bar = losses.outer(w, h, outer_batch)
