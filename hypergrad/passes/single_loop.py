@@ -193,13 +193,15 @@ class _Loop:
     def _run(self, hparams: PyTree, n_steps: int, state: LoopState | None, stats: Stats) -> SingleLoop:
         h = tree_tensors(hparams, self.where, "hparams")
         w = tree_tensors(self.problem.init(h) if state is None else state.params, self.where, "w")
-        self.losses.check(w, h, self.batches[0], self.outer_batches[0])
         v = tree_map(lambda x: Tensor(0 * x.value), w) if state is None else tree_tensors(state.solution, self.where, "v")
         self.all, self.both, self.hparams = Flat((w, v, h)), Flat((w, h)), Flat(h)
         self._one_dtype()
+        self.losses.check(w, h, self.batches[0], self.outer_batches[0])
         z = self.all.join(self.all.leaves)[0]
         n = (z.size - sum(x.size for x in self.hparams.leaves)) // 2
-        tables = self._tables(state)
+        tables = None
+        if self.reduce_variance:
+            tables = self._filled(w, v, h) if state is None else self._copied(state, z.size, z.size - n)
         stats.hold(0, z.nbytes + sum(x.nbytes for table in tables or () for x in table))
         values: list[Tensor] = []
         first = 0 if state is None else state.step
@@ -239,20 +241,19 @@ class _Loop:
         value, w_bar, h_bar = self.losses.outer(w, h, self.outer_batches[j])
         return value, self.both.join([*w_bar, *h_bar])[0]
 
-    def _tables(self, state: LoopState | None) -> tuple[Table, Table] | None:
-        """New tables: filled at the start, or a copy of the state's."""
-        if not self.reduce_variance:
-            return None
-        if state is None:
-            w, v, h = self.all.tree(self.all.join(self.all.leaves)[0])
-            rows = [self._inner(w, v, h, i) for i in range(self.sizes[0])], [self._outer(w, h, j)[1] for j in range(self.sizes[1])]
-            made = [backend_of(*r).xp.stack(r) for r in rows]
-            return Table(made[0], made[0].mean(0)), Table(made[1], made[1].mean(0))
-        lengths = None if state.tables is None else [len(table.rows) for table in state.tables]
-        if state.tables is None or lengths != self.sizes:
+    def _filled(self, w: PyTree, v: PyTree, h: PyTree) -> tuple[Table, Table]:
+        """The tables of the directions at the start."""
+        inner, outer = [self._inner(w, v, h, i) for i in range(self.sizes[0])], [self._outer(w, h, j)[1] for j in range(self.sizes[1])]
+        rows = [backend_of(*x).xp.stack(x) for x in (inner, outer)]
+        return Table(rows[0], rows[0].mean(0)), Table(rows[1], rows[1].mean(0))
+
+    def _copied(self, state: LoopState, *widths: int) -> tuple[Table, Table]:
+        """A copy of the state's tables, which the steps write to."""
+        shapes, wanted = [tuple(table.rows.shape) for table in state.tables or ()], list(zip(self.sizes, widths, strict=True))
+        if state.tables is None or shapes != wanted:
             raise ArgumentError(
-                f"saba: state has tables of {lengths} minibatches, expected {self.sizes}, those of batches and outer_batches; pass the "
-                "state of a call of saba with the same batches"
+                f"{self.where}: state has tables of the shapes {shapes}, expected {wanted}, a row for each minibatch; pass the state of a "
+                "call of saba with the same batches"
             )
         inner, outer = (Table(table.rows.copy(), table.mean.copy()) for table in state.tables)
         return inner, outer
@@ -266,7 +267,7 @@ class _Loop:
             )
 
     def _check(self, t: int, z: Array) -> None:
-        """Raises: ArgumentError if a number is not finite."""
+        """Raises: DifferentiationError if a number is not finite."""
         if not math.isfinite(float(z.sum())):  # cheap; whatever is not finite makes the sum so
             w, v, h = self.all.tree(z)
             check_finite(self.where, t, {"w": w, "v": v, "hparams": h})

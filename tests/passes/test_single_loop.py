@@ -64,10 +64,6 @@ def same(a, b):
         assert np.array_equal(x, y)
 
 
-def error(r):
-    return np.linalg.norm(flat(r.hparams) - minimiser()[0])
-
-
 # --- SOBA and SABA --------------------------------------------------------------------------------
 
 
@@ -80,11 +76,19 @@ def test_soba_on_all_data_finds_the_minimiser():
 
 
 def test_saba_on_minibatches_finds_the_minimiser_and_soba_stays_at_a_noise_floor():
-    saba, soba = (f(PROBLEM, LAM, BATCHES, OUTER, 0.1, 0.2, 900) for f in (hg.saba, hg.soba))
+    def distance(outer_lr, inner_lr):
+        """Of SOBA's hyperparameters from the minimiser, on average over the last 300 steps."""
+        errors = []
+        see = lambda t, h, w, value: errors.append(np.linalg.norm(flat(h) - minimiser()[0]))  # noqa: E731
+        hg.soba(PROBLEM, LAM, BATCHES, OUTER, outer_lr, inner_lr, 900, callback=see)
+        return np.mean(errors[-300:])
+
+    saba = hg.saba(PROBLEM, LAM, BATCHES, OUTER, 0.1, 0.2, 900)
     for found, exact in zip((saba.hparams, saba.params, saba.state.solution), minimiser(), strict=True):
         np.testing.assert_allclose(flat(found), exact, atol=1e-10)
-    falling = hg.soba(PROBLEM, LAM, BATCHES, OUTER, lambda t: 0.3 / (1 + t) ** 0.5, lambda t: 0.5 / (1 + t) ** 0.5, 900)
-    assert error(falling) < 0.05 < 0.1 < error(soba)
+    steady = distance(0.1, 0.2)
+    assert steady > 0.1  # at the end of 900 steps, where SABA is at 1e-10
+    assert distance(lambda t: 0.2 / (1 + t) ** 0.5, lambda t: 0.5 / (1 + t) ** 0.5) < 0.6 * steady
     assert saba.stats.state_bytes == 8 * ((2 * N + M) * (2 + len(BATCHES)) + (N + M) * (1 + len(OUTER)))
 
 
@@ -116,7 +120,7 @@ def test_the_steps_by_hand(name):
 @pytest.mark.parametrize("name", ["soba", "saba"])
 def test_going_on_gives_the_same_bits(name):
     def run(hparams, n_steps, state=None):
-        box = lambda h: optree.tree_map(lambda x: np.clip(x, -0.7, 0.7), h)  # noqa: E731
+        box = lambda h: optree.tree_map(lambda x: np.clip(x, -0.45, 0.45), h)  # noqa: E731
         return getattr(hg, name)(PROBLEM, hparams, BATCHES, OUTER, lambda t: 0.1 / (1 + t), 0.1, n_steps, seed=3, project=box, state=state)
 
     whole, half = run(LAM, 40), run(LAM, 20)
@@ -125,7 +129,7 @@ def test_going_on_gives_the_same_bits(name):
     same(kept, half.state)  # what goes in is not written to
     same(rest[:2] + (rest.state,), whole[:2] + (whole.state,))
     same(np.concatenate([half.values, rest.values]), whole.values)
-    assert np.abs(flat(whole.hparams)).max() == 0.7 and rest.state.step == 40
+    assert np.abs(flat(whole.hparams)).max() == 0.45 and rest.state.step == 40
     none = run(half.hparams, 0, half.state)
     same((none.hparams, none.state), (half.hparams, half.state))
     assert none.values.shape == (0,)
@@ -186,13 +190,17 @@ def test_what_the_single_loop_refuses():
         (lambda: run(n_steps=1.5), ArgumentError, "soba: n_steps has 1.5, expected an integer"),
         (lambda: run(batches=[]), ArgumentError, r"soba: batches and outer_batches have the lengths \[0, 6\].*hg.full_batch"),
         (lambda: run(targets=iter(OUTER)), ArgumentError, "soba: batches is a list_iterator"),
-        (lambda: run(f=hg.saba, state=state), ArgumentError, "saba: state has tables of None minibatches"),
+        (lambda: run(f=hg.saba, state=state), ArgumentError, r"saba: state has tables of the shapes \[\]"),
         (
             lambda: run(f=hg.saba, batches=BATCHES[:2], state=run(f=hg.saba).state),
             ArgumentError,
-            r"tables of \[4, 6\] minibatches, expected \[2, 6\]",
+            r"shapes \[\(4, 13\), \(6, 8\)\], expected \[\(2, 13\), \(6, 8\)\]",
         ),
-        (lambda: run(h={"x": LAM["x"], "y": np.float32(0.5)}), DTypeError, "arguments have dtypes|expected one"),
+        (
+            lambda: run(h={"x": LAM["x"], "y": np.float32(0.5)}),
+            DTypeError,
+            r"soba: the weights and hparams have the dtypes \[.float32., .float64.\]",
+        ),
         (lambda: run(project=lambda h: {**h, "x": h["x"][:1]}), ShapeError, r"soba: project: hparams\['x'\] has shape \(1,\)"),
         (lambda: run(hg.Bilevel(inner, outer, None, None, lambda w, h, t: 0.0)), ArgumentError, "soba: problem has a running_loss"),
     ):
