@@ -12,12 +12,17 @@ from .errors import HypergradError
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
 from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
+from .passes.drmad import drmad
+from .passes.finite_differences import finite_differences
 from .passes.forward import forward
+from .passes.hoag import Hoag, hoag
 from .passes.implicit import implicit
 from .passes.online import Online, online
 from .passes.reverse import reverse
 from .passes.scan import scan
+from .passes.single_loop import SingleLoop, saba, soba
 from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
+from .passes.t1t2 import t1t2
 from .passes.unroll import unroll
 from .plan import Plan, plan
 from .rules import fusion, precision
@@ -34,6 +39,7 @@ __all__ = [
     "AdamW",
     "Bilevel",
     "FixedPoint",
+    "Hoag",
     "HyperGradient",
     "HypergradError",
     "Neumann",
@@ -43,16 +49,20 @@ __all__ = [
     "Optimizer",
     "Plan",
     "RMSprop",
+    "SingleLoop",
     "Stats",
     "Tensor",
     "capture",
     "clip_by_norm",
     "clip_by_value",
+    "drmad",
     "errors",
+    "finite_differences",
     "forward",
     "full_batch",
     "fusion",
     "grad",
+    "hoag",
     "hvp",
     "implicit",
     "jvp",
@@ -60,9 +70,12 @@ __all__ = [
     "plan",
     "precision",
     "reverse",
+    "saba",
     "scan",
     "schedule",
+    "soba",
     "stop_gradient",
+    "t1t2",
     "unroll",
     "value_and_grad",
     "vjp",

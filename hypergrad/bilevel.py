@@ -151,16 +151,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class HyperGradient:
-    """What `reverse`, `forward` and `implicit` return. The arrays belong to the caller: writable, and sharing memory with nothing.
+    """What the passes return. The arrays belong to the caller: writable, and sharing memory with nothing.
 
     Attributes:
         value: the outer objective, a 0-d array.
         grad: its gradient, a pytree of arrays like hparams.
-        params: w_T, a pytree of arrays; of `implicit` the solution.
-        state: the optimiser's state after the last step, a pytree of arrays; of `implicit` None.
-        losses: the inner loss of each step, at the weights before it, shape (T,); of `implicit` that of the solution, shape (1,).
+        params: w_T, a pytree of arrays; of `implicit` and `t1t2` the weights they were given.
+        state: the optimiser's state after the last step, a pytree of arrays; of `implicit` and `t1t2` None.
+        losses: the inner loss of each step, at the weights before it, shape (T,); of `implicit` and `t1t2` that of the weights, shape (1,).
         stats: what the pass did.
-        report: of `implicit`, how well it solved its linear system; None otherwise.
+        report: of `implicit` and `t1t2`, how well the linear system is solved; None otherwise.
     """
 
     value: Any

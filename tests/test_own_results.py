@@ -99,6 +99,16 @@ def passes():
             f"implicit{name}",
             lambda x, y, start=start: solution(hg.implicit(solved, {"c": y}, {"a": y}, None, start={"a": 0.5 * x} if start else None)),
         )
+    moving = hg.Bilevel(solved.inner_loss, lambda w, h: hg.sum(w["a"] * h["c"]), lambda h: {"a": CLOSED}, lambda h: hg.SGD(lr=0.5))
+    one = hg.full_batch(None, 1)
+    for n in (0, 3):
+        yield f"drmad, {n} steps", lambda x, y, n=n: record(hg.drmad(moving, {"c": y}, hg.full_batch(None, n)))
+        yield f"finite_differences, {n} steps", lambda x, y, n=n: record(hg.finite_differences(moving, {"c": y}, hg.full_batch(None, n)))
+        yield f"hoag, {n} updates", lambda x, y, n=n: loop(hg.hoag(moving, {"c": y}, None, hg.SGD(lr=0.1, momentum=0.5), n))
+        for run in (hg.soba, hg.saba):
+            yield f"{run.__name__}, {n} steps", lambda x, y, n=n, run=run: loop(run(moving, {"c": y}, one, one, 0.1, 0.1, n))
+            yield f"{run.__name__}, a state, {n} steps", lambda x, y, n=n, run=run: loop(again(run, moving, {"c": y}, one, n))
+    yield "t1t2", lambda x, y: solution(hg.t1t2(solved, {"c": y}, {"a": y}, None, lr=0.1))
     yield "capture", lambda x, y: hg.capture(hg.value_and_grad(FUNCTIONS["square of a sum"], argnums=(0, 1)))(x, y)
 
 
@@ -127,6 +137,16 @@ def record(r):
 
 def solution(r):
     return r.value, r.grad, r.params, r.losses, r.report.solution
+
+
+def loop(r):
+    return r.hparams, r.params, r.values, r.state
+
+
+def again(run, problem, h, one, n):
+    first = run(problem, h, one, one, 0.1, 0.1, 1)
+    HELD.extend(a for a in optree.tree_leaves((first.hparams, first.state)) if isinstance(a, np.ndarray))
+    return run(problem, first.hparams, one, one, 0.1, 0.1, n, state=first.state)
 
 
 def values(tree):
@@ -165,7 +185,8 @@ def test_results_are_writable_and_share_memory_with_nothing(name):
 def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
     other = """Bilevel HyperGradient HypergradError Optimizer Stats Tensor clip_by_norm clip_by_value errors full_batch fusion
-    precision schedule stop_gradient SGD Adagrad Adam AdamW RMSprop CG NormalCG FixedPoint Neumann Nystrom Online Plan plan""".split()
+    precision schedule stop_gradient SGD Adagrad Adam AdamW RMSprop CG NormalCG FixedPoint Neumann Nystrom Online
+    Hoag SingleLoop Plan plan""".split()
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - set(other)
     assert public == named - {"step"}, public ^ named

@@ -7,20 +7,19 @@ Products with H_ww and H_lambda,w come from one second-order pass; see `descent.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backends import Array, backend_of
+from ..backends import Array
 from ..bilevel import Bilevel, HyperGradient, Stats
-from ..errors import ArgumentError, DifferentiationError, ShapeError
+from ..errors import ShapeError
 from ..meter import Meter
 from ..state import set_aside
-from ..tape import Tape, Tensor, with_tangents
-from ..transforms import arrays_of, owned, scalar, tensor_value_and_grad, tree_tensors
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_named, tree_unflatten
-from .descent import second_order
+from ..tape import Tensor
+from ..transforms import arrays_of, owned, tree_tensors
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
+from .point import Flat, Losses, norm
 from .solvers import CG, Solver
 
 
@@ -75,129 +74,86 @@ def implicit(
     Memory: a few vectors like w_star, beside one second-order pass (Nystrom: `rank` of them).
     Time: one gradient of E and one second-order pass for each product.
     """
-    if problem.running_loss is not None:
-        raise ArgumentError("implicit: problem has a running_loss, expected none because only the solution is there; use hg.reverse")
-    solver, stats = CG() if solver is None else solver, Stats("implicit")
-    with Meter() as meter:
-        result, report = set_aside(_implicit, problem, hparams, w_star, batch, solver, start, outer_batch)
-        (value, grad, w, loss), given = result, arrays_of(hparams, w_star)
-        value, grad, w, loss, solution = owned((value, grad, w, loss, report.solution), given)
-    stats.measured(meter)
-    report = report._replace(solution=solution)
-    norm = max(1.0, math.hypot(*(_norm(x) for x in tree_leaves(w))))
+    chosen = CG() if solver is None else solver
+    r = at_point(Losses("implicit", problem), hparams, w_star, batch, lambda _: chosen, start=start, outer_batch=outer_batch)
+    report, most = r.report, gradient_tolerance * max(1.0, norm(tree_leaves(r.params)))
     faults = []
     if not report.converged:
         faults.append(f"{report.solver} stopped at a residual of {report.residual:.2g} after {report.products} Hessian products")
-    if not report.gradient_norm <= gradient_tolerance * norm:
-        faults.append(
-            f"the inner gradient at w_star has the norm {report.gradient_norm:.2g}, expected at most {gradient_tolerance * norm:.2g}"
-        )
+    if not report.gradient_norm <= most:
+        faults.append(f"the inner gradient at w_star has the norm {report.gradient_norm:.2g}, expected at most {most:.2g}")
     if faults:
         warnings.warn(
             f"implicit: {'; '.join(faults)}: the hypergradient is inexact; solve the inner problem further, raise max_iterations or "
             "damping, or use hg.reverse",
             stacklevel=2,
         )
-    return HyperGradient(value, grad, w, None, loss.reshape(1), stats, report)
+    return r
 
 
-def _implicit(
-    problem: Bilevel, hparams: PyTree, w_star: PyTree, batch: Any, solver: Solver, start: PyTree, outer_batch: Any
+def at_point(
+    losses: Losses,
+    hparams: PyTree,
+    w: PyTree,
+    batch: Any,
+    choose: Callable[[float], Solver],
+    *,
+    start: PyTree = None,
+    outer_batch: Any = None,
+    check: bool = True,
+) -> HyperGradient:
+    """dE/dlambda - H_lambda,w q at any w, q being what the solver gives for H_ww q = dE/dw. It does not warn.
+
+    Args:
+        choose: takes the norm of dE/dw, returns the solver.
+        check: whether `losses.check` is called.
+    """
+    stats = Stats(losses.where)
+    with Meter() as meter:
+        tree, report = set_aside(_at_point, losses, hparams, w, batch, choose, start, outer_batch, check)
+        value, grad, params, loss, solution = owned((*tree, report.solution), arrays_of(hparams, w))
+    stats.measured(meter)
+    return HyperGradient(value, grad, params, None, loss.reshape(1), stats, report._replace(solution=solution))
+
+
+def _at_point(
+    losses: Losses,
+    hparams: PyTree,
+    given: PyTree,
+    batch: Any,
+    choose: Callable[[float], Solver],
+    start: PyTree,
+    outer_batch: Any,
+    check: bool,
 ) -> tuple[tuple[Tensor, PyTree, PyTree, Tensor], Report]:
-    w, h = tree_tensors(w_star, "implicit", "w_star"), tree_tensors(hparams, "implicit", "hparams")
-    extra = () if outer_batch is None else (outer_batch,)
+    where = losses.where
+    w, h = tree_tensors(given, where, "w"), tree_tensors(hparams, where, "hparams")
+    if check:
+        losses.check(w, h, batch, outer_batch)
+    value, w_bar, h_bar = losses.outer(w, h, outer_batch)
+    flat, products = Flat(w), 0
 
-    def outer(both: PyTree) -> Tensor:
-        return scalar("outer_loss", problem.outer_loss(both[0], both[1], *extra))
-
-    def inner(w: PyTree, h: PyTree) -> Tensor:
-        return problem.inner_loss(w, h, batch)
-
-    value, _, (w_bar, h_bar) = tensor_value_and_grad(outer, (w, h), where="outer_loss")
-    leaves, spec = tree_flatten(w)
-    flat = _Flat(leaves)
-    _check_reads(w, h, inner, outer)
-    products = 0
-
-    def pass_along(rows: Array) -> tuple[Tensor, Array, Array, list[Tensor | None]]:
+    def along(rows: Array) -> tuple[Tensor, list[Tensor], Array, list[Tensor | None]]:
         nonlocal products
         products += len(rows)
-        loss, g, hessian, mixed = with_tangents(second_order, inner, w, h, flat.split(rows))
-        return loss, flat.join(tree_leaves(g))[0], flat.join(hessian, len(rows)), mixed
+        loss, g, hessian, mixed = losses.inner_along(w, h, batch, flat.split(rows))
+        return loss, g, flat.join(hessian, len(rows)), mixed
 
-    def product(rows: Array) -> Array:
-        return pass_along(rows)[2]
-
-    b = flat.join(tree_leaves(w_bar))[0]
+    b = flat.join([*w_bar])[0]
     q_0 = None
     if start is not None:
-        given = tree_leaves(tree_tensors(start, "implicit", "start"))
-        if [x.shape for x in given] != [x.shape for x in leaves]:
+        first = tree_leaves(tree_tensors(start, where, "start"))
+        if [x.shape for x in first] != [x.shape for x in flat.leaves]:
             raise ShapeError(
-                f"implicit: start has shapes {[x.shape for x in given]}, expected {[x.shape for x in leaves]}, those of w_star; "
+                f"{where}: start has shapes {[x.shape for x in first]}, expected {[x.shape for x in flat.leaves]}, those of w_star; "
                 "pass report.solution of a call with the same weights"
             )
-        q_0 = flat.join(given)[0]
-    q = solver.solve(product, b, q_0)
-    loss, g, hq, mixed = pass_along(q[None])
-    residual = _norm(hq[0] + solver.damping * q - b) / (_norm(b) or 1.0)
-    grad = [x if m is None else Tensor(x.value - m.value[0]) for x, m in zip(tree_leaves(h_bar), mixed, strict=True)]
-    solution = tree_unflatten(spec, [x if x is None else Tensor(x.value[0]) for x in flat.split(q[None])])
-    report = Report(type(solver).__name__, products, residual, residual <= solver.tolerance, _norm(g), solution)
+        q_0 = flat.join(first)[0]
+    size = norm([b])
+    solver = choose(size)
+    q = solver.solve(lambda rows: along(rows)[2], b, q_0)
+    loss, g, hq, mixed = along(q[None])
+    residual = norm([hq[0] + solver.damping * q - b]) / (size or 1.0)
+    grad = [x if m is None else Tensor(x.value - m.value[0]) for x, m in zip(h_bar, mixed, strict=True)]
+    report = Report(type(solver).__name__, products, residual, residual <= solver.tolerance, norm(x.value for x in g), flat.tree(q))
     return (value, tree_unflatten(tree_flatten(h)[1], grad), w, loss), report
-
-
-class _Flat:
-    """Trees of cotangents or tangents as rows of one array, (P, n)."""
-
-    def __init__(self, leaves: list[Tensor]) -> None:
-        self.leaves = leaves
-
-    def split(self, rows: Array) -> list[Tensor | None]:
-        """Tangents (P, ...) of the leaves."""
-        out: list[Tensor | None] = []
-        start = 0
-        for x in self.leaves:
-            out.append(Tensor(rows[:, start : start + x.size].reshape(-1, *x.shape)))
-            start += x.size
-        return out
-
-    def join(self, tangents: list[Tensor | None], count: int = 1) -> Array:
-        """One row for each of `count` directions; None is zero."""
-        parts = [
-            backend_of(x.value).xp.zeros((count, x.size), x.dtype) if d is None else d.value.reshape(count, x.size)
-            for x, d in zip(self.leaves, tangents, strict=True)
-        ]
-        return backend_of(*parts).concatenate(parts, 1)
-
-
-def _norm(x: Array) -> float:
-    return math.sqrt(float((x * x).sum()))
-
-
-def _check_reads(w: PyTree, hparams: PyTree, inner: Callable[[PyTree, PyTree], Tensor], outer: Callable[[PyTree], Tensor]) -> None:
-    """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""
-    leaves, spec = tree_flatten((w, hparams))
-    read = [False] * len(leaves)
-    for loss in (lambda both: inner(*both), outer):
-        tape = Tape()
-
-        def taped(tape: Tape = tape, loss: Callable[[PyTree], Tensor] = loss) -> tuple[list[Tensor], Tensor]:
-            watched = [tape.watch(x) for x in leaves]
-            return watched, loss(tree_unflatten(spec, watched))
-
-        watched, out = tape.run(taped)
-        if loss is not outer and not tape.proven:
-            raise DifferentiationError(
-                "implicit: inner_loss has an op whose rules are declared outside this package, expected proven ones because the Hessian "
-                "must be symmetric; use hg.reverse"
-            )
-        bars = tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)
-        read = [known or bar is not None for known, bar in zip(read, bars, strict=True)]
-    names = [name for name, _ in tree_named(hparams, "hparams")]
-    idle = [name for known, name in zip(read[len(read) - len(names) :], names, strict=True) if not known]
-    if idle:
-        raise DifferentiationError(
-            f"implicit: {', '.join(idle)} is read by neither inner_loss nor outer_loss, expected an influence on the solution; a "
-            "hyperparameter of the optimiser or of the start has none there: use hg.reverse or hg.forward, or leave it out"
-        )

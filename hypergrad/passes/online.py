@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..backends import Array, backend_of
 from ..bilevel import Batches, Bilevel, Stats, count_steps
-from ..errors import ArgumentError, DifferentiationError
+from ..errors import ArgumentError
 from ..meter import Meter
 from ..optimizers import Optimizer
 from ..state import set_aside
 from ..tape import Tensor, primal, with_tangents
 from ..transforms import arrays_of, dots_of, owned, scalar, tensor_value_and_grad, tree_tensors, tree_values
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from .forward import split, units
+from .outer_loop import Callback, Project, check_finite, projected, see
+from .reverse import vector_of
 from .schedule import is_count
-from .unroll import unrolled, view
+from .unroll import unrolled
 
 Mode = Literal["forward", "reverse"]
 
@@ -62,8 +63,8 @@ def online(
     *,
     mode: Mode = "forward",
     outer_batches: Any = None,
-    project: Callable[[PyTree], PyTree] | None = None,
-    callback: Callable[[int, PyTree, PyTree, Any], None] | None = None,
+    project: Project | None = None,
+    callback: Callback | None = None,
 ) -> Online:
     """One training run in which the hyperparameters take a step of `outer_optimizer` after each `every` inner steps.
 
@@ -112,19 +113,21 @@ def online(
             extra = () if outer_batches is None else (outer_batches[k],)
             state, state_dot, value, grad, own_losses = set_aside(window, problem, h, state, state_dot, batches, steps, stats, extra)
             losses += own_losses
-            _check_finite(steps, {"params": state[0], "state": state[1], "the hypergradient": grad})
+            check_finite("online", steps[-1], {"params": state[0], "state": state[1], "the hypergradient": grad})
             values.append(value)
             history.append(h)
             if callback is not None:
-                callback(k, *(tree_map(view, x) for x in (h, state[0], value)))
+                see(callback, k, h, state[0], value)
             arrays, outer_state = outer_optimizer.step(tree_values(h), outer_state, tree_values(grad), k)
-            h = tree_tensors(arrays if project is None else project(arrays), "online", "hparams")
+            h = tree_tensors(arrays, "online", "hparams")
+            if project is not None:
+                h = projected("online", project, h)
         if state is None:  # no step at all
             w = tree_tensors(problem.init(h), "online", "w")
             state = w, problem.optimizer(h).begin(w)
         like = next(iter(tree_leaves(state[0])))
-        numbers = [_joined([x.value.reshape(1) for x in column], like) for column in (values, losses)]
-        rows = [_stacked(column, like) for column in zip(*(tree_leaves(x) for x in history), strict=True)]
+        numbers = [vector_of(column, like) for column in (values, losses)]
+        rows = [_stacked(column) for column in zip(*(tree_leaves(x) for x in history), strict=True)]
         moved = tree_unflatten(tree_flatten(h)[1], rows) if rows else tree_map(lambda x: x.value[None][:0].copy(), h)
         h, w, v = owned((h, *state), arrays_of(hparams))
         result = Online(h, w, v, numbers[0], moved, numbers[1], stats)
@@ -165,19 +168,6 @@ def _reverse(
     return _Window(tree_map(Tensor.detach, (done.w, done.state)), None, value.detach(), grad, done.losses)
 
 
-def _check_finite(steps: range, trees: dict[str, PyTree]) -> None:
-    for root, tree in trees.items():
-        for name, x in tree_named(tree, root):
-            if not bool(backend_of(x.value).xp.isfinite(x.value).all()):
-                raise DifferentiationError(
-                    f"online: {name} is no longer finite after step {steps[-1]}, expected finite numbers because the run diverged; lower "
-                    "the inner step size or that of outer_optimizer, or bound the hyperparameters with project"
-                )
-
-
-def _joined(rows: list[Array], like: Tensor) -> Array:
-    return backend_of(*rows).concatenate(rows, 0) if rows else backend_of(like.value).xp.zeros(0, like.dtype)
-
-
-def _stacked(column: tuple[Tensor, ...], like: Tensor) -> Array:
-    return _joined([x.value[None] for x in column], like)
+def _stacked(column: tuple[Tensor, ...]) -> Array:
+    rows = [x.value[None] for x in column]
+    return backend_of(*rows).concatenate(rows, 0)

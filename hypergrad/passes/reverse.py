@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backends import backend_of
+from ..backends import Array, backend_of
 from ..bilevel import Batches, Bilevel, HyperGradient, Stats
 from ..meter import Meter
 from ..tape import Tensor
@@ -34,10 +34,15 @@ def objective(
     return value, run
 
 
+def vector_of(numbers: list[Tensor], like: Tensor) -> Array:
+    """Scalars as one vector, of the device and dtype of `like` where there is none."""
+    rows = [x.value.reshape(1) for x in numbers]
+    return backend_of(*rows).concatenate(rows, 0) if rows else backend_of(like.value).xp.zeros(0, like.dtype)
+
+
 def collect(value: Tensor, grad: PyTree, run: Unrolled, stats: Stats, given: list[Any]) -> HyperGradient:
     """The result of a pass, in arrays that belong to the caller."""
-    rows = [x.value.reshape(1) for x in run.losses]
-    losses = backend_of(*rows).concatenate(rows, 0) if rows else value.value.reshape(1)[:0].copy()
+    losses = vector_of(run.losses, value)
     value, grad, w, state = owned((value, grad, run.w, run.state), given)
     return HyperGradient(value, grad, w, state, losses, stats)
 
@@ -73,26 +78,26 @@ def reverse(
         beside what one step needs.
     Time: T steps, T transposed steps of about three each, and the steps run again (stats.steps_rerun).
     """
-    stats = Stats("reverse")
+    return transposed_run(
+        "reverse",
+        problem,
+        hparams,
+        batches,
+        checkpoints=checkpoints,
+        memory_bytes=memory_bytes,
+        last=last,
+        outer_batch=outer_batch,
+        state=state,
+        first_order=first_order,
+        callback=callback,
+    )
+
+
+def transposed_run(mode: str, problem: Bilevel, hparams: PyTree, batches: Batches, **more: Any) -> HyperGradient:
+    """The pass of that name over one run, recorded as one op. `more` goes to `objective`."""
+    stats = Stats(mode)
     with Meter() as meter:
-        value, run, grad = tensor_value_and_grad(
-            lambda h: objective(
-                problem,
-                h,
-                batches,
-                stats,
-                checkpoints=checkpoints,
-                memory_bytes=memory_bytes,
-                last=last,
-                outer_batch=outer_batch,
-                state=state,
-                first_order=first_order,
-                callback=callback,
-            ),
-            hparams,
-            where="reverse",
-            has_aux=True,
-        )
-        r = collect(value, grad, run, stats, arrays_of(hparams, state))
+        value, run, grad = tensor_value_and_grad(lambda h: objective(problem, h, batches, stats, **more), hparams, where=mode, has_aux=True)
+        r = collect(value, grad, run, stats, arrays_of(hparams, more["state"]))
     stats.measured(meter)
     return r

@@ -54,7 +54,7 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
 
     Args:
         checkpoints: "all", "sqrt", "reversible" or the number of states to hold, >= 1; "host" or a directory, which store.parse reads,
-            is as "all".
+            is as "all"; the class Line for the states of a line, as store.parse.
         last: the number of steps at the end that the backward run visits, >= 1; None for all steps.
         memory_bytes: room for the stored states. The policy with the fewest steps run again is taken; `checkpoints` stays "all".
         state_bytes: bytes of one state.
@@ -75,8 +75,10 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
                 "state is needed to run again; raise it, or use hg.forward for few hyperparameters"
             )
         checkpoints = checkpoints or 1
-    if isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
-        plan: Schedule = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
+    if checkpoints is Line:
+        plan: Schedule = Line(back) if back > 1 else All(back)
+    elif isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
+        plan = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
     elif isinstance(checkpoints, str) and checkpoints == "reversible":
         plan = Reversible(back) if back > 1 else All(back)
     elif is_count(checkpoints):
@@ -260,6 +262,38 @@ class Reversible:
             yield "back", t
         yield "load", 0
         yield "back", 0
+        yield "free", 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """The first and the last state are stored. The store gives points of the line between them for the others; see store.Line.
+
+    Source: Fu et al. 2016, arXiv:1601.00917 (DrMAD).
+    """
+
+    n_steps: int
+
+    @property
+    def states(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def reruns(self) -> int:
+        """None."""
+        return 0
+
+    def first_run(self) -> set[int]:
+        """See `Schedule`."""
+        return {0, self.n_steps}
+
+    def backward(self) -> Iterator[Action]:
+        """See `Schedule`."""
+        for t in reversed(range(self.n_steps)):
+            yield "load", t
+            yield "back", t
+        yield "free", self.n_steps
         yield "free", 0
 
 

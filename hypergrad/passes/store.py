@@ -15,19 +15,26 @@ from ..backends import is_on_gpu
 from ..bilevel import Stats
 from ..errors import ArgumentError, DeviceError
 from ..tape import Tensor
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from . import schedule
 
 _ALIGN = 64  # bytes; where an array starts in a file
 
 
 class Store(Protocol):
-    """What a run needs of a store of states. Each state is a pytree of Tensors that no tape records."""
+    """What a run needs of a store of states. Each state is a pytree of Tensors that no tape records.
+
+    Attributes:
+        exact: whether `get` gives the run's own states, so that a step from one must be the same when it is run again.
+    """
+
+    exact: bool
 
     def put(self, t: int, state: PyTree) -> None:
         """Keeps the state before step t."""
 
     def get(self, t: int) -> PyTree:
-        """The state before step t, bit for bit as it was put."""
+        """The state before step t, bit for bit as it was put where the store is exact."""
 
     def drop(self, t: int) -> None:
         """Forgets the state before step t."""
@@ -35,6 +42,8 @@ class Store(Protocol):
 
 class Memory:
     """States stay in the memory of their device. Nothing is copied: no op writes into its inputs."""
+
+    exact = True
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
@@ -55,6 +64,19 @@ class Memory:
         self.stats.release(t)
 
 
+class Line(Memory):
+    """The first and the last state. The states between them are taken for equally spaced points of a straight line."""
+
+    exact = False
+
+    def get(self, t: int) -> PyTree:
+        """See `Store`."""
+        if t in self.states:
+            return self.states[t]
+        share = t / max(self.states)
+        return tree_map(lambda a, b: Tensor(a.value + share * (b.value - a.value)), self.states[0], self.states[max(self.states)])
+
+
 class _Place(NamedTuple):
     """Where a state lies in the file: of each leaf its first byte, dtype and shape."""
 
@@ -71,6 +93,8 @@ class File:
         directory: where the file is made; None for the system's directory of temporary files.
     Raises: ArgumentError if no file can be written there; DeviceError for arrays on a GPU.
     """
+
+    exact = True
 
     def __init__(self, stats: Stats, directory: str | os.PathLike[str] | None) -> None:
         self.stats, self.directory = stats, directory or tempfile.gettempdir()
@@ -128,7 +152,12 @@ class File:
 
 
 def parse(checkpoints: Any) -> Callable[[Stats], Store]:
-    """What makes the store that a checkpoint policy means: a file for "host" and for a directory (an os.PathLike), else memory."""
+    """What makes the store that a checkpoint policy means: a file for "host" and for a directory (an os.PathLike), else memory.
+
+    The class schedule.Line stands for the states of a line.
+    """
+    if checkpoints is schedule.Line:
+        return Line
     if isinstance(checkpoints, os.PathLike):
         return lambda stats: File(stats, checkpoints)
     return (lambda stats: File(stats, None)) if isinstance(checkpoints, str) and checkpoints == "host" else Memory

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..backends import Array, backend_of
 from ..errors import DTypeError
+from ..passes.finite_differences import central, size_of
 from ..tape import Tensor, to_tensors
 from ..transforms import jvp
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
@@ -56,9 +57,7 @@ def direction(tree: PyTree, rng: np.random.Generator) -> PyTree:
     """A random direction. In each leaf it is as large as the leaf, or as 1 where the leaf is zero."""
 
     def one(x: Array) -> Array:
-        xp = backend_of(x).xp
-        size = float(xp.sqrt(xp.mean(x * x))) if x.size else 1.0
-        return xp.asarray(rng.standard_normal(x.shape) * (size or 1.0))  # an array even where x has no axes
+        return backend_of(x).xp.asarray(rng.standard_normal(x.shape) * size_of(x))  # an array even where x has no axes
 
     return tree_map(one, tree)
 
@@ -151,8 +150,7 @@ def difference(f: Callable[[PyTree], PyTree], x: PyTree, v: PyTree, eps: float |
         return vector(f(moved(x, v, s)))
 
     for h in STEPS if eps is None else (eps,):
-        ends, halves = (at(h), at(-h)), (at(h / 2), at(-h / 2))
-        coarse, fine = (ends[0] - ends[1]) / (2 * h), (halves[0] - halves[1]) / h
+        (coarse, ends), (fine, halves) = central(at, h), central(at, h / 2)
         values = (4 * fine - coarse) / 3
         rounding = 20 * EPS * max(largest(e) for e in (*ends, *halves)) / h
         found = Difference(values, largest(values - fine), rounding, h, at)

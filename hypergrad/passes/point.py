@@ -1,0 +1,107 @@
+"""Both losses of a bilevel problem at one point (w, lambda): what the passes that keep no run are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ..backends import Array, backend_of
+from ..bilevel import Bilevel
+from ..errors import ArgumentError, DifferentiationError
+from ..tape import Tape, Tensor, with_tangents
+from ..transforms import scalar, tensor_value_and_grad
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_named, tree_unflatten
+from .descent import second_order
+from .dynamics import Bars
+
+
+class Flat:
+    """The leaves of a tree side by side: vectors like the tree are rows of one array, (P, n)."""
+
+    def __init__(self, tree: PyTree) -> None:
+        self.leaves, self.spec = tree_flatten(tree)
+
+    def split(self, rows: Array) -> Bars:
+        """Views of the parts that belong to the leaves, (P, ...)."""
+        out: Bars = []
+        start = 0
+        for x in self.leaves:
+            out.append(Tensor(rows[:, start : start + x.size].reshape(-1, *x.shape)))
+            start += x.size
+        return out
+
+    def join(self, parts: Bars, count: int = 1) -> Array:
+        """A new array with one row for each of `count` vectors; None is zero."""
+        rows = [
+            backend_of(x.value).xp.zeros((count, x.size), x.dtype) if d is None else d.value.reshape(count, x.size)
+            for x, d in zip(self.leaves, parts, strict=True)
+        ]
+        return backend_of(*rows).concatenate(rows, 1)
+
+    def tree(self, row: Array) -> PyTree:
+        """The tree of one vector (n,), views of it."""
+        return tree_unflatten(self.spec, [Tensor(x.value[0, ...]) for x in self.split(row[None]) if x is not None])
+
+
+def norm(leaves: Iterable[Any]) -> float:
+    """The Euclidean norm of some arrays together."""
+    return math.hypot(*(math.sqrt(float((x * x).sum())) for x in leaves))
+
+
+class Losses:
+    """The losses of a problem, for a pass of the name `where`.
+
+    Raises: ArgumentError for a problem with a running loss.
+    """
+
+    def __init__(self, where: str, problem: Bilevel) -> None:
+        if problem.running_loss is not None:
+            raise ArgumentError(f"{where}: problem has a running_loss, expected none because there is no run; use hg.reverse")
+        self.where, self.problem = where, problem
+
+    def _inner(self, w: PyTree, hparams: PyTree, batch: Any) -> Tensor:
+        return scalar("inner_loss", self.problem.inner_loss(w, hparams, batch))
+
+    def _outer(self, w: PyTree, hparams: PyTree, batch: Any) -> Tensor:
+        return scalar("outer_loss", self.problem.outer_loss(w, hparams, *(() if batch is None else (batch,))))
+
+    def outer(self, w: PyTree, hparams: PyTree, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """E, and its gradients in the leaves of w and of hparams."""
+        value, _, (w_bar, h_bar) = tensor_value_and_grad(
+            lambda both: self._outer(both[0], both[1], batch), (w, hparams), where="outer_loss"
+        )
+        return value, tree_leaves(w_bar), tree_leaves(h_bar)
+
+    def inner_along(self, w: PyTree, hparams: PyTree, batch: Any, rows: Bars) -> tuple[Tensor, list[Tensor], Bars, Bars]:
+        """L, its gradient in the leaves of w, and H_ww v and H_lambda,w v along each of the rows; see `second_order`."""
+        loss, g, hessian, mixed = with_tangents(second_order, lambda w, h: self._inner(w, h, batch), w, hparams, rows)
+        return loss, tree_leaves(g), hessian, mixed
+
+    def check(self, w: PyTree, hparams: PyTree, batch: Any, outer_batch: Any) -> None:
+        """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""
+        leaves, spec = tree_flatten((w, hparams))
+        read = [False] * len(leaves)
+        for inner in (True, False):
+            tape = Tape()
+
+            def taped(tape: Tape = tape, inner: bool = inner) -> tuple[list[Tensor], Tensor]:
+                watched = [tape.watch(x) for x in leaves]
+                w, h = tree_unflatten(spec, watched)
+                return watched, self._inner(w, h, batch) if inner else self._outer(w, h, outer_batch)
+
+            watched, out = tape.run(taped)
+            if inner and not tape.proven:
+                raise DifferentiationError(
+                    f"{self.where}: inner_loss has an op whose rules are declared outside this package, expected proven ones because the "
+                    "Hessian must be symmetric; use hg.reverse"
+                )
+            bars = tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)
+            read = [known or bar is not None for known, bar in zip(read, bars, strict=True)]
+        names = [name for name, _ in tree_named(hparams, "hparams")]
+        idle = [name for known, name in zip(read[len(read) - len(names) :], names, strict=True) if not known]
+        if idle:
+            raise DifferentiationError(
+                f"{self.where}: {', '.join(idle)} is read by neither inner_loss nor outer_loss, expected an influence on the solution; a "
+                "hyperparameter of the optimiser or of the start has none there: use hg.reverse or hg.forward, or leave it out"
+            )
