@@ -37,7 +37,7 @@ LAYERS = [
     ("rules", "transforms"),
     ("capture",),
     ("ops",),
-    ("clipping",),
+    ("clipping", "constraints"),
     ("optimizers",),
     ("bilevel",),
     ("passes",),
