@@ -145,8 +145,8 @@ def _digits() -> tuple[Array, Array]:
     """The digits of scikit-learn: (1797, 64) in [0, 1] and their labels."""
     if importlib.util.find_spec("sklearn") is None:
         raise DataError(
-            "digits: the package scikit-learn is not installed, expected it because the images are in it; pip install 'hypergrad-engine[sklearn]', or "
-            "take the glyphs data"
+            "digits: the package scikit-learn is not installed, expected it because the images are in it; pip install "
+            "'hypergrad-engine[sklearn]', or take the glyphs data"
         )
     found = importlib.import_module("sklearn.datasets").load_digits()  # not imported at the top: optional, and it takes a second
     return found.data / 16.0, found.target.astype(np.int64)
