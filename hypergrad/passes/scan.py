@@ -37,8 +37,9 @@ def scan(
         state: the state before the first step, a pytree of float32 or float64 arrays or Tensors.
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path keeps all states in a file, in the
-            system's directory of temporary files or in that one (host arrays only). Used by reverse mode alone.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" keeps all states outside of the device's memory, in
+            pinned memory for a GPU, in a file for the host, of which a pathlib.Path is the directory. Used by
+            reverse mode alone.
         memory_bytes, last: as in `unroll`.
         stats: a Stats to count into.
     Returns: (state, outputs): the last state, and the outputs with a leading axis T; None where there are none or T is 0.

@@ -7,17 +7,19 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..backends import is_on_gpu
+from ..backends import backend_of, is_on_gpu
 from ..bilevel import Stats
 from ..errors import ArgumentError, DeviceError
 from ..tape import Tensor
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from . import schedule
 
+_COPIES = 2  # states that may be on their way to the host at once
 _ALIGN = 64  # bytes; where an array starts in a file
 
 
@@ -151,8 +153,97 @@ class File:
         )
 
 
+class Pinned:
+    """States of GPU arrays lie in page-locked memory of the host. A stream of its own copies them, while the steps go on.
+
+    Args:
+        stats: counts the states on the host (offloaded_bytes), and as held the one that is being read.
+    """
+
+    exact = True
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+        self.hosted: dict[int, tuple[Any, list[Any], int]] = {}  # by t: the tree's structure, arrays on the host, bytes
+        self.leaving: list[tuple[Any, list[Tensor]]] = []  # with the event after which the device's arrays are no longer read
+        self.coming: dict[int, tuple[Any, list[Tensor]]] = {}  # with the event after which they are there
+        self.side: Any = None
+
+    def put(self, t: int, state: PyTree) -> None:
+        """See `Store`. It waits only where more than two states are still on their way."""
+        leaves, spec = tree_flatten(state)
+        cuda = backend_of(*(x.value for x in leaves)).xp.cuda
+        self.side = self.side or cuda.Stream(non_blocking=True)
+        self.side.wait_event(cuda.get_current_stream().record())
+        arrays = []
+        for x in leaves:
+            host = np.frombuffer(cuda.alloc_pinned_memory(max(x.value.nbytes, 1)), x.dtype, x.size).reshape(x.shape)
+            x.value.get(stream=self.side, out=host, blocking=False)
+            arrays.append(host)
+        self.leaving = [(event, kept) for event, kept in self.leaving if not event.done][-_COPIES:]
+        if len(self.leaving) == _COPIES:
+            self.leaving.pop(0)[0].synchronize()
+        self.leaving.append((self.side.record(), leaves))
+        self.hosted[t] = spec, arrays, n_bytes(state)
+        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, sum(size for _, _, size in self.hosted.values()))
+
+    def get(self, t: int) -> PyTree:
+        """See `Store`. It also sends for the stored state before it, which the backward run wants next."""
+        spec, arrays, size = self.hosted[t]
+        event, leaves = self.coming.pop(t) if t in self.coming else self._fetched(arrays)
+        cuda = backend_of(*(x.value for x in leaves)).xp.cuda
+        cuda.get_current_stream().wait_event(event)
+        self.stats.hold(t, size)
+        earlier = max((k for k in self.hosted if k < t), default=None)
+        if earlier is not None and earlier not in self.coming:
+            self.coming = {earlier: self._fetched(self.hosted[earlier][1])}
+        return tree_unflatten(spec, leaves)
+
+    def _fetched(self, arrays: list[Any]) -> tuple[Any, list[Tensor]]:
+        """The event of their arrival, and the arrays on the device."""
+        cupy = import_module("cupy")
+        leaves = [cupy.empty(x.shape, x.dtype) for x in arrays]
+        self.side.wait_event(cupy.cuda.get_current_stream().record())  # whoever had this memory before is done with it
+        for x, host in zip(leaves, arrays, strict=True):
+            x.set(host, stream=self.side)
+        return self.side.record(), [Tensor(x) for x in leaves]
+
+    def drop(self, t: int) -> None:
+        """See `Store`."""
+        del self.hosted[t]
+        self.coming.pop(t, None)
+        self.stats.release(t)
+
+
+class Host:
+    """States lie on the host: those of GPU arrays in page-locked memory, those of host arrays in a file."""
+
+    exact = True
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+        self.store: Store | None = None
+
+    def put(self, t: int, state: PyTree) -> None:
+        """See `Store`."""
+        if self.store is None:
+            on_gpu = any(is_on_gpu(x.value) for x in tree_leaves(state))
+            self.store = Pinned(self.stats) if on_gpu else File(self.stats, None)
+        self.store.put(t, state)
+
+    def get(self, t: int) -> PyTree:
+        """See `Store`."""
+        assert self.store is not None
+        return self.store.get(t)
+
+    def drop(self, t: int) -> None:
+        """See `Store`."""
+        assert self.store is not None
+        self.store.drop(t)
+
+
 def parse(checkpoints: Any) -> Callable[[Stats], Store]:
-    """What makes the store that a checkpoint policy means: a file for "host" and for a directory (an os.PathLike), else memory.
+    """What makes the store that a checkpoint policy means: the host for "host", a file for a directory (an os.PathLike), else memory.
 
     The class schedule.Line stands for the states of a line.
     """
@@ -160,7 +251,7 @@ def parse(checkpoints: Any) -> Callable[[Stats], Store]:
         return Line
     if isinstance(checkpoints, os.PathLike):
         return lambda stats: File(stats, checkpoints)
-    return (lambda stats: File(stats, None)) if isinstance(checkpoints, str) and checkpoints == "host" else Memory
+    return Host if isinstance(checkpoints, str) and checkpoints == "host" else Memory
 
 
 def n_bytes(state: PyTree) -> int:

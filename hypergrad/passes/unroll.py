@@ -122,10 +122,10 @@ def unroll(
         hparams: pytree of arrays or Tensors; () if there is none.
         batches: indexable and pure; batches[t] is the batch of step t.
         optimizer: an Optimizer, such as SGD(lr=..., momentum=...).
-        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" or a pathlib.Path keeps all states in a file, in the
-            system's directory of temporary files or in that one (host arrays only); "reversible" keeps the first and the last state
-            and stats.residue_bits bits for each weight and step, by which it undoes the steps of SGD with momentum. Used by reverse
-            mode alone.
+        checkpoints: "all", "sqrt" or the number of states to hold, >= 1; "host" keeps all states outside of the device's memory, in
+            pinned memory for a GPU, in a file for the host, of which a pathlib.Path is the directory; "reversible" keeps the first and
+            the last state and stats.residue_bits bits for each weight and step, by which it undoes the steps of SGD with momentum.
+            Used by reverse mode alone.
         memory_bytes: room for the stored states, instead of `checkpoints`: the policy with the fewest steps run again that fits is taken.
         last: the number K of steps that reverse mode goes back. The state before them counts as a constant: the gradient is truncated.
         state: the optimiser's state to start from; None for that of `optimizer.init`. The step number starts from 0 again.

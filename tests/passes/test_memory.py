@@ -111,14 +111,73 @@ def test_a_directory_without_room(tmp_path):
     assert not list(tmp_path.iterdir()) and hg.reverse(*wide(40), checkpoints=tmp_path).stats.offloaded_bytes == 40 * ROOM * 8
 
 
-def test_arrays_on_a_gpu_do_not_go_to_a_file(monkeypatch):
+def test_arrays_on_a_gpu_do_not_go_to_a_file(monkeypatch, tmp_path):
     with pretended.gpu(monkeypatch):
         start = sys.modules["cupy"].asarray(np.ones(3))
         problem = hg.Bilevel(lambda w, h, b: h * hg.sum(w * w), lambda w, h: hg.sum(w), lambda h: start, lambda h: hg.SGD(lr=0.1))
         hparams = sys.modules["cupy"].asarray(np.array(0.5))
         with pytest.raises(DeviceError, match="reverse: states are on the GPU, expected host arrays"):
-            hg.reverse(problem, hparams, hg.full_batch(None, 2), checkpoints="host")
+            hg.reverse(problem, hparams, hg.full_batch(None, 2), checkpoints=tmp_path)
         assert hg.reverse(problem, hparams, hg.full_batch(None, 2)).grad.shape == ()
+
+
+class Copies:
+    """Streams whose copies between device and host take place only when something waits for them, as late as CUDA allows."""
+
+    def __init__(self, patch):
+        self.pending, self.pinned_bytes = [], 0
+        patch.setattr(pretended.Stream, "record", lambda stream: Event(self), raising=False)
+        patch.setattr(pretended.Stream, "wait_event", lambda stream, event: event.synchronize(), raising=False)
+        patch.setattr(pretended.ndarray, "get", lambda x, **attrs: self.get(x, **attrs))
+        patch.setattr(pretended.ndarray, "set", lambda x, host, stream: self.set(x, host), raising=False)
+        sys.modules["cupy"].cuda.alloc_pinned_memory = self.allocate
+
+    def allocate(self, n):
+        self.pinned_bytes += n
+        return bytearray(b"\xff" * n)
+
+    def get(self, x, stream=None, out=None, blocking=True):
+        if out is None:
+            return x._a.copy()
+        assert stream is not None and not blocking
+        self.pending.append(lambda: np.copyto(out, x._a))
+        return out
+
+    def set(self, x, host):
+        self.pending.append(lambda: np.copyto(x._a, host))
+
+
+class Event:
+    """What was queued before it."""
+
+    def __init__(self, copies):
+        self.copies, self.mine = copies, list(copies.pending)
+
+    @property
+    def done(self):
+        return not any(copy in self.copies.pending for copy in self.mine)
+
+    def synchronize(self):
+        for copy in self.mine:
+            if copy in self.copies.pending:
+                self.copies.pending.remove(copy)
+                copy()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9])
+def test_states_of_a_gpu_in_pinned_memory(monkeypatch, n_steps):
+    """The same bits as on the device; copies go on beside the steps, and a state is read only when it has come back."""
+    with pretended.gpu(monkeypatch):
+        copies, xp = Copies(monkeypatch), sys.modules["cupy"]
+        start = xp.asarray(np.linspace(0.5, 1.5, 7))
+        problem = hg.Bilevel(
+            lambda w, h, b: h * hg.sum(w**4), lambda w, h: hg.sum(w), lambda h: start, lambda h: hg.SGD(lr=0.1, momentum=0.5)
+        )
+        args = problem, xp.asarray(np.array(0.1)), hg.full_batch(None, n_steps)
+        stored, hosted = hg.reverse(*args), hg.reverse(*args, checkpoints="host")
+        assert (float(stored.value), float(stored.grad)) == (float(hosted.value), float(hosted.grad)) and np.isfinite(float(hosted.grad))
+        assert hosted.stats.offloaded_bytes == stored.stats.state_bytes == copies.pinned_bytes == n_steps * 2 * 7 * 8
+        assert hosted.stats.states_held == 1
 
 
 def test_peak_is_measured_only_where_memory_is_traced():
