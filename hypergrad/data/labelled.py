@@ -3,6 +3,7 @@
 From MNIST's files, from scikit-learn's digits (the optional package), or from letters rendered from fonts, which need no file.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import ArgumentError, DataError
-from .glyphs import draw_letter, find_letters
+from .glyphs import Letter, draw_letter, find_letters
 from .idx import read_mnist
 from .images import check_choice, check_number, to_float
 
@@ -152,9 +153,14 @@ def _digits() -> tuple[Array, Array]:
     return found.data / 16.0, found.target.astype(np.int64)
 
 
+@functools.cache  # of two seconds' work; the letters depend on the installed fonts alone
+def _letters() -> tuple[Letter, ...]:
+    return tuple(letter for letter in find_letters() if letter.name.startswith("latin/"))[:CLASSES]
+
+
 def _glyphs(sizes: list[int], seed: int, dtype: DTypeLike) -> LabelledImages:
     """The first ten Latin letters; every class has the same number of drawings in a part, up to one."""
-    letters = [letter for letter in find_letters() if letter.name.startswith("latin/")][:CLASSES]
+    letters = _letters()
     labels = [np.arange(n, dtype=np.int64) % CLASSES for n in sizes]
     counts = np.array([np.bincount(y, minlength=CLASSES) for y in labels])  # (3, CLASSES)
     drawn = [draw_letter(letter, int(n), seed) for letter, n in zip(letters, counts.sum(axis=0), strict=True)]

@@ -1,6 +1,6 @@
 """The classifiers that the image problems train: softmax regression, or a network with one hidden layer of tanh units."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 Weights = dict[str, Array]
 
 
-def start(inputs: int, classes: int, hidden: int, seed: int, dtype: DTypeLike) -> Weights:
+def start(inputs: int, classes: int, hidden: int, seed: int | Sequence[int], dtype: DTypeLike) -> Weights:
     """Weights before training: zero for softmax regression (hidden = 0), else drawn for the hidden layer.
 
     Args: inputs, hidden, classes: sizes of the layers; seed: of the draw; dtype: float32 or float64.

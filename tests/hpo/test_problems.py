@@ -23,6 +23,8 @@ TINY = {  # options for the checks in float64, beside those of the short form
     "regularisers": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 4, "hidden": 3},
     "ridge": {"n_steps": 6},
     "task-interaction": {"n_steps": 5},
+    "augmentation": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 3, "batch": 4, "hidden": 3},
+    "distillation": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 3, "hidden": 3},
 }
 
 

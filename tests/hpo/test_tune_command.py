@@ -122,6 +122,7 @@ def test_options_are_kept_and_a_resumed_run_may_change_few(tmp_path):
         (["tune", *SMALL, "--data", "glyphs", "--root", "nowhere"], "expected none because they need no file"),
         (["tune", *SMALL, "--mode", "backward"], "mode is 'backward', expected one of reverse, forward, implicit"),
         (["tune", *SMALL, "--checkpoints", "0"], "checkpoints is '0', expected all, sqrt, host, reversible or a number"),
+        (["tune", *SMALL, "--noise", "1.5"], "noise is 1.5, expected at most 1"),
         (["tune", *SMALL, "--n-steps", "0"], "n_steps is 0, expected at least 1"),
     ],
 )

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...bilevel import Batches, Bilevel, full_batch
 from ...constraints import Budget
 from ...data import Examples, LabelledImages
+from ...errors import ArgumentError
 from ...ops import mean
 from ...ops import sum as sum_
 from ...optimizers import SGD
@@ -40,6 +41,7 @@ class HyperCleaning(ImageProblem):
     The model is softmax regression, trained from zero by full-batch gradient descent.
 
     Args: see the options' help.
+    Raises: ArgumentError for a value out of its range.
     Source: Franceschi et al. 2017, arXiv:1703.01785, section 5.1.
     """
 
@@ -60,6 +62,13 @@ class HyperCleaning(ImageProblem):
     n_steps: int = option(30, "Inner steps T.", low=1)
     inner_lr: float = option(0.5, "Step size of the inner run.", above=0)
     final_steps: int = option(300, "Steps of the final training on the examples kept and the validation examples.", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise > 1:
+            raise ArgumentError(
+                f"config: noise is {self.noise}, expected at most 1 because it is a share of the labels; pass a smaller one"
+            )
 
     def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
         return CleaningTask(self, self.open_images(seed, dtype), seed)
