@@ -1,9 +1,8 @@
-"""What every benchmark shares: a line about the machine, result files, and synthetic or real MNIST."""
+"""What every benchmark shares: a line about the machine, result files, and synthetic digits."""
 
 from __future__ import annotations
 
 import datetime
-import gzip
 import json
 import os
 import platform
@@ -83,29 +82,3 @@ def synthetic_digits(n: int, seed: int = 0) -> tuple[Any, Any]:
     y = np.arange(n) % 10
     x = coarse[y] + 0.7 * rng.standard_normal((n, 28, 28))
     return np.clip(0.25 * x + 0.3, 0.0, 1.0).reshape(n, 784).astype(np.float32), y
-
-
-def mnist(root: Path, n: int) -> tuple[Any, Any]:
-    """The first n training images of MNIST from its idx files, gzipped or not.
-
-    Args:
-        root: folder with train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte[.gz].
-        n: number of images.
-    Returns: as `synthetic_digits`.
-    Raises: SystemExit that says which file is missing or damaged.
-    """
-
-    def read(name: str, magic: int, head: int) -> Any:
-        for path, opener in ((root / f"{name}.gz", gzip.open), (root / name, open)):
-            if path.exists():
-                with opener(path, "rb") as file:
-                    data = np.frombuffer(file.read(), np.uint8)
-                if len(data) < head or int(data[:4].view(">i4")[0]) != magic:
-                    raise SystemExit(f"mnist: {path} is no idx file of magic number {magic}; get MNIST's original files")
-                return data[head:]
-        raise SystemExit(f"mnist: {root} has no {name}.gz, expected MNIST's original files; put the four of them there")
-
-    x, y = read("train-images-idx3-ubyte", 2051, 16), read("train-labels-idx1-ubyte", 2049, 8)
-    if len(x) != len(y) * 784 or len(y) < n:
-        raise SystemExit(f"mnist: {root} holds {len(x) // 784} images and {len(y)} labels, expected equal numbers, at least {n}")
-    return x[: n * 784].reshape(n, 784).astype(np.float32) / 255, y[:n].astype(np.int64)

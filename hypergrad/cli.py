@@ -1,4 +1,4 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `methods` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `tune`, `methods`, `problems` and `info`."""
 
 import contextlib
 import importlib.metadata
@@ -25,7 +25,9 @@ from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
 from .fewshot.jobs import EVALUATION, evaluate_again, open_data, train_run
 from .fewshot.methods import METHODS
 from .fewshot.prediction import Predictions, predict, write_csv
-from .runs.command import with_default, with_options
+from .hpo import jobs as tuning
+from .hpo.problems import PROBLEMS
+from .runs.command import check_resume, with_default, with_options
 from .runs.configuration import changed, options_of
 from .runs.curves import CURVE_PNG
 from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
@@ -62,7 +64,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)] = False) -> None:
-    """Differentiate through training: meta-train few-shot learners."""
+    """Differentiate through training: meta-train few-shot learners, tune hyperparameters by the thousand."""
 
 
 def train_command(  # its other options are made from those of the configuration, below
@@ -83,11 +85,7 @@ def train_command(  # its other options are made from those of the configuration
             data = open_data(config, _reporter())  # before the directory is made, so that wrong data leave no empty run
             run = RunDirectory.create(run_dir, save_config(config), f"{config.dataset.data}-{config.task}")
         else:
-            if refused := sorted({*changes} - ON_RESUME.keys()) + ["--quick"] * shorten + ["--run-dir"] * (run_dir is not None):
-                raise ArgumentError(
-                    f"train: --resume came with {', '.join(refused)}, expected none but {', '.join(ON_RESUME.values())} because a resumed "
-                    "run keeps its settings; leave them out, or start a new run"
-                )
+            check_resume("train", changes, ON_RESUME, ["--quick"] * shorten + ["--run-dir"] * (run_dir is not None))
             run = RunDirectory(resume)
         with run:
             if resume is not None:
@@ -151,6 +149,44 @@ def predict_command(
         _show_predictions(found)
 
 
+def tune_command(  # its other options are made from those of the configuration, below
+    changes: dict[str, Any],
+    problem: Annotated[str | None, typer.Argument(metavar="PROBLEM", help=f"One of {', '.join(PROBLEMS)}.", show_default=False)] = None,
+    run_dir: Annotated[Path | None, typer.Option(help=with_default("New directory of the run.", "runs/..."))] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run; with more --iterations, beyond its end.")] = None,
+    shorten: Annotated[bool, typer.Option("--quick", help="A short form of some seconds: to try it out.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tune the hyperparameters of a problem by hypergradients, and hold the result against what it competes with."""
+    with _clear_errors(debug):
+        if tensorboard:
+            require_tensorboard()
+        if problem is None and resume is None:
+            raise ArgumentError(f"tune: PROBLEM is missing, expected one of {', '.join(PROBLEMS)}; pass one, or --resume RUN")
+        with tuning.open_run(problem, changes, run_dir, resume, shorten) as (run, config, task):
+            _say(f"{config.problem_name} on {task.description}; run {run.path}")
+            try:
+                found = tuning.tune_run(run, config, task, run.path / EVENTS if tensorboard else None)
+            except KeyboardInterrupt:
+                _say(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
+                raise typer.Exit(130) from None
+            for line in tuning.report(run, config, found):
+                _say(line)
+
+
+app.command("tune")(with_options(tune_command, tuning.OPTIONS, {}, tuning.defaults()))
+
+
+@app.command("problems")
+def problems_command() -> None:
+    """List the problems that `hypergrad tune` solves, with their papers."""
+    table = Table("PROBLEM", "what it is", "hypergradients by", "source", box=None, pad_edge=False)
+    for name, kind in PROBLEMS.items():
+        table.add_row(name, kind.title, ", ".join(kind.modes), kind.source)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 @app.command("methods")
 def methods_command() -> None:
     """List the few-shot methods, with their presets, batch normalization and papers."""
@@ -194,6 +230,7 @@ def _environment() -> dict[str, str]:
         "threads": f"{threads} ({os.cpu_count()} processors)",
         "GPU": f"{CUDA.device_count()} usable",
         "methods": ", ".join(METHODS),
+        "problems": ", ".join(PROBLEMS),
         "data cache": str(cache_dir()),
     }
     for package in PACKAGES:

@@ -17,6 +17,7 @@ import pytest
 import hypergrad as hg
 import hypergrad.data
 import hypergrad.fewshot
+import hypergrad.hpo
 import hypergrad.runs
 import hypergrad.testing
 from hypergrad.rules import Op, Registered
@@ -179,10 +180,13 @@ def modules_below(package: Any) -> list[Any]:
     return [importlib.import_module(m.name) for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
 
 
+BY_MODULE = [module for package in (hypergrad.runs, hypergrad.fewshot, hypergrad.hpo) for module in modules_below(package)]
+
+
 def public_names() -> dict[str, Any]:
     """Every public class, function and method."""
     found: dict[str, Any] = {}
-    for module in (hg, hypergrad.data, hypergrad.testing, *modules_below(hypergrad.runs), *modules_below(hypergrad.fewshot)):
+    for module in (hg, hypergrad.data, hypergrad.testing, *BY_MODULE):
         names = getattr(module, "__all__", None) or [
             n for n, o in vars(module).items() if not n.startswith("_") and getattr(o, "__module__", "") == module.__name__
         ]
@@ -287,6 +291,8 @@ def test_public_names_are_documented(name: str) -> None:
         ("runs/loop.py", "from ..fewshot import config"),
         ("runs/loop.py", "from ..hpo import config"),
         ("fewshot/jobs.py", "from ..hpo import config"),
+        ("hpo/jobs.py", "from ..fewshot import config"),
+        ("data/labelled.py", "from ..hpo import config"),
         ("tape.py", "from . import ops"),
     ],
 )

@@ -1,19 +1,16 @@
 """What the commands do with a few-shot run: open its data, train and evaluate it, evaluate it again."""
 
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..backends import backend_on
 from ..data import MetaDataset, open_dataset
 from ..data.report import Reporter
 from ..runs.directory import RESULT, RunDirectory
-from ..runs.loop import Record, finished, load_model, train
-from ..runs.view import is_validation, training_view
+from ..runs.loop import load_model, train
+from ..runs.usage import usage
+from ..runs.view import training_view
 from .config import Config
 from .evaluation import evaluate_run, write_curve
 from .problem import FewShot, sampler
@@ -45,15 +42,7 @@ def train_run(run: RunDirectory, config: Config, data: MetaDataset, reporter: Re
     with training_view(config.training.iterations, events) as view:
         state = train(run, config.training, problem, view)
     result = evaluate_run(run, config, data, state.best_hparams, config.evaluation.test_episodes, reporter)
-    result |= {
-        "iterations": state.iteration,
-        "best_iteration": state.best_iteration,
-        "stopped_by": finished(config.training, state),
-        "training_s": round(state.seconds, 2),
-        "iteration_s": _iteration_s(run.read_metrics()),
-        "command_s": round(time.monotonic() - begun, 2),
-        "peak_bytes": _peak_bytes(),
-    }
+    result |= usage(run, config.training, state, time.monotonic() - begun)
     write_curve(run, config, data, result, reporter)
     run.write_json(RESULT, result)
     return result
@@ -68,15 +57,3 @@ def evaluate_again(run: RunDirectory, config: Config, data: MetaDataset, n_episo
     result = evaluate_run(run, config, data, hparams, n_episodes, reporter)
     run.write_json(EVALUATION, {**result, "iteration": metadata["iteration"]})
     return result
-
-
-def _iteration_s(metrics: list[Record]) -> float | None:
-    """The median seconds of an outer iteration, so that validations do not count; None for a single one."""
-    ends = [record["seconds"] for record in metrics if not is_validation(record)]
-    return round(float(np.median(np.diff(ends))), 5) if len(ends) > 1 else None
-
-
-def _peak_bytes() -> int:
-    """The most memory this process has held; macOS counts in bytes, Linux in KiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -54,6 +54,19 @@ def with_options(
     run.__annotations__ = {p.name: p.annotation for p in made}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     return run
+
+
+def check_resume(command: str, given: Iterable[str], allowed: Mapping[str, str], others: Sequence[str] = ()) -> None:
+    """Raise ArgumentError where a resumed run is given what it keeps.
+
+    Args: command: its name; given: options by name; allowed: those that may change, and their flags; others: what else was given.
+    Cost: O(options).
+    """
+    if refused := sorted({*given} - allowed.keys()) + [*others]:
+        raise ArgumentError(
+            f"{command}: --resume came with {', '.join(refused)}, expected none but {', '.join(allowed.values())} because a resumed "
+            "run keeps its settings; leave them out, or start a new run"
+        )
 
 
 def _parameter(name: str, kind: Any, flag: str, text: str, panel: str | None) -> inspect.Parameter:

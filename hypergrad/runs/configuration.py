@@ -77,7 +77,8 @@ def _check(field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     data, choices = field.metadata, field.metadata["choices"]
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-    if choices is not None and value not in choices:
+    optional = value is None and fits(None, hint)
+    if choices is not None and value not in choices and not optional:
         raise ArgumentError(f"config: {field.name} is {value!r}, expected one of {', '.join(choices)}; pass one of these")
     if not fits(value, hint):
         raise ArgumentError(f"config: {field.name} is {value!r}, expected {_text(hint)}; pass for instance {field.default!r}")

@@ -44,7 +44,7 @@ class RunDirectory:
         if not (self.path / CONFIG).is_file():
             raise RunError(
                 f"run: {self.path} has no {CONFIG}, expected a run directory because its settings are read from "
-                "there; pass the directory that `hypergrad train` printed"
+                "there; pass the directory that the command printed"
             )
         self._metrics: IO[bytes] | None = None
         self._lock: IO[bytes] | None = _lock(self.path) if locked else None
@@ -254,7 +254,7 @@ def _writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunError(
                 f"run: {path} cannot be written because the disk is full, expected free space; the previous files "
-                "are whole: free some space, then go on with `hypergrad train --resume`"
+                "are whole: free some space, then go on with `--resume`"
             ) from error
         raise RunError(
             f"run: {path} cannot be written ({error.strerror}), expected a writable place; check its permissions, or "

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import optree
 
@@ -78,6 +78,18 @@ class Problem(Protocol):
 
     def validate(self, hparams: Arrays) -> tuple[float, Record]:
         """A score, higher is better, and the numbers to record, a function of `hparams` alone."""
+        ...
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """What a problem offers, too, whose hyperparameters must lie in a set.
+
+    Attributes: none of its own; the loop asks for the method by `isinstance`.
+    """
+
+    def project(self, hparams: Arrays) -> Arrays:
+        """The nearest hyperparameters in the set, taken after every step of the outer optimizer."""
         ...
 
 
@@ -175,13 +187,15 @@ def check_like(found: Mapping[str, Any], expected: Mapping[str, Any], where: str
 
 
 def step(training: Training, problem: Problem, state: State) -> tuple[State, Record]:
-    """One outer iteration: one hypergradient, one step of the outer optimizer.
+    """One outer iteration: one hypergradient, one step of the outer optimizer, and the projection of a `Constrained` problem.
 
     Returns: the new state and what to record. Raises: RunError if a number is not finite. Cost: that of `problem.gradient`.
     """
     i = state.iteration
     loss, grad, metrics = problem.gradient(state.hparams, i)
     hparams, optimizer = OPTIMIZERS[training.outer_optimizer](training.step_size(i)).step(state.hparams, state.optimizer, grad, i)
+    if isinstance(problem, Constrained):
+        hparams = problem.project(hparams)
     xp = backend_of(loss).xp
     finite = xp.stack([xp.isfinite(value).all() for value in (loss, *hparams.values())]).all()  # one wait for the GPU
     if not finite:

@@ -1,0 +1,113 @@
+"""What a tuning problem is: frozen options that open a task, and a task that gives the bilevel problem. A problem is one file in
+`problems/`.
+
+A `Task` gives `init`, `inner` and `evaluate`; the outer loop, the passes and the command follow from these.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..bilevel import Batches, Bilevel
+from ..runs.configuration import Section
+from ..runs.curves import Reference
+from ..runs.loop import Arrays, Record
+from ..trees import PyTree
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The final evaluation of a run.
+
+    Args:
+        numbers: JSON values, what result.json holds.
+        lines: name and value of what a person reads first.
+        figures: PNG files by the names in `Problem.figures`.
+        references: lines for the curve of the score; test: the final score and half width of its 95% interval, or None.
+    """
+
+    numbers: Record
+    lines: Sequence[tuple[str, str]]
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    references: Sequence[Reference] = ()
+    test: tuple[float, float] | None = None
+
+
+class Task(ABC):
+    """A problem with its data, ready to be tuned.
+
+    Attributes:
+        description: of the data; a run goes on with the data it was started with.
+    """
+
+    description: str
+
+    @abstractmethod
+    def init(self) -> Arrays:
+        """Hyperparameters to start from: arrays by name, the same bits each time. Cost: little."""
+
+    @abstractmethod
+    def inner(self, draw: int) -> tuple[Bilevel, Batches]:
+        """The bilevel problem, and the batches of its inner run.
+
+        Args: draw: number of the random draw, for a problem that draws something anew in each outer iteration: 0 for validation and the
+            final evaluation, i + 1 for outer iteration i.
+        Returns: both, pure functions of `draw`. Cost: little.
+        """
+
+    @abstractmethod
+    def evaluate(self, hparams: Arrays, title: str) -> Evaluation:
+        """Hold the tuned hyperparameters against what they compete with, on data that tuning never saw.
+
+        Args: hparams: of the best validation; title: of the figures. Returns: an Evaluation. Cost: a few inner runs.
+        """
+
+    def project(self, hparams: Arrays) -> Arrays:
+        """The nearest hyperparameters that are allowed; by default all are. Cost: O(size)."""
+        return hparams
+
+    def metrics(self, hparams: Arrays) -> Record:
+        """Numbers worth recording that the hyperparameters themselves hold. Cost: O(size)."""
+        return {}
+
+    def judge(self, hparams: Arrays, w: PyTree) -> Record:
+        """Numbers worth recording beside the loss: what the weights (arrays) of a run achieve on validation data. Cost: a forward run."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Problem(Section, ABC):
+    """A tuning problem. Its options are its dataclass fields, made with `runs.configuration.option`.
+
+    Class attributes:
+        title: in words, for tables and figures.
+        source: the paper.
+        score: the metric that the curve shows beside the loss; both `judge` and `metrics` may give it.
+        modes: the passes that give its hypergradient; a problem whose inner run approaches no solution has no "implicit".
+        settings: defaults of the options of other sections that are not the usual ones; quick: options of its short form.
+        figures: its PNG files, and what they show.
+        dtype: of its arrays.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str] = ""
+    score: ClassVar[str] = "accuracy"
+    modes: ClassVar[tuple[str, ...]] = ("reverse", "forward", "implicit")
+    settings: ClassVar[Mapping[str, Any]] = {}
+    quick: ClassVar[Mapping[str, Any]] = {}
+    figures: ClassVar[Mapping[str, str]] = {}
+    dtype: ClassVar[DTypeLike] = np.float32
+
+    @abstractmethod
+    def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
+        """The task.
+
+        Args: seed: of everything random; dtype: float32 or float64, None for the problem's own.
+        Returns: a Task, the same bits for the same arguments.
+        Raises: DataError if its data are missing, damaged or too few.
+        Cost: that of reading or drawing the data.
+        """
