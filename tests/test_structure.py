@@ -40,6 +40,7 @@ LAYERS = [
     ("ops",),
     ("clipping",),
     ("optimizers",),
+    ("learned",),
     ("bilevel",),
     ("passes",),
     ("testing", "plan"),
