@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..runs.loop import Arrays, Record
-from .config import Config, trained
+from .config import Config
+from .hypergradient import trained
 from .problem import Task
 
 

@@ -19,7 +19,10 @@ from hypergrad.trees import tree_leaves
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json", "curve.png"]
 TINY = {  # options for the checks in float64, beside those of the short form
-    "hyper-cleaning": {"n_train": 12, "n_validation": 10, "n_test": 10, "n_steps": 4}
+    "hyper-cleaning": {"n_train": 12, "n_validation": 10, "n_test": 10, "n_steps": 4},
+    "regularisers": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 4, "hidden": 3},
+    "ridge": {"n_steps": 6},
+    "task-interaction": {"n_steps": 5},
 }
 
 

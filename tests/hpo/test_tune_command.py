@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from hypergrad.cli import app
 from hypergrad.errors import ArgumentError
-from hypergrad.hpo.config import Hypergradient, make_config, save_config
+from hypergrad.hpo.config import make_config, save_config
+from hypergrad.hpo.hypergradient import Hypergradient
 from hypergrad.hpo.problems import PROBLEMS
 from hypergrad.hpo.tuning import Tuning
 from hypergrad.runs.directory import RunDirectory

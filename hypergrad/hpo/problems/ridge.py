@@ -33,7 +33,7 @@ Array = NDArray[Any]
 CONVERGENCE_PNG = "convergence.png"
 RANGE = (-14.0, 8.0)  # where the minimisers are looked for
 TOLERANCE = 1e-13  # of the minimisers
-FLOOR = 1e-11  # relative errors below it are rounding, and no part of a slope
+FLOOR = 1e-13  # relative errors below it are rounding, and no part of a slope
 
 
 @dataclass(frozen=True)
