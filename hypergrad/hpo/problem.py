@@ -7,6 +7,7 @@ A `Task` gives `init`, `inner` and `evaluate`; the outer loop, the passes and th
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,9 +43,11 @@ class Task(ABC):
 
     Attributes:
         description: of the data; a run goes on with the data it was started with.
+        reverse_options: of `hypergrad.reverse`, beside its checkpoints, such as {"last": 20} for a truncated gradient.
     """
 
     description: str
+    reverse_options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def init(self) -> Arrays:
