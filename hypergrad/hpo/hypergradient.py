@@ -37,8 +37,11 @@ class Hypergradient(Section):
     def of(self, problem: Bilevel, hparams: PyTree, batches: Batches, **options: Any) -> HyperGradient:
         """The hypergradient.
 
-        Args: as `hypergrad.reverse`; options: of reverse mode, beside `checkpoints`. Returns: a HyperGradient. Raises: as the pass. Cost: that of the pass; see `hypergrad.reverse`,
-            `hypergrad.forward` and `hypergrad.implicit`, the last after a run without derivatives.
+        Args: as `hypergrad.reverse`; options: of reverse mode, beside `checkpoints`.
+        Returns: a HyperGradient.
+        Raises: as the pass.
+        Cost: that of the pass; see `hypergrad.reverse`, `hypergrad.forward` and `hypergrad.implicit`, the last after a run without
+            derivatives.
         """
         if self.mode == "forward":
             return forward(problem, hparams, batches)

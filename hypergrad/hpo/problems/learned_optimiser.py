@@ -1,6 +1,6 @@
 """Learning to optimise: an LSTM that moves every coordinate by itself is trained on random quadratics, and held against Adam.
 
-    f(theta) = |W theta - y|^2,    min over lambda of sum over t of log f(theta_t),    theta_{t+1} = theta_t + m_lambda(grad f(theta_t))
+    f(theta) = |W theta - y|^2,    min over lambda of sum over t of f(theta_t),    theta_{t+1} = theta_t + m_lambda(grad f(theta_t))
 
 The entries of W and y are normal numbers. One outer iteration sees one window of the run, K of its T steps. The steps before the window
 are run with the present network and count as constants. The next iteration takes the next window of the same tasks.
@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...bilevel import Batches, Bilevel, full_batch
 from ...errors import ArgumentError
 from ...learned import LSTMOptimizer, lstm_params
-from ...ops import log, mean
+from ...ops import mean
 from ...ops import sum as sum_
 from ...optimizers import SGD, Adam, Optimizer, RMSprop
 from ...passes.unroll import unroll
@@ -29,7 +29,6 @@ from ..problem import Evaluation, Problem, Task
 
 Array = NDArray[Any]
 LOSSES_PNG = "losses.png"
-LEAST = 1e-8  # added to a loss before its logarithm
 GRID = tuple(float(x) for x in np.logspace(-4, 0.5, 19))  # step sizes of the optimisers that are not learned
 RIVALS: Mapping[str, Callable[[float], Optimizer]] = {
     "adam": lambda lr: Adam(lr=lr),
@@ -58,7 +57,7 @@ class LearnedOptimiser(Problem):
 
     Args: see the options' help.
     Raises: ArgumentError for a window that does not divide the run.
-    Source: Andrychowicz et al. 2016, arXiv:1606.04474, section 3.1. The logarithm of the loss is our choice: late steps count as early ones.
+    Source: Andrychowicz et al. 2016, arXiv:1606.04474, section 3.1.
     """
 
     title: ClassVar[str] = "a learned optimiser"
@@ -129,7 +128,7 @@ class OptimiserTask(Task):
             return sum_(batch.losses(theta))
 
         def outer_loss(theta: PyTree, hparams: PyTree) -> Tensor:
-            loss: Tensor = share * mean(log(tasks.losses(theta) + LEAST))
+            loss: Tensor = share * mean(tasks.losses(theta))
             return loss
 
         def running_loss(theta: PyTree, hparams: PyTree, t: int) -> Tensor:
@@ -190,7 +189,10 @@ def interval(losses: Array) -> tuple[Array, Array]:
 
 
 def drawn(curves: Mapping[str, Array], title: str) -> bytes:
-    """Mean losses over steps with their intervals. Args: curves: (T + 1, n) by name; title: of the figure. Returns: a PNG file. Cost: 0.5 s."""
+    """Mean losses over steps with their intervals.
+
+    Args: curves: (T + 1, n) by name; title: of the figure. Returns: a PNG file. Cost: about half a second.
+    """
     figure, axes = new_figure(6.5, 4.8, 1, 1)
     for name, losses in curves.items():
         middle, half = interval(losses)
