@@ -1,11 +1,13 @@
-"""Time and memory of forward mode and of every reverse policy, over the steps T and over the hyperparameters N.
+"""Time and memory of every exact pass, over the steps T, the hyperparameters N and the weights W, beside what `hg.plan` predicts.
 
     python bench/memory_time.py [--quick] [--out DIR] [--mnist ROOT]
 
 The problem is the one by which RFHO checked forward against reverse mode: a network on images of MNIST's size, trained
 by gradient descent with momentum. The hyperparameters are the step size, the momentum and a weight for each group of
 examples; N is varied by the number of groups. Seconds are medians of runs in alternating order; peak bytes come from
-runs of their own, since tracing allocations costs time.
+runs of their own, since tracing allocations costs time. A cell for which the plan predicts too long a run is not run.
+
+The last part is RFHO's own check: 328,810 weights, 8 hyperparameters, 100 steps.
 """
 
 from __future__ import annotations
@@ -30,28 +32,60 @@ from rich.table import Table
 import hypergrad as hg
 from hypergrad.data import read_mnist, to_float
 
-MODES = ("forward", "all", "sqrt", "10", "3")
-LABELS = {"forward": "forward", "all": "reverse all", "sqrt": "reverse sqrt", "10": "reverse 10", "3": "reverse 3"}
+MODES = ("forward", "all", "sqrt", "log", "reversible", "host")
+LABELS = {
+    "forward": "forward",
+    "all": "reverse all",
+    "sqrt": "reverse sqrt",
+    "log": "reverse log₂ T + 2 states",
+    "reversible": "reverse reversible",
+    "host": "reverse host",
+}
+# Of RFHO's authors: https://github.com/lucfra/RFHO, states in MiB and seconds on their CPU.
+THEIRS = {"forward": {"state_mib": 22.6, "seconds": 49.0}, "all": {"state_mib": 255.9, "seconds": 15.0}}
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The sizes of a run."""
+    """The sizes of a run. `hidden` are layer widths: of the sweeps over T and N, of the sweep over W, and of RFHO's network."""
 
-    steps: tuple[int, ...]  # T, at `hparams_fixed` hyperparameters
-    hparams: tuple[int, ...]  # N, at `steps_fixed` steps
+    steps: tuple[int, ...]
+    hparams: tuple[int, ...]
+    widths: tuple[int, ...]
     steps_fixed: int
     hparams_fixed: int
-    hidden: int
+    width_fixed: int
+    rfho: tuple[int, ...]
     batch: int
     repeats: int
+    most_s: float  # a cell that is predicted to take longer is not run
 
 
 FULL = Setting(
-    steps=(8, 16, 32, 64, 128, 256), hparams=(3, 4, 8, 16, 32, 64), steps_fixed=32, hparams_fixed=8, hidden=64, batch=100, repeats=3
+    steps=(25, 100, 400, 1000, 4000),
+    hparams=(1, 4, 16, 64, 5000),
+    widths=(13, 126, 1258),
+    steps_fixed=100,
+    hparams_fixed=16,
+    width_fixed=16,
+    rfho=(300, 300),
+    batch=100,
+    repeats=3,
+    most_s=40.0,
 )
-QUICK = Setting(steps=(4, 12, 36), hparams=(3, 6, 12), steps_fixed=12, hparams_fixed=6, hidden=16, batch=50, repeats=1)
+QUICK = Setting(
+    steps=(4, 12),
+    hparams=(1, 6),
+    widths=(4, 8),
+    steps_fixed=6,
+    hparams_fixed=4,
+    width_fixed=4,
+    rfho=(6, 6),
+    batch=20,
+    repeats=1,
+    most_s=40.0,
+)
 
 
 class Minibatches:
@@ -68,40 +102,48 @@ class Minibatches:
         return self.x[rows], self.y[rows], rows
 
 
-def make_problem(data: tuple[Any, Any], setting: Setting, n_steps: int, n_hparams: int) -> tuple[hg.Bilevel, Any, Any]:
-    """(problem, hparams, batches): a tanh network with one hidden layer; the last fifth of the data validates."""
+def make_problem(data: tuple[Any, Any], batch: int, n_steps: int, n_hparams: int, hidden: tuple[int, ...]) -> tuple[hg.Bilevel, Any, Any]:
+    """(problem, hparams, batches): a tanh network; the last fifth of the data validates. One hyperparameter is the step size alone."""
     x, y = data
     n_train, groups = 4 * len(y) // 5, n_hparams - 2
     rng = np.random.default_rng(1)
-    start = {
-        "w1": (rng.standard_normal((784, setting.hidden)) / 28).astype(np.float32),
-        "b1": np.zeros(setting.hidden, np.float32),
-        "w2": (rng.standard_normal((setting.hidden, 10)) / math.sqrt(setting.hidden)).astype(np.float32),
-        "b2": np.zeros(10, np.float32),
-    }
+    sizes = (784, *hidden, 10)
+    start = [
+        ((rng.standard_normal((m, n)) / math.sqrt(m)).astype(np.float32), np.zeros(n, np.float32))
+        for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+    ]
 
     def losses(w: Any, x: Any, y: Any) -> hg.Tensor:
-        return hg.softmax_cross_entropy(hg.linear(hg.tanh(hg.linear(x, w["w1"], w["b1"])), w["w2"], w["b2"]), y)
+        for weights, bias in w[:-1]:
+            x = hg.tanh(hg.linear(x, weights, bias))
+        return hg.softmax_cross_entropy(hg.linear(x, *w[-1]), y)
 
     def inner_loss(w: Any, hparams: Any, batch: Any) -> hg.Tensor:
         x, y, rows = batch
-        return hg.mean(hg.take(hg.sigmoid(hparams["group"]), rows % groups) * losses(w, x, y))
+        found = losses(w, x, y)
+        return hg.mean(hg.take(hg.sigmoid(hparams["group"]), rows % groups) * found if "group" in hparams else found)
 
+    hparams = {"lr": np.float32(0.1), "momentum": np.float32(0.9), "group": np.zeros(max(groups, 0), np.float32)}
+    hparams = {k: hparams[k] for k in list(hparams)[: min(n_hparams, 3)]}
     problem = hg.Bilevel(
         inner_loss,
         outer_loss=lambda w, hparams: hg.mean(losses(w, x[n_train:], y[n_train:])),
         init=lambda hparams: start,
-        optimizer=lambda hparams: hg.SGD(lr=hparams["lr"], momentum=hparams["momentum"]),
+        optimizer=lambda hparams: hg.SGD(lr=hparams["lr"], momentum=hparams.get("momentum", 0.9)),
     )
-    hparams = {"lr": np.float32(0.1), "momentum": np.float32(0.8), "group": np.zeros(groups, np.float32)}
-    return problem, hparams, Minibatches(x[:n_train], y[:n_train], setting.batch, n_steps)
+    return problem, hparams, Minibatches(x[:n_train], y[:n_train], batch, n_steps)
 
 
-def run(mode: str, problem: hg.Bilevel, hparams: Any, batches: Any) -> hg.HyperGradient:
-    """One hypergradient."""
-    if mode == "forward":
-        return hg.forward(problem, hparams, batches)
-    return hg.reverse(problem, hparams, batches, checkpoints=int(mode) if mode.isdigit() else mode)
+def n_weights(hidden: tuple[int, ...]) -> int:
+    """Weights of the network."""
+    sizes = (784, *hidden, 10)
+    return sum(m * n + n for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+
+
+def mode_of(route: Any) -> str:
+    """The name that a route has in MODES."""
+    checkpoints = route.options.get("checkpoints", "forward")
+    return "log" if isinstance(checkpoints, int) else checkpoints
 
 
 def difference(r: hg.HyperGradient, reference: hg.HyperGradient) -> float:
@@ -109,136 +151,155 @@ def difference(r: hg.HyperGradient, reference: hg.HyperGradient) -> float:
     return max(float(np.abs(r.grad[k] - g).max() / np.abs(g).max()) for k, g in reference.grad.items())
 
 
-def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list[Row]:
-    """A row for each sweep, size and mode."""
-    sizes = [("T", t, setting.hparams_fixed) for t in setting.steps] + [("N", setting.steps_fixed, n) for n in setting.hparams]
-    cells = [(*size, mode) for size in sizes for mode in MODES]
-    problems = {size: make_problem(data, setting, *size[1:]) for size in sizes}
-    task = progress.add_task("measuring", total=len(cells) * (setting.repeats + 1))
-    traced: dict[Any, hg.HyperGradient] = {}
-    seconds: dict[Any, list[float]] = {cell: [] for cell in cells}
-    for cell in cells:
+def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list[Row]:
+    """A row for each route at one size: what the plan predicts, and what is measured in the same minute."""
+    plan = hg.plan(*problem)
+    routes = {mode_of(r): r for r in plan.routes}
+    run = {k: r for k, r in routes.items() if r.seconds <= setting.most_s}
+    traced: dict[str, hg.HyperGradient] = {}
+    seconds: dict[str, list[float]] = {k: [] for k in run}
+    for k, route in run.items():
         tracemalloc.start()
-        traced[cell] = run(cell[3], *problems[cell[:3]])
+        traced[k] = plan.run(route)
         tracemalloc.stop()
-        progress.advance(task)
     for repeat in range(setting.repeats):
-        # All cells before the next repeat, there and back: what slows the machine for a while slows no curve alone.
-        for cell in cells if repeat % 2 == 0 else cells[::-1]:
-            seconds[cell].append(run(cell[3], *problems[cell[:3]]).stats.seconds)
-            progress.advance(task)
+        for k in list(run) if repeat % 2 == 0 else list(run)[::-1]:
+            if repeat == 0 or routes[k].seconds * setting.repeats < setting.most_s:
+                seconds[k].append(plan.run(routes[k]).stats.seconds)
     rows: list[Row] = []
-    for cell in cells:
-        sweep, n_steps, n_hparams, mode = cell
-        stats = traced[cell].stats.as_dict()
+    for k in MODES:
+        if k not in routes:
+            continue
+        row = {"kind": "row", "sweep": sweep, "mode": k, **sizes, "plan_s": routes[k].seconds, "plan_bytes": routes[k].peak_bytes}
+        row |= {"seconds": None, "peak_bytes": None, "chosen": routes[k] is plan.choice}
+        if k in run:
+            stats = traced[k].stats.as_dict()
+            row |= {"seconds": statistics.median(seconds[k]), "all_seconds": seconds[k], "peak_bytes": stats["peak_bytes"]}
+            row |= {"difference": difference(traced[k], traced["all"]) if "all" in traced else None, "stats": stats}
+        rows.append(row)
+    return rows
+
+
+def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list[Row]:
+    """The rows of the three sweeps."""
+    fixed = (setting.steps_fixed, setting.hparams_fixed, (setting.width_fixed,))
+    cells = [("T", t, *fixed[1:]) for t in setting.steps] + [("N", fixed[0], n, fixed[2]) for n in setting.hparams]
+    cells += [("W", *fixed[:2], (h,)) for h in setting.widths]
+    rows: list[Row] = []
+    for sweep, n_steps, n_hparams, hidden in progress.track(cells, description="measuring"):
+        problem = make_problem(data, setting.batch, n_steps, n_hparams, hidden)
+        sizes = {"n_steps": n_steps, "n_hparams": n_hparams, "n_weights": n_weights(hidden)}
+        rows += measure_size(sweep, problem, sizes, setting)
+    return rows
+
+
+def measure_rfho(data: tuple[Any, Any], setting: Setting) -> list[Row]:
+    """RFHO's own check, forward beside reverse."""
+    problem = make_problem(data, setting.batch, 100, 8, setting.rfho)
+    found: dict[str, list[hg.HyperGradient]] = {k: [] for k in THEIRS}
+    for _ in range(setting.repeats):
+        for k in found:
+            found[k].append(hg.forward(*problem) if k == "forward" else hg.reverse(*problem))
+    rows = []
+    for k, runs in found.items():
+        stats = runs[0].stats
         rows.append(
             {
-                "kind": "row",
-                "sweep": sweep,
-                "mode": mode,
-                "n_steps": n_steps,
-                "n_hparams": n_hparams,
-                "seconds": statistics.median(seconds[cell]),
-                "all_seconds": seconds[cell],
-                "peak_bytes": stats["peak_bytes"],
-                "difference": difference(traced[cell], traced[(*cell[:3], "all")]),
-                "stats": stats,
+                "kind": "rfho",
+                "mode": k,
+                "n_weights": n_weights(setting.rfho),
+                "seconds": statistics.median(r.stats.seconds for r in runs),
+                "state_mib": stats.state_bytes / 2**20,
+                "difference": difference(runs[0], found["all"][0]),
+                "theirs": THEIRS[k],
             }
         )
     return rows
 
 
-def curve(rows: list[Row], sweep: str, mode: str, what: str) -> tuple[list[int], list[float]]:
-    """Sizes and values of one curve of the plot."""
-    mine = [r for r in rows if r["sweep"] == sweep and r["mode"] == mode]
-    return [r["n_steps" if sweep == "T" else "n_hparams"] for r in mine], [r[what] for r in mine]
-
-
-def less_where(letter: str, sizes: list[int], a: list[float], b: list[float]) -> str:
-    """For which sizes a is less than b, in words; crossings are interpolated on logarithmic axes."""
-    gap = [math.log(p / q) for p, q in zip(a, b, strict=True)]
-    crossings = []
-    for i in range(1, len(sizes)):
-        if (gap[i - 1] > 0) != (gap[i] > 0):
-            share = gap[i - 1] / (gap[i - 1] - gap[i])
-            crossings.append(math.exp((1 - share) * math.log(sizes[i - 1]) + share * math.log(sizes[i])))
-    if not crossings:
-        return "nowhere" if gap[-1] > 0 else "everywhere"
-    if len(crossings) > 1:
-        return "here and there, the two being close"
-    return f"{'below' if gap[-1] > 0 else 'above'} {letter} ≈ {crossings[0]:.{0 if crossings[0] >= 10 else 1}f}"
-
-
-def verdict(rows: list[Row], setting: Setting) -> list[str]:
-    """Which mode is cheaper where, as measured."""
+def errors(rows: list[Row]) -> list[str]:
+    """How far the plan was off, for each mode."""
     lines = []
-    for letter, fixed in (("T", f"N = {setting.hparams_fixed}"), ("N", f"T = {setting.steps_fixed}")):
-        for what, less in (("seconds", "is faster than"), ("peak_bytes", "needs less memory than")):
-            for other in MODES[1:]:
-                sizes, mine = curve(rows, letter, "forward", what)
-                _, theirs = curve(rows, letter, other, what)
-                lines.append(
-                    f"{fixed}, {letter} = {sizes[0]} to {sizes[-1]}: forward {less} {LABELS[other]} "
-                    f"{less_where(letter, sizes, mine, theirs)}; at {letter} = {sizes[-1]} the ratio is "
-                    f"{mine[-1] / theirs[-1]:.2g}"
-                )
+    for k in MODES:
+        mine = [r for r in rows if r["mode"] == k and r["seconds"] is not None]
+        if not mine:
+            continue
+        for what, plan, unit in (("peak_bytes", "plan_bytes", "bytes"), ("seconds", "plan_s", "seconds")):
+            ratios = sorted(r[what] / r[plan] for r in mine)
+            lines.append(
+                f"{LABELS[k]}: measured {unit} over the plan's: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to "
+                f"{ratios[-1]:.2f} in {len(ratios)} cells"
+            )
     return lines
 
 
-def table(rows: list[Row], sweep: str, fixed: str) -> Table:
+KEYS = {"T": "n_steps", "N": "n_hparams", "W": "n_weights"}
+
+
+def table(rows: list[Row], sweep: str) -> Table:
     """The measurements of one sweep; "diff." is the largest relative difference from "reverse all"."""
-    out = Table(title=f"over {sweep} at {fixed}", title_justify="left")
-    for name in (sweep, "mode", "seconds", "peak MB", "states", "their MB", "re-runs", "diff."):
+    out = Table(title=f"over {sweep}", title_justify="left")
+    for name in (sweep, "mode", "seconds", "planned", "peak MB", "planned", "states", "re-runs", "diff."):
         out.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for r in (r for r in rows if r["sweep"] == sweep):
-        stats = r["stats"]
+        stats = r.get("stats")
+        measured = (
+            ("-",) * 5
+            if stats is None
+            else (
+                f"{r['seconds']:.3f}",
+                f"{r['peak_bytes'] / 1e6:.1f}",
+                str(stats["states_held"]),
+                str(stats["steps_rerun"]),
+                "-" if r["difference"] is None else f"{r['difference']:.0e}",
+            )
+        )
         out.add_row(
-            str(r["n_steps" if sweep == "T" else "n_hparams"]),
-            LABELS[r["mode"]],
-            f"{r['seconds']:.3f}",
-            f"{r['peak_bytes'] / 1e6:.1f}",
-            str(stats["states_held"]),
-            f"{stats['state_bytes'] / 1e6:.1f}",
-            str(stats["steps_rerun"]),
-            f"{r['difference']:.0e}",
-            end_section=r["mode"] == MODES[-1],
+            str(r[KEYS[sweep]]),
+            LABELS[r["mode"]] + (" *" if r["chosen"] else ""),
+            measured[0],
+            f"{r['plan_s']:.3f}",
+            measured[1],
+            f"{r['plan_bytes'] / 1e6:.1f}",
+            *measured[2:],
+            end_section=r["mode"] == "host",
         )
     return out
 
 
-def plot(rows: list[Row], setting: Setting, path: Path) -> None:
-    """Seconds and bytes against T and against N, on logarithmic axes."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
+def plot(rows: list[Row], path: Path) -> None:
+    """Seconds and bytes against T, N and W on logarithmic axes: points are measured, lines are the plan's."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2, sharex="col", sharey="row")
-    for column, (sweep, title) in enumerate(
-        (("T", f"inner steps T (N = {setting.hparams_fixed})"), ("N", f"hyperparameters N (T = {setting.steps_fixed})"))
-    ):
-        for line, (what, label, scale) in enumerate((("seconds", "seconds", 1.0), ("peak_bytes", "peak memory, MB", 1e-6))):
+    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    colours = {k: f"C{i}" if k != "forward" else "black" for i, k in enumerate(MODES)}
+    for column, (sweep, key) in enumerate(KEYS.items()):
+        mine = [r for r in rows if r["sweep"] == sweep]
+        fixed = ", ".join(f"{s} = {mine[0][k]:,}" for s, k in KEYS.items() if s != sweep)
+        for line, (what, plan, label, scale) in enumerate(
+            (("seconds", "plan_s", "seconds", 1.0), ("peak_bytes", "plan_bytes", "peak memory, MB", 1e-6))
+        ):
             axis = axes[line, column]
-            for mode, marker in zip(MODES, "os^Dv", strict=True):
-                sizes, values = curve(rows, sweep, mode, what)
+            for mode, marker in zip(MODES, "os^DvP", strict=True):
+                own = [r for r in mine if r["mode"] == mode]
+                axis.loglog([r[key] for r in own], [scale * r[plan] for r in own], color=colours[mode], linewidth=1.2)
+                run = [r for r in own if r["seconds"] is not None]
                 axis.loglog(
-                    sizes,
-                    [v * scale for v in values],
-                    marker=marker,
-                    markersize=5,
-                    label=LABELS[mode],
-                    linewidth=2.2 if mode == "forward" else 1.3,
-                    color="black" if mode == "forward" else None,
+                    [r[key] for r in run], [scale * r[what] for r in run], marker, color=colours[mode], markersize=6, label=LABELS[mode]
                 )
-            axis.set_xticks(sizes, [str(s) for s in sizes])
+            places = sorted({r[key] for r in mine})
+            axis.set_xticks(places, [f"{p:,}" for p in places])
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.grid(True, alpha=0.3)
             if column == 0:
                 axis.set_ylabel(label)
             if line == 1:
-                axis.set_xlabel(title)
-    axes[0, 0].legend(fontsize=9)
-    figure.suptitle("Hypergradients: time and memory of forward and reverse mode")
+                axis.set_xlabel(f"{ {'T': 'inner steps T', 'N': 'hyperparameters N', 'W': 'weights W'}[sweep] }  ({fixed})")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.suptitle("Hypergradients: time and memory of every pass. Points are measured, lines are what hg.plan predicts")
     figure.savefig(path, dpi=130)
 
 
@@ -250,31 +311,36 @@ def first_images(root: Path, n: int) -> tuple[Any, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write memory_time-cpu.jsonl and .png."""
-    parser = argparse.ArgumentParser(description="Time and memory of forward and reverse mode, over T and over N.")
+    parser = argparse.ArgumentParser(description="Time and memory of every pass, over T, N and the weights, beside the plan's predictions.")
     parser.add_argument("--quick", action="store_true", help="small sizes, one run each: under 20 seconds")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the results (default: bench/results)")
     parser.add_argument("--mnist", type=Path, metavar="ROOT", help="folder with MNIST's idx files, instead of synthetic images")
     options = parser.parse_args(arguments)
     setting, console = QUICK if options.quick else FULL, Console()
-    data = first_images(options.mnist, 2500) if options.mnist else synthetic_digits(2500)
+    data = first_images(options.mnist, 6250) if options.mnist else synthetic_digits(6250)
     with Progress(console=console, transient=True) as progress:
         rows = measure(data, setting, progress)
-    console.print(table(rows, "T", f"N = {setting.hparams_fixed}"))
-    console.print(table(rows, "N", f"T = {setting.steps_fixed}"))
-    said = verdict(rows, setting)
+    rfho = measure_rfho(data, setting)
+    for sweep in KEYS:
+        console.print(table(rows, sweep))
+    said = errors(rows)
+    for r in rfho:
+        said.append(
+            f"RFHO's check, {r['n_weights']:,} weights, 8 hyperparameters, 100 steps, {r['mode']}: {r['seconds']:.2f} s and "
+            f"{r['state_mib']:.1f} MiB of states (theirs: {r['theirs']['seconds']:g} s, {r['theirs']['state_mib']:g} MiB), "
+            f"difference {r['difference']:.0e}"
+        )
     console.print("\n".join(said), soft_wrap=True)
-    weights = 784 * setting.hidden + setting.hidden + 10 * setting.hidden + 10
     head = {
         **environment(),
         "data": "mnist" if options.mnist else "synthetic",
-        "weights": weights,
         "dtype": "float32",
         "batch": setting.batch,
         "repeats": setting.repeats,
     }
     path = options.out / "memory_time-cpu.jsonl"
-    write_lines(path, [head, *rows, *({"kind": "verdict", "text": line} for line in said)])
-    plot(rows, setting, path.with_suffix(".png"))
+    write_lines(path, [head, *rows, *rfho, *({"kind": "verdict", "text": line} for line in said)])
+    plot(rows, path.with_suffix(".png"))
     console.print(f"written: {path} and {path.with_suffix('.png').name}")
 
 

@@ -4,7 +4,7 @@ Hypergradients of ``min over lambda of E(s_T, lambda)``, where s_t are the state
 checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arrays, with fused kernels.
 """
 
-from . import errors
+from . import constraints, errors
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
 from .capture import capture
 from .clipping import clip_by_norm, clip_by_value
@@ -57,6 +57,7 @@ __all__ = [
     "capture",
     "clip_by_norm",
     "clip_by_value",
+    "constraints",
     "drmad",
     "errors",
     "finite_differences",

@@ -43,6 +43,17 @@ def count_steps(where: str, batches: Any) -> int:
     return len(batches)
 
 
+def batch_of(where: str, batches: Batches, t: int) -> Any:
+    """batches[t]. Raises: ArgumentError if there is none, although len(batches) says so."""
+    try:
+        return batches[t]
+    except (IndexError, KeyError) as error:
+        raise ArgumentError(
+            f"{where}: batches has no batch {t} ({type(error).__name__}: {error}), expected one for each of its {len(batches)} steps; make "
+            "len(batches) the number of batches that batches[t] can give"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Bilevel:
     """An inner problem, which an optimiser solves from a start, and an outer objective of the result.
@@ -76,6 +87,21 @@ class _FullBatch(Sequence[Any]):
         if not 0 <= t < self.n_steps:
             raise IndexError(t)
         return self.data
+
+
+class FirstBatches(Sequence[Any]):
+    """The first n batches."""
+
+    def __init__(self, batches: Batches, n: int) -> None:
+        self.batches, self.n = batches, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.n:
+            raise IndexError(t)
+        return self.batches[t]
 
 
 def full_batch(data: Any, n_steps: int) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `tune`, `methods`, `problems` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `tune`, `plan`, `methods`, `problems` and `info`."""
 
 import contextlib
 import importlib.metadata
@@ -26,6 +26,8 @@ from .fewshot.jobs import EVALUATION, evaluate_again, open_data, train_run
 from .fewshot.methods import METHODS
 from .fewshot.prediction import Predictions, predict, write_csv
 from .hpo import jobs as tuning
+from .hpo.planning import figure as plan_figure
+from .hpo.planning import plan_problem
 from .hpo.problems import PROBLEMS
 from .runs.command import check_resume, with_default, with_options
 from .runs.configuration import changed, options_of
@@ -179,6 +181,27 @@ def tune_command(  # its other options are made from those of the configuration,
 
 
 app.command("tune")(with_options(tune_command, tuning.OPTIONS, {}, tuning.defaults()))
+
+
+def plan_command(  # its other options are made from those of the configuration, below
+    changes: dict[str, Any],
+    problem: Annotated[str, typer.Argument(metavar="PROBLEM", help=f"One of {', '.join(PROBLEMS)}.", show_default=False)],
+    memory: Annotated[float | None, typer.Option(help="The most memory that a pass may take, in MB.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw memory against time into this PNG file.")] = None,
+    shorten: Annotated[bool, typer.Option("--quick", help="Of the problem's short form.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Predict seconds and memory of every way to a problem's hypergradient, and pick the fastest one that fits."""
+    with _clear_errors(debug):
+        config, found = plan_problem(problem, changes, shorten, None if memory is None else round(1e6 * memory))
+        _say(f"{config.problem_name}: one hypergradient, as measured on this device just now")
+        _say(str(found))
+        if plot is not None:
+            plot.write_bytes(plan_figure(found, config.problem.title))
+            _say(f"written: {plot}")
+
+
+app.command("plan")(with_options(plan_command, tuning.OPTIONS, {}, tuning.defaults()))
 
 
 @app.command("problems")

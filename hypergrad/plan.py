@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .backends import is_on_gpu
-from .bilevel import Batches, Bilevel, HyperGradient, Stats, count_steps
+from .bilevel import Batches, Bilevel, FirstBatches, HyperGradient, Stats, count_steps
 from .errors import ArgumentError
 from .meter import Meter
 from .optimizers import Optimizer
@@ -134,22 +134,9 @@ def plan(
     def run(route: Route) -> HyperGradient:
         return (reverse if route.call == "reverse" else forward)(problem, hparams, batches, **route.options, **more)
 
-    routes.sort(key=lambda r: r.seconds)
+    routes.sort(key=lambda r: (r.seconds, r.peak_bytes))
     choice = min(fitting, key=lambda r: (r.seconds, r.peak_bytes))
     return Plan(tuple(routes), choice, memory_bytes, n_steps, parts.n_hparams, run)
-
-
-class _First:
-    """The first n batches."""
-
-    def __init__(self, batches: Batches, n: int) -> None:
-        self.batches, self.n = batches, n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, t: int) -> Any:
-        return self.batches[t]
 
 
 class _Line(NamedTuple):
@@ -191,16 +178,16 @@ class _Parts:
     # --- short runs, and what they say --------------------------------------------------------------------
 
     def _reverse(self, n: int, checkpoints: Any) -> HyperGradient:
-        return reverse(self.problem, self.hparams, _First(self.batches, n), checkpoints=checkpoints, **self.more)
+        return reverse(self.problem, self.hparams, FirstBatches(self.batches, n), checkpoints=checkpoints, **self.more)
 
     def _forward(self, n: int, directions: int) -> Any:
-        h, first = tree_tensors(self.hparams, "plan", "hparams"), _First(self.batches, n)
+        h, first = tree_tensors(self.hparams, "plan", "hparams"), FirstBatches(self.batches, n)
         seeds = units(self.leaves, 0, directions)
         return set_aside(lambda: with_tangents(block, self.problem, h, seeds, directions, first, Stats("plan"), **self.more))
 
     def _plain(self, n: int) -> Any:
         h = tree_tensors(self.hparams, "plan", "hparams")
-        return set_aside(objective, self.problem, h, _First(self.batches, n), Stats("plan"), **self.more)
+        return set_aside(objective, self.problem, h, FirstBatches(self.batches, n), Stats("plan"), **self.more)
 
     def _enough_steps(self) -> int:
         """Steps of a run that takes long enough to be timed."""

@@ -179,6 +179,7 @@ def test_a_tensor_that_hides_in_the_optimiser_is_refused():
         run(optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:.*no influence")
 def test_fields_that_are_no_arrays_stay_as_they_are():
     scaled = make(lambda self, w, s, g, t: (optree.tree_map(lambda x, y: x - 0.1 * self.lr(y), w, g), s))
     assert run(lambda h: scaled(lr=hg.tanh)).value > 0

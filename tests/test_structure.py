@@ -38,7 +38,7 @@ LAYERS = [
     ("rules", "transforms"),
     ("capture",),
     ("ops",),
-    ("clipping",),
+    ("clipping", "constraints"),
     ("optimizers",),
     ("learned",),
     ("bilevel",),

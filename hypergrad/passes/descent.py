@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends import Array
+from ..bilevel import batch_of
 from ..optimizers import Optimizer, Schedule, digests
 from ..tape import Tape, Tensor, primal, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
@@ -44,12 +45,13 @@ class Descent:
     def _optimizer(self, args: PyTree) -> Optimizer:
         return self.optimizer.with_hyperparameters({k: f.values if isinstance(f, Schedule) else f for k, f in args["fields"].items()})
 
+    def _batch(self, t: int) -> Any:
+        return batch_of(self.name, self.batches, self.first + t)
+
     def _gradient(self, w: PyTree, hparams: PyTree, t: int) -> tuple[Tensor, PyTree, bool]:
         """The inner loss, its gradient in w, and whether both are made of proven ops."""
         tape = Tape()
-        loss, _, g = tensor_value_and_grad(
-            lambda w: self.inner_loss(w, hparams, self.batches[self.first + t]), w, where="inner_loss", tape=tape
-        )
+        loss, _, g = tensor_value_and_grad(lambda w: self.inner_loss(w, hparams, self._batch(t)), w, where="inner_loss", tape=tape)
         return loss, tree_map(Tensor.detach, g) if self.first_order else g, tape.proven
 
     def _running(self, w: PyTree, hparams: PyTree, t: int) -> Tensor:
@@ -141,7 +143,7 @@ class Descent:
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient, H_ww beta and H_lambda,w beta."""
         rows = [None if b is None else Tensor(b.value[None]) for b in beta]
-        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self.batches[self.first + t]), w, hparams, rows)
+        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self._batch(t)), w, hparams, rows)
         products, mixed = ([None if x is None else Tensor(x.value[0, ...]) for x in bars] for bars in both)
         return loss, g, products, mixed
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ..backends import Array
+from ..bilevel import batch_of
 from ..errors import ArgumentError
 from ..optimizers import digests, same_kind
 from ..tape import Tape, Tensor
@@ -117,7 +118,7 @@ class Stepping:
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
         """See `Dynamics`."""
-        result = self.f(state, args, self.batches[t])
+        result = self.f(state, args, batch_of(self.name, self.batches, t))
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ArgumentError(
                 f"scan: step returned a {type(result).__name__}, expected the pair (state, output); "

@@ -16,7 +16,7 @@ from ..tape import Tensor, primal, with_tangents
 from ..transforms import arrays_of, dots_of, tree_tensors
 from ..transforms import seed as tangents_of
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
-from .reverse import collect, objective
+from .reverse import collect, diagnose, objective
 from .schedule import is_count
 from .store import n_bytes
 from .unroll import Callback, Unrolled
@@ -118,6 +118,13 @@ def forward(
         else:
             grad = tree_unflatten(spec, split(leaves, flat))
         assert first is not None
+
+        def value_of(h: PyTree, stats: Stats = stats, **other: Any) -> tuple[Tensor, Unrolled]:
+            more = {"outer_batch": outer_batch, "state": state, "first_order": first_order, **other}
+            return objective(problem, h, batches, stats, **more)
+
+        every = along is None and samples is None
+        diagnose("forward", h, value_of, batches, first[1], grad if every else (), first_order=first_order)
         r = collect(first[0], grad, first[1], stats, arrays_of(hparams, state, along))
     stats.measured(meter)
     return r

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..backends import Array, backend_of
 from ..bilevel import Batches, Bilevel, HyperGradient, Stats
 from ..meter import Meter
+from ..state import set_aside
 from ..tape import Tensor
-from ..transforms import arrays_of, owned, scalar, tensor_value_and_grad
+from ..transforms import arrays_of, owned, scalar, tensor_value_and_grad, tree_tensors
 from ..trees import PyTree
+from .diagnosis import check_finite, warn_without_influence
 from .unroll import Callback, Unrolled, unrolled
 
 
@@ -96,8 +99,34 @@ def reverse(
 def transposed_run(mode: str, problem: Bilevel, hparams: PyTree, batches: Batches, **more: Any) -> HyperGradient:
     """The pass of that name over one run, recorded as one op. `more` goes to `objective`."""
     stats = Stats(mode)
+
+    def value_of(h: PyTree, stats: Stats = stats, **other: Any) -> tuple[Tensor, Unrolled]:
+        return objective(problem, h, batches, stats, **{**more, **other})
+
     with Meter() as meter:
-        value, run, grad = tensor_value_and_grad(lambda h: objective(problem, h, batches, stats, **more), hparams, where=mode, has_aux=True)
+        h = tree_tensors(hparams, mode, "hparams")
+        value, run, grad = tensor_value_and_grad(value_of, h, where=mode, has_aux=True)
+        diagnose(mode, h, value_of, batches, run, grad, **more)
         r = collect(value, grad, run, stats, arrays_of(hparams, more["state"]))
     stats.measured(meter)
     return r
+
+
+def diagnose(
+    mode: str,
+    hparams: PyTree,
+    value_of: Callable[..., tuple[Tensor, Unrolled]],
+    batches: Batches,
+    run: Unrolled,
+    grad: PyTree,
+    *,
+    first_order: bool = False,
+    last: int | None = None,
+    **_: Any,
+) -> None:
+    """See `check_finite` and `warn_without_influence`. A gradient that leaves something out says nothing of influence."""
+    apart = {"stats": Stats(mode), "callback": None}
+    check_finite(mode, run, lambda look: set_aside(value_of, hparams, **{**apart, "callback": look}))
+    if len(batches) and not first_order and last is None:
+        two = range(min(2, len(batches)))
+        warn_without_influence(mode, hparams, grad, lambda h: value_of(h, steps=two, **apart)[0])

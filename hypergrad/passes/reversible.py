@@ -25,6 +25,7 @@ from ..optimizers import SGD, Optimizer, Schedule, per_leaf
 from ..tape import Tensor
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
 
+_PLACES = 7  # that a search tries at once
 Half = Callable[[Array, Any], Array]
 """One of the two maps of a leaf: (floats, the elements that they stand for) -> their images."""
 
@@ -192,13 +193,13 @@ def _floats(xp: Any, n: Array, dtype: Any) -> Array:
 def _preimages(xp: Any, half: Half, image: Array, guess: Array) -> tuple[Array, Array]:
     """The floats that a map which never decreases sends to `image`: the first, as an integer of `_ordered`, and how many there are.
 
-    Their two edges are where the image is first `image` or more, and first more. Each is found from `guess`: by a look at the neighbour,
-    which for most elements is the answer, and then by galloping and bisection of the rest.
+    Their two edges are where the image is first `image` or more, and first more. Each is looked for from `guess`: at its neighbour,
+    which for most elements is the answer, and by a search for the rest.
     """
     dtype = image.dtype
     one = _word(dtype)(1)
     goal, start = _ordered(xp, image), _ordered(xp, guess)
-    ends = _ordered(xp, xp.asarray([-np.inf, np.inf], dtype))
+    least, most = _ordered(xp, xp.asarray([-np.inf, np.inf], dtype))
     with np.errstate(over="ignore"):
         at_start = _ordered(xp, half(guess, slice(None)))
         lows, highs, goals, rest = [], [], [goal, goal + one], []  # an edge lies in (low, high]
@@ -206,33 +207,50 @@ def _preimages(xp: Any, half: Half, image: Array, guess: Array) -> tuple[Array, 
             down = at_start >= aim
             x = xp.where(down, start - one, start + one)
             yes = _ordered(xp, half(_floats(xp, x, dtype), slice(None))) >= aim
-            lows.append(xp.where(yes, xp.where(down, ends[0], start), x))
-            highs.append(xp.where(yes, x, xp.where(down, start, ends[1])))
+            lows.append(xp.where(yes, xp.where(down, least, start), x))
+            highs.append(xp.where(yes, x, xp.where(down, start, most)))
             rest.append(xp.nonzero(yes == down)[0])
-        for low, high, aim, rows in zip(lows, highs, goals, rest, strict=True):
-            if len(rows):
-                high[rows] = _edge(xp, half, aim[rows], low[rows], high[rows], ends, rows, dtype)
+        rows = xp.concatenate(rest)
+        if len(rows):
+            low, high, aim = (xp.concatenate([a[r] for a, r in zip(x, rest, strict=True)]) for x in (lows, highs, goals))
+            found = _edges(xp, half, aim, low, high, least, most, rows, dtype)
+            highs[0][rest[0]], highs[1][rest[1]] = found[: len(rest[0])], found[len(rest[0]) :]
     return highs[0], highs[1] - highs[0]
 
 
-def _edge(xp: Any, half: Half, goal: Array, low: Array, high: Array, ends: Array, elements: Array, dtype: Any) -> Array:
-    """The first integers in (low, high] whose floats' images are at least the goal. One of low and high is an end of all floats."""
-    word = goal.dtype.type
-    down = low == ends[0]
-    rows, gap = xp.arange(len(goal)), 2
+def _edges(xp: Any, half: Half, goal: Array, low: Array, high: Array, least: Any, most: Any, elements: Array, dtype: Any) -> Array:
+    """The first integers in (low, high] whose floats' images are at least the goal. One of low and high is an end of all floats.
 
-    def narrow(rows: Array, x: Array) -> Array:
-        yes = _ordered(xp, half(_floats(xp, x, dtype), elements[rows])) >= goal[rows]
-        high[rows], low[rows] = xp.where(yes, x, high[rows]), xp.where(yes, low[rows], x)
-        return yes
+    Many places are tried at once, since a call costs more than its few elements: first at growing distances from the other end, then
+    at equal ones within what is left.
+    """
+    word, bits = goal.dtype.type, 8 * dtype.itemsize
 
-    while len(rows):
-        by, floor, ceiling = word(gap), low[rows], high[rows]
-        lower, upper = xp.where(ceiling - ends[0] > by, ceiling - by, ends[0]), xp.where(ends[1] - floor > by, floor + by, ends[1])
-        rows = rows[narrow(rows, xp.where(down[rows], lower, upper)) == down[rows]]
-        gap = min(2 * gap, 1 << (8 * dtype.itemsize - 2))
+    def missed(rows: Array, x: Array) -> Array:
+        """How many of each row's places, in ascending order, lie before the edge."""
+        images = half(_floats(xp, x.ravel(), dtype), xp.repeat(elements[rows], x.shape[1]))
+        return (_ordered(xp, images).reshape(x.shape) < goal[rows][:, None]).sum(1)
+
+    def narrow(rows: Array, x: Array) -> None:
+        count = missed(rows, x)
+        places = xp.concatenate([low[rows][:, None], x, high[rows][:, None]], 1)
+        at = xp.arange(len(rows))
+        low[rows], high[rows] = places[at, count], places[at, count + 1]
+
+    distances = xp.asarray([2] + [4 * 8**i for i in range((bits - 2) // 3)], goal.dtype)
+    for some in (distances[:1], distances[1:]):  # most edges are two places away
+        rows = xp.nonzero(low == least)[0]
+        if len(rows):
+            top = high[rows][:, None]
+            narrow(rows, xp.where(top - least > some[::-1], top - some[::-1], least))
+        rows = xp.nonzero(high == most)[0]
+        if len(rows):
+            bottom = low[rows][:, None]
+            narrow(rows, xp.where(most - bottom > some, bottom + some, most))
+    shares = xp.arange(1, _PLACES + 1).astype(goal.dtype)
     while len(rows := xp.nonzero(high - low > word(1))[0]):
-        narrow(rows, low[rows] + ((high[rows] - low[rows]) >> word(1)))
+        stride = xp.maximum((high[rows] - low[rows]) // word(_PLACES + 1), word(1))[:, None]
+        narrow(rows, xp.minimum(low[rows][:, None] + stride * shares, high[rows][:, None]))
     return high
 
 

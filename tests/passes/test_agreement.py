@@ -8,6 +8,8 @@ import pytest
 import hypergrad as hg
 from hypergrad.testing import check_hypergrad
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 PROBLEMS = {
     "hyper-cleaning": hyper_problems.hyper_cleaning,
     "hyper-cleaning, clipped weights": lambda: hyper_problems.hyper_cleaning(clip=True),

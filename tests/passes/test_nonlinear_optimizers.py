@@ -10,6 +10,8 @@ import pytest
 import hypergrad as hg
 from hypergrad.testing import check_hypergrad
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((12, 4)), RNG.standard_normal((12, 2))
 

@@ -11,6 +11,8 @@ from hyper_problems import mlp
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 SEEN: list[Any] = []
 
 

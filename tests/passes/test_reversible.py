@@ -16,6 +16,8 @@ from hypergrad.passes import reversible
 from hypergrad.tape import Tensor
 from hypergrad.transforms import tree_tensors
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 
 def same_bits(a, b):
     return [x.tobytes() for x in optree.tree_leaves(a)] == [x.tobytes() for x in optree.tree_leaves(b)]

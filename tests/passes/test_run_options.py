@@ -10,6 +10,8 @@ import hypergrad as hg
 from hypergrad.errors import ArgumentError, DTypeError, ShapeError
 from hypergrad.testing import check_gradients
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((7, 10, 3)), RNG.standard_normal((7, 10))
 BATCHES = list(zip(X, Y, strict=True))

@@ -12,6 +12,8 @@ from hypergrad.backends.host import HOST
 from hypergrad.errors import ArgumentError, DifferentiationError, DTypeError, ShapeError
 from hypergrad.testing import check_gradients
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no influence")  # fixtures with more hyperparameters than a test reads
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((10, 4)), RNG.standard_normal((10, 3))
 XV, YV = RNG.standard_normal((8, 4)), RNG.standard_normal((8, 3))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ...bilevel import Batches, Bilevel, full_batch
+from ...constraints import Budget
 from ...data import Examples, LabelledImages
 from ...ops import mean
 from ...ops import sum as sum_
@@ -25,7 +26,6 @@ from ...trees import PyTree
 from .. import classifier
 from ..images import ImageProblem, gallery
 from ..problem import Evaluation, Task
-from ..projections import capped_box
 
 Array = NDArray[Any]
 DISCARDED = 1e-3  # an example with a smaller weight counts as dropped
@@ -82,7 +82,7 @@ class CleaningTask(Task):
         return {"weights": np.zeros(len(self.train), self.train.x.dtype)}
 
     def project(self, hparams: Arrays) -> Arrays:
-        return {"weights": capped_box(hparams["weights"], self.total)}
+        return {"weights": Budget(self.total).project(hparams["weights"])}
 
     def inner(self, draw: int) -> tuple[Bilevel, Batches]:
         start, validation, share = self._start(), self.images.validation, 1.0 / self.total

@@ -46,7 +46,7 @@ class LearnedLoss(ImageProblem):
     title: ClassVar[str] = "a learned loss for wrong labels"
     source: ClassVar[str] = "Franceschi et al. 2017, arXiv:1712.06283"
     modes: ClassVar[tuple[str, ...]] = ("reverse", "forward")
-    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.02, "iterations": 200, "eval_every": 10}
+    settings: ClassVar[Mapping[str, Any]] = {"n_train": 400, "outer_lr": 0.01, "iterations": 150, "eval_every": 10}
     quick: ClassVar[Mapping[str, Any]] = {
         **{"n_train": 100, "n_validation": 100, "n_test": 100, "hidden": 8, "units": 4, "n_steps": 10},
         **{"iterations": 20, "eval_every": 5},
@@ -55,9 +55,9 @@ class LearnedLoss(ImageProblem):
 
     noise: float = option(0.5, "Share of the training labels that are wrong, each drawn uniformly from the other classes.", low=0)
     hidden: int = option(32, "Hidden units of the model; 0 for softmax regression.", low=0)
-    units: int = option(16, "Units of the network that is the loss.", low=1)
-    n_steps: int = option(100, "Inner steps T.", low=1)
-    inner_lr: float = option(0.5, "Step size of the inner run.", above=0)
+    units: int = option(8, "Units of the network that is the loss.", low=1)
+    n_steps: int = option(60, "Inner steps T.", low=1)
+    inner_lr: float = option(0.2, "Step size of the inner run.", above=0)
 
     def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
         return LossTask(self, self.open_images(seed, dtype), seed)

@@ -49,7 +49,7 @@ class OnlineProblem(ImageProblem):
     modes: ClassVar[tuple[str, ...]] = ("forward", "reverse")
     single_run: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Any]] = {
-        **{"mode": "forward", "outer_lr": 0.05, "schedule": "constant", "iterations": 150, "eval_every": 10}
+        **{"mode": "forward", "n_train": 200, "outer_lr": 0.2, "schedule": "constant", "iterations": 150, "eval_every": 10}
     }
     quick: ClassVar[Mapping[str, Any]] = {
         **{"n_train": 100, "n_validation": 100, "n_test": 100, "hidden": 8, "every": 3, "iterations": 10, "eval_every": 5}
@@ -60,7 +60,7 @@ class OnlineProblem(ImageProblem):
     every: int = option(4, "Inner steps between two updates of the hyperparameters.", low=1)
     start_lr: float = option(0.02, "Step size that the run begins with.", above=0)
     start_momentum: float = option(0.5, "Momentum that the run begins with, and that of the runs with a fixed step size.", above=0)
-    start_decay: float = option(1e-4, "Weight decay that the run begins with, and that of the other runs.", above=0)
+    start_decay: float = option(1e-3, "Weight decay that the run begins with, and that of the other runs.", above=0)
 
     def open(self, seed: int, dtype: DTypeLike | None = None) -> SingleRun:
         return OnlineRun(self, self.open_images(seed, dtype), seed)
