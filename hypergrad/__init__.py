@@ -9,6 +9,7 @@ from .bilevel import Bilevel, HyperGradient, Stats, full_batch
 from .capture import capture
 from .clipping import clip_by_norm, clip_by_value
 from .errors import HypergradError
+from .learned import LSTMOptimizer, lstm_params
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
 from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
@@ -42,6 +43,7 @@ __all__ = [
     "Hoag",
     "HyperGradient",
     "HypergradError",
+    "LSTMOptimizer",
     "Neumann",
     "NormalCG",
     "Nystrom",
@@ -67,6 +69,7 @@ __all__ = [
     "hvp",
     "implicit",
     "jvp",
+    "lstm_params",
     "online",
     "plan",
     "precision",

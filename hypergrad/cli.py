@@ -171,7 +171,10 @@ def tune_command(  # its other options are made from those of the configuration,
             try:
                 found = tuning.tune_run(run, config, task, run.path / EVENTS if tensorboard else None)
             except KeyboardInterrupt:
-                _say(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
+                if config.problem.single_run:
+                    _say(f"\nInterrupted; {config.problem_name} is one training run, which cannot go on. Start a new one.")
+                else:
+                    _say(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
                 raise typer.Exit(130) from None
             for line in tuning.report(run, config, found):
                 _say(line)

@@ -109,6 +109,7 @@ def passes():
             yield f"{run.__name__}, {n} steps", lambda x, y, n=n, run=run: loop(run(moving, {"c": y}, one, one, 0.1, 0.1, n))
             yield f"{run.__name__}, a state, {n} steps", lambda x, y, n=n, run=run: loop(again(run, moving, {"c": y}, one, n))
     yield "t1t2", lambda x, y: solution(hg.t1t2(solved, {"c": y}, {"a": y}, None, lr=0.1))
+    yield "lstm_params", lambda x, y: hg.lstm_params(0)
     yield "capture", lambda x, y: hg.capture(hg.value_and_grad(FUNCTIONS["square of a sum"], argnums=(0, 1)))(x, y)
 
 
@@ -119,6 +120,7 @@ OPTIMIZERS = {
     "AdamW": lambda h: hg.AdamW(lr=h["lr"]),
     "RMSprop": lambda h: hg.RMSprop(lr=h["lr"], momentum=0.9),
     "Adagrad": lambda h: hg.Adagrad(lr=h["lr"]),
+    "LSTM": lambda h: hg.LSTMOptimizer(hg.lstm_params(0, 2, np.float64), scale=h["lr"]),
     "clipped": lambda h: hg.SGD(lr=h["lr"], clip=hg.clip_by_norm(100.0)),
 }
 
@@ -186,7 +188,7 @@ def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
     other = """Bilevel HyperGradient HypergradError Optimizer Stats Tensor clip_by_norm clip_by_value errors full_batch fusion
     precision schedule stop_gradient SGD Adagrad Adam AdamW RMSprop CG NormalCG FixedPoint Neumann Nystrom Online
-    Hoag SingleLoop Plan plan constraints""".split()
+    Hoag SingleLoop Plan plan constraints LSTMOptimizer""".split()
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - set(other)
     assert public == named - {"step"}, public ^ named

@@ -40,6 +40,7 @@ LAYERS = [
     ("ops",),
     ("clipping", "constraints"),
     ("optimizers",),
+    ("learned",),
     ("bilevel",),
     ("passes",),
     ("testing", "plan"),

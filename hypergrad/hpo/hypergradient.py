@@ -1,7 +1,7 @@
 """The pass that a tuning run takes, as a section of its configuration; and the inner run without derivatives."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..bilevel import Batches, Bilevel, HyperGradient
 from ..errors import ArgumentError
@@ -34,11 +34,14 @@ class Hypergradient(Section):
                 f"config: checkpoints is {self.checkpoints!r}, expected {', '.join(POLICIES)} or a number of at least 1; pass one of these"
             )
 
-    def of(self, problem: Bilevel, hparams: PyTree, batches: Batches) -> HyperGradient:
+    def of(self, problem: Bilevel, hparams: PyTree, batches: Batches, **options: Any) -> HyperGradient:
         """The hypergradient.
 
-        Args: as `hypergrad.reverse`. Returns: a HyperGradient. Raises: as the pass. Cost: that of the pass; see `hypergrad.reverse`,
-            `hypergrad.forward` and `hypergrad.implicit`, the last after a run without derivatives.
+        Args: as `hypergrad.reverse`; options: of reverse mode, beside `checkpoints`.
+        Returns: a HyperGradient.
+        Raises: as the pass.
+        Cost: that of the pass; see `hypergrad.reverse`, `hypergrad.forward` and `hypergrad.implicit`, the last after a run without
+            derivatives.
         """
         if self.mode == "forward":
             return forward(problem, hparams, batches)
@@ -46,7 +49,7 @@ class Hypergradient(Section):
             w, _ = trained(problem, hparams, batches)
             return implicit(problem, hparams, w, batches[len(batches) - 1], solver=CG(damping=self.damping), gradient_tolerance=1.0)
         policy = int(self.checkpoints) if self.checkpoints.isdecimal() else self.checkpoints
-        return reverse(problem, hparams, batches, checkpoints=policy)
+        return reverse(problem, hparams, batches, checkpoints=policy, **options)
 
 
 def trained(problem: Bilevel, hparams: PyTree, batches: Batches) -> tuple[PyTree, float]:

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError
 from ..plan import Plan, in_bytes, plan
 from ..runs.curves import BLUE, GREY, ORANGE, new_figure, png
 from .config import Config, make_config
+from .problem import SingleRun
 
 
 def plan_problem(problem: str, changes: Mapping[str, Any], shorten: bool, memory_bytes: int | None) -> tuple[Config, Plan]:
@@ -20,6 +22,11 @@ def plan_problem(problem: str, changes: Mapping[str, Any], shorten: bool, memory
     """
     config = make_config(problem, shorten, **changes)
     task = config.problem.open(config.seed)
+    if isinstance(task, SingleRun):
+        raise ArgumentError(
+            f"plan: {problem} is one training run, expected a problem with an outer loop because hg.online has no other passes to choose "
+            "from; name another problem"
+        )
     inner, batches = task.inner(1)
     return config, plan(inner, task.project(task.init()), batches, memory_bytes=memory_bytes)
 

@@ -5,18 +5,22 @@ A `Task` gives `init`, `inner` and `evaluate`; the outer loop, the passes and th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ..bilevel import Batches, Bilevel
+from ..passes.online import Mode, Online
 from ..runs.configuration import Section
 from ..runs.curves import Reference
-from ..runs.loop import Arrays, Record
+from ..runs.loop import Arrays, Record, Training
 from ..trees import PyTree
+
+Report = Callable[[Record], None]
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Task(ABC):
 
     Attributes:
         description: of the data; a run goes on with the data it was started with.
+        reverse_options: of `hypergrad.reverse`, beside its checkpoints, such as {"last": 20} for a truncated gradient.
     """
 
     description: str
+    reverse_options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def init(self) -> Arrays:
@@ -79,6 +85,29 @@ class Task(ABC):
         return {}
 
 
+class SingleRun(ABC):
+    """A problem with its data whose hyperparameters move during one training run. It has no outer loop, and keeps no state to go on from.
+
+    Attributes:
+        description: of the data.
+    """
+
+    description: str
+
+    @abstractmethod
+    def run(self, training: Training, mode: Mode, report: Report) -> Online:
+        """The run.
+
+        Args: training: an iteration is one update of the hyperparameters; mode: of `hypergrad.online`; report: called with each record of
+            metrics.jsonl, as `runs.loop.train` writes them.
+        Returns: an Online. Cost: that of `hypergrad.online`.
+        """
+
+    @abstractmethod
+    def evaluate(self, done: Online, title: str) -> Evaluation:
+        """Hold the run against what it competes with. Args: done: the run; title: of the figures. Cost: a few runs."""
+
+
 @dataclass(frozen=True)
 class Problem(Section, ABC):
     """A tuning problem. Its options are its dataclass fields, made with `runs.configuration.option`.
@@ -91,6 +120,7 @@ class Problem(Section, ABC):
         settings: defaults of the options of other sections that are not the usual ones; quick: options of its short form.
         figures: its PNG files, and what they show.
         dtype: of its arrays.
+        single_run: whether `open` gives a SingleRun.
     """
 
     title: ClassVar[str]
@@ -101,13 +131,14 @@ class Problem(Section, ABC):
     quick: ClassVar[Mapping[str, Any]] = {}
     figures: ClassVar[Mapping[str, str]] = {}
     dtype: ClassVar[DTypeLike] = np.float32
+    single_run: ClassVar[bool] = False
 
     @abstractmethod
-    def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
+    def open(self, seed: int, dtype: DTypeLike | None = None) -> Task | SingleRun:
         """The task.
 
         Args: seed: of everything random; dtype: float32 or float64, None for the problem's own.
-        Returns: a Task, the same bits for the same arguments.
+        Returns: a Task or a SingleRun, the same bits for the same arguments.
         Raises: DataError if its data are missing, damaged or too few.
         Cost: that of reading or drawing the data.
         """

@@ -38,7 +38,7 @@ class Tuning:
     def gradient(self, hparams: Arrays, iteration: int) -> tuple[Any, Arrays, Record]:
         """Outer loss, hypergradient, and what the trained weights achieve on the validation data. Cost: one pass."""
         problem, batches = self.task.inner(iteration + 1)
-        r = self.config.hypergradient.of(problem, hparams, batches)
+        r = self.config.hypergradient.of(problem, hparams, batches, **self.task.reverse_options)
         return r.value, r.grad, self.task.judge(hparams, r.params)
 
     def metrics(self, hparams: Arrays) -> Record:

@@ -17,7 +17,7 @@ from .directory import MODEL, STATE, RunDirectory
 Record = dict[str, Any]
 Arrays = dict[str, Any]
 SNAPSHOT_S = 15.0  # at most this much work is lost by a kill
-OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {"adam": lambda lr: Adam(lr=lr), "sgd": lambda lr: SGD(lr=lr)}
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": lambda lr: Adam(lr=lr), "sgd": lambda lr: SGD(lr=lr)}
 # A State's arrays by their prefix in its file. That of the optimizer's state is "adam", whatever the optimizer, as in older files.
 _GROUPS = {"hparams": "hparams", "best_hparams": "best", "optimizer": "adam"}
 
@@ -46,6 +46,10 @@ class Training(Section):
         if self.schedule == "linear":
             return self.outer_lr * (1.0 - iteration / self.iterations)
         return self.outer_lr / (1.0 + (self.outer_decay * iteration if self.schedule == "inverse-time" else 0.0))
+
+    def optimizer(self) -> Optimizer:
+        """The outer optimizer, its step size following the schedule. Cost: O(1)."""
+        return OPTIMIZERS[self.outer_optimizer](self.step_size)
 
 
 class Problem(Protocol):

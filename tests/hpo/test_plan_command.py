@@ -27,7 +27,11 @@ def test_options_of_the_problem_count():
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [(("ridge", "--quick", "--memory", "0.001"), "plan: memory_bytes is 1000, expected at least"), (("rigde",), "problem is 'rigde'")],
+    [
+        (("ridge", "--quick", "--memory", "0.001"), "plan: memory_bytes is 1000, expected at least"),
+        (("rigde",), "problem is 'rigde'"),
+        (("online", "--quick"), "online is one training run, expected a problem with an outer loop"),
+    ],
 )
 def test_refusals(arguments, text):
     found = plan(*arguments)
