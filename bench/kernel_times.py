@@ -183,6 +183,7 @@ def _row(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any
         "lr": 0.1,
         "momentum": 0.9,
         "weight_decay": 1e-3,
+        "decay": 0.9,
         "nesterov": 0,
         "beta1": 0.9,
         "beta2": 0.999,
