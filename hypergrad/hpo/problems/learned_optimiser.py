@@ -64,7 +64,7 @@ class LearnedOptimiser(Problem):
     source: ClassVar[str] = "Andrychowicz et al. 2016, arXiv:1606.04474"
     score: ClassVar[str] = "norm"
     modes: ClassVar[tuple[str, ...]] = ("reverse",)
-    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 1000, "eval_every": 50}
+    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 600, "eval_every": 25}
     quick: ClassVar[Mapping[str, Any]] = {
         **{"n_train": 8, "n_validation": 20, "n_test": 20, "n_steps": 20, "window": 10, "features": 4, "hidden": 5},
         **{"outer_lr": 0.03, "iterations": 20, "eval_every": 10},
