@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -18,50 +19,8 @@ from hypergrad.hpo.tuning import Tuning
 from hypergrad.runs.directory import RunDirectory
 from hypergrad.runs.loop import train
 
+README = Path(__file__).parents[2] / "README.md"
 SMALL = ["hyper-cleaning", "--quick", "--n-train", 20, "--n-validation", 20, "--n-test", 20, "--iterations", 2, "--eval-every", 1]
-
-OWN = """
-from dataclasses import dataclass
-
-import numpy as np
-import hypergrad as hg
-from hypergrad.hpo.problem import Evaluation, Problem, Task
-from hypergrad.runs.configuration import option
-
-
-class StepTask(Task):
-    description = "a parabola"
-
-    def __init__(self, curvature):
-        self.curvature = curvature
-
-    def init(self):
-        return {"lr": np.array(0.01)}
-
-    def inner(self, draw):
-        loss = lambda w, lam, batch: 0.5 * self.curvature * hg.sum(w * w)
-        problem = hg.Bilevel(loss, lambda w, lam: hg.sum(w * w), lambda lam: np.ones(2), lambda lam: hg.SGD(lr=lam["lr"]))
-        return problem, hg.full_batch(None, 3)
-
-    def metrics(self, hparams):
-        return {"lr": float(hparams["lr"])}
-
-    def evaluate(self, hparams, title):
-        return Evaluation(self.metrics(hparams), [("step size", str(hparams["lr"]))])
-
-
-@dataclass(frozen=True)
-class StepSize(Problem):
-    title = "the best step size of a parabola"
-    score = "lr"
-    settings = {"iterations": 30, "eval_every": 10, "outer_lr": 0.05}
-    dtype = np.float64
-
-    curvature: float = option(2.0, "Second derivative of the parabola.", above=0)
-
-    def open(self, seed, dtype=None):
-        return StepTask(self.curvature)
-"""
 
 
 def invoke(*args):
@@ -69,8 +28,10 @@ def invoke(*args):
 
 
 def test_a_problem_is_one_file_in_a_folder(tmp_path):
+    """The README's problem in a folder of HYPERGRAD_PROBLEMS is listed, tuned and resumed by the command; its option is one, too."""
     (tmp_path / "problems").mkdir()
-    (tmp_path / "problems" / "step_size.py").write_text(OWN)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class StepSize" in block)
+    (tmp_path / "problems" / "step_size.py").write_text(code)
     (tmp_path / "problems" / "helper.py").write_text("from hypergrad.hpo.problem import Problem\n")  # defines no problem
     environment = {**os.environ, "HYPERGRAD_PROBLEMS": str(tmp_path / "problems")}
 

@@ -66,9 +66,7 @@ class HyperCleaning(ImageProblem):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise > 1:
-            raise ArgumentError(
-                f"config: noise is {self.noise}, expected at most 1 because it is a share of the labels; pass a smaller one"
-            )
+            raise ArgumentError(f"config: noise is {self.noise}, expected at most 1 because it is a share of the labels; lower it")
 
     def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
         return CleaningTask(self, self.open_images(seed, dtype), seed)
