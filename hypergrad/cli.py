@@ -55,6 +55,9 @@ ON_RESUME = {o.name: o.flag for o in OPTIONS if o.field.metadata["on_resume"]}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+ProblemName = Annotated[
+    str | None, typer.Argument(metavar="PROBLEM", help=f"One of {', '.join(PROBLEMS)}; none with --resume.", show_default=False)
+]
 Device = Annotated[str | None, typer.Option(help=with_default(f"Where to compute: {', '.join(DEVICES)}.", "the run's"))]
 
 
@@ -153,7 +156,7 @@ def predict_command(
 
 def tune_command(  # its other options are made from those of the configuration, below
     changes: dict[str, Any],
-    problem: Annotated[str | None, typer.Argument(metavar="PROBLEM", help=f"One of {', '.join(PROBLEMS)}.", show_default=False)] = None,
+    problem: ProblemName = None,
     run_dir: Annotated[Path | None, typer.Option(help=with_default("New directory of the run.", "runs/..."))] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run; with more --iterations, beyond its end.")] = None,
     shorten: Annotated[bool, typer.Option("--quick", help="A short form of some seconds: to try it out.")] = False,

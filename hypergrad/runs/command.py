@@ -97,18 +97,22 @@ def _parser(hint: Any) -> tuple[Any, Callable[[str, Any], Any]]:
 
 
 def _help(same: Sequence[Option], table: str) -> str:
-    first, meta = same[0], same[0].field.metadata
-    choices = typing.get_args(first.hint) if typing.get_origin(first.hint) is Literal else meta["choices"]
-    texts = {str(o.kind): o.field.metadata["help"] for o in same}
-    text = meta["help"] if len(set(texts.values())) == 1 else " ".join(f"{kind}: {each}" for kind, each in texts.items())
-    text += f" One of {', '.join(choices)}." if choices else ""
+    kinds: dict[str, list[str]] = {}  # that share a text
+    for o in same:
+        kinds.setdefault(_text(o), []).append(str(o.kind))
+    text = next(iter(kinds)) if len(kinds) == 1 else " ".join(f"{', '.join(names)}: {each}" for each, names in kinds.items())
     defaults = {str(o.kind): _shown(o) for o in same}
     if len(set(defaults.values())) == 1:
         shown = next(iter(defaults.values()))
     else:
-        shown = ", ".join(f"{kind} {value}" for kind, value in defaults.items())
+        shown = ", ".join(f"{kind} {value}" for kind, value in defaults.items() if value)
     default = "; ".join(part for part in (shown, table) if part)
     return with_default(text, default) if default else text
+
+
+def _text(o: Option) -> str:
+    choices = typing.get_args(o.hint) if typing.get_origin(o.hint) is Literal else o.field.metadata["choices"]
+    return str(o.field.metadata["help"]) + (f" One of {', '.join(choices)}." if choices else "")
 
 
 def with_default(text: str, default: str) -> str:

@@ -115,6 +115,16 @@ def test_every_pass_tunes_alike(tmp_path, changes):
     assert abs(ends[0] - ends[1]).max() < 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name, kind in PROBLEMS.items() if "implicit" in kind.modes])
+@pytest.mark.filterwarnings("ignore:implicit")  # of a short run, the end is no solution
+def test_the_implicit_pass_tunes_what_has_a_solution(tmp_path, name):
+    config = make_config(name, shorten=True, mode="implicit", iterations=4, eval_every=2, damping=0.01)
+    with RunDirectory.create(tmp_path / "run", save_config(config)) as run:
+        state = train(run, config.training, Tuning(config, config.problem.open(0)))
+        losses = [record["loss"] for record in run.read_metrics() if "loss" in record]
+    assert state.iteration == 4 and losses[-1] < losses[0]
+
+
 def test_a_policy_that_is_none_is_refused():
     with pytest.raises(ArgumentError, match="checkpoints is 'some'"):
         Hypergradient(checkpoints="some")

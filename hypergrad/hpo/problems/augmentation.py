@@ -63,7 +63,7 @@ class Augmentation(ImageProblem):
     """The problem and its options.
 
     Args: see the options' help.
-    Source: Lorraine et al. 2020, arXiv:1911.02590, section 5.3 (learned augmentation).
+    Source: Lorraine et al. 2020, arXiv:1911.02590 (learned augmentation).
     """
 
     title: ClassVar[str] = "the strengths of data augmentation"

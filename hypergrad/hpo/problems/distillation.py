@@ -35,7 +35,7 @@ class Distillation(ImageProblem):
     """The problem and its options.
 
     Args: see the options' help.
-    Source: Wang et al. 2018, arXiv:1811.10959; Maclaurin et al. 2015, arXiv:1502.03492, section 3.3 (learned training data).
+    Source: Wang et al. 2018, arXiv:1811.10959; Maclaurin et al. 2015, arXiv:1502.03492 (learned training data).
     """
 
     title: ClassVar[str] = "dataset distillation"

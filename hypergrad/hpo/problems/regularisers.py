@@ -35,7 +35,7 @@ class Regularisers(ImageProblem):
     """The problem and its options.
 
     Args: see the options' help.
-    Source: Maclaurin et al. 2015, arXiv:1502.03492, section 3.3 (a strength for each pixel); Lorraine et al. 2020, arXiv:1911.02590.
+    Source: Maclaurin et al. 2015, arXiv:1502.03492 (a strength for each pixel); Lorraine et al. 2020, arXiv:1911.02590.
     """
 
     title: ClassVar[str] = "an L2 strength for each weight"

@@ -32,6 +32,7 @@ from ..problem import Evaluation, Task
 
 Array = NDArray[Any]
 INTERACTION_PNG = "interaction.png"
+USUAL = {"train": 15, "validation": 30, "test": 200}  # examples of a synthetic task
 BOUNDS = {"pairs": (0.0, np.inf), "rho": (0.0, np.inf), "lr": (1e-4, 1.0), "momentum": (0.0, 0.95)}
 
 
@@ -55,6 +56,9 @@ class TaskInteraction(ImageProblem):
     figures: ClassVar[Mapping[str, str]] = {INTERACTION_PNG: "the learned interaction A of the tasks"}
 
     data: str | None = option(None, "Tasks, by default mnist where --root is given, else synthetic.", choices=("synthetic", *SIZES))
+    n_train: int | None = option(None, f"Training examples; {USUAL['train']} of a synthetic task, of images as many as elsewhere.", low=1)
+    n_validation: int | None = option(None, f"Validation examples; {USUAL['validation']} of a synthetic task.", low=1)
+    n_test: int | None = option(None, f"Test examples; {USUAL['test']} of a synthetic task.", low=1)
     clusters: int = option(3, "Clusters of related synthetic tasks.", low=1)
     tasks_each: int = option(4, "Synthetic tasks of a cluster.", low=1)
     features: int = option(30, "Features of a synthetic task.", low=1)
@@ -113,13 +117,14 @@ class Synthetic(Tasks):
         centres = rng.standard_normal((options.clusters, d)) / np.sqrt(d)
         truth = centres[self.cluster] + options.difference * rng.standard_normal((count, d)) / np.sqrt(d)
         self.features, self.dtype = d, dtype
-        usual = {"train": options.n_train or 15, "validation": options.n_validation or 30, "test": options.n_test or 200}
+        given = {"train": options.n_train, "validation": options.n_validation, "test": options.n_test}
+        counts = {part: USUAL[part] if n is None else n for part, n in given.items()}
         self.parts: dict[str, tuple[Array, Array]] = {}
-        for part, n in usual.items():
+        for part, n in counts.items():
             x = rng.standard_normal((count, n, d))
             y = np.einsum("knd,kd->kn", x, truth) + options.noise * rng.standard_normal((count, n))
             self.parts[part] = x.astype(dtype), y.astype(dtype)
-        sizes = ", ".join(f"{n} {part}" for part, n in usual.items())
+        sizes = ", ".join(f"{n} {part}" for part, n in counts.items())
         self.description = f"synthetic: {count} tasks in {options.clusters} clusters, {d} features: {sizes} examples a task"
 
     def loss(self, w: Any, part: str) -> Tensor:
