@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 import optree
 import pretended
+import pytest
 
 from hypergrad import backends
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import EMULATED, MISSING
 from hypergrad.backends.host import HOST
+
+# For tests that run kernels on the pretended GPU.
+needs_emulator = pytest.mark.skipif(MISSING is not None, reason=f"no emulator: {MISSING}")
 
 RIM = 256  # bytes before and after an argument on the GPU, also the alignment that arrays keep
 

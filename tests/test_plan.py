@@ -7,6 +7,7 @@ import numpy as np
 import optree
 import pretended
 import pytest
+from places import needs_emulator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
@@ -98,6 +99,7 @@ def test_it_is_printed_as_a_table():
     assert plan.choice.name in chosen
 
 
+@needs_emulator
 def test_on_a_pretended_gpu(monkeypatch):
     with pretended.gpu(monkeypatch):
         start = sys.modules["cupy"].asarray(np.ones(300))

@@ -8,6 +8,7 @@ import optree
 import pretended
 import pytest
 from hyper_problems import hyper_cleaning, mlp, quadratic, quadratic_exact
+from places import needs_emulator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError
@@ -157,7 +158,8 @@ def test_drmad_with_a_running_loss_a_state_and_first_order():
         assert both[0] @ both[1] > 0.9 * np.linalg.norm(both[0]) * np.linalg.norm(both[1])  # five steps bend little
 
 
-def test_drmad_on_a_gpu(monkeypatch):
+@needs_emulator
+def test_drmad_on_a_pretended_gpu(monkeypatch):
     problem = hg.Bilevel(lambda w, h, b: 0.25 * h * hg.sum(w**4), lambda w, h: hg.sum(w**2), lambda h: START, lambda h: hg.SGD(lr=0.1))
     START = np.array([1.5, -0.4])
     host = hg.drmad(problem, np.array(0.6), hg.full_batch(None, 6)).grad

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pretended
 import pytest
+from places import needs_emulator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DeviceError
@@ -111,7 +112,8 @@ def test_a_directory_without_room(tmp_path):
     assert not list(tmp_path.iterdir()) and hg.reverse(*wide(40), checkpoints=tmp_path).stats.offloaded_bytes == 40 * ROOM * 8
 
 
-def test_arrays_on_a_gpu_do_not_go_to_a_file(monkeypatch, tmp_path):
+@needs_emulator
+def test_arrays_of_a_pretended_gpu_do_not_go_to_a_file(monkeypatch, tmp_path):
     with pretended.gpu(monkeypatch):
         start = sys.modules["cupy"].asarray(np.ones(3))
         problem = hg.Bilevel(lambda w, h, b: h * hg.sum(w * w), lambda w, h: hg.sum(w), lambda h: start, lambda h: hg.SGD(lr=0.1))
@@ -165,7 +167,8 @@ class Event:
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 9])
-def test_states_of_a_gpu_in_pinned_memory(monkeypatch, n_steps):
+@needs_emulator
+def test_states_of_a_pretended_gpu_in_pinned_memory(monkeypatch, n_steps):
     """The same bits as on the device; copies go on beside the steps, and a state is read only when it has come back."""
     with pretended.gpu(monkeypatch):
         copies, xp = Copies(monkeypatch), sys.modules["cupy"]

@@ -9,6 +9,7 @@ import pytest
 from hyper_problems import mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import needs_emulator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError
@@ -169,6 +170,7 @@ def test_another_arithmetic_is_noticed(monkeypatch):
         hg.reverse(p, h, batches, checkpoints="reversible")
 
 
+@needs_emulator
 def test_on_a_pretended_gpu(monkeypatch):
     with pretended.gpu(monkeypatch):
         xp = sys.modules["cupy"]
