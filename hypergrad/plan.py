@@ -234,11 +234,12 @@ class _Parts:
         """Bytes of the parts: what a run allocates beside the states that it counts, and what it notes of each step."""
         n = self.n_traced = min(self.n_steps, max(_TRACED_STEPS, self.n))
         half = max(1, n // 2)
-        one, stored = ([self._besides(k, c) for k in (half, n)] for c in (1, "all"))
-        self.note_bytes = max(_line((half, one[0]), (n, one[1])).slope, 0.0)  # of each step, whatever is stored: its loss
+        along = [self._peak(self._forward, k, self.low) for k in (half, n)]  # forward mode stores no states
+        stored = [self._besides(k, "all") for k in (half, n)]
+        self.note_bytes = max(_line((half, along[0]), (n, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
         self.unit_bytes = self.state_bytes + max(_line((half, stored[0]), (n, stored[1])).slope - self.note_bytes, 0.0)
         self.besides: dict[str, float] = {"all": stored[1] - n * (self.unit_bytes - self.state_bytes + self.note_bytes)}
-        self.besides["rerun"] = one[1] - n * self.note_bytes
+        self.besides["rerun"] = self._besides(n, 1) - n * self.note_bytes
         self.residue_bytes, self.place_bytes = 0.0, 0.0
         if self.undoes:
             self.besides["reversible"] = self._besides(n, "reversible") - n * self.note_bytes
@@ -247,8 +248,8 @@ class _Parts:
             filed = [self._besides(k, "host") for k in (half, n)]
             self.place_bytes = max(_line((half, filed[0]), (n, filed[1])).slope, 0.0)
             self.besides["host"] = filed[1] - n * self.place_bytes
-        ends = [(p, self._peak(self._forward, n, p)) for p in (self.low, self.high)]
-        self.tangents_bytes = _line(ends[0], ends[1], self.state_bytes)
+        wide = self._peak(self._forward, n, self.high)
+        self.tangents_bytes = _line((self.low, along[1]), (self.high, wide), self.state_bytes)
 
     def _besides(self, n: int, checkpoints: Any) -> float:
         """Bytes at the peak of n steps in reverse, less those of the states and residues that the pass counts."""
