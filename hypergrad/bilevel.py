@@ -132,7 +132,7 @@ class Stats:
         steps_rerun: inner steps run again from checkpoints.
         states_held: highest number of states held at once; in forward mode 1 + the number of directions.
         state_bytes: bytes of those states at that moment (weights and optimiser state, with their tangents).
-        offloaded_bytes: highest number of bytes of states that lay outside of their device's memory, in a file.
+        offloaded_bytes: highest number of bytes of states that lay outside of their device's memory.
         residue_bytes: bytes of the residues by which reversible mode undoes the steps.
         residue_bits: the same in bits for each weight and step.
         peak_bytes: peak of all bytes allocated by the pass, or None unless tracemalloc is tracing.

@@ -61,7 +61,7 @@ class Plan:
     """What `plan` returns. `print(plan)` shows a table.
 
     Attributes:
-        routes: every way to the hypergradient, fastest first.
+        routes: the ways to the hypergradient, fastest first. On a GPU "host" is not among them.
         choice: the fastest one that fits in memory_bytes.
         memory_bytes: the budget, None for none.
         n_steps, n_hparams: T and N.

@@ -130,6 +130,19 @@ def tensor_value_and_grad(
     return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
 
 
+def dependence(f: Callable[[PyTree], Tensor], tree: PyTree, *, tape: Tape | None = None) -> list[bool]:
+    """Whether a scalar depends on each leaf of a tree of Tensors: whether any derivative flows to it, be it zero. `tape` is a new one."""
+    tape = Tape() if tape is None else tape
+    leaves, spec = tree_flatten(tree)
+
+    def taped() -> tuple[list[Tensor], Tensor]:
+        watched = [tape.watch(x) for x in leaves]
+        return watched, f(tree_unflatten(spec, watched))
+
+    watched, out = tape.run(taped)
+    return [bar is not None for bar in tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)]
+
+
 def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
     """The function that returns f's value and its gradient, by reverse mode.
 

@@ -107,7 +107,7 @@ def test_every_policy_gives_the_same_bits_and_forward_agrees(dtype, first_order,
 
 
 def test_first_order_takes_the_gradients_for_constants():
-    p, params = problem(), hg.lstm_params(1, 3, np.float64)
+    p, params = problem(), hg.lstm_params(4, 3, np.float64)
     taken = []
 
     @hg.grad
@@ -126,7 +126,7 @@ def test_first_order_takes_the_gradients_for_constants():
     exact = hg.reverse(p, params, BATCHES).grad
     assert len(taken) == 4
     assert all(np.allclose(found[k], expected[k], rtol=1e-10, atol=1e-14) for k in params)
-    assert any(not np.allclose(found[k], exact[k], rtol=1e-6) for k in params)
+    assert any(not np.allclose(found[k], exact[k], rtol=1e-3) for k in params)
 
 
 def test_derivatives_are_finite_where_the_gradient_is_zero():

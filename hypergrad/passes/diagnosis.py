@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import backend_of, is_on_gpu
+from ..backends import is_on_gpu
 from ..errors import DifferentiationError
 from ..state import set_aside
-from ..tape import Tape, Tensor
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_named, tree_unflatten
+from ..tape import Tensor
+from ..transforms import dependence
+from ..trees import PyTree, tree_leaves, tree_named
 
 
-def check_finite(mode: str, run: Any, rerun: Callable[[Callable[[int, PyTree, Any], None]], Any]) -> None:
+def check_run(mode: str, run: Any, rerun: Callable[[Callable[[int, PyTree, Any], None]], Any]) -> None:
     """Raises: DifferentiationError that names the leaf and the step, if the last state of a run is not finite. GPU arrays are not checked.
 
     Args:
@@ -48,18 +49,8 @@ def warn_without_influence(mode: str, hparams: PyTree, grad: PyTree, short: Call
     """
     if not any(x.size and not is_on_gpu(x.value) and not x.value.any() for x in tree_leaves(grad)):
         return
-    leaves, spec = tree_flatten(hparams)
-    tape = Tape()
-
-    def taped() -> tuple[list[Tensor], Tensor]:
-        watched = [tape.watch(x) for x in leaves]
-        return watched, short(tree_unflatten(spec, watched))
-
-    def bars() -> list[Tensor | None]:
-        watched, out = tape.run(taped)
-        return tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)
-
-    idle = [name for (name, _), bar in zip(tree_named(hparams, "hparams"), set_aside(bars), strict=True) if bar is None]
+    depends = set_aside(dependence, short, hparams)
+    idle = [name for (name, _), known in zip(tree_named(hparams, "hparams"), depends, strict=True) if not known]
     if idle:
         warnings.warn(
             f"{mode}: {', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no influence on the outer objective: no loss, start or "

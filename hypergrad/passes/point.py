@@ -10,7 +10,7 @@ from ..backends import Array, backend_of
 from ..bilevel import Bilevel
 from ..errors import ArgumentError, DifferentiationError
 from ..tape import Tape, Tensor, with_tangents
-from ..transforms import scalar, tensor_value_and_grad
+from ..transforms import dependence, scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_named, tree_unflatten
 from .descent import second_order
 from .dynamics import Bars
@@ -80,24 +80,15 @@ class Losses:
 
     def check(self, w: PyTree, hparams: PyTree, batch: Any, outer_batch: Any) -> None:
         """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""
-        leaves, spec = tree_flatten((w, hparams))
-        read = [False] * len(leaves)
-        for inner in (True, False):
-            tape = Tape()
-
-            def taped(tape: Tape = tape, inner: bool = inner) -> tuple[list[Tensor], Tensor]:
-                watched = [tape.watch(x) for x in leaves]
-                w, h = tree_unflatten(spec, watched)
-                return watched, self._inner(w, h, batch) if inner else self._outer(w, h, outer_batch)
-
-            watched, out = tape.run(taped)
-            if inner and not tape.proven:
-                raise DifferentiationError(
-                    f"{self.where}: inner_loss has an op whose rules are declared outside this package, expected proven ones because the "
-                    "Hessian must be symmetric; use hg.reverse"
-                )
-            bars = tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)
-            read = [known or bar is not None for known, bar in zip(read, bars, strict=True)]
+        tape = Tape()
+        inner = dependence(lambda both: self._inner(both[0], both[1], batch), (w, hparams), tape=tape)
+        if not tape.proven:
+            raise DifferentiationError(
+                f"{self.where}: inner_loss has an op whose rules are declared outside this package, expected proven ones because the "
+                "Hessian must be symmetric; use hg.reverse"
+            )
+        outer = dependence(lambda both: self._outer(both[0], both[1], outer_batch), (w, hparams))
+        read = [a or b for a, b in zip(inner, outer, strict=True)]
         names = [name for name, _ in tree_named(hparams, "hparams")]
         idle = [name for known, name in zip(read[len(read) - len(names) :], names, strict=True) if not known]
         if idle:

@@ -12,7 +12,7 @@ from ..state import set_aside
 from ..tape import Tensor
 from ..transforms import arrays_of, owned, scalar, tensor_value_and_grad, tree_tensors
 from ..trees import PyTree
-from .diagnosis import check_finite, warn_without_influence
+from .diagnosis import check_run, warn_without_influence
 from .unroll import Callback, Unrolled, unrolled
 
 
@@ -124,9 +124,9 @@ def diagnose(
     last: int | None = None,
     **_: Any,
 ) -> None:
-    """See `check_finite` and `warn_without_influence`. A gradient that leaves something out says nothing of influence."""
+    """See `check_run` and `warn_without_influence`. A gradient that leaves something out says nothing of influence."""
     apart = {"stats": Stats(mode), "callback": None}
-    check_finite(mode, run, lambda look: set_aside(value_of, hparams, **{**apart, "callback": look}))
+    check_run(mode, run, lambda look: set_aside(value_of, hparams, **{**apart, "callback": look}))
     if len(batches) and not first_order and last is None:
         two = range(min(2, len(batches)))
         warn_without_influence(mode, hparams, grad, lambda h: value_of(h, steps=two, **apart)[0])

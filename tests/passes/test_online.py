@@ -59,14 +59,14 @@ def test_while_nothing_moves_it_is_the_forward_pass(which, every):
     r, found = gradients(problem, h, batches, every)
     ends = [*range(every, 13, every), 13]
     for k, end in enumerate(ends):
-        exact = hg.forward(Part(problem, end), h, batches[:end] if isinstance(batches, list) else [batches[t] for t in range(end)])
+        exact = hg.forward(first_steps(problem, end), h, batches[:end] if isinstance(batches, list) else [batches[t] for t in range(end)])
         close((r.values[k], found[k]), (exact.value, exact.grad))
     close((r.params, r.state, r.losses), (exact.params, exact.state, exact.losses))
     close(r.hparams, h)
     assert r.stats.steps_run == 13 and r.stats.states_held == 1 + 6
 
 
-def Part(problem, end):  # noqa: N802
+def first_steps(problem, end):
     """The problem whose schedules are cut to `end` steps."""
 
     def cut(h):
