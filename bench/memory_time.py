@@ -1,11 +1,12 @@
 """Time and memory of every exact pass, over the steps T, the hyperparameters N and the weights W, beside what `hg.plan` predicts.
 
-    python bench/memory_time.py [--quick] [--out DIR] [--mnist ROOT]
+    python bench/memory_time.py [--quick] [--out DIR] [--mnist ROOT] [--device cpu|cuda]
 
 The problem is the one by which RFHO checked forward against reverse mode: a network on images of MNIST's size, trained
 by gradient descent with momentum. The hyperparameters are the step size, the momentum and a weight for each group of
 examples; N is varied by the number of groups. Seconds are medians of runs in alternating order; peak bytes come from
 runs of their own, since tracing allocations costs time. A cell for which the plan predicts too long a run is not run.
+JAX and PyTorch run the same problem over T, on the CPU and where they are installed; see memory_time_peers.py.
 
 The last part is RFHO's own check: 328,810 weights, 8 hyperparameters, 100 steps.
 """
@@ -13,10 +14,17 @@ The last part is RFHO's own check: 328,810 weights, 8 hyperparameters, 100 steps
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import math
 import statistics
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +33,13 @@ from common import HERE, environment, synthetic_digits, write_lines
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from memory_time_peers import KINDS
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import hypergrad as hg
+from hypergrad.backends import backend_of
 from hypergrad.data import read_mnist, to_float
 
 MODES = ("forward", "all", "sqrt", "log", "reversible", "host")
@@ -97,8 +107,12 @@ class Minibatches:
     def __len__(self) -> int:
         return self.n_steps
 
+    def rows(self, t: int) -> Any:
+        """Of step t, (size,), on the host."""
+        return np.random.default_rng((0, t)).integers(0, len(self.y), self.size)
+
     def __getitem__(self, t: int) -> tuple[Any, Any, Any]:
-        rows = np.random.default_rng((0, t)).integers(0, len(self.y), self.size)
+        rows = backend_of(self.x).xp.asarray(self.rows(t))
         return self.x[rows], self.y[rows], rows
 
 
@@ -108,8 +122,9 @@ def make_problem(data: tuple[Any, Any], batch: int, n_steps: int, n_hparams: int
     n_train, groups = 4 * len(y) // 5, n_hparams - 2
     rng = np.random.default_rng(1)
     sizes = (784, *hidden, 10)
+    xp = backend_of(x).xp
     start = [
-        ((rng.standard_normal((m, n)) / math.sqrt(m)).astype(np.float32), np.zeros(n, np.float32))
+        (xp.asarray((rng.standard_normal((m, n)) / math.sqrt(m)).astype(np.float32)), xp.zeros(n, np.float32))
         for m, n in zip(sizes[:-1], sizes[1:], strict=True)
     ]
 
@@ -124,7 +139,7 @@ def make_problem(data: tuple[Any, Any], batch: int, n_steps: int, n_hparams: int
         return hg.mean(hg.take(hg.sigmoid(hparams["group"]), rows % groups) * found if "group" in hparams else found)
 
     hparams = {"lr": np.float32(0.1), "momentum": np.float32(0.9), "group": np.zeros(max(groups, 0), np.float32)}
-    hparams = {k: hparams[k] for k in list(hparams)[: min(n_hparams, 3)]}
+    hparams = {k: xp.asarray(hparams[k]) for k in list(hparams)[: min(n_hparams, 3)]}
     problem = hg.Bilevel(
         inner_loss,
         outer_loss=lambda w, hparams: hg.mean(losses(w, x[n_train:], y[n_train:])),
@@ -174,14 +189,35 @@ def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list
         row |= {"seconds": None, "peak_bytes": None, "chosen": routes[k] is plan.choice}
         if k in run:
             stats = traced[k].stats.as_dict()
-            row |= {"seconds": statistics.median(seconds[k]), "all_seconds": seconds[k], "peak_bytes": stats["peak_bytes"]}
+            peak = stats["peak_bytes"] if stats["peak_device_bytes"] is None else stats["peak_device_bytes"]
+            row |= {"seconds": statistics.median(seconds[k]), "all_seconds": seconds[k], "peak_bytes": peak}
             row |= {"difference": difference(traced[k], traced["all"]) if "all" in traced else None, "stats": stats}
         rows.append(row)
     return rows
 
 
+def measure_peers(data: tuple[Any, Any], problem: tuple[hg.Bilevel, Any, Any], reference: hg.HyperGradient, repeats: int) -> list[Row]:
+    """A row for each of KINDS that is installed: seconds, those of the first run, peak bytes, and the difference from ours."""
+    bilevel, hparams, batches = problem
+    arrays = {f"{k}{i}": x for i, layer in enumerate(bilevel.init(hparams)) for k, x in zip(("weights", "bias"), layer, strict=True)}
+    arrays |= {f"hparams_{k}": x for k, x in hparams.items()}
+    arrays |= {"x": data[0], "y": data[1], "n_train": len(batches.y)}
+    arrays["rows"] = np.stack([batches.rows(t) for t in range(len(batches))])
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        given, out = Path(scratch) / "problem.npz", Path(scratch) / "out.npz"
+        np.savez(given, **arrays)
+        for kind in (k for k, module in KINDS.items() if importlib.util.find_spec(module)):
+            command = [sys.executable, str(Path(__file__).with_name("memory_time_peers.py")), kind, str(given), str(out), str(repeats)]
+            answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            with np.load(out) as grad:
+                found = max(float(np.abs(grad[k] - g).max() / np.abs(g).max()) for k, g in reference.grad.items())
+            rows.append({"mode": kind, "seconds": statistics.median(answer["all_seconds"]), **answer, "difference": found})
+    return rows
+
+
 def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list[Row]:
-    """The rows of the three sweeps."""
+    """The rows of the three sweeps; with the peers' over T."""
     fixed = (setting.steps_fixed, setting.hparams_fixed, (setting.width_fixed,))
     cells = [("T", t, *fixed[1:]) for t in setting.steps] + [("N", fixed[0], n, fixed[2]) for n in setting.hparams]
     cells += [("W", *fixed[:2], (h,)) for h in setting.widths]
@@ -190,6 +226,9 @@ def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list
         problem = make_problem(data, setting.batch, n_steps, n_hparams, hidden)
         sizes = {"n_steps": n_steps, "n_hparams": n_hparams, "n_weights": n_weights(hidden)}
         rows += measure_size(sweep, problem, sizes, setting)
+        if sweep == "T" and isinstance(data[0], np.ndarray):
+            peers = measure_peers(data, problem, hg.reverse(*problem, checkpoints="sqrt"), setting.repeats)
+            rows += [{"kind": "peer", "sweep": sweep, **sizes, **row} for row in peers]
     return rows
 
 
@@ -214,14 +253,15 @@ def measure_rfho(data: tuple[Any, Any], setting: Setting) -> list[Row]:
                 "theirs": THEIRS[k],
             }
         )
-    return rows
+    peers = measure_peers(data, problem, found["all"][0], setting.repeats) if isinstance(data[0], np.ndarray) else []
+    return rows + [{"kind": "rfho peer", "n_weights": n_weights(setting.rfho), **row} for row in peers]
 
 
 def errors(rows: list[Row]) -> list[str]:
     """How far the plan was off, for each mode."""
     lines = []
     for k in MODES:
-        mine = [r for r in rows if r["mode"] == k and r["seconds"] is not None]
+        mine = [r for r in rows if r["mode"] == k and r["seconds"] is not None and "plan_s" in r]
         if not mine:
             continue
         for what, plan, unit in (("peak_bytes", "plan_bytes", "bytes"), ("seconds", "plan_s", "seconds")):
@@ -242,6 +282,10 @@ def table(rows: list[Row], sweep: str) -> Table:
     for name in (sweep, "mode", "seconds", "planned", "peak MB", "planned", "states", "re-runs", "diff."):
         out.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     for r in (r for r in rows if r["sweep"] == sweep):
+        if r["kind"] == "peer":
+            peak = f"{r['peak_bytes'] / 1e6:.1f}"
+            out.add_row(str(r[KEYS[sweep]]), r["mode"], f"{r['seconds']:.3f}", "-", peak, "-", "-", "-", f"{r['difference']:.0e}")
+            continue
         stats = r.get("stats")
         measured = (
             ("-",) * 5
@@ -274,7 +318,8 @@ def plot(rows: list[Row], path: Path) -> None:
     axes = figure.subplots(2, 3, sharex="col", sharey="row")
     colours = {k: f"C{i}" if k != "forward" else "black" for i, k in enumerate(MODES)}
     for column, (sweep, key) in enumerate(KEYS.items()):
-        mine = [r for r in rows if r["sweep"] == sweep]
+        mine = [r for r in rows if r["sweep"] == sweep and r["kind"] == "row"]
+        peers = [r for r in rows if r["sweep"] == sweep and r["kind"] == "peer"]
         fixed = ", ".join(f"{s} = {mine[0][k]:,}" for s, k in KEYS.items() if s != sweep)
         for line, (what, plan, label, scale) in enumerate(
             (("seconds", "plan_s", "seconds", 1.0), ("peak_bytes", "plan_bytes", "peak memory, MB", 1e-6))
@@ -287,6 +332,10 @@ def plot(rows: list[Row], path: Path) -> None:
                 axis.loglog(
                     [r[key] for r in run], [scale * r[what] for r in run], marker, color=colours[mode], markersize=6, label=LABELS[mode]
                 )
+            for mode, style in zip(KINDS, ("1:", "2:", "3:", "4:"), strict=True):
+                own = [r for r in peers if r["mode"] == mode]
+                if own:
+                    axis.loglog([r[key] for r in own], [scale * r[what] for r in own], style, color="grey", markersize=9, label=mode)
             places = sorted({r[key] for r in mine})
             axis.set_xticks(places, [f"{p:,}" for p in places])
             axis.xaxis.set_minor_locator(NullLocator())
@@ -298,7 +347,7 @@ def plot(rows: list[Row], path: Path) -> None:
                 axis.set_ylabel(label)
             if line == 1:
                 axis.set_xlabel(f"{ {'T': 'inner steps T', 'N': 'hyperparameters N', 'W': 'weights W'}[sweep] }  ({fixed})")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     figure.suptitle("Hypergradients: time and memory of every pass. Points are measured, lines are what hg.plan predicts")
     figure.savefig(path, dpi=130)
 
@@ -310,14 +359,18 @@ def first_images(root: Path, n: int) -> tuple[Any, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and write memory_time-cpu.jsonl and .png."""
+    """Measure, print, and write memory_time-DEVICE.jsonl and .png."""
     parser = argparse.ArgumentParser(description="Time and memory of every pass, over T, N and the weights, beside the plan's predictions.")
     parser.add_argument("--quick", action="store_true", help="small sizes, one run each: under 20 seconds")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the results (default: bench/results)")
     parser.add_argument("--mnist", type=Path, metavar="ROOT", help="folder with MNIST's idx files, instead of synthetic images")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are (default: cpu)")
     options = parser.parse_args(arguments)
     setting, console = QUICK if options.quick else FULL, Console()
     data = first_images(options.mnist, 6250) if options.mnist else synthetic_digits(6250)
+    if options.device == "cuda":
+        xp = import_module("cupy")
+        data = xp.asarray(data[0]), xp.asarray(data[1])
     with Progress(console=console, transient=True) as progress:
         rows = measure(data, setting, progress)
     rfho = measure_rfho(data, setting)
@@ -325,6 +378,11 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(table(rows, sweep))
     said = errors(rows)
     for r in rfho:
+        if r["kind"] == "rfho peer":
+            said.append(
+                f"RFHO's check, {r['mode']}: {r['seconds']:.2f} s, peak {r['peak_bytes'] / 1e6:.1f} MB, difference {r['difference']:.0e}"
+            )
+            continue
         said.append(
             f"RFHO's check, {r['n_weights']:,} weights, 8 hyperparameters, 100 steps, {r['mode']}: {r['seconds']:.2f} s and "
             f"{r['state_mib']:.1f} MiB of states (theirs: {r['theirs']['seconds']:g} s, {r['theirs']['state_mib']:g} MiB), "
@@ -333,12 +391,13 @@ def main(arguments: list[str] | None = None) -> None:
     console.print("\n".join(said), soft_wrap=True)
     head = {
         **environment(),
+        "peers": {k: version(k) for k in dict.fromkeys(KINDS.values()) if importlib.util.find_spec(k)},
         "data": "mnist" if options.mnist else "synthetic",
         "dtype": "float32",
         "batch": setting.batch,
         "repeats": setting.repeats,
     }
-    path = options.out / "memory_time-cpu.jsonl"
+    path = options.out / f"memory_time-{options.device}.jsonl"
     write_lines(path, [head, *rows, *rfho, *({"kind": "verdict", "text": line} for line in said)])
     plot(rows, path.with_suffix(".png"))
     console.print(f"written: {path} and {path.with_suffix('.png').name}")

@@ -6,7 +6,9 @@ import json
 import common
 import memory_time
 import numpy as np
+import pretended
 import pytest
+from places import needs_emulator
 
 TINY = dict(
     steps=(2, 5),
@@ -54,6 +56,19 @@ def test_a_cell_that_would_take_too_long_is_planned_alone(monkeypatch):
     rows = memory_time.measure_size("T", problem, {"n_steps": 3, "n_hparams": 4, "n_weights": 1}, setting)
     assert all(r["seconds"] is None and r["plan_s"] > 0 and "stats" not in r for r in rows)
     assert memory_time.table(rows, "T").row_count == len(rows) and memory_time.errors(rows) == []
+
+
+@needs_emulator
+def test_a_run_on_a_pretended_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_time, "QUICK", memory_time.Setting(**{**TINY, "steps": (3,), "hparams": (4,), "widths": (4,), "repeats": 1}))
+    monkeypatch.setattr(memory_time, "measure_rfho", lambda data, setting: [])  # 100 steps, slow by the emulator
+    with pretended.gpu(monkeypatch):
+        memory_time.main(["--quick", "--device", "cuda", "--out", str(tmp_path)])
+    _, *lines = [json.loads(line) for line in (tmp_path / "memory_time-cuda.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if line["kind"] == "row"]
+    assert {r["mode"] for r in rows} >= {"forward", "all", "sqrt"} and not [line for line in lines if "peer" in line["kind"]]
+    for row in rows:
+        assert row["peak_bytes"] == row["stats"]["peak_device_bytes"] > 0 and row["difference"] < 1e-3
 
 
 def test_mnist_files(tmp_path):
