@@ -358,6 +358,14 @@ def first_images(root: Path, n: int) -> tuple[Any, Any]:
     return to_float(images[:n].reshape(-1, images[0].size)), labels[:n]
 
 
+def on_device(data: tuple[Any, Any], device: str) -> tuple[Any, Any]:
+    """The data as NumPy arrays, or as CuPy's where the device is "cuda"."""
+    if device == "cpu":
+        return data
+    cupy = import_module("cupy")
+    return cupy.asarray(data[0]), cupy.asarray(data[1])
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write memory_time-DEVICE.jsonl and .png."""
     parser = argparse.ArgumentParser(description="Time and memory of every pass, over T, N and the weights, beside the plan's predictions.")
@@ -368,9 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setting, console = QUICK if options.quick else FULL, Console()
     data = first_images(options.mnist, 6250) if options.mnist else synthetic_digits(6250)
-    if options.device == "cuda":
-        xp = import_module("cupy")
-        data = xp.asarray(data[0]), xp.asarray(data[1])
+    data = on_device(data, options.device)
     with Progress(console=console, transient=True) as progress:
         rows = measure(data, setting, progress)
     rfho = measure_rfho(data, setting)

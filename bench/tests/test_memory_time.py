@@ -59,14 +59,11 @@ def test_a_cell_that_would_take_too_long_is_planned_alone(monkeypatch):
 
 
 @needs_emulator
-def test_a_run_on_a_pretended_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_time, "QUICK", memory_time.Setting(**{**TINY, "steps": (3,), "hparams": (4,), "widths": (4,), "repeats": 1}))
-    monkeypatch.setattr(memory_time, "measure_rfho", lambda data, setting: [])  # 100 steps, slow by the emulator
+def test_a_size_on_a_pretended_gpu(monkeypatch):
     with pretended.gpu(monkeypatch):
-        memory_time.main(["--quick", "--device", "cuda", "--out", str(tmp_path)])
-    _, *lines = [json.loads(line) for line in (tmp_path / "memory_time-cuda.jsonl").read_text().splitlines()]
-    rows = [line for line in lines if line["kind"] == "row"]
-    assert {r["mode"] for r in rows} >= {"forward", "all", "sqrt"} and not [line for line in lines if "peer" in line["kind"]]
+        problem = memory_time.make_problem(memory_time.on_device(common.synthetic_digits(50), "cuda"), 10, 3, 4, (4,))
+        rows = memory_time.measure_size("T", problem, {}, memory_time.Setting(**{**TINY, "repeats": 1}))
+    assert {r["mode"] for r in rows} >= {"forward", "all", "sqrt"}
     for row in rows:
         assert row["peak_bytes"] == row["stats"]["peak_device_bytes"] > 0 and row["difference"] < 1e-3
 
