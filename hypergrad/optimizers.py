@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .backends import digest
+from .backends import backend_of, digest
 from .errors import ArgumentError, DTypeError, ShapeError
 from .ops.arrays import stack
 from .ops.optimizer_step import adagrad_step, adam_step, is_zero, rmsprop_step, sgd_step
@@ -203,8 +203,11 @@ class Optimizer:
         """The same optimiser with other values in its fields."""
         return replace(self, **values) if values else self
 
-    def scheduled(self, n_steps: int, steps: range) -> Optimizer:
-        """The same optimiser for some of n_steps steps: its functions of the step number are evaluated, its schedules checked and cut."""
+    def scheduled(self, n_steps: int, steps: range, like: Tensor | None = None) -> Optimizer:
+        """The same optimiser for some of n_steps steps: its functions of the step number are evaluated, its schedules checked and cut.
+
+        Functions that return Python numbers become schedules of the dtype of `like`, as Python numbers do.
+        """
         found: dict[str, Any] = {}
         for name in self.numeric_fields:
             value = getattr(self, name)
@@ -214,7 +217,7 @@ class Optimizer:
                 whole = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
                 found[name] = whole if len(steps) == n_steps else whole.part(steps)
             elif callable(value):
-                found[name] = _tabulated(name, value, steps)
+                found[name] = _tabulated(name, value, steps, like)
         return self.with_hyperparameters(found)
 
     def at(self, t: int) -> Optimizer:
@@ -242,7 +245,7 @@ class Optimizer:
 
         def run() -> tuple[PyTree, PyTree]:
             tensors, now = tree_tensors(w, "step"), self.at(t)
-            before = now.begin(tensors) if state is None else tree_tensors(state, "step")
+            before = self.begin(tensors) if state is None else tree_tensors(state, "step")
             return now.advance(tensors, before, tree_tensors(g, "step"), t)
 
         after: tuple[PyTree, PyTree] = owned(set_aside(run), arrays_of(w, state, g))
@@ -272,9 +275,11 @@ def _check_class(cls: type) -> None:
         raise ArgumentError(f"optimizer: {cls.__name__} has no update, expected one; define update(self, w, state, g, t)")
 
 
-def _tabulated(name: str, f: Callable[[int], Any], steps: range) -> Any:
+def _tabulated(name: str, f: Callable[[int], Any], steps: range, like: Tensor | None) -> Any:
     """The values of a function of the step number as a schedule."""
     values = [f(t) for t in steps]
+    if like is not None and values and all(type(x) in _NUMBERS for x in values):
+        return Schedule(Tensor(backend_of(like.value).xp.asarray(values, like.dtype)))
     if all(type(x) in _NUMBERS or isinstance(x, (np.generic, np.ndarray)) for x in values):
         return Schedule(Tensor(np.asarray(values, np.result_type(*values)))) if values else 0.0
     return Schedule(stack(values)).checked(name, len(steps))
@@ -331,7 +336,8 @@ class SGD(Optimizer):
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        w, v = _fused(self, sgd_step, w, (None if is_zero(self.momentum) else state,), g, nesterov=self.nesterov)
+        velocity = None if isinstance(state, tuple) and not state else state  # a momentum that falls to 0 keeps it
+        w, v = _fused(self, sgd_step, w, (velocity,), g, nesterov=self.nesterov)
         return w, () if v is None else v
 
 
@@ -412,7 +418,7 @@ class RMSprop(Optimizer):
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         """See `Optimizer.update`."""
-        w, s, v = _fused(self, rmsprop_step, w, (state["s"], None if is_zero(self.momentum) else state["v"]), g)
+        w, s, v = _fused(self, rmsprop_step, w, (state["s"], state.get("v")), g)
         return w, {"s": s} if v is None else {"s": s, "v": v}
 
 

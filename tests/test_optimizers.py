@@ -236,3 +236,18 @@ def test_errors():
         run(hg.SGD(lr=np.full(7, 0.1)), 1)
     with pytest.raises(DifferentiationError):
         hg.grad(lambda x: hg.sum(hg.SGD(lr=0.1).step({"a": x}, None, {"a": np.ones(2)}, 0)[0]["a"]))(np.ones(2))
+
+
+@pytest.mark.parametrize("kind", [hg.SGD, hg.RMSprop])
+@pytest.mark.parametrize("momentum", [lambda t: 0.9 * (t > 0), lambda t: 0.9 * (t % 2 == 0), lambda t: 0])
+@pytest.mark.filterwarnings("ignore:.*no influence")
+def test_numbers_of_a_function_follow_the_weights_and_a_momentum_of_0_keeps_the_velocity(kind, momentum):
+    optimizer, w, state = kind(lr=lambda t: 0.1 / (1 + t), momentum=momentum), np.linspace(1, 2, 3, dtype=np.float32), None
+    p = hg.Bilevel(
+        lambda w, h, b: hg.sum(w * w), lambda w, h: hg.sum(w), lambda h: np.linspace(1, 2, 3, dtype=np.float32), lambda h: optimizer
+    )
+    for t in range(4):
+        w, state = optimizer.step(w, state, 2 * w, t)
+    r = hg.reverse(p, np.float32(0), hg.full_batch(None, 4))
+    assert w.dtype == r.params.dtype == np.float32
+    np.testing.assert_allclose(w, r.params, rtol=1e-6)

@@ -61,9 +61,9 @@ def unrolled(
             f"unroll: optimizer is a {type(optimizer).__name__}, expected an Optimizer such as hg.SGD(lr=0.1); subclass "
             "hg.Optimizer for your own"
         )
-    optimizer = optimizer.scheduled(n_total, steps)
     w_0 = tree_tensors(w_0, "unroll", "w")
     like = next(iter(tree_leaves(w_0)), None)  # numbers follow the weights' dtype
+    optimizer = optimizer.scheduled(n_total, steps, like)
     fields = {k: tree_tensors(f, "unroll", k, like) for k, f in optimizer.hyperparameters().items() if _holds_arrays(f)}
     args = {"hparams": tree_tensors(hparams, "unroll", "hparams", like), "fields": fields}
     _one_dtype(w_0, args)
