@@ -1,4 +1,4 @@
-"""Learning to optimise: an LSTM that moves every weight by itself is trained on many small tasks, and held against tuned rivals on new ones.
+"""Learning to optimise: an LSTM that moves every weight by itself is trained on many tasks, and held against tuned rivals on new ones.
 
     min over lambda of sum over t of log f(theta_t),    theta_{t+1} = theta_t + m_lambda(g_0, ..., g_t)
 
@@ -96,7 +96,7 @@ Tasks = Quadratics | Classifiers
 
 
 class Minibatches(Sequence[Classifiers]):
-    """Points drawn with replacement, for each step. Args: tasks: whose points; n_steps: T; size: points B of a batch; seed: of the draws."""
+    """Points drawn with replacement. Args: tasks: whose points; n_steps: T; size: points B of a batch; seed: of the draws."""
 
     def __init__(self, tasks: Classifiers, n_steps: int, size: int, seed: tuple[int, ...]) -> None:
         self.tasks, self.n_steps, self.size, self.seed = tasks, n_steps, size, seed
@@ -131,12 +131,14 @@ class LearnedOptimiser(Problem):
     source: ClassVar[str] = "Andrychowicz et al. 2016, arXiv:1606.04474"
     score: ClassVar[str] = "norm"
     modes: ClassVar[tuple[str, ...]] = ("reverse",)
-    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 500, "eval_every": 50}
+    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 400, "eval_every": 50}
     quick: ClassVar[Mapping[str, Any]] = {
         **{"n_train": 4, "n_validation": 20, "n_test": 20, "n_steps": 20, "window": 10, "features": 4, "units": 4, "points": 32},
         **{"hidden": 5, "outer_lr": 0.03, "iterations": 20, "eval_every": 10},
     }
-    figures: ClassVar[Mapping[str, str]] = {LOSSES_PNG: "losses of new tasks over the steps of each optimiser, and their ratios task by task"}
+    figures: ClassVar[Mapping[str, str]] = {
+        LOSSES_PNG: "losses of new tasks over the steps of each optimiser, and their ratios task by task"
+    }
 
     family: Literal["classifiers", "quadratics"] = option("classifiers", "The tasks: small networks with minibatches, or least squares.")
     n_train: int = option(8, "Tasks of an outer iteration, drawn anew for each run of windows.", low=1)
@@ -147,7 +149,7 @@ class LearnedOptimiser(Problem):
     units: int = option(8, "Hidden units of a classifier.", low=1)
     points: int = option(64, "Training points of a classifier.", low=1)
     batch: int = option(16, "Points of a classifier's minibatch.", low=1)
-    hidden: int = option(20, "Units of each layer of the LSTM.", low=1)
+    hidden: int = option(10, "Units of each layer of the LSTM.", low=1)
     inputs: Literal["averages", "gradient"] = option(
         "averages", "What the LSTM sees: averages of the gradient divided by its size, or the gradient."
     )
@@ -191,8 +193,8 @@ class OptimiserTask(Task):
         seed, o = (self.seed, stream, number), self.options
         rng, d = np.random.default_rng(seed), o.features
         if o.family == "quadratics":
-            w, y = rng.standard_normal((count, d, d)), rng.standard_normal((count, d, 1))
-            return Drawn(Quadratics(w.astype(self.dtype), y.astype(self.dtype)), seed)
+            w, target = rng.standard_normal((count, d, d)), rng.standard_normal((count, d, 1))
+            return Drawn(Quadratics(w.astype(self.dtype), target.astype(self.dtype)), seed)
         means, y = rng.standard_normal((count, o.classes, d)), rng.integers(0, o.classes, (count, o.points))
         x = np.take_along_axis(means, y[:, :, None], 1) + rng.standard_normal((count, o.points, d))
         x = x @ rng.standard_normal((count, d, d)) / np.sqrt(d)
@@ -225,7 +227,7 @@ class OptimiserTask(Task):
         return self.problem(drawn.tasks, start), self.batches(drawn, start + options.window)
 
     def problem(self, tasks: Tasks, start: int | None) -> Bilevel:
-        """The bilevel problem. Its objective is the mean of log(1 + f / FLOOR), which is log(f + FLOOR) and a constant that makes it positive.
+        """The bilevel problem. Its objective is the mean of log(1 + f / FLOOR): log(f + FLOOR), and a constant that makes it positive.
 
         Args: tasks: of it; start: of the window whose losses count, None for the last step alone. Cost: O(1).
         """
@@ -269,7 +271,9 @@ class OptimiserTask(Task):
         """
         drawn = self.draw(self.options.n_validation, TUNE)
         ends = {
-            (variant, lr): float(log10(self.losses(kind(lr), drawn, steps=False)).mean()) for variant, kind in RIVALS[name].items() for lr in GRID
+            (variant, lr): float(log10(self.losses(kind(lr), drawn, steps=False)).mean())
+            for variant, kind in RIVALS[name].items()
+            for lr in GRID
         }
         return min(ends, key=lambda choice: ends[choice] if np.isfinite(ends[choice]) else np.inf)
 
@@ -316,7 +320,7 @@ def interval(losses: Array) -> tuple[Array, Array]:
 
 
 def drawn_losses(curves: Mapping[str, Array], words: Mapping[str, str], title: str) -> bytes:
-    """Geometric means of the losses over the steps, and below them those of the ratio to each rival's loss of the same task; with intervals.
+    """Geometric means of the losses, and below them of the ratio to each rival's loss of the same task, with their intervals.
 
     Args: curves: (T + 1, n) by name; words: for the legend; title: of the figure. Returns: a PNG file. Cost: about half a second.
     """
