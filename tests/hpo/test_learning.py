@@ -161,6 +161,18 @@ def test_a_fixed_run_is_the_online_run_whose_hyperparameters_stay():
     assert optimizer_of(task.init()).lr.value == pytest.approx(0.1)
 
 
+def test_the_runs_of_the_online_problem_see_the_same_minibatches():
+    task = make_config("online", shorten=True, batch=7).problem.open(0)
+    batches, again = task.batches(5), task.batches(9)
+    assert len(batches) == 5 and batches[1].x.shape == (7, task.images.train.x.shape[1])
+    assert np.array_equal(batches[1].x, again[1].x) and np.array_equal(batches[1].y, again[1].y)
+    assert not np.array_equal(batches[1].x, batches[2].x)
+    with pytest.raises(IndexError):
+        batches[5]
+    whole = make_config("online", shorten=True, batch=1000).problem.open(0).batches(2)
+    assert len(whole[0]) == 100
+
+
 def test_an_interrupted_online_run_says_that_it_cannot_go_on(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
