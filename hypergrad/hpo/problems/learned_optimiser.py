@@ -112,7 +112,7 @@ class Minibatches(Sequence[Classifiers]):
 
 
 class Drawn(NamedTuple):
-    """Tasks with the seed of their minibatches."""
+    """Tasks as they were drawn. Attributes: tasks: of one family; seed: of their minibatches."""
 
     tasks: Tasks
     seed: tuple[int, ...]
