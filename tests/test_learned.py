@@ -69,6 +69,39 @@ def test_a_step_is_that_of_a_plain_lstm(dtype, tolerance):
     assert {x.shape for x in optree.tree_leaves(state)} == {(11, 5)}
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)])
+def test_a_step_by_averages_is_that_of_a_plain_lstm(dtype, tolerance):
+    params = hg.lstm_params(3, 5, dtype)
+    optimizer, decay = hg.LSTMOptimizer(params, scale=0.3, decay=0.9), 0.9
+    full = {k: x.astype(np.float64) for k, x in params.items()}
+    w, state = RNG.standard_normal(7).astype(dtype), None
+    h, c, m, v = np.zeros((2, 7, 5)), np.zeros((2, 7, 5)), np.zeros(7), np.zeros(7)
+    expected = w.astype(np.float64)
+    for t in range(4):
+        g = (10.0 ** RNG.uniform(-3, 2, 7) * RNG.choice([-1, 1], 7)).astype(dtype)
+        m, v = decay * m + (1 - decay) * g, decay * v + (1 - decay) * g.astype(np.float64) ** 2
+        x = np.stack([m / (1 - decay ** (t + 1)), g], axis=1) / np.sqrt(v / (1 - decay ** (t + 1)))[:, None]
+        for k in range(2):
+            z = np.concatenate([x, h[k]], axis=1) @ full[f"w{k + 1}"] + full[f"b{k + 1}"]
+            gate_in, gate_forget, gate_out, candidate = np.split(z, 4, axis=1)
+            c[k] = sigmoid(gate_forget) * c[k] + sigmoid(gate_in) * np.tanh(candidate)
+            x = h[k] = sigmoid(gate_out) * np.tanh(c[k])
+        expected = expected + 0.3 * np.tanh(x @ full["w_out"] + full["b_out"])[:, 0]
+        w, state = optimizer.step(w, state, g, t)
+        assert w.dtype == dtype and np.allclose(w, expected, rtol=0, atol=tolerance * 4)
+    assert state["m"].shape == state["v"].shape == (7, 1)
+
+
+def test_with_averages_the_scale_of_the_loss_does_not_matter():
+    optimizer, ends = hg.LSTMOptimizer(hg.lstm_params(0, 4, np.float64), decay=0.95), []
+    for scale in (1.0, 1e3):
+        w, state = np.ones(3), None
+        for t in range(3):
+            w, state = optimizer.step(w, state, scale * w * np.array([1.0, -2.0, 3.0]), t)
+        ends.append(w)
+    assert np.allclose(*ends, rtol=1e-9)
+
+
 def test_the_weights_that_are_drawn():
     params = hg.lstm_params(0)
     assert sum(x.size for x in params.values()) == 5141 and {x.dtype for x in params.values()} == {np.dtype(np.float32)}
@@ -78,8 +111,10 @@ def test_the_weights_that_are_drawn():
 
 
 @pytest.mark.parametrize("running", [None, lambda w, lam, t: 0.3 * loss(w, lam, (A, B))])
-def test_hypergradients_agree_with_finite_differences(running):
-    check_hypergrad(problem(running_loss=running), hg.lstm_params(1, 3, np.float64), BATCHES)
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_hypergradients_agree_with_finite_differences(running, decay):
+    optimizer = lambda lam: hg.LSTMOptimizer(lam, decay=decay)  # noqa: E731
+    check_hypergrad(problem(optimizer, running_loss=running), hg.lstm_params(1, 3, np.float64), BATCHES)
 
 
 def test_scale_is_a_hyperparameter_too():
@@ -129,9 +164,13 @@ def test_first_order_takes_the_gradients_for_constants():
     assert any(not np.allclose(found[k], exact[k], rtol=1e-3) for k in params)
 
 
-def test_derivatives_are_finite_where_the_gradient_is_zero():
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_derivatives_are_finite_where_the_gradient_is_zero(decay):
     flat = hg.Bilevel(
-        lambda w, lam, batch: hg.sum(w**2), lambda w, lam: hg.sum((w - 1.0) ** 2), lambda lam: np.array([0.0, 1.0, 1e-9]), hg.LSTMOptimizer
+        lambda w, lam, batch: hg.sum(w**2),
+        lambda w, lam: hg.sum((w - 1.0) ** 2),
+        lambda lam: np.array([0.0, 1.0, 1e-9]),
+        lambda lam: hg.LSTMOptimizer(lam, decay=decay),
     )
     params = hg.lstm_params(0, 2, np.float64)
     for found in (hg.reverse(flat, params, hg.full_batch(None, 2)), hg.forward(flat, params, hg.full_batch(None, 2))):
@@ -158,5 +197,8 @@ def test_weights_that_do_not_fit_are_named(params, error, message):
 def test_other_mistakes_are_named():
     with pytest.raises(ArgumentError, match="hidden has 0, expected an integer >= 1"):
         hg.lstm_params(0, 0)
+    for decay in (1.0, -0.1, np.nan):
+        with pytest.raises(ArgumentError, match=f"decay has {decay!r}".replace("(", ".").replace(")", ".")):
+            hg.LSTMOptimizer(hg.lstm_params(0), decay=decay)
     with pytest.raises(ArgumentError, match="w has no arrays"):
         hg.LSTMOptimizer(hg.lstm_params(0)).step({}, None, {}, 0)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import optree
 import pytest
 from typer.testing import CliRunner
 
@@ -13,8 +14,9 @@ from hypergrad.hpo import jobs
 from hypergrad.hpo.config import make_config
 from hypergrad.hpo.problems import PROBLEMS
 from hypergrad.hpo.problems.learned_loss import learned_losses
-from hypergrad.hpo.problems.learned_optimiser import RIVALS, interval
-from hypergrad.hpo.problems.online import GRID, named, optimizer_of
+from hypergrad.hpo.problems.learned_optimiser import FLOOR, GRID, RIVALS, TEST, TRAIN, TUNE, VALIDATION, interval
+from hypergrad.hpo.problems.online import GRID as RATES
+from hypergrad.hpo.problems.online import named, optimizer_of
 from hypergrad.hpo.tuning import Tuning
 
 
@@ -28,43 +30,83 @@ def tuned(tmp_path, *args):
 def test_a_learned_optimiser_is_held_against_the_others(tmp_path):
     result, _ = tuned(tmp_path, "learned-optimiser", "--quick")
     for name in ("learned", *RIVALS):
-        curve = result[f"{name}_curve"]
-        assert len(curve) == 21 and curve[-1] == result[f"{name}_loss"]
+        curve, half = result[f"{name}_curve"], result[f"{name}_curve_interval"]
+        assert len(curve) == len(half) == 21 and curve[-1] == result[f"{name}_loss"] and half[-1] == result[f"{name}_interval"]
         assert 0 < result[f"{name}_loss"] < curve[0] and 0 < result[f"{name}_interval"] < curve[0]
         assert np.isclose(curve[0], result["adam_curve"][0])
-    assert all(0 <= result[f"better_than_{name}"] <= 1 and 1e-4 <= result[f"{name}_step_size"] < 3.2 for name in RIVALS)
+        logs = result[f"{name}_log10_curve"]
+        assert logs[-1] == result[f"{name}_log10_loss"] and logs[-1] < np.log10(result[f"{name}_loss"] + FLOOR)  # Jensen
+    for name in RIVALS:
+        assert 0 <= result[f"better_than_{name}"] <= 1 and result[f"{name}_step_size"] in GRID[1:-1]
+        assert result[f"{name}_variant"] in RIVALS[name] and result[f"paired_{name}_interval"] > 0
+        assert np.isclose(result[f"paired_{name}"], result["learned_log10_loss"] - result[f"{name}_log10_loss"])
 
 
-def test_an_iteration_goes_back_one_window():
-    config = make_config("learned-optimiser", shorten=True, n_steps=12, window=4)
+def test_a_rival_has_the_best_step_size_of_tasks_of_its_own():
+    task = make_config("learned-optimiser", shorten=True, n_validation=5).problem.open(0)
+    drawn = task.draw(5, TUNE)
+    assert not any(np.array_equal(drawn.tasks.x, task.draw(5, stream).tasks.x) for stream in (VALIDATION, TEST))
+    variant, lr = task.tuned("sgd")
+    ends = {(name, lr): np.log10(task.losses(kind(lr), drawn)[-1] + FLOOR).mean() for name, kind in RIVALS["sgd"].items() for lr in GRID}
+    assert ends[variant, lr] == min(x for x in ends.values() if np.isfinite(x))
+
+
+@pytest.mark.parametrize("family", ["classifiers", "quadratics"])
+def test_an_iteration_goes_back_one_window(family):
+    config = make_config("learned-optimiser", shorten=True, n_steps=12, window=4, family=family, inputs="gradient")
     task = config.problem.open(0, np.float64)
     params = task.init()
     value, gradient, _ = Tuning(config, task).gradient(params, 1)  # the second window: steps 4 to 8
     problem, batches = task.inner(2)
     assert len(batches) == 8
-    before = hg.full_batch(batches[0], 4)
+    before, after = [batches[t] for t in range(4)], [batches[t] for t in range(4, 8)]
     start, state = hg.unroll(
         problem.inner_loss, problem.init(params), params, before, optimizer=problem.optimizer(params), return_state=True
     )
+    start, state = (optree.tree_map(lambda x: x.value, tree) for tree in (start, state))
     window = hg.Bilevel(
         problem.inner_loss,
         problem.outer_loss,
-        lambda params: start.value,
+        lambda params: start,
         hg.LSTMOptimizer,
         lambda theta, params, t: problem.outer_loss(theta, params),
     )
-    state = {name: x.value for name, x in state.items()}
-    expected = hg.reverse(window, params, hg.full_batch(batches[0], 4), state=state, first_order=True)
+    expected = hg.reverse(window, params, after, state=state, first_order=True)
     assert np.isclose(value, expected.value, rtol=1e-12)
     assert all(np.allclose(gradient[name], expected.grad[name], rtol=1e-9, atol=1e-13) for name in params)
 
 
 def test_windows_of_a_run_have_the_same_tasks_and_other_runs_have_others():
-    task = make_config("learned-optimiser", shorten=True, n_steps=12, window=4).problem.open(0)
+    task = make_config("learned-optimiser", shorten=True, n_steps=12, window=4, family="quadratics").problem.open(0)
     drawn = [task.inner(i)[1] for i in range(8)]
     assert [len(batches) for batches in drawn] == [12, 4, 8, 12, 4, 8, 12, 4]
     assert np.array_equal(drawn[1][0].w, drawn[3][0].w) and not np.array_equal(drawn[3][0].w, drawn[4][0].w)
     assert not np.array_equal(drawn[0][0].w[:8], drawn[1][0].w)
+
+
+def test_a_classifier_sees_the_same_minibatch_in_a_step_whenever_it_is_asked_for():
+    task = make_config("learned-optimiser", shorten=True, n_steps=12, window=4, batch=3).problem.open(0)
+    (first, second, other), n = (task.inner(i)[1] for i in (1, 2, 4)), task.options.n_train
+    assert first[2].x.shape == (n, 3, 4) and first[2].y.shape == (n, 3)
+    assert np.array_equal(first[2].x, second[2].x) and not np.array_equal(first[2].x, first[3].x)
+    assert not np.array_equal(first[2].x, other[2].x)
+    tasks = task.draw(n, TRAIN, 0).tasks
+    for points, labels, x, y in zip(tasks.x, tasks.y, first[2].x, first[2].y, strict=True):
+        assert {(*row, label) for row, label in zip(x.tolist(), y, strict=True)} <= {
+            (*row, label) for row, label in zip(points.tolist(), labels, strict=True)
+        }
+    with pytest.raises(IndexError):
+        first[4]
+
+
+def test_losses_of_classifiers_are_those_of_single_networks():
+    task = make_config("learned-optimiser", shorten=True).problem.open(1, np.float64)
+    tasks = task.draw(3, TEST).tasks
+    for i, loss in enumerate(tasks.losses(tasks.start()).value):
+        w = {name: value[i] for name, value in tasks.first.items()}
+        logits = np.tanh(tasks.x[i] @ w["v"] + w["c"]) @ w["w"] + w["b"]
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        assert np.isclose(loss, -log_p[np.arange(len(log_p)), tasks.y[i]].mean(), rtol=1e-12)
 
 
 def test_windows_must_make_up_the_run():
@@ -100,7 +142,7 @@ def test_a_learned_loss_is_held_against_the_cross_entropy(tmp_path):
 def test_online_tuning_is_one_run(tmp_path):
     result, records = tuned(tmp_path, "online", "--quick")
     config = make_config("online", shorten=True)
-    assert result["inner_steps"] == 30 and result["iterations"] == 10 and len(result["fixed_validation_losses"]) == len(GRID) == 12
+    assert result["inner_steps"] == 30 and result["iterations"] == 10 and len(result["fixed_validation_losses"]) == len(RATES) == 12
     assert result["best_fixed_validation_loss"] == pytest.approx(min(x for x in result["fixed_validation_losses"] if x is not None))
     assert result["online_validation_loss"] == pytest.approx(records[-1]["validation_loss"]) and 0 < result["online_accuracy"] <= 1
     updates = [r for r in records if "best" not in r]
@@ -117,6 +159,18 @@ def test_a_fixed_run_is_the_online_run_whose_hyperparameters_stay():
     start = named(task.init())
     assert start["lr"] == pytest.approx(0.1) and start["momentum"] == pytest.approx(0.5)
     assert optimizer_of(task.init()).lr.value == pytest.approx(0.1)
+
+
+def test_the_runs_of_the_online_problem_see_the_same_minibatches():
+    task = make_config("online", shorten=True, batch=7).problem.open(0)
+    batches, again = task.batches(5), task.batches(9)
+    assert len(batches) == 5 and batches[1].x.shape == (7, task.images.train.x.shape[1])
+    assert np.array_equal(batches[1].x, again[1].x) and np.array_equal(batches[1].y, again[1].y)
+    assert not np.array_equal(batches[1].x, batches[2].x)
+    with pytest.raises(IndexError):
+        batches[5]
+    whole = make_config("online", shorten=True, batch=1000).problem.open(0).batches(2)
+    assert len(whole[0]) == 100
 
 
 def test_an_interrupted_online_run_says_that_it_cannot_go_on(tmp_path, monkeypatch):

@@ -1,14 +1,24 @@
-"""Learning to optimise: an LSTM that moves every coordinate by itself is trained on random quadratics, and held against Adam.
+"""Learning to optimise: an LSTM that moves every weight by itself is trained on many tasks, and held against tuned rivals on new ones.
 
-    f(theta) = |W theta - y|^2,    min over lambda of sum over t of f(theta_t),    theta_{t+1} = theta_t + m_lambda(grad f(theta_t))
+    min over lambda of sum over t of log f(theta_t),    theta_{t+1} = theta_t + m_lambda(g_0, ..., g_t)
 
-The entries of W and y are normal numbers. One outer iteration sees one window of the run, K of its T steps. The steps before the window
-are run with the present network and count as constants. The next iteration takes the next window of the same tasks.
+Here f is a task's training loss and g_t its gradient on a minibatch. Two families of tasks are offered.
+
+- classifiers: a network with one hidden layer of tanh units learns to tell Gaussian classes apart, from minibatches. The classes of each
+  task are drawn anew. Andrychowicz et al. train such a network on MNIST, and Li and Malik 2016 (arXiv:1606.01885) draw such classes.
+  The noise of minibatches and the many scales of a network's gradients leave much for an optimiser to learn.
+- quadratics: f = |W theta - y|^2 without noise, the entries of W and y being normal numbers. Momentum is close to the best that any
+  optimiser can do there. So this family is the harder one for a learned optimiser.
+
+The logarithm lets easy and hard tasks count alike, and the last steps as much as the first. One outer iteration sees one window of the
+run, K of its T steps. The steps before the window are run with the present network and count as constants. The next iteration takes the
+next window of the same tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -16,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...bilevel import Batches, Bilevel, full_batch
 from ...errors import ArgumentError
 from ...learned import LSTMOptimizer, lstm_params
-from ...ops import mean
+from ...ops import linear, linear_cross_entropy, log, mean, tanh
 from ...ops import sum as sum_
 from ...optimizers import SGD, Adam, Optimizer, RMSprop
 from ...passes.unroll import unroll
@@ -29,26 +39,83 @@ from ..problem import Evaluation, Problem, Task
 
 Array = NDArray[Any]
 LOSSES_PNG = "losses.png"
-GRID = tuple(float(x) for x in np.logspace(-4, 0.5, 19))  # step sizes of the optimisers that are not learned
-RIVALS: Mapping[str, Callable[[float], Optimizer]] = {
-    "adam": lambda lr: Adam(lr=lr),
-    "sgd": lambda lr: SGD(lr=lr, momentum=0.9),
-    "rmsprop": lambda lr: RMSprop(lr=lr),
+GRID = tuple(float(x) for x in np.logspace(-4, 1, 21))  # step sizes of the optimisers that are not learned
+RIVALS: Mapping[str, Mapping[str, Callable[[float], Optimizer]]] = {  # each is tuned over its variants and all of GRID
+    "adam": {f"beta2 {b}": partial(lambda lr, b: Adam(lr=lr, beta2=b), b=b) for b in (0.9, 0.99, 0.999)},
+    "sgd": {f"momentum {m}": partial(lambda lr, m: SGD(lr=lr, momentum=m), m=m) for m in (0.0, 0.9)},
+    "rmsprop": {f"decay {d}": partial(lambda lr, d: RMSprop(lr=lr, decay=d), d=d) for d in (0.9, 0.99)},
 }
-NAMES = {"learned": "learned (LSTM)", "adam": "Adam", "sgd": "SGD with momentum 0.9", "rmsprop": "RMSprop"}
+NAMES = {"learned": "learned (LSTM)", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
 COLORS = {"learned": ORANGE, "adam": BLUE, "sgd": GREEN, "rmsprop": GREY}
 TRAIN, VALIDATION, TUNE, TEST = range(4)  # streams of random numbers
+FLOOR = 1e-6  # added to a loss before its logarithm, about the rounding of a loss near one in float32
 
 
 class Quadratics(NamedTuple):
-    """Some tasks. Attributes: w: (n, d, d); y: (n, d, 1)."""
+    """Some tasks of least squares. Attributes: w: (n, d, d); y: (n, d, 1)."""
 
     w: Array
     y: Array
 
+    def start(self) -> Array:
+        """Where each run begins: zeros, (n, d, 1). Cost: O(size)."""
+        return np.zeros_like(self.y)
+
     def losses(self, theta: Any) -> Any:
         """The loss of each task. Args: theta: (n, d, 1). Returns: (n,). Cost: n d^2 products."""
         return sum_((self.w @ theta - self.y) ** 2, axis=(-2, -1))
+
+
+class Classifiers(NamedTuple):
+    """Some tasks of classification.
+
+    Attributes: x: points, (n, m, d); y: their classes, (n, m); first: weights before training, "v" (n, d, h), "c" (n, h), "w" (n, h, k)
+        and "b" (n, k).
+    """
+
+    x: Array
+    y: Array
+    first: Arrays
+
+    def start(self) -> Arrays:
+        """Where each run begins. Cost: O(1)."""
+        return self.first
+
+    def losses(self, theta: Any) -> Any:
+        """The mean cross-entropy of each task. Args: theta: like `first`. Returns: (n,). Cost: a forward run of m points for each."""
+        hidden = tanh(linear(self.x, theta["v"], theta["c"]))
+        return mean(linear_cross_entropy(hidden, theta["w"], theta["b"], self.y), axis=-1)
+
+    def take(self, rows: Array) -> "Classifiers":
+        """Some points of each task. Args: rows: indices, (n, B). Returns: the tasks with these. Cost: one copy of them."""
+        x, y = np.take_along_axis(self.x, rows[:, :, None], 1), np.take_along_axis(self.y, rows, 1)
+        return self._replace(x=x, y=y)
+
+
+Tasks = Quadratics | Classifiers
+
+
+class Minibatches(Sequence[Classifiers]):
+    """Points drawn with replacement. Args: tasks: whose points; n_steps: T; size: points B of a batch; seed: of the draws."""
+
+    def __init__(self, tasks: Classifiers, n_steps: int, size: int, seed: tuple[int, ...]) -> None:
+        self.tasks, self.n_steps, self.size, self.seed = tasks, n_steps, size, seed
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.n_steps:
+            raise IndexError(t)
+        n, m = self.tasks.y.shape
+        return self.tasks.take(np.random.default_rng([*self.seed, t]).integers(0, m, (n, self.size)))
+
+
+class Drawn(NamedTuple):
+    """Tasks as they were drawn. Attributes: tasks: of one family; seed: of their minibatches."""
+
+    tasks: Tasks
+    seed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,25 +124,35 @@ class LearnedOptimiser(Problem):
 
     Args: see the options' help.
     Raises: ArgumentError for a window that does not divide the run.
-    Source: Andrychowicz et al. 2016, arXiv:1606.04474, section 3.1.
+    Source: Andrychowicz et al. 2016, arXiv:1606.04474, sections 3.1 and 3.2; what the network sees: Lv et al. 2017, arXiv:1703.03633.
     """
 
     title: ClassVar[str] = "a learned optimiser"
     source: ClassVar[str] = "Andrychowicz et al. 2016, arXiv:1606.04474"
     score: ClassVar[str] = "norm"
     modes: ClassVar[tuple[str, ...]] = ("reverse",)
-    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 600, "eval_every": 25}
+    settings: ClassVar[Mapping[str, Any]] = {"outer_lr": 0.01, "iterations": 400, "eval_every": 50}
     quick: ClassVar[Mapping[str, Any]] = {
-        **{"n_train": 8, "n_validation": 20, "n_test": 20, "n_steps": 20, "window": 10, "features": 4, "hidden": 5},
-        **{"outer_lr": 0.03, "iterations": 20, "eval_every": 10},
+        **{"n_train": 4, "n_validation": 20, "n_test": 20, "n_steps": 20, "window": 10, "features": 4, "units": 4, "points": 32},
+        **{"hidden": 5, "outer_lr": 0.03, "iterations": 20, "eval_every": 10},
     }
-    figures: ClassVar[Mapping[str, str]] = {LOSSES_PNG: "losses of new tasks over the steps of each optimiser"}
+    figures: ClassVar[Mapping[str, str]] = {
+        LOSSES_PNG: "losses of new tasks over the steps of each optimiser, and their ratios task by task"
+    }
 
-    n_train: int = option(16, "Tasks of an outer iteration, drawn anew for each run of windows.", low=1)
+    family: Literal["classifiers", "quadratics"] = option("classifiers", "The tasks: small networks with minibatches, or least squares.")
+    n_train: int = option(8, "Tasks of an outer iteration, drawn anew for each run of windows.", low=1)
     n_validation: int = option(100, "Tasks of the validation, and of the choice of the other optimisers' step sizes.", low=1)
     n_test: int = option(100, "Tasks of the final evaluation.", low=2)
-    features: int = option(10, "Dimension of a task.", low=1)
-    hidden: int = option(20, "Units of each layer of the LSTM.", low=1)
+    features: int = option(8, "Dimension of a quadratic, or of a classifier's points.", low=1)
+    classes: int = option(4, "Classes of a classifier.", low=2)
+    units: int = option(8, "Hidden units of a classifier.", low=1)
+    points: int = option(64, "Training points of a classifier.", low=1)
+    batch: int = option(16, "Points of a classifier's minibatch.", low=1)
+    hidden: int = option(10, "Units of each layer of the LSTM.", low=1)
+    inputs: Literal["averages", "gradient"] = option(
+        "averages", "What the LSTM sees: averages of the gradient divided by its size, or the gradient."
+    )
     n_steps: int = option(100, "Inner steps T of a whole run.", low=1)
     window: int = option(20, "Steps K that an outer iteration goes back; T must be a multiple of it.", low=1)
     first_order: bool = option(True, "Take the gradients that the LSTM sees for constants, as the paper does.")
@@ -91,6 +168,10 @@ class LearnedOptimiser(Problem):
     def open(self, seed: int, dtype: DTypeLike | None = None) -> Task:
         return OptimiserTask(self, seed, self.dtype if dtype is None else dtype)
 
+    def optimizer(self, params: PyTree) -> LSTMOptimizer:
+        """The learned optimiser. Args: params: the network's weights, as `lstm_params`. Cost: O(1)."""
+        return LSTMOptimizer(params, decay=0.95 if self.inputs == "averages" else None)
+
 
 class OptimiserTask(Task):
     """The task. Args: options: of the problem; seed: of the tasks and of the network; dtype: of the arrays."""
@@ -99,12 +180,37 @@ class OptimiserTask(Task):
         self.options, self.seed, self.dtype = options, seed, dtype
         self.reverse_options = {"last": options.window, "first_order": options.first_order}
         self.validation = self.draw(options.n_validation, VALIDATION)
-        self.description = f"quadratics of {options.features} dimensions: {options.n_validation} validation, {options.n_test} test tasks"
+        o = options
+        sizes = f"of {o.features} dimensions" + (f", {o.points} points, {o.classes} classes" if o.family == "classifiers" else "")
+        self.description = f"{o.family} {sizes}: {o.n_validation} validation, {o.n_test} test tasks"
 
-    def draw(self, count: int, stream: int, number: int = 0) -> Quadratics:
-        """Some tasks, a function of the arguments. Args: count: of tasks; stream: their use; number: of the draw. Cost: the numbers."""
-        rng, d = np.random.default_rng([self.seed, stream, number]), self.options.features
-        return Quadratics(rng.standard_normal((count, d, d)).astype(self.dtype), rng.standard_normal((count, d, 1)).astype(self.dtype))
+    def draw(self, count: int, stream: int, number: int = 0) -> Drawn:
+        """Some tasks, a function of the arguments. Args: count: of tasks; stream: their use; number: of the draw. Cost: the numbers.
+
+        The means of a classifier's classes and the noise around them are normal. A normal matrix, another for each task, then mixes the
+        features, so that they are correlated. The weights begin as draws of variance 1 / inputs, the biases as zero.
+        """
+        seed, o = (self.seed, stream, number), self.options
+        rng, d = np.random.default_rng(seed), o.features
+        if o.family == "quadratics":
+            w, target = rng.standard_normal((count, d, d)), rng.standard_normal((count, d, 1))
+            return Drawn(Quadratics(w.astype(self.dtype), target.astype(self.dtype)), seed)
+        means, y = rng.standard_normal((count, o.classes, d)), rng.integers(0, o.classes, (count, o.points))
+        x = np.take_along_axis(means, y[:, :, None], 1) + rng.standard_normal((count, o.points, d))
+        x = x @ rng.standard_normal((count, d, d)) / np.sqrt(d)
+        first = {
+            "v": rng.standard_normal((count, d, o.units)) / np.sqrt(d),
+            "c": np.zeros((count, o.units)),
+            "w": rng.standard_normal((count, o.units, o.classes)) / np.sqrt(o.units),
+            "b": np.zeros((count, o.classes)),
+        }
+        return Drawn(Classifiers(x.astype(self.dtype), y, {name: value.astype(self.dtype) for name, value in first.items()}), seed)
+
+    def batches(self, drawn: Drawn, n_steps: int) -> Batches:
+        """What the first steps see of the tasks: minibatches of a classifier's points, all of a quadratic. Cost: O(1)."""
+        if isinstance(drawn.tasks, Classifiers):
+            return Minibatches(drawn.tasks, n_steps, self.options.batch, drawn.seed)
+        return full_batch(drawn.tasks, n_steps)
 
     def init(self) -> Arrays:
         """An LSTM that has learned nothing."""
@@ -114,73 +220,98 @@ class OptimiserTask(Task):
         """For draw 0 the whole run on the validation tasks, whose objective is that of the last step; else one window."""
         options = self.options
         if draw == 0:
-            return self.problem(self.validation, None), full_batch(self.validation, options.n_steps)
+            return self.problem(self.validation.tasks, None), self.batches(self.validation, options.n_steps)
         run, window = divmod(draw - 1, options.n_steps // options.window)
-        tasks = self.draw(options.n_train, TRAIN, run)
+        drawn = self.draw(options.n_train, TRAIN, run)
         start = window * options.window
-        return self.problem(tasks, start), full_batch(tasks, start + options.window)
+        return self.problem(drawn.tasks, start), self.batches(drawn, start + options.window)
 
-    def problem(self, tasks: Quadratics, start: int | None) -> Bilevel:
-        """The bilevel problem. Args: tasks: of it; start: of the window whose losses count, None for the last step alone. Cost: O(1)."""
+    def problem(self, tasks: Tasks, start: int | None) -> Bilevel:
+        """The bilevel problem. Its objective is the mean of log(1 + f / FLOOR): log(f + FLOOR), and a constant that makes it positive.
+
+        Args: tasks: of it; start: of the window whose losses count, None for the last step alone. Cost: O(1).
+        """
         share = 1.0 if start is None else 1.0 / self.options.window
 
-        def inner_loss(theta: PyTree, hparams: PyTree, batch: Quadratics) -> Tensor:
-            return sum_(batch.losses(theta))
-
         def outer_loss(theta: PyTree, hparams: PyTree) -> Tensor:
-            loss: Tensor = share * mean(tasks.losses(theta))
+            loss: Tensor = share * mean(log(1.0 + tasks.losses(theta) / FLOOR))
             return loss
 
         def running_loss(theta: PyTree, hparams: PyTree, t: int) -> Tensor:
             return outer_loss(theta, hparams) if start is not None and t > start else Tensor(np.zeros((), self.dtype))
 
-        zero = np.zeros_like(tasks.y)
-        return Bilevel(inner_loss, outer_loss, lambda hparams: zero, LSTMOptimizer, None if start is None else running_loss)
+        first, optimizer = tasks.start(), self.options.optimizer
+        return Bilevel(inner_loss, outer_loss, lambda hparams: first, optimizer, None if start is None else running_loss)
 
     def metrics(self, hparams: Arrays) -> Record:
         """The norm of the network's weights."""
         return {"norm": float(np.sqrt(sum(float((x**2).sum()) for x in hparams.values())))}
 
-    def losses(self, optimizer: Optimizer, tasks: Quadratics) -> Array:
-        """The loss of each task before each step and after the last, (T + 1, n); not finite where it diverges. Cost: T steps."""
-        rows: list[Array] = []
+    def losses(self, optimizer: Optimizer, drawn: Drawn, steps: bool = True) -> Array:
+        """The loss of each task on all of its points.
+
+        Args: optimizer: of the runs; drawn: the tasks; steps: whether to return the losses before each step and after the last, (T + 1, n),
+            or those at the end alone, (1, n).
+        Returns: float64, not finite where a run diverges. Cost: T steps.
+        """
+        tasks, rows = drawn.tasks, []
 
         def see(t: int, theta: PyTree, loss: Any) -> None:
             rows.append(tasks.losses(theta).value)
 
-        def inner_loss(theta: PyTree, hparams: PyTree, batch: Quadratics) -> Tensor:
-            return sum_(batch.losses(theta))
-
-        batches = full_batch(tasks, self.options.n_steps)
+        batches, callback = self.batches(drawn, self.options.n_steps), see if steps else None
         with np.errstate(over="ignore", invalid="ignore"):
-            end = unroll(inner_loss, np.zeros_like(tasks.y), (), batches, optimizer=optimizer, checkpoints=1, callback=see)
+            end = unroll(inner_loss, tasks.start(), (), batches, optimizer=optimizer, checkpoints=1, callback=callback)
             return np.stack([*rows, tasks.losses(end).value]).astype(np.float64)
 
-    def best_step_size(self, kind: Callable[[float], Optimizer]) -> float:
-        """The step size of `GRID` with the smallest mean final loss on tasks for this choice alone. Cost: a run for each step size."""
-        tasks = self.draw(self.options.n_validation, TUNE)
-        ends = {lr: float(self.losses(kind(lr), tasks)[-1].mean()) for lr in GRID}
-        return min(ends, key=lambda lr: ends[lr] if np.isfinite(ends[lr]) else np.inf)
+    def tuned(self, name: str) -> tuple[str, float]:
+        """The best variant and step size of a rival: the smallest mean logarithm of the final loss, on tasks for this choice alone.
+
+        Args: name: a key of `RIVALS`. Returns: the variant's name and the step size. Cost: a run for each variant and step size.
+        """
+        drawn = self.draw(self.options.n_validation, TUNE)
+        ends = {
+            (variant, lr): float(log10(self.losses(kind(lr), drawn, steps=False)).mean())
+            for variant, kind in RIVALS[name].items()
+            for lr in GRID
+        }
+        return min(ends, key=lambda choice: ends[choice] if np.isfinite(ends[choice]) else np.inf)
 
     def evaluate(self, hparams: Arrays, title: str) -> Evaluation:
         test = self.draw(self.options.n_test, TEST)
-        step_sizes = {name: self.best_step_size(kind) for name, kind in RIVALS.items()}
-        optimizers = {"learned": LSTMOptimizer(hparams), **{name: kind(step_sizes[name]) for name, kind in RIVALS.items()}}
-        curves = {name: self.losses(optimizer, test) for name, optimizer in optimizers.items()}
+        choices = {name: self.tuned(name) for name in RIVALS}
+        rivals = {name: RIVALS[name][variant](lr) for name, (variant, lr) in choices.items()}
+        curves = {name: self.losses(optimizer, test) for name, optimizer in {"learned": self.options.optimizer(hparams), **rivals}.items()}
+        words = {name: f"{NAMES[name]} ({variant}, step size {lr:.3g})" for name, (variant, lr) in choices.items()}
+        words["learned"] = NAMES["learned"]
         numbers: Record = {}
         lines = []
         for name, losses in curves.items():
-            middle, half = interval(losses)
-            numbers |= {f"{name}_loss": float(middle[-1]), f"{name}_interval": float(half[-1])}
-            numbers |= {f"{name}_median": float(np.median(losses[-1])), f"{name}_curve": [float(x) for x in middle]}
-            lr = f", step size {step_sizes[name]:.3g}" if name in step_sizes else ""
-            text = f"{middle[-1]:.4f} ± {half[-1]:.4f}, median {numbers[f'{name}_median']:.4f}"
-            lines.append((f"final loss, {NAMES[name]}{lr}", text))
-        numbers |= {f"{name}_step_size": lr for name, lr in step_sizes.items()}
-        for name in RIVALS:
-            numbers[f"better_than_{name}"] = float(np.mean(curves["learned"][-1] < curves[name][-1]))
-            lines.append((f"tasks that it ends lower on than {NAMES[name]}", f"{100 * numbers[f'better_than_{name}']:.0f} %"))
-        return Evaluation(numbers, lines, {LOSSES_PNG: drawn(curves, title)})
+            for kind, (middle, half) in {"": interval(losses), "log10_": interval(log10(losses))}.items():
+                numbers |= {f"{name}_{kind}loss": float(middle[-1]), f"{name}_{kind}interval": float(half[-1])}
+                numbers |= {f"{name}_{kind}curve": middle.tolist(), f"{name}_{kind}curve_interval": half.tolist()}
+            numbers[f"{name}_median"] = float(np.median(losses[-1]))
+            text = f"{numbers[f'{name}_loss']:.4f} ± {numbers[f'{name}_interval']:.4f}, median {numbers[f'{name}_median']:.4f}"
+            lines.append((f"final loss, {words[name]}", text))
+        for name, (variant, lr) in choices.items():
+            middle, half = interval(log10(curves["learned"]) - log10(curves[name]))
+            lower = float(np.mean(curves["learned"][-1] < curves[name][-1]))
+            numbers |= {f"{name}_step_size": lr, f"{name}_variant": variant, f"better_than_{name}": lower}
+            numbers |= {f"paired_{name}": float(middle[-1]), f"paired_{name}_interval": float(half[-1])}
+            text = f"{middle[-1]:+.3f} ± {half[-1]:.3f}, lower on {100 * lower:.0f} % of the tasks"
+            lines.append((f"log10 of the final loss, learned minus {NAMES[name]}, task by task", text))
+        return Evaluation(numbers, lines, {LOSSES_PNG: drawn_losses(curves, words, title)})
+
+
+def inner_loss(theta: PyTree, hparams: PyTree, batch: Tasks) -> Tensor:
+    """The sum of the tasks' losses. Args: theta: weights of all; hparams: not used; batch: the tasks. Cost: `losses`."""
+    return sum_(batch.losses(theta))
+
+
+def log10(losses: Array) -> Array:
+    """log10(losses + FLOOR). Args: losses: any shape. Cost: O(size)."""
+    found: Array = np.log10(losses + FLOOR)
+    return found
 
 
 def interval(losses: Array) -> tuple[Array, Array]:
@@ -188,21 +319,27 @@ def interval(losses: Array) -> tuple[Array, Array]:
     return losses.mean(axis=1), 1.96 * losses.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
 
 
-def drawn(curves: Mapping[str, Array], title: str) -> bytes:
-    """Mean losses over steps with their intervals.
+def drawn_losses(curves: Mapping[str, Array], words: Mapping[str, str], title: str) -> bytes:
+    """Geometric means of the losses, and below them of the ratio to each rival's loss of the same task, with their intervals.
 
-    Args: curves: (T + 1, n) by name; title: of the figure. Returns: a PNG file. Cost: about half a second.
+    Args: curves: (T + 1, n) by name; words: for the legend; title: of the figure. Returns: a PNG file. Cost: about half a second.
     """
-    figure, axes = new_figure(6.5, 4.8, 1, 1)
-    for name, losses in curves.items():
-        middle, half = interval(losses)
-        steps, floor = np.arange(len(middle)), 1e-3 * middle  # so that the logarithmic axis shows the lower end
-        axes.plot(steps, middle, color=COLORS[name], linewidth=1.5, label=NAMES[name])
-        axes.fill_between(steps, np.maximum(middle - half, floor), middle + half, color=COLORS[name], alpha=0.2, linewidth=0)
-    axes.set_yscale("log")
-    axes.set_xlabel("steps")
-    axes.set_ylabel("mean loss of new tasks, with 95 % interval")
-    axes.set_title(title, fontsize=8)
-    axes.grid(alpha=0.25)
-    legend_below(axes)
+    figure, (top, bottom) = new_figure(6.5, 7.5, 2, 1, sharex=True, height_ratios=(1.5, 1))
+    logs = {name: log10(losses) for name, losses in curves.items()}
+    for axes, shift in ((top, 0.0), (bottom, logs["learned"])):
+        for name, values in logs.items():
+            if axes is bottom and name == "learned":
+                continue
+            middle, half = interval(values if axes is top else shift - values)
+            steps = np.arange(len(middle))
+            axes.plot(steps, 10**middle, color=COLORS[name], linewidth=1.5, label=words[name])
+            axes.fill_between(steps, 10 ** (middle - half), 10 ** (middle + half), color=COLORS[name], alpha=0.2, linewidth=0)
+        axes.set_yscale("log")
+        axes.grid(alpha=0.25)
+    bottom.axhline(1.0, color="black", linewidth=0.8)
+    top.set_ylabel("loss of new tasks, geometric mean\nwith 95 % interval")
+    bottom.set_ylabel("learned / rival, the same task")
+    bottom.set_xlabel("steps")
+    top.set_title(title, fontsize=8)
+    legend_below(top)
     return png(figure)

@@ -4,16 +4,19 @@
 
 In forward mode the tangents of the weights are carried through the whole run (real-time hyperparameter optimisation, RTHO). E is the
 validation loss. There is one inner run and no outer loop: an outer iteration of the command is one update of the hyperparameters.
+
+The inner steps see minibatches. A step size that is fixed must then choose between speed at first and little noise at the end, which one
+that moves need not. The outer step size falls to zero along the run, because the hypergradient is noisy, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ...bilevel import Bilevel, full_batch
+from ...bilevel import Batches, Bilevel, full_batch
 from ...data import Examples, LabelledImages
 from ...ops import exp, mean, sigmoid
 from ...optimizers import SGD
@@ -31,14 +34,15 @@ from ..problem import Evaluation, Report, SingleRun
 
 Array = NDArray[Any]
 ONLINE_PNG = "online.png"
-GRID = tuple(float(lr) for lr in np.logspace(-3, 0.5, 12))  # of the runs with a fixed step size
+GRID = tuple(float(lr) for lr in np.logspace(-2, 0.5, 12))  # of the runs with a fixed step size
+BATCHES = 3  # stream of random numbers
 
 WORDS = {"lr": "step size", "momentum": "momentum", "decay": "weight decay"}
 
 
 @dataclass(frozen=True)
 class OnlineProblem(ImageProblem):
-    """The problem and its options. The model has one hidden layer; the run is full batch.
+    """The problem and its options. The model has one hidden layer, trained on minibatches.
 
     Args: see the options' help.
     Source: Franceschi et al. 2017, arXiv:1703.01785, sections 3.3 and 5.3.
@@ -49,15 +53,16 @@ class OnlineProblem(ImageProblem):
     modes: ClassVar[tuple[str, ...]] = ("forward", "reverse")
     single_run: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Any]] = {
-        **{"mode": "forward", "n_train": 200, "outer_lr": 0.2, "schedule": "constant", "iterations": 150, "eval_every": 10}
+        **{"mode": "forward", "n_train": 2000, "outer_lr": 0.05, "schedule": "linear", "iterations": 150, "eval_every": 10}
     }
     quick: ClassVar[Mapping[str, Any]] = {
-        **{"n_train": 100, "n_validation": 100, "n_test": 100, "hidden": 8, "every": 3, "iterations": 10, "eval_every": 5}
+        **{"n_train": 100, "n_validation": 100, "n_test": 100, "hidden": 8, "every": 3, "outer_lr": 0.2, "iterations": 10, "eval_every": 5}
     }
     figures: ClassVar[Mapping[str, str]] = {ONLINE_PNG: "losses over the steps, and the hyperparameters as they move"}
 
     hidden: int = option(32, "Hidden units of the model; 0 for softmax regression.", low=0)
     every: int = option(4, "Inner steps between two updates of the hyperparameters.", low=1)
+    batch: int = option(20, "Training images of a step, drawn anew for each; all of them where there are no more.", low=1)
     start_lr: float = option(0.02, "Step size that the run begins with.", above=0)
     start_momentum: float = option(0.5, "Momentum that the run begins with, and that of the runs with a fixed step size.", above=0)
     start_decay: float = option(1e-3, "Weight decay that the run begins with, and that of the other runs.", above=0)
@@ -78,11 +83,26 @@ class Fixed(NamedTuple):
     losses: Mapping[str, list[float]]
 
 
+class Minibatches(Sequence[Examples]):
+    """Examples drawn with replacement, for each step. Args: data: to draw from; n_steps: T; size: of a batch; seed: of the draws."""
+
+    def __init__(self, data: Examples, n_steps: int, size: int, seed: int) -> None:
+        self.data, self.n_steps, self.size, self.seed = data, n_steps, size, seed
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.n_steps:
+            raise IndexError(t)
+        return self.data.take(np.random.default_rng([self.seed, BATCHES, t]).integers(0, len(self.data), self.size))
+
+
 class OnlineRun(SingleRun):
     """The run. Args: options: of the problem; images: the data; seed: of the weights before training."""
 
     def __init__(self, options: OnlineProblem, images: LabelledImages, seed: int) -> None:
-        self.options, self.images = options, images
+        self.options, self.images, self.seed = options, images, seed
         shape = images.train.x.shape[1], images.n_classes
         self.start = classifier.start(*shape, options.hidden, seed, images.train.x.dtype)
         self.description = f"{images.describe()}, {options.every} steps between two updates"
@@ -106,6 +126,11 @@ class OnlineRun(SingleRun):
 
         return Bilevel(inner_loss, outer_loss, lambda hparams: self.start, optimizer_of)
 
+    def batches(self, n_steps: int) -> Batches:
+        """The minibatches, the same for every run. Args: n_steps: T. Cost: O(1)."""
+        train, size = self.images.train, self.options.batch
+        return full_batch(train, n_steps) if size >= len(train) else Minibatches(train, n_steps, size, self.seed)
+
     def run(self, training: Training, mode: Mode, report: Report) -> Online:
         best = np.inf
 
@@ -117,7 +142,7 @@ class OnlineRun(SingleRun):
                 report({"iteration": k + 1, "validation_loss": loss, "validation_accuracy": accuracy, "best": loss < best})
                 best = min(best, loss)
 
-        batches = full_batch(self.images.train, training.iterations * self.options.every)
+        batches = self.batches(training.iterations * self.options.every)
         return online(self.problem(), self.init(), batches, training.optimizer(), self.options.every, mode=mode, callback=see)
 
     def evaluate(self, done: Online, title: str) -> Evaluation:
@@ -161,7 +186,7 @@ class OnlineRun(SingleRun):
             found["training"].append(float(loss))
 
         hparams = {**self.init(), "log_lr": np.asarray(np.log(lr), self.images.train.x.dtype)}
-        batches = full_batch(self.images.train, n_steps)
+        batches = self.batches(n_steps)
         with np.errstate(over="ignore", invalid="ignore"):
             w = tree_values(unroll(inner_loss, self.start, hparams, batches, optimizer=optimizer_of(hparams), checkpoints=1, callback=see))
             found["validation"].append(self.mean_loss(w, validation))
