@@ -57,10 +57,10 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
     if family == "gather_images":
         return [{**d, "M": e * n} for d in images[:1]]
-    if family.endswith("_step"):
+    if family.endswith("_step") or family.startswith("sgd_"):
         filters = [shape for _, c in blocks for shape in ((3, 3, c, k), (k,), (k,))]
         leaves = [*filters, (sizes.features, sizes.ways), (sizes.ways,)]
-        return [{"~": leaves, "n": len(leaves), "P": 1}]
+        return [{"~": leaves, "n": len(leaves), "P": 1, "B": sum(int(np.prod(shape)) for shape in leaves)}]
     return [{**d, "A": 1, "B": e, "P": 1, "D": sizes.features, "M": n * d["H"] * d["W"]} for d in images]
 
 
@@ -95,9 +95,11 @@ class Timer:
         self.rng = np.random.default_rng(0)
 
     def array(self, name: str, shape: tuple[int, ...], classes: int) -> Any:
-        """Random float32 numbers (second moments positive), labels below `classes`, each image's row once, or room for bytes."""
-        if name in ("code", "images"):
+        """Random float32 numbers (second moments positive), labels below `classes`, each image's row once, or zeros for bytes, counts."""
+        if name in ("code", "images", "packed"):
             return self.xp.zeros(shape, np.uint8)
+        if name in ("counts", "begin", "end"):
+            return self.xp.zeros(shape, np.int64)
         if name == "index":
             return self.xp.asarray(self.rng.permutation(int(np.prod(shape))).reshape(shape))
         if name == "label":

@@ -342,6 +342,14 @@ constexpr Places<n> places(const char* const (&names)[n], const char* suffix) {
   return all;
 }
 
+// Places of the attributes with these names.
+template <class S, int n>
+constexpr Places<n> attribute_places(const char* const (&names)[n]) {
+  Places<n> all{};
+  for (int i = 0; i < n; ++i) all.of[i] = find(S::signature.attributes, names[i]);
+  return all;
+}
+
 // Where the kernels of optimiser O with signature S find what they read and write; every argument is among it.
 template <class O, class S>
 struct Arguments {
@@ -363,12 +371,12 @@ inline T* data_of(const Call& call, int place, int i) {
   const View& view = call.arrays[call.first[place] + i];
   return view.ndim < 0 ? nullptr : static_cast<T*>(view.data);
 }
-// Elements of leaf i, as its gradient has, which is given in every call.
+// Elements of leaf i, as its gradient or its next weights have, one of which is given in every call.
 template <class S>
 inline int64_t leaf_size(const Call& call, int i) {
-  constexpr int kGradient = find(S::signature.arrays, "g");
-  static_assert(kGradient >= 0, "the signature has a gradient");
-  const View& view = call.arrays[call.first[kGradient] + i];
+  constexpr int kGradient = find(S::signature.arrays, "g"), kGiven = kGradient >= 0 ? kGradient : find(S::signature.arrays, "w", "_next");
+  static_assert(kGiven >= 0, "the signature has a gradient or next weights");
+  const View& view = call.arrays[call.first[kGiven] + i];
   int64_t size = 1;
   for (int d = 0; d < view.ndim; ++d) size *= view.shape[d];
   return size;

@@ -63,100 +63,10 @@ HG_SIGNATURE(adagrad_step_vjp, "s*=~ g*=~ lr?*= eps?*= w_next_bar?*=~ s_next_bar
 
 #ifdef HG_SIMD
 #include "../optimizer_step.h"
-
-#include <type_traits>
+#include "leaves.h"
 
 namespace hg::HG_SIMD {
 namespace {
-
-constexpr int64_t kChunk = 8192;         // elements of a task
-constexpr int64_t kFewElements = 65536;  // up to here waking other threads takes longer than the work
-// Chunks of all leaves: those of leaf i are first[i] .. first[i + 1] - 1.
-struct Chunks {
-  int64_t* first;
-  int length;
-  int64_t count, elements;
-
-  int leaf_of(int64_t chunk) const {
-    int low = 0, high = length;  // leaves without chunks begin where the next one does: the last that begins here
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (first[middle] <= chunk ? low : high) = middle;
-    }
-    return low;
-  }
-};
-
-template <class S>
-Chunks chunks_of(const Call& call) {
-  Chunks c{scratch_of<int64_t>(kSharedSlots, call.length + 1), call.length, 0, 0};
-  for (int i = 0; i < call.length; ++i) {
-    const int64_t size = leaf_size<S>(call, i);
-    c.first[i] = c.count;
-    c.count += ceil_div(size, kChunk);
-    c.elements += size;
-  }
-  c.first[call.length] = c.count;
-  return c;
-}
-
-// Part of a leaf, in direction p.
-struct Piece {
-  int64_t p, chunk;
-  int leaf;
-  int64_t size, begin, count;  // elements of the leaf, and of these the piece
-};
-
-// body(piece) for every direction and chunk.
-template <class S, class Body>
-void each_chunk(const Call& call, const Chunks& chunks, int64_t directions, const Body& body) {
-  const auto task = [&](int64_t index) {
-    Piece a{index / chunks.count, index % chunks.count, 0, 0, 0, 0};
-    a.leaf = chunks.leaf_of(a.chunk);
-    a.size = leaf_size<S>(call, a.leaf);
-    a.begin = (a.chunk - chunks.first[a.leaf]) * kChunk;
-    a.count = lower(kChunk, a.size - a.begin);
-    body(a);
-  };
-  const int64_t tasks = directions * chunks.count;
-  if (directions * chunks.elements > kFewElements)
-    parallel_for(tasks, task);
-  else
-    for (int64_t i = 0; i < tasks; ++i) task(i);
-}
-
-// The leaf's constants.
-template <class O>
-O constants_of(const Call& call, const Places<O::kFields>& fields, int leaf) {
-  double field[O::kFields];
-  unsigned given = 0;
-  for (int i = 0; i < O::kFields; ++i) {
-    const auto* const array = data_of<const typename O::Element>(call, fields.of[i], leaf);
-    field[i] = array != nullptr ? static_cast<double>(*array) : call.attributes[i];
-    given |= array != nullptr ? 1u << i : 0u;
-  }
-  return O::of(field, given, call.attributes[O::kFields]);
-}
-
-// The first element of each argument's array in a piece; null where absent.
-template <class T, int n>
-void locate(const Call& call, const Places<n>& arguments, const Piece& piece, int64_t offset, T* (&pointers)[n]) {
-  for (int i = 0; i < n; ++i) {
-    T* const data = data_of<T>(call, arguments.of[i], piece.leaf);
-    pointers[i] = data == nullptr ? nullptr : data + offset;
-  }
-}
-
-template <class T, bool F, int n>
-HG_INLINE void load_all(T* const (&from)[n], int64_t k, int lanes, Vec<std::remove_const_t<T>> (&to)[n]) {
-  using Value = std::remove_const_t<T>;
-  for (int i = 0; i < n; ++i) to[i] = from[i] != nullptr ? load<Value, F>(from[i] + k, lanes) : Vec<Value>{};
-}
-template <class T, bool F, int n>
-HG_INLINE void store_all(T* const (&to)[n], int64_t k, int lanes, const Vec<T> (&from)[n]) {
-  for (int i = 0; i < n; ++i)
-    if (to[i] != nullptr) store<T, F>(to[i] + k, from[i], lanes);
-}
 
 template <class T, class S, template <class> class Optimizer>
 void value(const Call& call) {
@@ -167,7 +77,7 @@ void value(const Call& call) {
     T* y[O::kNext];
     locate(call, At::x, piece, piece.begin, x);
     locate(call, At::y, piece, piece.begin, y);
-    const O s = constants_of<O>(call, At::field, piece.leaf);
+    const O s = constants_of<O, S>(call, At::field, piece.leaf);
     for_channels<T>(piece.count, [&](int64_t k, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
       Vec<T> a[O::kStates], b[O::kNext];
@@ -189,7 +99,7 @@ void jvp(const Call& call) {
     locate(call, At::x, piece, piece.begin, x);
     locate(call, At::x_dot, piece, offset, x_dot);
     locate(call, At::y_dot, piece, offset, y_dot);
-    const O s = constants_of<O>(call, At::field, piece.leaf);
+    const O s = constants_of<O, S>(call, At::field, piece.leaf);
     double field_dot[O::kFields];
     for (int i = 0; i < O::kFields; ++i) {
       const T* const array = data_of<const T>(call, At::field_dot.of[i], piece.leaf);
@@ -217,7 +127,7 @@ void pull_piece(const Call& call, const Piece& piece, double* sums) {
   locate(call, At::x, piece, piece.begin, x);
   locate(call, At::y_bar, piece, piece.begin, y_bar);
   locate(call, At::x_bar, piece, piece.begin, x_bar);
-  const O s = constants_of<O>(call, At::field, piece.leaf);
+  const O s = constants_of<O, S>(call, At::field, piece.leaf);
   double lane_sums[O::kFields][kLanes<T>] = {};
   for (int64_t from = 0; from < piece.count; from += kFlush * kLanes<T>) {
     Vec<T> running[O::kFields] = {};

@@ -172,6 +172,22 @@ def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
     return all(serves(x) for x in fields)
 
 
+def served_fields(columns: list[list[Any]], fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Fields as the kernels take them for these leaves: a number, or a list with an array for each leaf. None where they do not serve.
+
+    Args:
+        columns: leaves, a list for each state.
+        fields: each a number, something without axes for all leaves, or a list of such with one per leaf.
+    """
+    fields = {k: 0.0 if is_zero(f) else f for k, f in fields.items()}
+    arrays = {k: f if isinstance(f, list) else [f] for k, f in fields.items() if type(f) not in (int, float, bool)}
+    if not kernels_serve(columns, [x for f in arrays.values() for x in f]):
+        return None
+    like, n = columns[0][0], len(columns[0])
+    rows = {k: [to_tensors("sgd_step", [like, x])[1].value for x in f] for k, f in arrays.items()}
+    return {k: float(f) if k not in rows else rows[k] * n if len(rows[k]) == 1 else rows[k] for k, f in fields.items()}
+
+
 def is_zero(field: Any) -> bool:
     """Whether a field is the number 0, which leaves out what it multiplies."""
     return isinstance(field, (int, float)) and field == 0

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends import Array
 from ..bilevel import batch_of
 from ..optimizers import Optimizer, Schedule, digests
 from ..tape import Tape, Tensor, primal, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from . import reversible
-from .dynamics import Bars, Pulled, Step, transposed_by_tape
+from .dynamics import Bars, Pulled, Residue, Step, transposed_by_tape
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class Descent:
         """See `Dynamics`."""
         return self._step(state, args, t)[0]
 
-    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Array]:
+    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Residue]:
         """See `dynamics.Reversible`."""
         step, g = self._step(state, args, t)
         return step, reversible.residue(self._optimizer(args), state, step.state, g, t)
 
-    def undo(self, state: PyTree, args: PyTree, t: int, residue: Array) -> PyTree:
+    def undo(self, state: PyTree, args: PyTree, t: int, residue: Residue) -> PyTree:
         """See `dynamics.Reversible`."""
         return reversible.undo(self._optimizer(args), state, lambda w: self._gradient(w, args["hparams"], t)[1], residue)
 

@@ -74,13 +74,31 @@ class Dynamics(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Residue:
+    """What a step's inverse needs beside the state after it.
+
+    Attributes:
+        bits: packed, uint8.
+        signs: of the zeros in the weights and in the velocity, for each leaf, packed; None where no zero is negative.
+    """
+
+    bits: Array
+    signs: list[list[Array]] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+        return int(self.bits.nbytes + sum(x.nbytes for xs in self.signs or [] for x in xs))
+
+
 class Reversible(Dynamics, Protocol):
     """Dynamics whose steps can be undone."""
 
-    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Array]:
+    def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Residue]:
         """Step t, and what `undo` needs beside the state after it."""
 
-    def undo(self, state: PyTree, args: PyTree, t: int, residue: Array) -> PyTree:
+    def undo(self, state: PyTree, args: PyTree, t: int, residue: Residue) -> PyTree:
         """The state before step t, from the one after it, bit for bit."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..backends import Array, backend_of, is_on_gpu
+from ..backends import backend_of, is_on_gpu
 from ..bilevel import Stats
 from ..errors import DifferentiationError
 from ..ops.arrays import stack
@@ -16,7 +16,7 @@ from ..state import is_idle, set_aside
 from ..tape import Node, Rule, Tensor, levels_of, record, untaped
 from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
-from .dynamics import Bars, Dynamics, Reversible
+from .dynamics import Bars, Dynamics, Residue, Reversible
 from .schedule import Schedule
 from .schedule import undone as undone_steps
 from .store import Memory, Store, n_bytes
@@ -60,7 +60,7 @@ class Run:
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
         self.store: Store | None = None
-        self.residues: dict[int, Array] = {}  # of the steps that the backward run undoes
+        self.residues: dict[int, Residue] = {}  # of the steps that the backward run undoes
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True

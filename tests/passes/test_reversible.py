@@ -111,8 +111,8 @@ def test_any_numbers_are_restored(dtype, rows, momentum, lr):
     w, v, g = (tree_tensors([x], "test") for x in np.array(rows, dtype).T.copy())
     optimizer = hg.SGD(lr=lr, momentum=momentum)
     after = optimizer.advance(w, v, g, 0)
-    packed = reversible.residue(optimizer, (w, v), after, g, 0)
-    again = reversible.undo(optimizer, after, lambda weights: g, packed)
+    residue = reversible.residue(optimizer, (w, v), after, g, 0)
+    again = reversible.undo(optimizer, after, lambda weights: g, residue)
     assert same_bits([x.value for x in (*w, *v)], [x.value for tree in again for x in tree])
 
 
@@ -181,3 +181,6 @@ def test_on_a_pretended_gpu(monkeypatch):
         hparams, batches = xp.asarray(np.array(0.5)), hg.full_batch(None, 9)
         stored, undone = hg.reverse(p, hparams, batches), hg.reverse(p, hparams, batches, checkpoints="reversible")
         assert float(stored.grad) == float(undone.grad)
+        x, optimizer = tree_tensors([start], "test"), hg.SGD(lr=0.01, momentum=0.9)
+        after = optimizer.advance(x, x, x, 0)
+        assert isinstance(reversible.step_of(optimizer, after), reversible.ByKernels)
