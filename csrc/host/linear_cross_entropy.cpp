@@ -24,7 +24,7 @@ namespace hg::HG_SIMD {
 namespace {
 
 constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
-enum Slot : int { kSlotLogits = 0, kSlotW = kSharedSlots, kSlotWDot, kSlotZBar, kSlotZBarDot };
+enum Slot : int { kSlotLogits = 0, kSlotTotals, kSlotW = kSharedSlots, kSlotWDot, kSlotZBar, kSlotZBarDot };
 
 // As parallel_for; calls too small to be worth waking a thread stay on this one.
 template <class Body>
@@ -49,7 +49,8 @@ Head head_of(const Call& call) {
   h.Dp = round_up(h.D, kLanes<T>);
   h.chunk = higher(1, lower(h.N, kTaskProducts / higher(1, h.D * h.K)));
   h.chunks = ceil_div(h.N, h.chunk);
-  h.band = round_up(higher(256, kTaskProducts / higher(1, h.N * h.K)), kLanes<T>);
+  const int64_t widest = higher(128, kTaskProducts / higher(1, h.N * h.K));
+  h.band = higher(1, round_up(ceil_div(h.D, higher(2, round_up(ceil_div(h.D, widest), 2))), kLanes<T>));  // an even number of them
   h.bands = ceil_div(h.D, h.band);
   return h;
 }
@@ -110,16 +111,24 @@ HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, double* out) {
     for (int j = 0; j < J; ++j) out[i * h.K + j] += total[i][j];
 }
 
+// body(k, classes): all classes in groups that fill a tile, whose width is a compile-time constant.
+template <class Body>
+HG_INLINE void for_classes(int64_t K, const Body& body) {
+  int64_t k = 0;
+  for (; k + 5 <= K && (K - k) % 4 != 0; k += 5) body(k, std::integral_constant<int, 5>{});
+  for (; k + 4 <= K; k += 4) body(k, std::integral_constant<int, 4>{});
+  for (; k + 2 <= K; k += 2) body(k, std::integral_constant<int, 2>{});
+  if (k < K) body(k, std::integral_constant<int, 1>{});
+}
+
 // out[n, k] += x w for n examples.
 template <class T>
 void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out) {
   int64_t i = 0;
-  for (; i + 2 <= n; i += 2) {
-    int64_t k = 0;
-    for (; k + 4 <= h.K; k += 4) dot_tile<T, 2, 4>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
-    for (; k < h.K; ++k) dot_tile<T, 2, 1>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
-  }
-  for (int64_t k = 0; i < n && k < h.K; ++k) dot_tile<T, 1, 1>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k);
+  for (; i + 2 <= n; i += 2)
+    for_classes(h.K, [&](int64_t k, auto J) { dot_tile<T, 2, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k); });
+  if (i < n)
+    for_classes(h.K, [&](int64_t k, auto J) { dot_tile<T, 1, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k); });
 }
 
 template <class T, class S>
@@ -182,45 +191,21 @@ struct Factor {
   const T *z, *other;
 };
 
-// x_bar[n, band] = sum over classes of z*w (+ the second pair).
-template <class T>
-void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* x_bar) {
+// x_bar[n, band] = sum over classes of z*w (+ the second pair), I examples from n on.
+template <class T, int I>
+HG_INLINE void features_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, int64_t first, int64_t last, T* x_bar) {
   constexpr int64_t V = kLanes<T>;
-  for (int64_t n = 0; n < h.N; ++n) {
-    const auto column = [&](int64_t d, int lanes, auto full) {
-      Vec<T> sum{};
-      for (int64_t k = 0; k < h.K; ++k) sum += a.z[n * h.K + k] * load(a.other + k * h.Dp + d);
-      for (int64_t k = 0; b.z != nullptr && k < h.K; ++k) sum += b.z[n * h.K + k] * load(b.other + k * h.Dp + d);
-      store<T, decltype(full)::value>(x_bar + n * h.D + d, sum, lanes);
-    };
-    int64_t d = first;
-    for (; d + V <= last; d += V) column(d, 0, std::true_type{});
-    if (d < last) column(d, static_cast<int>(last - d), std::false_type{});
-  }
-}
-
-// w_bar[band, k] = sum over examples of x*z (+ the second pair), J classes from k on.
-template <class T, int J>
-HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, int64_t k, T* w_bar) {
-  constexpr int V = kLanes<T>;
   const auto column = [&](int64_t d, int lanes, auto full) {
-    double total[J][V] = {};
+    Vec<T> sum[I] = {};
     const auto add = [&](const Factor<T>& f) {
-      for (int64_t n0 = 0; n0 < h.N; n0 += kFlush) {
-        Vec<T> acc[J] = {};
-        for (int64_t n = n0; n < lower(h.N, n0 + kFlush); ++n) {
-          const Vec<T> v = load<T, decltype(full)::value>(f.other + n * h.D + d, lanes);
-          for (int j = 0; j < J; ++j) acc[j] += f.z[n * h.K + k + j] * v;
-        }
-        for (int j = 0; j < J; ++j)
-          for (int i = 0; i < V; ++i) total[j][i] += static_cast<double>(acc[j][i]);
+      for (int64_t k = 0; k < h.K; ++k) {
+        const Vec<T> w = load(f.other + k * h.Dp + d);
+        for (int i = 0; i < I; ++i) sum[i] += f.z[(n + i) * h.K + k] * w;
       }
     };
     add(a);
     if (b.z != nullptr) add(b);
-    const int count = decltype(full)::value ? V : lanes;
-    for (int i = 0; i < count; ++i)
-      for (int j = 0; j < J; ++j) w_bar[(d + i) * h.K + k + j] = static_cast<T>(total[j][i]);
+    for (int i = 0; i < I; ++i) store<T, decltype(full)::value>(x_bar + (n + i) * h.D + d, sum[i], lanes);
   };
   int64_t d = first;
   for (; d + V <= last; d += V) column(d, 0, std::true_type{});
@@ -228,10 +213,54 @@ HG_INLINE void weights_tile(const Head& h, const Factor<T>& a, const Factor<T>& 
 }
 
 template <class T>
+void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* x_bar) {
+  int64_t n = 0;
+  for (; n + 4 <= h.N; n += 4) features_tile<T, 4>(h, a, b, n, first, last, x_bar);
+  for (; n < h.N; ++n) features_tile<T, 1>(h, a, b, n, first, last, x_bar);
+}
+
+// total[k, d] += sum over the examples [n, end) of z*x, for J classes from k on and M vectors of features from d on.
+template <class T, int J, int M, bool Full>
+HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t end, int64_t k, int64_t d, int lanes, double* total,
+                            int64_t width) {
+  constexpr int V = kLanes<T>;
+  Vec<T> acc[J][M] = {};
+  for (; n < end; ++n) {
+    Vec<T> x[M];
+    for (int m = 0; m < M; ++m) x[m] = load<T, Full>(f.other + n * h.D + d + m * V, lanes);
+    for (int j = 0; j < J; ++j)
+      for (int m = 0; m < M; ++m) acc[j][m] += f.z[n * h.K + k + j] * x[m];
+  }
+  for (int j = 0; j < J; ++j)
+    for (int m = 0; m < M; ++m) {
+      T sums[V];
+      __builtin_memcpy(sums, &acc[j][m], sizeof sums);
+      double* const to = total + j * width + m * V;
+      for (int v = 0; v < V; ++v) to[v] += static_cast<double>(sums[v]);
+    }
+}
+
+// w_bar[band, k] = sum over examples of x*z (+ the second pair). A block of examples stays in the cache for all classes.
+template <class T>
 void weights_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* w_bar) {
-  int64_t k = 0;
-  for (; k + 4 <= h.K; k += 4) weights_tile<T, 4>(h, a, b, first, last, k, w_bar);
-  for (; k < h.K; ++k) weights_tile<T, 1>(h, a, b, first, last, k, w_bar);
+  constexpr int64_t V = kLanes<T>;
+  const int64_t width = round_up(last - first, V);
+  double* const total = scratch_of<double>(kSlotTotals, h.K * width);
+  for (int64_t i = 0; i < h.K * width; ++i) total[i] = 0;
+  for (const Factor<T>* f : {&a, &b})
+    for (int64_t n = 0; f->z != nullptr && n < h.N; n += kFlush) {
+      const int64_t end = lower(h.N, n + kFlush);
+      for_classes(h.K, [&](int64_t k, auto J) {
+        constexpr int j = decltype(J)::value;
+        double* const to = total + k * width;
+        int64_t d = first;
+        for (; d + 2 * V <= last; d += 2 * V) weights_tile<T, j, 2, true>(h, *f, n, end, k, d, 0, to + d - first, width);
+        for (; d + V <= last; d += V) weights_tile<T, j, 1, true>(h, *f, n, end, k, d, 0, to + d - first, width);
+        if (d < last) weights_tile<T, j, 1, false>(h, *f, n, end, k, d, static_cast<int>(last - d), to + d - first, width);
+      });
+    }
+  for (int64_t d = first; d < last; ++d)
+    for (int64_t k = 0; k < h.K; ++k) w_bar[d * h.K + k] = static_cast<T>(total[k * width + d - first]);
 }
 
 // bias_bar[k] = sum over examples of z[n, k].
