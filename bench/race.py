@@ -138,14 +138,14 @@ def _cleaning(objective: dict[str, Any], reg: float = 0.2) -> tuple[hg.Bilevel, 
     inner, outer = closed_over(objective["f_inner"]), closed_over(objective["f_outer"])
     train = np.asarray(inner["X_train"]), np.asarray(inner["y_train"]).argmax(1)
     validation = np.asarray(outer["X_val"]), np.asarray(outer["y_val"]).argmax(1)
-    start = np.zeros((train[0].shape[1], 10), train[0].dtype)
+    start, bias = np.zeros((train[0].shape[1], 10), train[0].dtype), np.zeros(10, train[0].dtype)
 
     def inner_loss(w: Any, hparams: Any, batch: Any) -> Any:
         x, y, rows = batch
-        return hg.mean(hg.sigmoid(hparams[rows]) * hg.softmax_cross_entropy(x @ w, y)) + reg * hg.sum(w * w)
+        return hg.mean(hg.sigmoid(hparams[rows]) * hg.linear_cross_entropy(x, w, bias, y)) + reg * hg.sum(w * w)
 
     def outer_loss(w: Any, hparams: Any, batch: Any) -> Any:
-        return hg.mean(hg.softmax_cross_entropy(batch[0] @ w, batch[1]))
+        return hg.mean(hg.linear_cross_entropy(batch[0], w, bias, batch[1]))
 
     return hg.Bilevel(inner_loss, outer_loss, lambda hparams: start, lambda hparams: hg.SGD(lr=0.15, momentum=0.9)), train, validation
 
