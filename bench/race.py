@@ -328,11 +328,15 @@ def plot(lines: list[dict[str, Any]]) -> bytes:
         for row in rows:
             name, points = row["solver"], [p for p in row["points"] if p["seconds"] > 0]
             mine = name in ours
-            color = (BLUE, GREEN)[ours.index(name)] if mine else f"C{names.index(name) % 10}"
-            style: dict[str, Any] = {"linewidth": 2.2, "zorder": 3} if mine else {"linewidth": 0.9, "linestyle": "--"}
+            place = names.index(name)
+            color = (BLUE, GREEN)[ours.index(name)] if mine else f"C{place % 10}"
+            style: dict[str, Any] = (
+                {"linewidth": 2.2, "zorder": 3} if mine else {"linewidth": 0.9, "linestyle": "--" if place < 10 else ":"}
+            )
             x, y = [p["seconds"] for p in points], [p[problem.measure] for p in points]
             ax.plot(x, y, color=color, label=None if row["round"] else name, **style)
         ax.set_xscale("log")
+        ax.set_xlim(left=0.01)
         ax.set_yscale("log")
         ax.set_xlabel("seconds")
         ax.set_ylabel({"outer_loss": "outer loss", "value": "squared norm of the hypergradient"}[problem.measure])
