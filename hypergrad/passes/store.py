@@ -79,11 +79,12 @@ class Line(Memory):
         return tree_map(lambda a, b: Tensor(a.value + share * (b.value - a.value)), self.states[0], self.states[max(self.states)])
 
 
-class _Place(NamedTuple):
-    """Where a state lies in the file: of each leaf its first byte, dtype and shape."""
+class _Layout(NamedTuple):
+    """How a state lies in the file: of each leaf its place after the state's first byte, dtype and shape; and the bytes in all."""
 
     spec: Any
     leaves: list[tuple[int, np.dtype[Any], tuple[int, ...]]]
+    length: int
     n_bytes: int
 
 
@@ -100,8 +101,9 @@ class File:
 
     def __init__(self, stats: Stats, directory: str | os.PathLike[str] | None) -> None:
         self.stats, self.directory = stats, directory or tempfile.gettempdir()
-        self.places: dict[int, _Place] = {}
-        self.end = 0
+        self.places: dict[int, tuple[int, _Layout]] = {}  # by t: the first byte; states alike share their layout
+        self.layout: _Layout | None = None
+        self.end = self.held = 0
         self.map: mmap.mmap | None = None
         try:
             self.file = tempfile.TemporaryFile(prefix="hypergrad-", dir=self.directory)
@@ -114,27 +116,38 @@ class File:
         leaves, spec = tree_flatten(state)
         if any(is_on_gpu(x.value) for x in leaves):
             raise DeviceError("reverse: states are on the GPU, expected host arrays for states in a file; choose other checkpoints")
-        place = _Place(spec, [], n_bytes(state))
+        layout = self._layout_of(spec, leaves, n_bytes(state))
         self.map = None
         try:
-            for x in leaves:
-                self.end += -self.end % _ALIGN
-                place.leaves.append((self.end, x.dtype, x.shape))
-                self.file.seek(self.end)  # written, not mapped: a full disk is then an error and not a fault of the bus
-                self.end += self.file.write(np.ascontiguousarray(x.value).data)
-            self.file.flush()
+            for x, (place, _, _) in zip(leaves, layout.leaves, strict=True):
+                self.file.seek(self.end + place)  # written, not mapped: a full disk is then an error and not a fault of the bus
+                self.file.write(np.ascontiguousarray(x.value).data)
+            self.file.truncate(self.end + layout.length)  # as long as the map will be, whatever the last leaf is; it flushes, too
         except OSError as error:
             raise self._failed(error) from error
-        self.places[t] = place
-        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, sum(p.n_bytes for p in self.places.values()))
+        self.places[t] = self.end, layout
+        self.end += layout.length
+        self.held += layout.n_bytes
+        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, self.held)
+
+    def _layout_of(self, spec: Any, leaves: list[Tensor], size: int) -> _Layout:
+        """The layout of a state: that of the state before where it is the same."""
+        places, end = [], 0
+        for x in leaves:
+            places.append((end, x.dtype, x.shape))
+            end += -(-x.value.nbytes // _ALIGN) * _ALIGN
+        layout = _Layout(spec, places, end, size)
+        if self.layout != layout:
+            self.layout = layout
+        return self.layout
 
     def get(self, t: int) -> PyTree:
         """See `Store`."""
-        place = self.places[t]
+        start, layout = self.places[t]
         if self.map is None and self.end:
             self.map = mmap.mmap(self.file.fileno(), self.end, access=mmap.ACCESS_READ)
-        self.stats.hold(t, place.n_bytes)
-        return tree_unflatten(place.spec, [Tensor(self._array(*leaf)) for leaf in place.leaves])
+        self.stats.hold(t, layout.n_bytes)
+        return tree_unflatten(layout.spec, [Tensor(self._array(start + place, dtype, shape)) for place, dtype, shape in layout.leaves])
 
     def _array(self, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
         if self.map is None or 0 in shape:
@@ -143,7 +156,7 @@ class File:
 
     def drop(self, t: int) -> None:
         """See `Store`."""
-        del self.places[t]
+        self.held -= self.places.pop(t)[1].n_bytes
         self.stats.release(t)
 
     def _failed(self, error: OSError) -> ArgumentError:
@@ -168,6 +181,7 @@ class Pinned:
         self.leaving: list[tuple[Any, list[Tensor]]] = []  # with the event after which the device's arrays are no longer read
         self.coming: dict[int, tuple[Any, list[Tensor]]] = {}  # with the event after which they are there
         self.side: Any = None
+        self.held = 0
 
     def put(self, t: int, state: PyTree) -> None:
         """See `Store`. It waits only where more than two states are still on their way."""
@@ -185,7 +199,8 @@ class Pinned:
             self.leaving.pop(0)[0].synchronize()
         self.leaving.append((self.side.record(), leaves))
         self.hosted[t] = spec, arrays, n_bytes(state)
-        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, sum(size for _, _, size in self.hosted.values()))
+        self.held += self.hosted[t][2]
+        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, self.held)
 
     def get(self, t: int) -> PyTree:
         """See `Store`. It also sends for the stored state before it, which the backward run wants next."""
@@ -194,7 +209,7 @@ class Pinned:
         cuda = backend_of(*(x.value for x in leaves)).xp.cuda
         cuda.get_current_stream().wait_event(event)
         self.stats.hold(t, size)
-        earlier = max((k for k in self.hosted if k < t), default=None)
+        earlier = next((k for k in reversed(self.hosted) if k < t), None)
         if earlier is not None and earlier not in self.coming:
             self.coming = {earlier: self._fetched(self.hosted[earlier][1])}
         return tree_unflatten(spec, leaves)
@@ -210,7 +225,7 @@ class Pinned:
 
     def drop(self, t: int) -> None:
         """See `Store`."""
-        del self.hosted[t]
+        self.held -= self.hosted.pop(t)[2]
         self.coming.pop(t, None)
         self.stats.release(t)
 

@@ -112,6 +112,18 @@ def test_a_directory_without_room(tmp_path):
     assert not list(tmp_path.iterdir()) and hg.reverse(*wide(40), checkpoints=tmp_path).stats.offloaded_bytes == 40 * ROOM * 8
 
 
+@pytest.mark.parametrize("shapes", [[(3,), (0,)], [(0,), (3,)], [(0,)], [(5,), ()]])
+def test_leaves_of_no_elements_lie_in_a_file(shapes):
+    p = hg.Bilevel(
+        lambda w, h, b: sum(0.5 * hg.sum(h * x * x) for x in w),
+        lambda w, h: sum((hg.sum(x * x) for x in w), 0 * h),
+        lambda h: [np.ones(s) for s in shapes],
+        lambda h: hg.SGD(lr=0.1, momentum=0.5),
+    )
+    stored, hosted = (hg.reverse(p, 0.5, hg.full_batch(None, 5), checkpoints=c) for c in ("all", "host"))
+    assert hosted.grad == stored.grad and hosted.stats.offloaded_bytes == stored.stats.state_bytes
+
+
 @needs_emulator
 def test_arrays_of_a_pretended_gpu_do_not_go_to_a_file(monkeypatch, tmp_path):
     with pretended.gpu(monkeypatch):
