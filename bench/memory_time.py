@@ -161,9 +161,9 @@ def mode_of(route: Any) -> str:
     return "log" if isinstance(checkpoints, int) else checkpoints
 
 
-def difference(r: hg.HyperGradient, reference: hg.HyperGradient) -> float:
+def difference(grad: Any, reference: Any) -> float:
     """Largest difference of two hypergradients, relative to the leaf's largest element."""
-    return max(float(np.abs(r.grad[k] - g).max() / np.abs(g).max()) for k, g in reference.grad.items())
+    return max(float(np.abs(grad[k] - g).max() / np.abs(g).max()) for k, g in reference.items())
 
 
 def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list[Row]:
@@ -191,7 +191,7 @@ def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list
             stats = traced[k].stats.as_dict()
             peak = stats["peak_bytes"] if stats["peak_device_bytes"] is None else stats["peak_device_bytes"]
             row |= {"seconds": statistics.median(seconds[k]), "all_seconds": seconds[k], "peak_bytes": peak}
-            row |= {"difference": difference(traced[k], traced["all"]) if "all" in traced else None, "stats": stats}
+            row |= {"difference": difference(traced[k].grad, traced["all"].grad) if "all" in traced else None, "stats": stats}
         rows.append(row)
     return rows
 
@@ -211,7 +211,7 @@ def measure_peers(data: tuple[Any, Any], problem: tuple[hg.Bilevel, Any, Any], r
             command = [sys.executable, str(Path(__file__).with_name("memory_time_peers.py")), kind, str(given), str(out), str(repeats)]
             answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             with np.load(out) as grad:
-                found = max(float(np.abs(grad[k] - g).max() / np.abs(g).max()) for k, g in reference.grad.items())
+                found = difference(grad, reference.grad)
             rows.append({"mode": kind, "seconds": statistics.median(answer["all_seconds"]), **answer, "difference": found})
     return rows
 
@@ -249,7 +249,7 @@ def measure_rfho(data: tuple[Any, Any], setting: Setting) -> list[Row]:
                 "n_weights": n_weights(setting.rfho),
                 "seconds": statistics.median(r.stats.seconds for r in runs),
                 "state_mib": stats.state_bytes / 2**20,
-                "difference": difference(runs[0], found["all"][0]),
+                "difference": difference(runs[0].grad, found["all"][0].grad),
                 "theirs": THEIRS[k],
             }
         )

@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
         lines += [{**env, "problem": problem.name, "seconds": options.seconds}, *summaries, *rows]
     write_lines(path, lines)
     path.with_suffix(".png").write_bytes(plot(lines))
-    console.print(f"wrote {json.dumps(str(out / 'race-cpu.jsonl'))}")
+    console.print(f"written: {path} and {path.with_suffix('.png').name}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class LSTMOptimizer(Optimizer):
 
     With `decay` the two numbers are m / sqrt(v) and g / sqrt(v), where m and v are the running averages of g and g^2, each divided by
     1 - decay^(t+1) as in Adam. The network's output goes through tanh, so that no step is longer than `scale`. A step then does not
-    depend on the scale of the loss, and Adam's own step is close at hand. It is learned in far fewer outer iterations.
+    depend on the scale of the loss, and Adam's own step is close at hand.
 
     Args:
         params: the network's weights, arrays or Tensors as `lstm_params` draws them, of the dtype of the weights that are moved. Learn
