@@ -89,6 +89,21 @@ class _FullBatch(Sequence[Any]):
         return self.data
 
 
+class DrawnBatches(Sequence[Any]):
+    """n_steps batches, each a function of its number: draw(t), 0 <= t < n_steps."""
+
+    def __init__(self, n_steps: int, draw: Callable[[int], Any]) -> None:
+        self.n_steps, self.draw = n_steps, draw
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, t: Any) -> Any:
+        if not 0 <= t < self.n_steps:
+            raise IndexError(t)
+        return self.draw(t)
+
+
 class FirstBatches(Sequence[Any]):
     """The first n batches."""
 

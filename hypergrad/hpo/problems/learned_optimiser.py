@@ -15,7 +15,7 @@ run, K of its T steps. The steps before the window are run with the present netw
 next window of the same tasks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ...bilevel import Batches, Bilevel, full_batch
+from ...bilevel import Batches, Bilevel, DrawnBatches, full_batch
 from ...errors import ArgumentError
 from ...learned import LSTMOptimizer, lstm_params
 from ...ops import linear, linear_cross_entropy, log, mean, tanh
@@ -93,22 +93,6 @@ class Classifiers(NamedTuple):
 
 
 Tasks = Quadratics | Classifiers
-
-
-class Minibatches(Sequence[Classifiers]):
-    """Points drawn with replacement. Args: tasks: whose points; n_steps: T; size: points B of a batch; seed: of the draws."""
-
-    def __init__(self, tasks: Classifiers, n_steps: int, size: int, seed: tuple[int, ...]) -> None:
-        self.tasks, self.n_steps, self.size, self.seed = tasks, n_steps, size, seed
-
-    def __len__(self) -> int:
-        return self.n_steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.n_steps:
-            raise IndexError(t)
-        n, m = self.tasks.y.shape
-        return self.tasks.take(np.random.default_rng([*self.seed, t]).integers(0, m, (n, self.size)))
 
 
 class Drawn(NamedTuple):
@@ -209,7 +193,8 @@ class OptimiserTask(Task):
     def batches(self, drawn: Drawn, n_steps: int) -> Batches:
         """What the first steps see of the tasks: minibatches of a classifier's points, all of a quadratic. Cost: O(1)."""
         if isinstance(drawn.tasks, Classifiers):
-            return Minibatches(drawn.tasks, n_steps, self.options.batch, drawn.seed)
+            tasks, (n, m), size = drawn.tasks, drawn.tasks.y.shape, self.options.batch
+            return DrawnBatches(n_steps, lambda t: tasks.take(np.random.default_rng([*drawn.seed, t]).integers(0, m, (n, size))))
         return full_batch(drawn.tasks, n_steps)
 
     def init(self) -> Arrays:

@@ -9,14 +9,14 @@ The inner steps see minibatches. A step size that is fixed must then choose betw
 that moves need not. The outer step size falls to zero along the run, because the hypergradient is noisy, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ...bilevel import Batches, Bilevel, full_batch
+from ...bilevel import Batches, Bilevel, DrawnBatches, full_batch
 from ...data import Examples, LabelledImages
 from ...ops import exp, mean, sigmoid
 from ...optimizers import SGD
@@ -83,21 +83,6 @@ class Fixed(NamedTuple):
     losses: Mapping[str, list[float]]
 
 
-class Minibatches(Sequence[Examples]):
-    """Examples drawn with replacement, for each step. Args: data: to draw from; n_steps: T; size: of a batch; seed: of the draws."""
-
-    def __init__(self, data: Examples, n_steps: int, size: int, seed: int) -> None:
-        self.data, self.n_steps, self.size, self.seed = data, n_steps, size, seed
-
-    def __len__(self) -> int:
-        return self.n_steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.n_steps:
-            raise IndexError(t)
-        return self.data.take(np.random.default_rng([self.seed, BATCHES, t]).integers(0, len(self.data), self.size))
-
-
 class OnlineRun(SingleRun):
     """The run. Args: options: of the problem; images: the data; seed: of the weights before training."""
 
@@ -129,7 +114,9 @@ class OnlineRun(SingleRun):
     def batches(self, n_steps: int) -> Batches:
         """The minibatches, the same for every run. Args: n_steps: T. Cost: O(1)."""
         train, size = self.images.train, self.options.batch
-        return full_batch(train, n_steps) if size >= len(train) else Minibatches(train, n_steps, size, self.seed)
+        if size >= len(train):
+            return full_batch(train, n_steps)
+        return DrawnBatches(n_steps, lambda t: train.take(np.random.default_rng([self.seed, BATCHES, t]).integers(0, len(train), size)))
 
     def run(self, training: Training, mode: Mode, report: Report) -> Online:
         best = np.inf
