@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ...bilevel import Batches, Bilevel
+from ...bilevel import Batches, Bilevel, DrawnBatches
 from ...data import Accuracy, LabelledImages
 from ...ops import exp, matmul, mean, reshape, softmax, transpose
 from ...optimizers import SGD
@@ -118,7 +118,7 @@ class AugmentationTask(Task):
             return mean(classifier.losses(w, validation.x, validation.y))
 
         problem = Bilevel(inner_loss, outer_loss, lambda hparams: w_0, lambda hparams: SGD(lr=options.inner_lr, momentum=options.momentum))
-        return problem, Minibatches(images, options.n_steps, options.batch, key)
+        return problem, DrawnBatches(options.n_steps, lambda t: minibatch(images, options.batch, (*key, t)))
 
     def metrics(self, hparams: Arrays) -> Record:
         """The strengths."""
@@ -159,25 +159,11 @@ class AugmentationTask(Task):
         return gallery(rows, (["original"] + [""] * SHOWN) * count, SHOWN + 1, title)
 
 
-class Minibatches(Sequence[Minibatch]):
-    """The minibatch of each step, a function of its number.
-
-    Args: images: the data; n_steps: T; size: images of a step; key: of the draws.
-    """
-
-    def __init__(self, images: LabelledImages, n_steps: int, size: int, key: Sequence[int]) -> None:
-        self.images, self.n_steps, self.size, self.key = images, n_steps, size, key
-
-    def __len__(self) -> int:
-        return self.n_steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.n_steps:
-            raise IndexError(t)
-        train = self.images.train
-        rows = np.random.default_rng([*self.key, t, 0]).integers(0, len(train), self.size)
-        shape = (self.size, *self.images.image_shape)
-        return Minibatch(train.x[rows].reshape(shape), train.y[rows], drawn(shape, (*self.key, t, 1), train.x.dtype))
+def minibatch(images: LabelledImages, size: int, key: Sequence[int]) -> Minibatch:
+    """Training images drawn with replacement, and their random numbers, a function of `key`. Args: size: of the batch. Cost: O(size)."""
+    train, shape = images.train, (size, *images.image_shape)
+    rows = np.random.default_rng([*key, 0]).integers(0, len(train), size)
+    return Minibatch(train.x[rows].reshape(shape), train.y[rows], drawn(shape, (*key, 1), train.x.dtype))
 
 
 def drawn(shape: Sequence[int], key: Sequence[int], dtype: DTypeLike) -> Draws:
