@@ -80,6 +80,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield place
 
 
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """What a test replaces in the host backend is put back: two threads that replace and restore one thing at once may not do so."""
+    kind = importlib.import_module("hypergrad.backends.host").HostBackend
+    before = dict(vars(kind))
+    yield
+    changed = {name: value for name, value in before.items() if vars(kind).get(name) is not value}
+    for name, value in changed.items():
+        setattr(kind, name, value)
+    assert not changed, f"HostBackend: replaced by the test and not put back: {list(changed)}"
+
+
 @pytest.fixture
 def planted() -> Iterator[None]:
     """For ops that a test declares, wrong ones among them: the registry is as before at the end."""

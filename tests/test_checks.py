@@ -10,7 +10,7 @@ import pytest
 import rounding
 from cases import CASES
 from cases.conv import block_margin, block_reference
-from checks import Array, Case, assert_same, check_float32, check_float64, check_layouts, check_outputs_written, guarded_outputs
+from checks import Array, Case, Guarded, assert_same, check_float32, check_float64, check_layouts, check_outputs_written, guarded_outputs
 
 import hypergrad as hg
 from hypergrad.backends import backend_of
@@ -355,7 +355,7 @@ def test_element_written_beyond_an_output() -> None:
     with pytest.raises(AssertionError, match="outside an output"), guarded_outputs():
         out = backend_of().empty((2, 3), np.float32)
         out[...] = 0
-        out.base[8 + 6] = 0.0  # one past the end, where a kernel that rounds sizes up would write
+        out.base[Guarded.rim + out.nbytes] = 0  # one past the end, where a kernel that rounds sizes up would write
 
 
 def test_guard_that_guards_nothing() -> None:

@@ -1,11 +1,9 @@
 """The kernels that undo steps of SGD against the same search and the same bits by NumPy, which calls the step itself."""
 
-from contextlib import contextmanager
-from unittest import mock
-
 import numpy as np
 import pytest
 import test_kernels as suite
+from checks import guarded_outputs
 from test_kernels import DTYPES, LEVELS
 
 import hypergrad as hg
@@ -45,28 +43,11 @@ def drawn(kind, dtype, n, rng):
 KINDS = ["random", "training", "equal", "zeros", "denormal", "huge", "swallowed", "powers"]
 
 
-@contextmanager
-def filled(byte):
-    """Outputs begin as this byte everywhere, inside rims that must survive."""
-    rims, rim = [], 64
-
-    def empty(_, shape, dtype):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        rims.append(np.full(size + 2 * rim, 7, np.uint8))
-        rims[-1][rim : rim + size] = byte
-        return rims[-1][rim : rim + size].view(dtype).reshape(shape)
-
-    with mock.patch.object(type(suite.HOST), "empty", empty):
-        yield
-    for buffer in rims:
-        assert (buffer[:rim] == 7).all() and (buffer[-rim:] == 7).all(), "a kernel wrote beyond an output"
-
-
 def everywhere(f):
     """f(), arrays, each element of which a kernel writes: it does not show what outputs held before."""
-    with filled(255):
+    with guarded_outputs(255):
         first = f()
-    with filled(0):
+    with guarded_outputs(0):
         again = f()
     assert [np.asarray(x).tobytes() for x in first] == [np.asarray(x).tobytes() for x in again]
     return first
