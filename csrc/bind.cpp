@@ -1,4 +1,4 @@
-// The only file that knows Python: modules `_host`, `_cuda` (HG_CUDA_MODULE) and `_emulated` (HG_EMULATED_MODULE), with
+// The only file beside allocator.h that knows Python: modules `_host`, `_cuda` (HG_CUDA_MODULE) and `_emulated` (HG_EMULATED_MODULE), with
 // run, kernels, device_count and build_info; `_host` has thread control, `_emulated` the order of threads.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -18,6 +18,7 @@
 #include "emulator/emulator.h"
 #define HG_MODULE _emulated
 #else
+#include "allocator.h"
 #include "threads.h"
 #define HG_MODULE _host
 #endif
@@ -428,6 +429,10 @@ PYBIND11_MODULE(HG_MODULE, m) {
   m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"),
         "Runs a kernel on arguments by name; returns its outputs by name, those not given made by `empty(shape, dtype)`.");
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
+  m.def("empty", &hg::empty_array, py::arg("shape"), py::arg("dtype"), "An uninitialised array whose memory is kept for the next one.");
+  m.def("use_memory", &hg::use_memory, "Lets NumPy's arrays keep their memory for the next ones, in the calling context.");
+  m.def("memory_use", &hg::sizes_of_memory, "Bytes of such arrays in use, kept, and the most in use so far.");
+  m.def("release_memory", &hg::release_memory, "Gives the memory that is kept back to the system.");
   m.def("threads", &hg::thread_count, "Threads that kernels use.");
   m.def("set_threads", &hg::set_thread_count, py::arg("n"), "Sets the number of threads; results keep their bits.");
   m.def("set_simd", &hg::choose_level, py::arg("level"), "Chooses an instruction set of build_info()['simd_supported'].");

@@ -5,6 +5,7 @@ checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arra
 """
 
 from . import constraints, errors
+from .backends.host import release_memory
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
 from .capture import capture
 from .clipping import clip_by_norm, clip_by_value
@@ -73,6 +74,7 @@ __all__ = [
     "online",
     "plan",
     "precision",
+    "release_memory",
     "reverse",
     "saba",
     "scan",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from .backends.host import keep_memory
 from .errors import DifferentiationError
 
 P = ParamSpec("P")
@@ -122,6 +123,7 @@ def within(state: State, f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
 
 def _enter(state: State, f: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
     _STATE.set(state)
+    keep_memory()  # ends with the copy of the context
     return f(*args, **kwargs)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .backends import backend_of, digest
 from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
-from .state import is_idle
+from .state import current, is_idle, within
 from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents, zeros_like
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
 
@@ -126,7 +126,7 @@ def tensor_value_and_grad(
     roots = [out]
     if out.node is not None and not out.node.levels:
         out = untaped(out)  # no other tape follows it: let go of the graph, so that the sweep can free it
-    bars = tape.gradients(roots, [one], watched)
+    bars = within(current(), tape.gradients, roots, [one], watched)
     return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
 
 
@@ -226,7 +226,7 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
             )
         if held is not None:
             held.check()
-        got = tape.gradients(outs, bars, watched, keep=True)
+        got = within(current(), tape.gradients, outs, bars, watched, keep=True)
         grads = [zeros_like(x) if b is None else b for x, b in zip(leaves, got, strict=True)]
         return tuple(result(tree_unflatten(spec, grads), [*arrays_of(leaves, bars), *(held.arrays if held else ())]))
 

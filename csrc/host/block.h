@@ -4,7 +4,7 @@
 // the pixel that won its window, where that was positive; B = sum u_bar, G = sum u_bar*xhat; M = N*H*W pixels.
 // A code holds the winner (bits 0-1: 2*dy + dx) and whether it was positive (bit 2); it is never decided again.
 #pragma once
-#include "images.h"
+#include "winograd.h"
 
 #include "../batch_norm.h"
 
@@ -15,17 +15,23 @@ struct Block {
   int64_t h, w;           // pooled
   int64_t Kp;             // K rounded up to whole vectors
   int64_t chunk, chunks;  // images per task, tasks per episode
+  bool winograd = false;  // whether by Winograd
   int64_t pixels() const { return N * H * W; }
   int64_t taps() const { return 9 * C; }
 };
 
-template <class T, class S>
+// What a kernel leaves to Winograd's algorithm, where its sizes are right for that: nothing, its convolutions, or the sums of the
+// block on data.
+enum class ByWinograd { nothing, convolutions, first_sums };
+template <class T, class S, ByWinograd kWhat = ByWinograd::nothing>
 static Block block_of(const Call& call) {
   Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(H), HG_DIM(W), HG_DIM(C), HG_DIM_IF_ANY(K), 0, 0, 0, 0, 0};
+  if (kWhat == ByWinograd::convolutions) b.winograd = by_winograd<T>(b.pixels(), b.C, b.K);
+  if (kWhat == ByWinograd::first_sums) b.winograd = b.C == kFewChannels && by_winograd<T>(b.pixels(), kWinogradUnit, b.K);
   b.h = b.H / 2;
   b.w = b.W / 2;
   b.Kp = round_up(b.K, kLanes<T>);
-  b.chunk = higher(1, lower(b.N, kTaskPixels / higher(1, b.H * b.W)));
+  b.chunk = higher(1, lower(b.N, (b.winograd ? kWinogradTask : kTaskPixels) / higher(1, b.H * b.W)));
   b.chunks = ceil_div(b.N, b.chunk);
   return b;
 }
@@ -44,23 +50,21 @@ HG_INLINE T* images_at(T* entry, int64_t first, int64_t rows, int64_t cols, int6
   return entry + first * rows * cols * channels;
 }
 
-// x of a task with a border of one pixel, minus shift[c] where given.
+// x of a task with a border of one pixel, minus shift[c] where given. A vector may be read from where any pixel begins.
 template <class T>
 static Images<T> padded_input(const Block& b, const T* x, const BlockTask& t, int slot, const T* shift = nullptr) {
-  const Images<T> out = dense(scratch_of<T>(slot, t.n * (b.H + 2) * (b.W + 2) * b.C), t.n, b.H + 2, b.W + 2, b.C);
+  const Images<T> out = dense(scratch_of<T>(slot, t.n * (b.H + 2) * (b.W + 2) * b.C + kLanes<T>), t.n, b.H + 2, b.W + 2, b.C);
   pad_images(dense(images_at(x, t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), b.C, int64_t(1), int64_t(1), out, shift);
   return out;
 }
 
-// Packs one filter per batch entry; shared filters (stride 0 along both axes) are packed once.
+// Filters as the convolutions read them, one for each batch entry; shared ones (stride 0 along both axes) are there once.
 template <class T>
 struct FilterBank {
   const T* data = nullptr;
-  int64_t size = 0, along_p = 1, along_e = 1, rows = 3, run = 0, outputs = 0;
-  Packed<T> at(int64_t p, int64_t e) const {
-    return {data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size, rows, run, outputs};
-  }
-  Packed<T> at(int64_t e) const { return at(0, e); }
+  int64_t size = 0, along_p = 1, along_e = 1;
+  const T* at(int64_t p, int64_t e) const { return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size; }
+  const T* at(int64_t e) const { return at(0, e); }
   explicit operator bool() const { return data != nullptr; }
 };
 template <class T>
@@ -69,26 +73,88 @@ static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t 
   if (!w) return bank;
   bank.along_p = w.stride_0 == 0 ? lower(1, P) : P;
   bank.along_e = w.stride_1 == 0 ? lower(1, b.E) : b.E;
-  bank.run = 3 * (backward ? b.Kp : b.C);
-  bank.outputs = backward ? b.C : b.K;
-  bank.size = packed_size<T>(3, bank.run, bank.outputs);
+  bank.size = b.winograd ? winograd_filters_size(b.C, b.K) : packed_size<T>(3, 3 * (backward ? b.Kp : b.C), backward ? b.C : b.K);
   const int64_t count = bank.along_p * bank.along_e;
   T* const out = scratch_of<T>(slot, count * bank.size + 1);
   parallel_for(count, [&](int64_t i) {
-    const T* from = w.at(i / bank.along_e, i % bank.along_e);
+    const T* const from = w.at(i / bank.along_e, i % bank.along_e);
+    T* const to = out + i * bank.size;
+    if constexpr (std::is_same_v<T, float>) {
+      if (b.winograd) return winograd_filters(from, b.C, b.K, backward, to);
+    }
     if (backward)
-      pack_backward(from, int64_t(3), int64_t(3), b.C, b.K, b.Kp, out + i * bank.size);
+      pack_backward(from, int64_t(3), int64_t(3), b.C, b.K, b.Kp, to);
     else
-      pack_forward(from, int64_t(3), int64_t(3), b.C, b.K, out + i * bank.size);
+      pack_forward(from, int64_t(3), int64_t(3), b.C, b.K, to);
   });
   bank.data = out;
   return bank;
 }
 
-// sum[i] += v[i], in double.
+// The pixels of bordered images.
 template <class T>
-HG_INLINE void add_lanes(double* sum, const Vec<T>& v) {
-  for (int i = 0; i < kLanes<T>; ++i) sum[i] += static_cast<double>(v[i]);
+static Images<T> interior(const Images<T>& a) {
+  return {a.data + a.pitch + a.step, a.n, a.rows - 2, a.cols - 2, a.step, a.pitch, a.image};
+}
+
+// Images of a task as its convolutions read them: with `margin` pixels of zeros around them, one where they are done directly.
+template <class T>
+struct Input {
+  Images<const T> images;
+  int64_t margin;
+  explicit Input(const Images<T>& bordered) : images(interior(as_const(bordered))), margin(1) {}
+  Input(const Block& b, const T* x, const BlockTask& t, int slot)
+      : images(dense(images_at(x, t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C)), margin(b.winograd ? 0 : 1) {
+    if (!b.winograd) images = interior(as_const(padded_input(b, x, t, slot)));
+  }
+  Images<const T> bordered() const {
+    return {images.data - images.pitch - images.step, images.n, images.rows + 2, images.cols + 2, images.step, images.pitch, images.image};
+  }
+};
+
+// One term of a convolution: images and their filters, from a bank.
+template <class T>
+struct Term {
+  Input<T> input;
+  const T* filters;
+};
+// out = the sum of one or two terms; `backward`: their gradients by the input.
+template <class T>
+static void convolve(const Block& b, const Term<T>& first, const Term<T>* second, bool backward, const Images<T>& out) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (b.winograd) {
+      const Term<T>& other = second != nullptr ? *second : first;
+      const WinogradTerm terms[2] = {{{first.input.images, first.input.margin}, first.filters},
+                                     {{other.input.images, other.input.margin}, other.filters}};
+      return winograd_images(terms, second != nullptr ? 2 : 1, out);
+    }
+  }
+  const auto direct = [&](const Term<T>& term, bool add) {
+    const Packed<T> filters{term.filters, 3, 3 * term.input.images.step, backward ? b.C : b.K};
+    conv_images(term.input.bordered(), filters, int64_t(1), out, add);
+  };
+  direct(first, false);
+  if (second != nullptr) direct(*second, true);
+}
+
+// part (taps, Kp) = the gradient by the filters: the sum over one or two pairs of images and cotangents.
+template <class T>
+struct Pair {
+  Input<T> x, z_bar;
+};
+template <class T>
+static void convolve_filters(const Block& b, const Pair<T>& first, const Pair<T>* second, T* part) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (b.winograd) {
+      const Pair<T>& other = second != nullptr ? *second : first;
+      const WinogradPair pairs[2] = {{{first.x.images, first.x.margin}, {first.z_bar.images, first.z_bar.margin}},
+                                     {{other.x.images, other.x.margin}, {other.z_bar.images, other.z_bar.margin}}};
+      return winograd_wgrad(pairs, second != nullptr ? 2 : 1, part);
+    }
+  }
+  __builtin_memset(part, 0, static_cast<std::size_t>(b.taps() * b.Kp) * sizeof(T));
+  for (const Pair<T>* pair : {&first, second})
+    if (pair != nullptr) wgrad_images(pair->x.bordered(), pair->z_bar.images, int64_t(3), 3 * b.C, int64_t(1), part);
 }
 
 // The value at the window's winner.
@@ -116,8 +182,26 @@ struct Window {
   HG_INLINE Vec<T> at(const Mask<T>& code) const { return select<T>(code, v[0], v[1], v[2], v[3]); }
 };
 
-// One pooled row of the value: u = (z - mean)*scale + shift, its maximum over 2x2 windows (ties: first), ReLU and code.
-// A NaN stays a NaN and counts as positive, as in the composed ops.
+// The maximum of a window's four u (ties: first), ReLU and code. A NaN stays a NaN and counts as positive, as in the composed ops.
+template <class T>
+struct Pooled {
+  Vec<T> y;
+  Mask<T> code;
+};
+template <class T>
+HG_INLINE Pooled<T> pool(const Vec<T>* u) {
+  Vec<T> best = u[0];
+  Mask<T> winner{};
+  for (int i = 1; i < 4; ++i) {
+    const Mask<T> better = u[i] > best;
+    best = better ? u[i] : best;
+    winner = better ? Mask<T>{} + i : winner;
+  }
+  const Mask<T> off = best <= Vec<T>{};
+  return {off ? Vec<T>{} : best, winner | (~off & 4)};
+}
+
+// One pooled row of the value: u = (z - mean)*scale + shift, pooled.
 template <class T>
 static void pool_row(const T* rows, int64_t pitch, int64_t step, int64_t w, int64_t K, const T* mean, const T* scale, const T* shift, T* y,
                      unsigned char* code) {
@@ -126,17 +210,11 @@ static void pool_row(const T* rows, int64_t pitch, int64_t step, int64_t w, int6
     const Vec<T> m = load(mean + k), a = load(scale + k), b = load(shift + k);
     for (int64_t q = 0; q < w; ++q) {
       const Window<T, F> z(rows, pitch, step, q, k, lanes);
-      Vec<T> best = (z.v[0] - m) * a + b;
-      Mask<T> winner = Mask<T>{};
-      for (int i = 1; i < 4; ++i) {
-        const Vec<T> u = (z.v[i] - m) * a + b;
-        const Mask<T> better = u > best;
-        best = better ? u : best;
-        winner = better ? Mask<T>{} + i : winner;
-      }
-      const Mask<T> off = best <= Vec<T>{};
-      store<T, F>(y + q * K + k, off ? Vec<T>{} : best, lanes);
-      store_code<T, F>(code + q * K + k, winner | (~off & 4), lanes);
+      Vec<T> u[4];
+      for (int i = 0; i < 4; ++i) u[i] = (z.v[i] - m) * a + b;
+      const Pooled<T> pooled = pool<T>(u);
+      store<T, F>(y + q * K + k, pooled.y, lanes);
+      store_code<T, F>(code + q * K + k, pooled.code, lanes);
     }
   });
 }
@@ -211,12 +289,6 @@ static void clear_border(const Images<T>& a) {
       __builtin_memset(image + y * a.pitch + (a.cols - 1) * a.step, 0, pixel);
     }
   }
-}
-
-// The pixels of a bordered image.
-template <class T>
-static Images<T> interior(const Images<T>& a) {
-  return {a.data + a.pitch + a.step, a.n, a.rows - 2, a.cols - 2, a.step, a.pitch, a.image};
 }
 
 // Writes (rows, cols) pixels of one image into `out`: affine(k, pixel, lanes, full) gives a pixel's value from its

@@ -10,7 +10,7 @@ HG_SIGNATURE(conv2d_dgrad, "y_bar=AB|NPQK w=AB|RSCK -> x_bar=AB|NHWC", HG_CONV_A
 HG_SIGNATURE(conv2d_wgrad, "x=AB|NHWC y_bar=AB|NPQK -> w_bar=AB|RSCK", HG_CONV_ATTRIBUTES, HG_CONV_AXES)
 
 #ifdef HG_SIMD
-#include "images.h"
+#include "winograd.h"
 
 namespace hg::HG_SIMD {
 namespace {
@@ -18,14 +18,17 @@ namespace {
 struct Geometry {
   int64_t A, B, N, H, W, C, R, S, K, P, Q, stride, pad_h, pad_w;
   int64_t chunk, chunks;  // images per task, tasks per batch entry
+  bool winograd = false;
 };
 
-template <class S>
+template <class T, class S>
 Geometry geometry(const Call& call) {
   Geometry g{HG_DIM(A), HG_DIM(B), HG_DIM(N), HG_DIM(H),          HG_DIM(W),         HG_DIM(C),         HG_DIM(R), HG_DIM(S),
              HG_DIM(K), HG_DIM(P), HG_DIM(Q), HG_INTEGER(stride), HG_INTEGER(pad_h), HG_INTEGER(pad_w), 0,         0};
   check_filter(call, g.H + 2 * g.pad_h, g.W + 2 * g.pad_w);
-  g.chunk = higher(1, lower(g.N, kTaskPixels / higher(1, higher(g.H * g.W, g.P * g.Q))));
+  const int64_t pixels = higher(1, higher(g.H * g.W, g.P * g.Q));
+  g.winograd = g.R == 3 && g.S == 3 && g.stride == 1 && g.pad_h == 1 && g.pad_w == 1 && by_winograd<T>(g.N * g.H * g.W, g.C, g.K);
+  g.chunk = higher(1, lower(g.N, (g.winograd ? kWinogradTask : kTaskPixels) / pixels));
   g.chunks = ceil_div(g.N, g.chunk);
   return g;
 }
@@ -48,13 +51,41 @@ struct Filters {
   int64_t index(int64_t a, int64_t b) const { return (along_a == 1 ? 0 : a) * along_b + (along_b == 1 ? 0 : b); }
 };
 
+// Winograd's transforms of the filters: `turned` for the gradient of the input.
+inline const float* transformed(const Geometry& g, const Filters<float>& filters, const Batch<const float>& w, bool turned) {
+  const int64_t size = winograd_filters_size(g.C, g.K);
+  float* const out = scratch_of<float>(kSlotWeights, filters.count() * size);
+  parallel_for(filters.count(),
+               [&](int64_t i) { winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, out + i * size); });
+  return out;
+}
+// Images of a task in an array of H x W pixels and so many channels, of which nothing lies around them.
+template <class T>
+HG_INLINE Images<T> images_of(const Geometry& g, const Batch<T>& a, const Task& t, int64_t channels) {
+  return dense(a.at(t.a, t.b) + t.first * g.H * g.W * channels, t.n, g.H, g.W, channels);
+}
+// to = the convolution of `from`, of `channels` channels, with these filters.
+inline void by_tiles(const Geometry& g, const Batch<const float>& from, int64_t channels, const Batch<const float>& w, bool turned,
+                     const Batch<float>& to) {
+  const Filters<float> filters(w, g);
+  const float* const packed = transformed(g, filters, w, turned);
+  parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
+    const Task t = task_of(g, index);
+    const WinogradTerm term{{images_of(g, from, t, channels), 0}, packed + filters.index(t.a, t.b) * winograd_filters_size(g.C, g.K)};
+    winograd_images(&term, 1, images_of(g, to, t, turned ? g.C : g.K));
+  });
+}
+
 // Rows and columns of the padded input that a stride-1 walk over the outputs reads.
 HG_INLINE int64_t reach(int64_t outputs, int64_t stride, int64_t taps) { return (outputs - 1) * stride + taps; }
 
 template <class T, class S>
 void fprop(const Call& call) {
-  const Geometry g = geometry<S>(call);
+  const Geometry g = geometry<T, S>(call);
   HG_ARGS(x, w, y)
+  if constexpr (std::is_same_v<T, float>) {
+    if (g.winograd) return by_tiles(g, x, g.C, w, false, y);
+  }
   const int64_t size = packed_size<T>(g.R, g.S * g.C, g.K);
   const Filters<T> filters(w, g);
   T* const packed = scratch_of<T>(kSlotWeights, filters.count() * size);
@@ -66,7 +97,7 @@ void fprop(const Call& call) {
     const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.C), t.n, rows, cols, g.C);
     pad_images(dense(x.at(t.a, t.b) + t.first * g.H * g.W * g.C, t.n, g.H, g.W, g.C), g.C, g.pad_h, g.pad_w, padded);
     const Packed<T> filter{packed + filters.index(t.a, t.b) * size, g.R, g.S * g.C, g.K};
-    conv_images(padded, filter, g.stride, dense(y.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K), false);
+    conv_images(as_const(padded), filter, g.stride, dense(y.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K), false);
   });
 }
 
@@ -88,8 +119,11 @@ struct Phase {
 
 template <class T, class S>
 void dgrad(const Call& call) {
-  const Geometry g = geometry<S>(call);
+  const Geometry g = geometry<T, S>(call);
   HG_ARGS(y_bar, w, x_bar)
+  if constexpr (std::is_same_v<T, float>) {
+    if (g.winograd) return by_tiles(g, y_bar, g.K, w, true, x_bar);
+  }
   const int64_t phases = lower(g.stride, higher(g.H, g.W) + higher(g.pad_h, g.pad_w));
   const int64_t size = packed_size<T>(g.R, g.S * g.K, g.C);  // all phases of one filter fit: their taps are disjoint
   const Filters<T> filters(w, g);
@@ -129,20 +163,24 @@ void dgrad(const Call& call) {
         const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.K + 1), t.n, rows, cols, g.K);
         pad_images(from, g.K, v.top, h.top, padded);
         const Packed<T> filter{packed + filters.index(t.a, t.b) * size + offset(ph, pw), rows == 0 ? 0 : v.taps, h.taps * g.K, g.C};
-        conv_images(padded, filter, int64_t(1), out, false);
+        conv_images(as_const(padded), filter, int64_t(1), out, false);
       }
   });
 }
 
 template <class T, class S>
 void wgrad(const Call& call) {
-  const Geometry g = geometry<S>(call);
+  const Geometry g = geometry<T, S>(call);
   HG_ARGS(x, y_bar, w_bar)
   const int64_t Kp = round_up(g.K, kLanes<T>), run = g.S * g.C, size = g.R * run * Kp;
   T* const parts = scratch_of<T>(kSlotParts, g.A * g.B * g.chunks * size);
   const int64_t rows = reach(g.P, g.stride, g.R), cols = reach(g.Q, g.stride, g.S);
   parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
     const Task t = task_of(g, index);
+    if constexpr (std::is_same_v<T, float>) {
+      const WinogradPair pair{{images_of(g, x, t, g.C), 0}, {images_of(g, y_bar, t, g.K), 0}};
+      if (g.winograd) return winograd_wgrad(&pair, 1, parts + index * size);
+    }
     const Images<T> padded = dense(scratch_of<T>(kSlotX, t.n * rows * cols * g.C), t.n, rows, cols, g.C);
     pad_images(dense(x.at(t.a, t.b) + t.first * g.H * g.W * g.C, t.n, g.H, g.W, g.C), g.C, g.pad_h, g.pad_w, padded);
     Images<const T> z = dense(y_bar.at(t.a, t.b) + t.first * g.P * g.Q * g.K, t.n, g.P, g.Q, g.K);

@@ -1,5 +1,5 @@
-// conv_bn_relu_pool_first_value and _first_jvp: convolution, normalization, ReLU and maximum in one pass over two rows
-// at a time; z stays in scratch. A task owns the pooled rows of a few images.
+// conv_bn_relu_pool_first_value and _first_jvp. The value has gamma*rstd in its filters: u comes out of the convolution, and is
+// pooled in registers. The tangent needs z and z_dot, two rows at a time in scratch. A task owns the pooled rows of a few images.
 #include "../registry.h"
 
 HG_SIGNATURE(conv_bn_relu_pool_first_value,
@@ -16,11 +16,62 @@ HG_SIGNATURE(conv_bn_relu_pool_first_jvp,
 namespace hg::HG_SIMD {
 namespace {
 
-// The two rows of z that pooled row p of image i needs, in a band of 2*w pixels of Kp.
+// Filters of each entry, with what is added to their convolution: rows of Kp, as many as taps and one.
 template <class T>
-HG_INLINE void band_of(const Block& b, const Images<T>& padded, int64_t i, int64_t p, const Packed<T>& filter, T* band) {
-  const Images<T> rows{padded.data + i * padded.image + 2 * p * padded.pitch, 1, 4, padded.cols, padded.step, padded.pitch, padded.image};
-  conv_images(rows, filter, int64_t(1), dense(band, 1, 2, 2 * b.w, b.Kp), false);
+struct Folded {
+  T* data;
+  int64_t size;
+  T* at(int64_t entry) const { return data + entry * size; }
+};
+template <class T>
+Folded<T> folded(const Block& b, int64_t entries) {
+  const int64_t size = (b.taps() + 1) * b.Kp;
+  T* const data = scratch_of<T>(kSlotWeights, entries * size + 1);
+  for (int64_t i = 0; i < entries * size; ++i) data[i] = T(0);  // the channels beyond K
+  return {data, size};
+}
+
+// The four pixels of kWindows windows from q on, one vector of channels: finish(window, pixels). `top` is the first of four rows of
+// the padded image.
+template <int kWindows, class T, class Channels, class Finish>
+HG_INLINE void windows(const Block& b, Channels C, const T* top, int64_t pitch, const T* filters, int64_t q, const Finish& finish) {
+  Vec<T> u[2][2 * kWindows];
+  for (int p = 0; p < 2 * kWindows; ++p) u[0][p] = u[1][p] = load(filters + b.taps() * b.Kp);
+  const int64_t run = 3 * C;
+  for (int dy = 0; dy < 3; ++dy) {
+    const T *first = top + dy * pitch + 2 * q * C, *second = first + pitch;
+    HG_UNROLL(1)  // unrolled, the pixels that windows share would be kept in registers that are not there
+    for (int64_t j = 0; j < run; ++j, filters += b.Kp) {
+      const Vec<T> weight = load(filters);
+      for (int p = 0; p < 2 * kWindows; ++p) {
+        u[0][p] += weight * first[p * C + j];
+        u[1][p] += weight * second[p * C + j];
+      }
+    }
+  }
+  for (int i = 0; i < kWindows; ++i) {
+    const Vec<T> pixels[4] = {u[0][2 * i], u[0][2 * i + 1], u[1][2 * i], u[1][2 * i + 1]};
+    finish(q + i, pixels);
+  }
+}
+
+// finish(place, pixels, lanes, full) for all windows of a task: `place` counts elements of the pooled images.
+template <class T, class Finish>
+HG_INLINE void for_windows(const Block& b, const Images<T>& padded, const BlockTask& t, const T* filters, const Finish& finish) {
+  const auto images = [&](auto C) {
+    for (int64_t i = 0; i < t.n; ++i)
+      for (int64_t p = 0; p < b.h; ++p) {
+        const T* const top = padded.data + i * padded.image + 2 * p * padded.pitch;
+        const int64_t row = ((t.first + i) * b.h + p) * b.w * b.K;
+        for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
+          const auto at = [&](int64_t q, const Vec<T>* pixels) { finish(row + q * b.K + k, pixels, lanes, full); };
+          int64_t q = 0;
+          for (; q + 2 <= b.w; q += 2) windows<2>(b, C, top, padded.pitch, filters + k, q, at);
+          if (q < b.w) windows<1>(b, C, top, padded.pitch, filters + k, q, at);
+        });
+      }
+  };
+  b.C == 1 ? images(std::integral_constant<int64_t, 1>{}) : b.C == 3 ? images(std::integral_constant<int64_t, 3>{}) : images(b.C);
 }
 
 template <class T, class S>
@@ -29,58 +80,36 @@ void value(const Call& call) {
   HG_ARGS(x, w, gamma, beta, patch_mean, patch_cov, y, mean, rstd, code)
   const double eps = HG_ATTRIBUTE(eps);
 
-  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp);  // mean, scale, shift
+  const Folded<T> filters = folded<T>(b, b.E);  // u = x * (gamma*rstd*w) + beta - gamma*rstd*mean
   parallel_for(b.E, [&](int64_t e) {
     double* const cov_w = scratch_of<double>(kSlotSums, b.taps() * b.K + b.K + 1);
     double* const variance = cov_w + b.taps() * b.K;
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
     channel_dot(b, w.at(e), cov_w, variance);
-    for (int64_t k = 0; k < b.Kp; ++k) {
-      T* const s = scalars + e * 3 * b.Kp + k;
-      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
-      if (k >= b.K) continue;
+    for (int64_t k = 0; k < b.K; ++k) {
+      T* const to = filters.at(e) + k;
+      const T* const own = w.at(e) + k;
       double m = 0;
-      for (int64_t j = 0; j < b.taps(); ++j) m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(w.at(e)[j * b.K + k]);
-      const T r = static_cast<T>(inverse_root((variance[k] < 0 ? 0.0 : variance[k]) + eps));  // a NaN stays
-      mean.at(e)[k] = s[0] = static_cast<T>(m);
-      rstd.at(e)[k] = r;
-      s[b.Kp] = gamma.at(e)[k] * r;
-      s[2 * b.Kp] = beta.at(e)[k];
+      for (int64_t j = 0; j < b.taps(); ++j) m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(own[j * b.K]);
+      const double r = inverse_root((variance[k] < 0 ? 0.0 : variance[k]) + eps);  // a NaN stays
+      const double scale = static_cast<double>(gamma.at(e)[k]) * r;
+      mean.at(e)[k] = static_cast<T>(m);
+      rstd.at(e)[k] = static_cast<T>(r);
+      for (int64_t j = 0; j < b.taps(); ++j) to[j * b.Kp] = static_cast<T>(scale * static_cast<double>(own[j * b.K]));
+      to[b.taps() * b.Kp] = static_cast<T>(static_cast<double>(beta.at(e)[k]) - scale * m);
     }
   });
-  const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
-    T* const band = scratch_of<T>(kSlotBand, 4 * b.w * b.Kp + 1);
-    const T* const s = scalars + t.batch * 3 * b.Kp;
-    for (int64_t i = 0; i < t.n; ++i)
-      for (int64_t p = 0; p < b.h; ++p) {
-        const int64_t at = ((t.first + i) * b.h + p) * b.w * b.K;
-        band_of(b, padded, i, p, filters.at(t.batch), band);
-        pool_row(band, 2 * b.w * b.Kp, b.Kp, b.w, b.K, s, s + b.Kp, s + 2 * b.Kp, y.at(t.batch) + at, code.at(t.batch) + at);
-      }
-  });
-}
-
-// y_dot = by_z*(z - mean) + by_z_dot*(z_dot - mean(z_dot)) + shift at the winners; z_dot may be null.
-template <class T>
-void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z_dot, const T* s, T* y_dot) {
-  for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
-    constexpr bool F = decltype(full)::value;
-    const int64_t n = b.Kp, pitch = 2 * b.w * b.Kp;
-    const Vec<T> m = load(s + k), m_dot = load(s + n + k), by_z = load(s + 2 * n + k), by_z_dot = load(s + 3 * n + k);
-    const Vec<T> shift = load(s + 4 * n + k);
-    for (int64_t q = 0; q < b.w; ++q) {
-      const Mask<T> c = load_code<T, F>(code + q * b.K + k, lanes);
-      const Window<T, F> v(z, pitch, b.Kp, q, k, lanes);
-      Vec<T> u_dot = (v.at(c) - m) * by_z + shift;
-      if (z_dot != nullptr) {
-        const Window<T, F> v_dot(z_dot, pitch, b.Kp, q, k, lanes);
-        u_dot += (v_dot.at(c) - m_dot) * by_z_dot;
-      }
-      store<T, F>(y_dot + q * b.K + k, if_active<T>(c, u_dot), lanes);
-    }
+    T* const to = y.at(t.batch);
+    unsigned char* const codes = code.at(t.batch);
+    for_windows(b, padded, t, filters.at(t.batch), [=](int64_t place, const Vec<T>* u, int lanes, auto full) {
+      constexpr bool F = decltype(full)::value;
+      const Pooled<T> pooled = pool<T>(u);
+      store<T, F>(to + place, pooled.y, lanes);
+      store_code<T, F>(codes + place, pooled.code, lanes);
+    });
   });
 }
 
@@ -89,7 +118,8 @@ void jvp(const Call& call) {
   const Block b = block_of<T, S>(call);
   HG_ARGS(x, w, gamma, mean, rstd, patch_mean, patch_cov, code, w_dot, gamma_dot, beta_dot, y_dot)
 
-  T* const scalars = scratch_of<T>(kSlotScalars, b.P * b.E * 5 * b.Kp);  // mean, mean(z_dot), by_z, by_z_dot, shift
+  // y_dot = by_z*(z - mean) + by_z_dot*(z_dot - mean(z_dot)) + beta_dot at the winners: one convolution, by by_z*w + by_z_dot*w_dot.
+  const Folded<T> filters = folded<T>(b, b.P * b.E);
   parallel_for(b.P * b.E, [&](int64_t pe) {
     const int64_t p = pe / b.E, e = pe % b.E, size = b.taps() * b.K;
     double* const cov_w = scratch_of<double>(kSlotSums, size + b.K + 1);
@@ -99,39 +129,32 @@ void jvp(const Call& call) {
       cov_times(b, patch_cov.at(e), w.at(e), cov_w);
       channel_dot(b, w_dot.at(p, e), cov_w, product);
     }
-    for (int64_t k = 0; k < b.Kp; ++k) {
-      T* const s = scalars + pe * 5 * b.Kp + k;
-      for (int i = 0; i < 5; ++i) s[i * b.Kp] = T(0);
-      if (k >= b.K) continue;
-      double m_dot = 0;
-      for (int64_t j = 0; j < b.taps() && w_dot; ++j)
-        m_dot += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(w_dot.at(p, e)[j * b.K + k]);
-      const double r = static_cast<double>(rstd.at(e)[k]), g = static_cast<double>(gamma.at(e)[k]);
-      const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
-      s[0] = mean.at(e)[k];
-      s[b.Kp] = static_cast<T>(m_dot);
-      s[2 * b.Kp] = static_cast<T>(g_dot * r - g * r * r * r * product[k]);
-      s[3 * b.Kp] = static_cast<T>(g * r);
-      s[4 * b.Kp] = beta_dot ? beta_dot.at(p, e)[k] : T(0);
+    for (int64_t k = 0; k < b.K; ++k) {
+      const double s = static_cast<double>(rstd.at(e)[k]), g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+      const NormDot dot = norm_dot(static_cast<double>(gamma.at(e)[k]), g_dot, s, s * product[k]);
+      T* const to = filters.at(pe) + k;
+      double shift = (beta_dot ? static_cast<double>(beta_dot.at(p, e)[k]) : 0.0) - dot.by_z * static_cast<double>(mean.at(e)[k]);
+      for (int64_t j = 0; j < b.taps(); ++j) {
+        const double own = w_dot ? static_cast<double>(w_dot.at(p, e)[j * b.K + k]) : 0.0;
+        to[j * b.Kp] = static_cast<T>(dot.by_z * static_cast<double>(w.at(e)[j * b.K + k]) + dot.by_z_dot * own);
+        shift -= dot.by_z_dot * own * static_cast<double>(patch_mean.at(e)[j]);
+      }
+      to[b.taps() * b.Kp] = static_cast<T>(shift);
     }
   });
-  const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
-  const FilterBank<T> filters_dot = pack_bank(b, w_dot, b.P, false, kSlotWeights2);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const int64_t e = t.batch;
     const Images<T> padded = padded_input(b, x.at(e), t, kSlotX);
-    T* const band = scratch_of<T>(kSlotBand, 4 * b.w * b.Kp + 1);
-    T* const band_dot = scratch_of<T>(kSlotBandDot, 4 * b.w * b.Kp + 1);
-    for (int64_t i = 0; i < t.n; ++i)
-      for (int64_t r = 0; r < b.h; ++r) {
-        const int64_t at = ((t.first + i) * b.h + r) * b.w * b.K;
-        band_of(b, padded, i, r, filters.at(e), band);
-        for (int64_t p = 0; p < b.P; ++p) {
-          if (w_dot) band_of(b, padded, i, r, filters_dot.at(p, e), band_dot);
-          y_dot_row(b, code.at(e) + at, band, w_dot ? band_dot : nullptr, scalars + (p * b.E + e) * 5 * b.Kp, y_dot.at(p, e) + at);
-        }
-      }
+    const unsigned char* const codes = code.at(e);
+    for (int64_t p = 0; p < b.P; ++p) {
+      T* const to = y_dot.at(p, e);
+      for_windows(b, padded, t, filters.at(p * b.E + e), [=](int64_t place, const Vec<T>* u, int lanes, auto full) {
+        constexpr bool F = decltype(full)::value;
+        const Mask<T> c = load_code<T, F>(codes + place, lanes);
+        store<T, F>(to + place, if_active<T>(c, select<T>(c, u[0], u[1], u[2], u[3])), lanes);
+      });
+    }
   });
 }
 

@@ -56,9 +56,15 @@ static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<
     const BlockTask t = task_of(b, index);
     const int64_t p = t.batch / b.E, e = t.batch % b.E;
     const Images<T> padded = padded_input(b, x.at(e), t, kSlotX, patch_mean.at(e) + 4 * b.C);
-    const Images<T> u_bar = dense(scratch_of<T>(kSlotZ, t.n * 4 * b.h * b.w * b.Kp + 1), t.n, 2 * b.h, 2 * b.w, b.Kp);
     double* const B = parts_B + index * b.Kp;
     __builtin_memset(B, 0, static_cast<std::size_t>(b.Kp) * sizeof(double));
+    if constexpr (std::is_same_v<T, float>) {
+      if (b.winograd) {
+        const int64_t at = t.first * b.h * b.w * b.K;
+        return winograd_wgrad_winners(as_const(padded), y_bar.at(p, e) + at, code.at(e) + at, b.K, parts + index * size, B);
+      }
+    }
+    const Images<T> u_bar = dense(scratch_of<T>(kSlotZ, t.n * 4 * b.h * b.w * b.Kp + 1), t.n, 2 * b.h, 2 * b.w, b.Kp);
     for (int64_t i = 0; i < t.n; ++i) {
       const int64_t at = (t.first + i) * b.h * b.w * b.K;
       scatter_image(b, y_bar.at(p, e) + at, code.at(e) + at, u_bar.data + i * u_bar.image, B);
@@ -87,7 +93,7 @@ namespace {
 
 template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::first_sums>(call);
   HG_ARGS(y_bar, rstd, patch_mean, patch_cov, x, w, gamma, code, w_bar, gamma_bar, beta_bar)
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
   parallel_for(b.E, [&](int64_t e) {
@@ -108,7 +114,7 @@ void vjp(const Call& call) {
 
 template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::first_sums>(call);
   HG_ARGS(y_bar, y_bar_dot, rstd, patch_mean, patch_cov, x, w, gamma, code, w_dot, gamma_dot, w_bar_dot, gamma_bar_dot, beta_bar_dot)
   const Gathered sums = gather(b, y_bar, code, x, patch_mean, 1, kSlotPartSums2);
   const Gathered sums_dot = y_bar_dot ? gather(b, y_bar_dot, code, x, patch_mean, b.P, kSlotParts2) : Gathered{nullptr, nullptr, 0, 0};

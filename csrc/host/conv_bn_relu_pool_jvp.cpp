@@ -32,7 +32,7 @@ void y_dot_row(const Block& b, const unsigned char* code, const T* z, const T* z
 
 template <class T, class S>
 void jvp(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::convolutions>(call);
   HG_ARGS(x, w, gamma, mean, rstd, z, code, x_dot, w_dot, gamma_dot, beta_dot, y_dot, z_dot, z_dot_mean)
   const auto c_out = HG_ARG(c);
 
@@ -46,9 +46,16 @@ void jvp(const Call& call) {
     const int64_t p = t.batch / b.E, e = t.batch % b.E;
     T* const to = images_at(z_dot.at(p, e), t.first, b.H, b.W, b.K);
     const Images<T> out = dense(to, t.n, b.H, b.W, b.K);
-    if (x_dot) conv_images(padded_input(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e), int64_t(1), out, false);
-    if (w_dot) conv_images(padded_input(b, x.at(e), t, kSlotX), filters_dot.at(p, e), int64_t(1), out, static_cast<bool>(x_dot));
-    if (!x_dot && !w_dot) __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
+    const auto by_x_dot = [&] { return Term<T>{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e)}; };
+    const auto by_w_dot = [&] { return Term<T>{Input<T>(b, x.at(e), t, kSlotX), filters_dot.at(p, e)}; };
+    if (x_dot && w_dot) {
+      const Term<T> second = by_w_dot();
+      convolve(b, by_x_dot(), &second, false, out);
+    } else if (x_dot || w_dot) {
+      convolve<T>(b, x_dot ? by_x_dot() : by_w_dot(), nullptr, false, out);
+    } else {
+      __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
+    }
     moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + index * 3 * b.Kp);
   });
 

@@ -1,5 +1,9 @@
 // conv_bn_relu_pool_value: z = conv(x, w) is written once, with its statistics; a second pass normalizes and pools.
 // A task owns z, y and code of a few images of one episode.
+//
+// By Winograd's algorithm, a tile of pixels is summed and pooled where it is made, and y holds z at the winners until the second
+// pass. The winner has the largest z, or the smallest where gamma < 0; where gamma is 0, all are equal. Pixels with equal
+// patches have z that differ by rounding errors: within kTie times the largest sum that rounding may have seen, the first wins.
 #include "../registry.h"
 
 // Axes: E episodes; N images, H x W pixels, C channels; K filters; h x w pooled pixels.
@@ -12,19 +16,133 @@ HG_SIGNATURE(conv_bn_relu_pool_value, "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y
 namespace hg::HG_SIMD {
 namespace {
 
+constexpr float kTie = 0x1p-22F;
+
+// Of an episode's filters, rows of K: -0 where the smallest z wins, else 0; and the tie's size for images of size 1.
+inline void winners(const Block& b, const float* w, const float* gamma, float* flip, float* tie) {
+  for (int64_t k = 0; k < b.K; ++k) {
+    float sum = 0;
+    for (int64_t j = 0; j < b.taps(); ++j) sum += __builtin_fabsf(w[j * b.K + k]);
+    flip[k] = gamma[k] < 0 ? -0.0F : 0.0F;
+    tie[k] = gamma[k] == 0 ? __builtin_inff() : kTie * sum;
+  }
+}
+
+// sum[i] += v[i] and squares[i] += v[i]*v[i]*by, in double. Through memory: GCC 12 then converts a vector at once.
+HG_INLINE void add_squares(double* sum, double* squares, const Vec<float>& v, double by) {
+  float lanes[kLanes<float>];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < kLanes<float>; ++i) {
+    const double d = static_cast<double>(lanes[i]);
+    sum[i] += d;
+    squares[i] += d * d * by;
+  }
+}
+HG_INLINE void add_doubles(double* sum, const Vec<float>& v) {
+  float lanes[kLanes<float>];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < kLanes<float>; ++i) sum[i] += static_cast<double>(lanes[i]);
+}
+
+// z of a task's images, z at the winners and the winners' codes, and part: mean and sum of squared deviations.
+inline void winograd_task(const Block& b, const float* x, const float* filters, const float* flip, const float* tie, const BlockTask& t,
+                          float* z, float* y, unsigned char* code, double* part) {
+  const int64_t H = b.H, W = b.W, h = b.h, w = b.w;
+  // Rows of K: sum z; the sum over tiles of (sum z)^2/pixels; the sum of squared deviations from the tile's mean.
+  double* const sums = scratch_of<double>(kSlotSums, 3 * b.K);
+  __builtin_memset(sums, 0, static_cast<std::size_t>(3 * b.K) * sizeof(double));
+  float* const out = images_at(z, t.first, H, W, b.K);
+  float* const pooled = images_at(y, t.first, h, w, b.K);
+  unsigned char* const codes = images_at(code, t.first, h, w, b.K);
+  const WinogradTerm term{{dense(images_at(x, t.first, H, W, b.C), t.n, H, W, b.C), 0}, filters};
+  winograd_convolve<true>(&term, 1, b.K, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
+    constexpr int M = decltype(size)::value;
+    const int64_t rows = lower(M, H - tile.y), cols = lower(2, W - tile.x);
+    const int64_t pitch = W * K, row = w * K, place = ((tile.image * h + tile.y / 2) * w + tile.x / 2) * K;
+    float* const to = out + ((tile.image * H + tile.y) * W + tile.x) * K;
+    const auto finish = [=](auto all) {
+      constexpr bool kWhole = decltype(all)::value;
+      const auto there = [=](int i, int j) { return kWhole || (i < rows && j < cols); };
+      const float pixels = kWhole ? 2.0F * M : static_cast<float>(rows * cols), inverse = 1.0F / pixels;
+      for (int64_t k = 0; k < K; k += kLanes<float>) {
+        Vec<float> v[M][2];
+        winograd_output<M>(m + k, K, v);
+        Vec<float> sum{}, squares{};
+        for (int i = 0; i < M; ++i)
+          for (int j = 0; j < 2; ++j)
+            if (there(i, j)) {
+              store(to + i * pitch + j * K + k, v[i][j]);
+              sum += v[i][j];
+            }
+        const Vec<float> mean = sum * inverse;
+        for (int i = 0; i < M; ++i)
+          for (int j = 0; j < 2; ++j)
+            if (there(i, j)) squares += (v[i][j] - mean) * (v[i][j] - mean);
+        add_squares(sums + k, sums + K + k, sum, 1.0 / static_cast<double>(pixels));
+        add_doubles(sums + 2 * K + k, squares);
+        const Mask<float> turn = (Mask<float>)load(flip + k);
+        const Vec<float> equal = load(tie + k) * scale;
+        for (int i = 0; i < M / 2; ++i) {
+          const auto turned = [=](const Vec<float>& a) { return (Vec<float>)((Mask<float>)a ^ turn); };
+          Vec<float> best = turned(v[2 * i][0]);
+          Mask<float> winner{};
+          for (int j = 1; j < 4; ++j) {
+            const Vec<float> other = turned(v[2 * i + j / 2][j % 2]);
+            const Mask<float> better = other > best + equal;
+            best = better ? other : best;
+            winner = better ? Mask<float>{} + j : winner;
+          }
+          if (there(2 * i + 1, 1)) {
+            store(pooled + place + i * row + k, turned(best));
+            store_code<float>(codes + place + i * row + k, winner);
+          }
+        }
+      }
+    };
+    rows == M&& cols == 2 ? finish(std::true_type{}) : finish(std::false_type{});
+  });
+  const double pixels = static_cast<double>(t.n * H * W);
+  for (int64_t k = 0; k < b.K; ++k) {
+    part[k] = sums[k] / pixels;
+    part[b.K + k] = sums[2 * b.K + k] + (sums[b.K + k] - sums[k] * part[k]);
+  }
+}
+
+// u = (z - mean)*scale + shift at the winners, ReLU, and the active bits, in place.
+inline void activate(const Block& b, int64_t windows, const float* mean, const float* scale, const float* shift, float* y,
+                     unsigned char* code) {
+  for (int64_t q = 0; q < windows; ++q)
+    for (int64_t k = 0; k < b.K; k += kLanes<float>) {
+      const int64_t at = q * b.K + k;
+      const Vec<float> u = (load(y + at) - load(mean + k)) * load(scale + k) + load(shift + k);
+      const Mask<float> off = u <= Vec<float>{};
+      store(y + at, off ? Vec<float>{} : u);
+      store_code<float>(code + at, load_code<float>(code + at) | (~off & 4));
+    }
+}
+
 template <class T, class S>
 void value(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::convolutions>(call);
   HG_ARGS(x, w, gamma, beta, y, mean, rstd, z, code)
 
+  float* const ways = scratch_of<float>(kSlotWeights2, b.E * 2 * b.K + 1);
+  if constexpr (std::is_same_v<T, float>) {
+    for (int64_t e = 0; b.winograd && e < b.E; ++e) winners(b, w.at(e), gamma.at(e), ways + e * 2 * b.K, ways + (e * 2 + 1) * b.K);
+  }
   const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
-    const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
-    T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
-    conv_images(padded, filters.at(t.batch), int64_t(1), dense(to, t.n, b.H, b.W, b.K), false);
     double* const part = parts + index * 2 * b.Kp;
+    if constexpr (std::is_same_v<T, float>) {
+      const float* const way = ways + t.batch * 2 * b.K;
+      if (b.winograd)
+        return winograd_task(b, x.at(t.batch), filters.at(t.batch), way, way + b.K, t, z.at(t.batch), y.at(t.batch), code.at(t.batch),
+                             part);
+    }
+    T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
+    convolve<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), filters.at(t.batch)}, nullptr, false, dense(to, t.n, b.H, b.W, b.K));
     statistics(to, t.n * b.H * b.W, b, part, part + b.Kp);
   });
 
@@ -32,6 +150,10 @@ void value(const Call& call) {
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 3 * b.Kp;
+    if constexpr (std::is_same_v<T, float>) {
+      const int64_t at = t.first * b.h * b.w * b.K;
+      if (b.winograd) return activate(b, t.n * b.h * b.w, s, s + b.Kp, s + 2 * b.Kp, y.at(t.batch) + at, code.at(t.batch) + at);
+    }
     for (int64_t i = t.first; i < t.first + t.n; ++i)
       for (int64_t p = 0; p < b.h; ++p) {
         const int64_t at = (i * b.h + p) * b.w * b.K;

@@ -16,7 +16,7 @@ namespace {
 
 template <class T, class S>
 void vjp(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::convolutions>(call);
   HG_ARGS(y_bar, mean, rstd, z, x, w, gamma, code, x_bar, w_bar, gamma_bar, beta_bar)
 
   T* const scalars = scratch_of<T>(kSlotScalars, b.E * 4 * b.Kp);  // mean, a, b, d
@@ -66,11 +66,9 @@ void vjp(const Call& call) {
       form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at, z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
     }
     if (x_bar)
-      conv_images(bordered, filters.at(t.batch), int64_t(1),
-                  dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C), false);
-    T* const part = w_parts + index * size;
-    __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
-    wgrad_images(as_const(padded_input(b, x.at(t.batch), t, kSlotX)), as_const(z_bar), int64_t(3), 3 * b.C, int64_t(1), part);
+      convolve<T>(b, {Input<T>(bordered), filters.at(t.batch)}, nullptr, true,
+                  dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C));
+    convolve_filters<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), Input<T>(bordered)}, nullptr, w_parts + index * size);
   });
   parallel_for(b.E * 3, [&](int64_t index) {
     const int64_t e = index / 3, r = index % 3 * 3 * b.C;

@@ -100,7 +100,7 @@ Constants<T> constants(const Call& call, const Block& b) {
 
 template <class T, class S>
 void vjp_jvp(const Call& call) {
-  const Block b = block_of<T, S>(call);
+  const Block b = block_of<T, S, ByWinograd::convolutions>(call);
   HG_ARGS(y_bar, y_bar_dot, code, z, x, w, x_dot, w_dot, z_dot, x_bar_dot, w_bar_dot)
   const Constants<T> s = constants<T, S>(call, b);
   const FilterBank<T> filters = x_bar_dot ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
@@ -112,7 +112,7 @@ void vjp_jvp(const Call& call) {
     const int64_t e = t.batch, all = t.n * (b.H + 2) * (b.W + 2) * b.Kp;
     const Images<T> z_bar = dense(scratch_of<T>(kSlotZ, all), t.n, b.H + 2, b.W + 2, b.Kp);
     const Images<T> z_bar_dot = dense(scratch_of<T>(kSlotZDot, all), t.n, b.H + 2, b.W + 2, b.Kp);
-    const Images<T> padded = padded_input(b, x.at(e), t, kSlotX);
+    const Input<T> x_in(b, x.at(e), t, kSlotX);
     clear_border(z_bar);
     clear_border(z_bar_dot);
     const auto each_image = [&](const auto& form) {
@@ -130,15 +130,17 @@ void vjp_jvp(const Call& call) {
       });
       if (x_bar_dot) {
         const Images<T> out = dense(images_at(x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
-        conv_images(z_bar_dot, filters.at(e), int64_t(1), out, false);
-        if (filters_dot) conv_images(z_bar, filters_dot.at(p, e), int64_t(1), out, true);
+        const Term<T> by_w_dot{Input<T>(z_bar), filters_dot ? filters_dot.at(p, e) : nullptr};
+        convolve(b, {Input<T>(z_bar_dot), filters.at(e)}, filters_dot ? &by_w_dot : nullptr, true, out);
       }
       T* const part = parts + (pe * b.chunks + index % b.chunks) * size;
-      __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
-      wgrad_images(as_const(padded), as_const(interior(z_bar_dot)), int64_t(3), 3 * b.C, int64_t(1), part);
-      if (x_dot)
-        wgrad_images(as_const(padded_input(b, x_dot.at(p, e), t, kSlotXDot)), as_const(interior(z_bar)), int64_t(3), 3 * b.C, int64_t(1),
-                     part);
+      const Pair<T> by_z_bar_dot{x_in, Input<T>(z_bar_dot)};
+      if (x_dot) {
+        const Pair<T> by_x_dot{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), Input<T>(z_bar)};
+        convolve_filters(b, by_z_bar_dot, &by_x_dot, part);
+      } else {
+        convolve_filters<T>(b, by_z_bar_dot, nullptr, part);
+      }
     }
   });
   parallel_for(b.P * b.E * 3, [&](int64_t index) {

@@ -7,6 +7,31 @@ namespace hg::HG_SIMD {
 constexpr int64_t kTaskPixels = 1024;  // images of one task; fixes the order of partial sums
 constexpr int64_t kBandPixels = 256;   // pixels whose x and z stay in the first-level cache during wgrad
 
+// Scratch slots, so that no two live uses meet.
+enum Slot : int {
+  kSlotX = 0,
+  kSlotXDot,
+  kSlotZ,
+  kSlotZDot,
+  kSlotBand,
+  kSlotBandDot,
+  kSlotSums,
+  kSlotV,
+  kSlotM,
+  kSlotPatch,
+  kSlotProducts,
+  kSlotWeights = kSharedSlots,
+  kSlotWeights2,
+  kSlotWeights3,
+  kSlotWeights4,
+  kSlotParts,
+  kSlotPartSums,
+  kSlotPartSums2,
+  kSlotScalars,
+  kSlotScalars2,
+  kSlotParts2,
+};
+
 // A batch of n images of rows x cols pixels, `step` elements apart.
 template <class T>
 struct Images {
@@ -20,12 +45,21 @@ static Images<T> dense(T* data, int64_t n, int64_t rows, int64_t cols, int64_t c
   return {data, n, rows, cols, channels, cols * channels, rows * cols * channels};
 }
 
+template <class T>
+static Images<const T> as_const(const Images<T>& a) {
+  return {a.data, a.n, a.rows, a.cols, a.step, a.pitch, a.image};
+}
+
 // dst[i, y, x, c] = src[i, y - top, x - left, c] - shift[c], and 0 - shift[c] outside src; channels from `channels` up
 // to dst.step become 0. `shift` may be null.
 template <class T>
 static void pad_images(const Images<const T>& src, int64_t channels, int64_t top, int64_t left, const Images<T>& dst,
                        const T* shift = nullptr) {
   const int64_t first = lower(higher(left, 0), dst.cols), last = higher(lower(left + src.cols, dst.cols), first);
+  const int64_t row = dst.cols * dst.step;
+  T* const shifts = shift != nullptr ? scratch_of<T>(kSlotPatch, row + 1) : nullptr;  // of a whole row
+  for (int64_t x = 0; x < dst.cols && shift != nullptr; ++x)
+    for (int64_t c = 0; c < dst.step; ++c) shifts[x * dst.step + c] = c < channels ? shift[c] : T(0);
   for (int64_t i = 0; i < dst.n; ++i)
     for (int64_t y = 0; y < dst.rows; ++y) {
       T* to = dst.data + i * dst.image + y * dst.pitch;
@@ -46,9 +80,7 @@ static void pad_images(const Images<const T>& src, int64_t channels, int64_t top
           }
         }
       }
-      if (shift != nullptr)
-        for (int64_t x = 0; x < dst.cols; ++x)
-          for (int64_t c = 0; c < channels; ++c) to[x * dst.step + c] -= shift[c];
+      for (int64_t k = 0; shift != nullptr && k < row; ++k) to[k] -= shifts[k];
     }
 }
 
@@ -100,7 +132,7 @@ static Packed<T> pack_backward(const T* w, int64_t R, int64_t S, int64_t C, int6
 
 // out[i, p, q, :] (+)= sum over the window of src at (p*stride, q*stride).
 template <class T>
-static void conv_images(const Images<T>& src, const Packed<T>& w, int64_t stride, const Images<T>& out, bool accumulate) {
+static void conv_images(const Images<const T>& src, const Packed<T>& w, int64_t stride, const Images<T>& out, bool accumulate) {
   constexpr int64_t V = kLanes<T>;
   for (int64_t i = 0; i < out.n; ++i)
     for (int64_t p = 0; p < out.rows; ++p)
@@ -152,11 +184,6 @@ static void wgrad_images(const Images<const T>& x, const Images<const T>& z, int
         }
 }
 
-template <class T>
-static Images<const T> as_const(const Images<T>& a) {
-  return {a.data, a.n, a.rows, a.cols, a.step, a.pitch, a.image};
-}
-
 // out[r, k] = sum over parts of part[r, k], in order, in double: rows of K read from rows of `stored`.
 template <class T, class Out>
 static void merge_parts(const T* parts, int64_t n_parts, int64_t part_size, int64_t stored, int64_t rows, int64_t K, Out* out) {
@@ -171,26 +198,5 @@ static void merge_parts(const T* parts, int64_t n_parts, int64_t part_size, int6
       for (int64_t k = 0; k < lanes; ++k) out[r * K + k0 + k] = static_cast<Out>(sum[k]);
     }
 }
-
-// Scratch slots, so that no two live uses meet.
-enum Slot : int {
-  kSlotX = 0,
-  kSlotXDot,
-  kSlotZ,
-  kSlotZDot,
-  kSlotBand,
-  kSlotBandDot,
-  kSlotSums,
-  kSlotWeights = kSharedSlots,
-  kSlotWeights2,
-  kSlotWeights3,
-  kSlotWeights4,
-  kSlotParts,
-  kSlotPartSums,
-  kSlotPartSums2,
-  kSlotScalars,
-  kSlotScalars2,
-  kSlotParts2,
-};
 
 }  // namespace hg::HG_SIMD

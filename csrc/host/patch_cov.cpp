@@ -1,6 +1,10 @@
 // patch_cov: mean and covariance of the zero-padded 3x3 patches of an episode's images. The mean is exact (double, from
 // sums of whole images less their edges); the covariance sums products of deviations from a mean pixel, in T over a few
 // hundred patches, then in double, where the exact mean is taken off. A task owns the partial sum of a few images.
+//
+// A patch has three rows of taps. Row r of one patch is row r - 1 of the patch a pixel further down: the products of tap rows 1
+// and 1 + e are those of rows 0 and e, less those of the first row of pixels, plus those of the row after the last. So only the
+// products with tap row 0 are summed over all pixels, a third of the matrix.
 #include "../registry.h"
 
 HG_SIGNATURE(patch_cov, "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", "", "g=9*C")
@@ -41,13 +45,27 @@ void tap_sums(const Block& b, const T* image, double* sums) {
   }
 }
 
-// Copies the patches of one row of pixels, rows of 9*C padded to `wide`. RUN is 3*C where that is known.
-template <class T, int RUN>
-void copy_patches(const T* from, int64_t pitch, int64_t cols, int64_t C, int64_t wide, T* to) {
-  const int64_t run = RUN > 0 ? RUN : 3 * C;
-  for (int64_t q = 0; q < cols; ++q, from += C, to += wide)
-    for (int64_t r = 0; r < 3; ++r) __builtin_memcpy(to + r * run, from + r * pitch, static_cast<std::size_t>(run) * sizeof(T));
-}
+// Products of the taps of padded images, of 3*C taps in a row. Those of a row are contiguous in the image, and so are read there.
+template <class T>
+struct Products {
+  const Block& b;
+  int64_t run = 3 * b.C, wide = round_up(run, kLanes<T>), band = higher(1, kBandPixels / higher(1, b.W));
+  T* sums = scratch_of<T>(kSlotSums, run * 3 * wide + 1);
+
+  // out (run, rows*run) += those of tap row 0 of `count` rows of pixels from `top` on, with `rows` tap rows from `other` on.
+  void add(const T* top, const T* other, int64_t count, int64_t rows, int64_t pitch, double* out) const {
+    const int64_t all = rows * wide;
+    __builtin_memset(sums, 0, static_cast<std::size_t>(run * all) * sizeof(T));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t k = 0; k < wide; k += 2 * kLanes<T>) {
+        const int width = static_cast<int>(lower(2 * kLanes<T>, wide - k));
+        wgrad_block<T>({top, b.C, pitch, 0, other + r * pitch + k, b.C, pitch, 0, 1, count, b.W, sums + r * wide + k, all, width}, run);
+      }
+    for (int64_t j = 0; j < run; ++j)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < run; ++k) out[(j * rows + r) * run + k] += static_cast<double>(sums[j * all + r * wide + k]);
+  }
+};
 
 template <class T, class S>
 void covariance(const Call& call) {
@@ -55,7 +73,7 @@ void covariance(const Call& call) {
   HG_ARGS(x)
   const auto mean = HG_ARG(patch_mean);
   const auto cov = HG_ARG(patch_cov);
-  const int64_t n = b.taps(), wide = round_up(n, kLanes<T>), tasks = b.E * b.chunks;
+  const int64_t n = b.taps(), tasks = b.E * b.chunks;
   const double M = static_cast<double>(higher(1, b.pixels()));
 
   double* const mean_parts = scratch_of<double>(kSlotPartSums, tasks * n + 1);
@@ -79,24 +97,35 @@ void covariance(const Call& call) {
     const BlockTask t = task_of(b, index);
     const T* const shift = mean.at(t.batch) + 4 * b.C;  // of the centre tap, which sees every pixel
     const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX, shift);
-    const int64_t band = higher(1, kBandPixels / higher(1, b.W));
-    T* const patches = scratch_of<T>(kSlotZ, band * b.W * wide + 1);
-    T* const product = scratch_of<T>(kSlotSums, n * wide + 1);
-    __builtin_memset(patches, 0, static_cast<std::size_t>(band * b.W * wide) * sizeof(T));
+    const Products<T> products{b};
+    const int64_t run = products.run;
+    // Tap row 0 with all three: (run, n). Of single rows of pixels, (run, run): with themselves in `same`, at 0, 1, H and H + 1;
+    // with the row below in `next`, at 0 and H.
+    double* const all = scratch_of<double>(kSlotBand, run * n + 6 * run * run + 1);
+    double *const same = all + run * n, *const next = same + 4 * run * run;
+    __builtin_memset(all, 0, static_cast<std::size_t>(run * n + 6 * run * run) * sizeof(double));
+    for (int64_t i = 0; i < t.n && b.H > 0 && b.W > 0; ++i) {
+      const auto row = [&](int64_t y) { return padded.data + i * padded.image + y * padded.pitch; };
+      for (int64_t y = 0; y < b.H; y += products.band) products.add(row(y), row(y), lower(products.band, b.H - y), 3, padded.pitch, all);
+      const int64_t edges[4] = {0, 1, b.H, b.H + 1};
+      for (int edge = 0; edge < 4; ++edge) products.add(row(edges[edge]), row(edges[edge]), 1, 1, padded.pitch, same + edge * run * run);
+      for (int edge = 0; edge < 2; ++edge) products.add(row(edge * b.H), row(edge * b.H + 1), 1, 1, padded.pitch, next + edge * run * run);
+    }
     double* const part = parts + index * n * n;
-    __builtin_memset(part, 0, static_cast<std::size_t>(n * n) * sizeof(double));
-    for (int64_t i = 0; i < t.n; ++i)
-      for (int64_t y0 = 0; y0 < b.H; y0 += band) {
-        const int64_t rows = lower(band, b.H - y0);
-        const T* const top = padded.data + i * padded.image + y0 * padded.pitch;
-        const auto copy = b.C == 1 ? copy_patches<T, 3> : b.C == 3 ? copy_patches<T, 9> : copy_patches<T, 0>;
-        for (int64_t y = 0; y < rows; ++y) copy(top + y * padded.pitch, padded.pitch, b.W, b.C, wide, patches + y * b.W * wide);
-        __builtin_memset(product, 0, static_cast<std::size_t>(n * wide) * sizeof(T));
-        const Images<const T> windows{top, 1, rows, b.W, padded.step, padded.pitch, padded.image};
-        wgrad_images(windows, dense<const T>(patches, 1, rows, b.W, wide), int64_t(3), 3 * b.C, int64_t(1), product);
-        for (int64_t j = 0; j < n; ++j)
-          for (int64_t k = 0; k < n; ++k) part[j * n + k] += static_cast<double>(product[j * wide + k]);
+    for (int64_t j = 0; j < run; ++j)
+      for (int64_t k = 0; k < run; ++k) {
+        const auto at = [&](int64_t r, int64_t s) -> double& { return part[(r * run + j) * n + s * run + k]; };
+        const auto edge = [&](const double* rows, int64_t which) { return rows[(which * run + j) * run + k]; };
+        const double* const first = all + j * n + k;
+        at(0, 0) = first[0];
+        at(0, 1) = first[run];
+        at(0, 2) = first[2 * run];
+        at(1, 1) = at(0, 0) - edge(same, 0) + edge(same, 2);
+        at(2, 2) = at(1, 1) - edge(same, 1) + edge(same, 3);
+        at(1, 2) = at(0, 1) - edge(next, 0) + edge(next, 1);
       }
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t k = 0; k < j; ++k) part[j * n + k] = part[k * n + j];
   });
   parallel_for(b.E * n, [&](int64_t index) {
     const int64_t e = index / n, j = index % n;

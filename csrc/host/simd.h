@@ -11,6 +11,12 @@
 
 #define HG_INLINE inline __attribute__((always_inline))
 #define HG_BOTH HG_INLINE  // in headers shared with CUDA
+#define HG_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define HG_UNROLL(n) HG_PRAGMA(clang loop unroll_count(n))
+#else
+#define HG_UNROLL(n) HG_PRAGMA(GCC unroll n)
+#endif
 
 namespace hg::HG_SIMD {
 
@@ -79,11 +85,19 @@ HG_INLINE Mask<T> load_code(const unsigned char* p, int n = 0) {
   return code;
 }
 
+// GCC 12 takes lanes one by one for __builtin_convertvector to bytes, and two instructions for a shuffle.
 template <class T, bool Full = true>
 HG_INLINE void store_code(unsigned char* p, Mask<T> code, int n = 0) {
+#if defined(__clang__)
   const typename VecOf<T>::bytes b = __builtin_convertvector(code, typename VecOf<T>::bytes);
+#else
+  typedef unsigned char Bytes __attribute__((vector_size(HG_VECTOR_BYTES)));
+  Bytes low{};
+  for (int i = 0; i < kLanes<T>; ++i) low[i] = static_cast<unsigned char>(i * static_cast<int>(sizeof(T)));
+  const Bytes b = __builtin_shuffle((Bytes)code, low);  // little-endian
+#endif
   if (Full)
-    __builtin_memcpy(p, &b, sizeof b);
+    __builtin_memcpy(p, &b, kLanes<T>);
   else
     for (int i = 0; i < n; ++i) p[i] = b[i];
 }
@@ -110,6 +124,12 @@ HG_INLINE void for_channels(int64_t K, const Body& body) {
   int64_t k = 0;
   for (; k + kLanes<T> <= K; k += kLanes<T>) body(k, 0, std::true_type{});
   if (k < K) body(k, static_cast<int>(K - k), std::false_type{});
+}
+
+// sum[i] += v[i], in double.
+template <class T>
+HG_INLINE void add_lanes(double* sum, const Vec<T>& v) {
+  for (int i = 0; i < kLanes<T>; ++i) sum[i] += static_cast<double>(v[i]);
 }
 
 // An argument as kernels use it: typed, with at most two batch axes.

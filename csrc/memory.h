@@ -1,0 +1,23 @@
+// Memory of arrays that is kept for the next array of about the same size. What the system gives is cleared, page by page, when
+// it is first written, and that takes as long as a cheap kernel.
+//
+// No more is kept than was in use at once: with what is in use, it stays below the most that ever was.
+#pragma once
+#include <cstddef>
+
+namespace hg {
+
+constexpr std::size_t kLeastKept = 1 << 16;  // bytes; smaller blocks come from malloc and go back to it
+
+// Contents undefined; null where there is no memory. Aligned to 64 bytes, or as malloc does where it is small.
+void* take_memory(std::size_t bytes);
+void give_memory(void* block);
+void* resize_memory(void* block, std::size_t bytes);
+
+struct MemoryUse {
+  std::size_t used, kept, most;  // bytes in use, bytes kept, most in use so far; of blocks that are not small
+};
+MemoryUse memory_use();
+void release_memory();  // gives what is kept back to the system; `most` begins again
+
+}  // namespace hg
