@@ -16,6 +16,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -34,34 +35,36 @@ _END = struct.Struct("<II")
 _STALE_S = 86400.0
 
 
-class SplitPlan(NamedTuple):
-    """How one split will be built: names and sizes of its classes, (H, W, C), and what gives, class by class, the images
-    (counts[c], H, W, C), uint8."""
+class Block(NamedTuple):
+    """Classes that are decoded at once: their names, images of each, and what gives all, (len(names) * n_each, H, W, C), uint8."""
 
-    class_names: tuple[str, ...]
-    counts: tuple[int, ...]
-    image_shape: tuple[int, int, int]
-    blocks: Callable[[], Iterator[NDArray[np.uint8]]]
+    names: tuple[str, ...]
+    n_each: int
+    decode: Callable[[], NDArray[np.uint8]]
 
-    def turned(self, turns: Sequence[Sequence[int]]) -> "SplitPlan":
-        """The plan where class c stands once for each of turns[c], its images turned by so many times 90 degrees."""
+    def turned(self, turns: Sequence[int]) -> "Block":
+        """This one class as several, its images turned by so many times 90 degrees."""
 
-        def blocks() -> Iterator[NDArray[np.uint8]]:
-            for block, own in zip(self.blocks(), turns, strict=True):
-                yield from (np.rot90(block, turn, axes=(1, 2)) for turn in own)
+        def decode() -> NDArray[np.uint8]:
+            images = self.decode()
+            return np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in turns])
 
-        classes = [(f"{name}/rot{90 * turn:03d}", n) for name, n, own in zip(*self[:2], turns, strict=True) for turn in own]
-        return SplitPlan(tuple(name for name, _ in classes), tuple(n for _, n in classes), self.image_shape, blocks)
+        return Block(tuple(f"{self.names[0]}/rot{90 * turn:03d}" for turn in turns), self.n_each, decode)
+
+
+Plan = Mapping[str, Sequence[Block]]  # split -> its classes
 
 
 class Source(NamedTuple):
     """A data set that can be decoded, what the readers of this package return: with the options it was opened with, all that the decoded
-    bytes depend on as JSON values, what plans the splits (called only when the cache has no entry for the key) and notes for the user."""
+    bytes depend on as JSON values, (H, W, C), what plans the splits (called only when the cache has no entry for the key) and notes for
+    the user."""
 
     name: str
     options: Mapping[str, Any]
     key: Mapping[str, Any]
-    plan: Callable[[], Mapping[str, SplitPlan]]
+    image_shape: tuple[int, int, int]
+    plan: Callable[[], Plan]
     notes: tuple[str, ...] = ()
 
 
@@ -139,15 +142,16 @@ def _sampled_crc(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
-    folder, plans = entry.parent, source.plan()
-    for name in SPLITS:
-        check_classes(name, plans[name].class_names, plans[name].counts, n_way)
+    folder, shape, plan = entry.parent, source.image_shape, source.plan()
+    splits = [(name, [c for b in plan[name] for c in b.names], [b.n_each for b in plan[name] for _ in b.names]) for name in SPLITS]
+    for name, class_names, counts in splits:
+        check_classes(name, class_names, counts, n_way)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(".*.tmp"):  # what processes that were killed while writing left behind
         with suppress(OSError):  # its owner has just finished, or it is another's
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
-    n_images, shape = sum(sum(plan.counts) for plan in plans.values()), plans["train"].image_shape
+    n_images = sum(sum(counts) for _, _, counts in splits)
     need, free = n_images * math.prod(shape) + (1 << 20), shutil.disk_usage(folder).free
     if free < need:
         raise DataError(
@@ -159,18 +163,11 @@ def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
         # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
         with open(handle, "w+b") as file, reporter.progress(f"decoding {source.name}", n_images) as tick:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n_images, *shape)})
-            for name in SPLITS:
-                for count, block in zip(plans[name].counts, plans[name].blocks(), strict=True):
-                    if block.shape != (count, *shape) or block.dtype != np.uint8:
-                        raise ShapeError(
-                            f"cache: a class of split '{name}' decoded to {block.shape} {block.dtype}, expected {(count, *shape)} uint8 "
-                            "because the plan says so; correct the source"
-                        )
-                    file.write(np.ascontiguousarray(block).data)
-                    tick(count)
+            for images in _decoded([block for name in SPLITS for block in plan[name]], shape):
+                file.write(images.data)
+                tick(len(images))
             file.flush()
             n_bytes = file.tell()
-            splits = [(name, plans[name].class_names, plans[name].counts) for name in SPLITS]
             text = json.dumps({"crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
             file.seek(n_bytes)
             file.write(text + _END.pack(len(text), zlib.crc32(text)))
@@ -179,3 +176,19 @@ def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
         os.replace(temporary, entry)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _decoded(blocks: Sequence[Block], shape: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
+    """The images of all blocks, in order. Decoded by several threads, which hold two blocks each."""
+    threads = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(blocks), 2 * threads):
+            some = blocks[start : start + 2 * threads]
+            for block, images in zip(some, pool.map(lambda block: np.ascontiguousarray(block.decode()), some), strict=True):
+                expected = (block.n_each * len(block.names), *shape)
+                if images.shape != expected or images.dtype != np.uint8:
+                    raise ShapeError(
+                        f"cache: class '{block.names[0]}' decoded to {images.shape} {images.dtype}, expected {expected} uint8 because "
+                        "the plan says so; correct the source"
+                    )
+                yield images

@@ -53,7 +53,7 @@ def source(
         )
     look = Look(size, channels or (1 if all(grey for grey, _ in headers) else 3), invert)
     options = {"image_size": size[0] if size[0] == size[1] else size, "channels": look.channels, "invert": invert, **division}
-    return Source("folder", options, {"look": look, "files": digest(splits)}, partial(plan_files, splits, look), notes)
+    return Source("folder", options, {"look": look, "files": digest(splits)}, look.shape, partial(plan_files, splits, look), notes)
 
 
 def find_classes(root: Path, fractions: tuple[float, float, float], seed: int, n_way: int) -> tuple[dict[str, Classes], dict[str, Any]]:

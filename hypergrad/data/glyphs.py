@@ -8,7 +8,7 @@ Georgian, Armenian and Lao, so no letter of a test script is seen before.
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFont, features
 
 from ..errors import DataError
-from .cache import Source, SplitPlan
+from .cache import Block, Plan, Source
 from .images import SPLITS, check_number
 
 SCRIPTS = {"LATIN": "train", "CYRILLIC": "train", "GREEK": "validation", "GEORGIAN": "test", "ARMENIAN": "test", "LAO": "test"}
@@ -69,21 +69,16 @@ def source(drawings: int = 20, rotations: bool = False, seed: int = 0) -> Source
     options = {"drawings": drawings, "rotations": rotations, "seed": seed}
     versions = {"matplotlib": matplotlib.__version__, "pillow": PIL.__version__, "freetype": features.version("freetype2")}
 
-    def plan() -> Mapping[str, SplitPlan]:
-        letters, plans = find_letters(), {}
-        for split in SPLITS:
-            chosen = [letter for letter in letters if letter.split == split]
-
-            def blocks(chosen: list[Letter] = chosen) -> Iterator[NDArray[np.uint8]]:
-                return (draw_letter(letter, drawings, seed) for letter in chosen)
-
-            plans[split] = SplitPlan(tuple(x.name for x in chosen), (drawings,) * len(chosen), (SIZE, SIZE, 1), blocks)
-        if rotations:
-            plans["train"] = plans["train"].turned([range(4)] * len(plans["train"].counts))
+    def plan() -> Plan:
+        plans: dict[str, list[Block]] = {split: [] for split in SPLITS}
+        for letter in find_letters():
+            block = Block((letter.name,), drawings, partial(draw_letter, letter, drawings, seed))
+            plans[letter.split].append(block.turned(range(4)) if rotations and letter.split == "train" else block)
         return plans
 
     note = "rendered from the fonts that matplotlib ships; test scripts are Georgian, Armenian and Lao"
-    return Source("glyphs", options, {**options, **versions, "unicode": unicodedata.unidata_version}, plan, (note,))
+    key = {**options, **versions, "unicode": unicodedata.unidata_version}
+    return Source("glyphs", options, key, (SIZE, SIZE, 1), plan, (note,))
 
 
 def find_letters() -> list[Letter]:

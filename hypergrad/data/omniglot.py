@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
-from .cache import Source, SplitPlan
+from .cache import Plan, Source
 from .decode import Look, plan_files, sides
 from .files import Classes, digest, find_list, list_classes
-from .images import SPLITS, check_choice
+from .images import check_choice
 
 TREES = ("images_background", "images_evaluation")
 WHERE = (
@@ -51,11 +51,11 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
     key = {**options, "files": digest(trees), "classes": hashlib.sha256(repr(turns).encode()).hexdigest()}
     shared = "train holds the validation characters too, so validation accuracy is not that of new characters"
 
-    def plan() -> Mapping[str, SplitPlan]:
-        plans = plan_files({split: {name: characters[name] for name in own} for split, own in turns.items()}, look)
-        return {split: plans[split].turned(list(turns[split].values())) for split in SPLITS} if rotations else plans
+    def plan() -> Plan:
+        plain = plan_files({split: {name: characters[name] for name in own} for split, own in turns.items()}, look)
+        return {s: [b.turned(turns[s][b.names[0]]) for b in blocks] for s, blocks in plain.items()} if rotations else plain
 
-    return Source("omniglot", options, key, plan, (shared,) if train_on == "trainval" else ())
+    return Source("omniglot", options, key, look.shape, plan, (shared,) if train_on == "trainval" else ())
 
 
 def _characters(root: Path, tree: str) -> Classes:
@@ -74,10 +74,8 @@ def _characters(root: Path, tree: str) -> Classes:
 def _vinyals(root: Path, characters: Classes, train_on: str, rotations: bool) -> Turns:
     turns: Turns = {}
     for split, stem in (("train", train_on), ("validation", "val"), ("test", "test")):
-        found = find_list(root, f"{stem}.txt", (".", "splits/vinyals", "omniglot_splits/vinyals", "vinyals"), "vinyals/")
-        if found is None:
-            raise DataError(f"omniglot: {root} has no split list {stem}.txt, expected one for split='vinyals'; {WHERE_LISTS}")
-        file, text = found
+        folders = (".", "splits/vinyals", "omniglot_splits/vinyals", "vinyals")
+        file, text = find_list(root, f"{stem}.txt", folders, "vinyals/", f"one for split='vinyals'; {WHERE_LISTS}")
         turns[split] = {}
         for line in text.split():
             match = _LINE.fullmatch(line)
