@@ -115,7 +115,7 @@ def test_a_damaged_entry_is_rebuilt_visibly(tmp_path, damage):
     whole = entry.read_bytes()
     damage(entry)
     after = load(toy, tmp_path, reporter)
-    assert len(reporter.messages) == 1 and "is damaged" in reporter.messages[0]
+    assert len(reporter.messages) == 1 and "has unreadable contents" in reporter.messages[0]
     assert toy.decoded == 18 and (after.test.images == before).all()
     assert entry_of(tmp_path) == entry and entry.read_bytes() == whole
     load(toy, tmp_path, reporter)
@@ -159,7 +159,7 @@ class _FullDisk:
 @pytest.mark.parametrize("room", [0, 200, 3000, 10_500])
 def test_a_full_disk_while_writing(tmp_path, monkeypatch, room):
     monkeypatch.setattr(cache, "open", lambda *a: _FullDisk(open(*a), room), raising=False)
-    with pytest.raises(DataError, match="no space left.*free space, or set HYPERGRAD_CACHE"):
+    with pytest.raises(DataError, match="No space left.*free space, or set HYPERGRAD_CACHE"):
         load(Toy(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()

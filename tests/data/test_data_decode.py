@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import grey, opened, save
 
-from hypergrad.data import decode, files, open_dataset, read_images, read_support_folder
+from hypergrad.data import cache, decode, files, open_dataset, read_images, read_support_folder
 from hypergrad.errors import ArgumentError, DataError
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_give_the_same_images(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(os, "cpu_count", lambda: threads)
+    monkeypatch.setattr(cache, "_THREADS", threads)
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (12, 3, 40, 30, 3), dtype=np.uint8)
     for c, j in np.ndindex(12, 3):
