@@ -30,6 +30,15 @@ def reading(kind: str, place: object) -> Iterator[None]:
         raise DataError(f"{kind}: {place} has unreadable contents ({error}), expected a whole {kind}; restore or remove it") from error
 
 
+def check_root(name: str, root: str | os.PathLike[str] | None, where: str) -> Path:
+    """The folder of a data set's files. Raises: DataError saying what belongs `where`, if there is no such folder."""
+    folder = None if root is None else Path(root).expanduser().resolve()
+    if folder is None or not folder.is_dir():
+        have = f"'{name}' has no root" if folder is None else f"root {folder} is no folder"
+        raise DataError(f"{name}: {have}, expected one (--root) with its files because nothing is downloaded; {where}")
+    return folder
+
+
 class File(NamedTuple):
     """A file on disk, or the member of a zip file; and when the one or the other was changed.
 

@@ -3,12 +3,12 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError
 from . import folder, glyphs, miniimagenet, omniglot
 from .cache import Source, cache_dir, load
+from .files import check_root, reading
 from .images import MetaDataset, check_choice, check_number
 from .report import Reporter
 
@@ -56,20 +56,14 @@ def open_dataset(
     for option in given:
         check_choice(f"open_dataset: option of '{name}'", option, OPTIONS[name])
     source, where = _SOURCES[name]
-    if not where:
-        if root is not None:
-            raise ArgumentError(f"open_dataset: root is '{root}', expected none because {name} is rendered from fonts; leave it out")
-    elif root is None or not Path(root).expanduser().is_dir():
-        have = f"'{name}' has no root" if root is None else f"root {Path(root).expanduser().resolve()} is no folder"
-        raise DataError(f"open_dataset: {have}, expected one (--root) with its files because nothing is downloaded; {where}")
-    else:
-        given["root"] = Path(root).expanduser().resolve()
+    if where:
+        given["root"] = check_root(name, root, where)
+    elif root is not None:
+        raise ArgumentError(f"open_dataset: root is '{root}', expected none because {name} is rendered from fonts; leave it out")
     if "n_way" in _PARAMETERS[name]:
         given["n_way"] = n_way
-    try:
+    with reading(name, root):
         opened = source(**given)
-    except OSError as error:
-        raise DataError(f"open_dataset: root {root} has unreadable contents ({error}); check its permissions") from error
     reporter = reporter if reporter is not None else Reporter()
     data = load(opened, cache_dir(cache), reporter, n_way)
     for note in data.notes:
