@@ -90,20 +90,21 @@ def find_letters() -> list[Letter]:
 
     Raises: DataError if matplotlib's fonts are not there or hold too few letters. Cost: about a second.
     """
-    masters, faces_of = _render_masters()
+    masters = _render_masters()
     owners: dict[tuple[str, Master], list[int]] = defaultdict(list)
-    for (code, face), master in masters.items():
-        owners[face, master].append(code)
+    for code in sorted(masters):
+        for drawn_in in masters[code].items():
+            owners[drawn_in].append(code)
     alike = Counter(pair for codes in owners.values() for pair in combinations(codes, 2))
-    head = {code: code for code in sorted(faces_of)}  # the lowest code point of the same letter
+    head = {code: code for code in sorted(masters)}  # the lowest code point of the same letter
     for (first, second), count in sorted(alike.items()):
-        if 2 * count >= len(faces_of[first] & faces_of[second]):
+        if 2 * count >= len(masters[first].keys() & masters[second].keys()):
             low, high = sorted((head[first], head[second]))
             head = {code: low if h == high else h for code, h in head.items()}
     groups: dict[int, list[int]] = defaultdict(list)
     for code, h in head.items():
         groups[h].append(code)
-    drawn = {h: list(dict.fromkeys(masters[c, face] for c in codes for face in sorted(faces_of[c]))) for h, codes in groups.items()}
+    drawn = {h: dict.fromkeys(master for c in codes for _, master in sorted(masters[c].items())) for h, codes in groups.items()}
     used = Counter(master for distinct in drawn.values() for master in distinct)
     letters = []
     for h, codes in groups.items():
@@ -147,27 +148,25 @@ def _draw(master: Master, random: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.asarray(fine.reduce(_FINE))
 
 
-def _render_masters() -> tuple[dict[tuple[int, str], Master], dict[int, set[str]]]:
+def _render_masters() -> dict[int, dict[str, Master]]:
+    """Every letter, by code point and face."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    paths = [p for p in sorted(folder.glob("*.ttf")) if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES]
+    paths = [p for p in folder.glob("*.ttf") if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES]
     if not paths:
         raise DataError(f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern; reinstall matplotlib")
-    masters: dict[tuple[int, str], Master] = {}
-    faces_of: dict[int, set[str]] = defaultdict(set)
+    masters: dict[int, dict[str, Master]] = defaultdict(dict)
     for path in paths:
         font = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
-        for code in sorted(FT2Font(str(path)).get_charmap()):
+        for code in FT2Font(str(path)).get_charmap():
             # Computer Modern puts other letters at the places above ASCII
-            if not _is_letter(code) or (path.stem.startswith("cm") and code > 127):
-                continue
-            mask, _ = font.getmask2(chr(code), mode="L")
-            width, height = mask.size
-            ink = np.frombuffer(bytes(mask), np.uint8).reshape(height, width)
-            if ink.any():
-                # a margin of 1, so that the affine map finds paper around the letter
-                masters[code, path.stem] = Master(width + 2, height + 2, np.pad(ink, 1).tobytes())
-                faces_of[code].add(path.stem)
-    return masters, faces_of
+            if _is_letter(code) and not (path.stem.startswith("cm") and code > 127):
+                mask, _ = font.getmask2(chr(code), mode="L")
+                width, height = mask.size
+                ink = np.frombuffer(bytes(mask), np.uint8).reshape(height, width)
+                if ink.any():
+                    # a margin of 1, so that the affine map finds paper around the letter
+                    masters[code][path.stem] = Master(width + 2, height + 2, np.pad(ink, 1).tobytes())
+    return masters
 
 
 def _is_letter(code: int) -> bool:
