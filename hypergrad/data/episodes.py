@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..backends import Array, backend_of
 from ..errors import DataError
-from .images import ImageClasses, check_choice, check_number, gather
+from .images import ImageClasses, check_choice, check_classes, check_number, gather
 from .report import Tick
 
 
@@ -69,11 +69,7 @@ class EpisodeSampler:
         check_number("EpisodeSampler: seed", self.seed, 0, 2**64 - 1)
         self.dtype = np.dtype(self.dtype)
         check_choice("EpisodeSampler: dtype", self.dtype.name, ("float32", "float64", "uint8"))
-        if n_way > split.n_classes:
-            raise DataError(
-                f"EpisodeSampler: n_way is {n_way}, expected at most {split.n_classes} because split '{split.name}' has "
-                f"{split.n_classes} classes; lower n_way or use a split with more"
-            )
+        check_classes(split.name, split.class_names, split.sizes, n_way)
         smallest = int(np.argmin(split.sizes))
         if k_shot + n_query > split.sizes[smallest]:
             raise DataError(

@@ -9,7 +9,7 @@ from ..errors import DataError
 from .cache import Plan, Source
 from .decode import Look, plan_files, sides
 from .files import Classes, digest, find_list, list_classes
-from .images import check_choice
+from .images import SPLITS, check_choice
 
 TREES = ("images_background", "images_evaluation")
 WHERE = (
@@ -46,7 +46,9 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
     look = Look(sides(28 if image_size is None else image_size), 1, invert=True)
     trees = {tree: _characters(root, tree) for tree in TREES}
     characters = {name: files for tree in trees.values() for name, files in tree.items()}
-    turns = _vinyals(root, characters, train_on, rotations) if split == "vinyals" else _alphabets(root, trees, train_on, rotations)
+    turns = _vinyals(root, characters, train_on) if split == "vinyals" else _alphabets(root, trees, train_on)
+    if not rotations:
+        turns = {split: {name: [0] for name, own in chosen.items() if 0 in own} for split, chosen in turns.items()}
     options = {"image_size": look.size[0], "split": split, "train_on": train_on, "rotations": rotations}
     key = {**options, "files": digest(trees), "classes": hashlib.sha256(repr(turns).encode()).hexdigest()}
     shared = "train holds the validation characters too, so validation accuracy is not that of new characters"
@@ -71,7 +73,7 @@ def _characters(root: Path, tree: str) -> Classes:
     return found
 
 
-def _vinyals(root: Path, characters: Classes, train_on: str, rotations: bool) -> Turns:
+def _vinyals(root: Path, characters: Classes, train_on: str) -> Turns:
     turns: Turns = {}
     for split, stem in (("train", train_on), ("validation", "val"), ("test", "test")):
         folders = (".", "splits/vinyals", "omniglot_splits/vinyals", "vinyals")
@@ -83,15 +85,11 @@ def _vinyals(root: Path, characters: Classes, train_on: str, rotations: bool) ->
                 raise DataError(f"omniglot: {file} has the line '{line}', expected Alphabet/characterNN/rotNNN; {WHERE_LISTS}")
             if match[1] not in characters:
                 raise DataError(f"omniglot: {file} names '{match[1]}', expected a character of the images under {root}; {WHERE}")
-            own = [0, 1, 2, 3] if match[2] is None else [int(match[2]) // 90]
-            if rotations:
-                turns[split].setdefault(match[1], []).extend(own)
-            elif 0 in own:
-                turns[split][match[1]] = [0]
+            turns[split].setdefault(match[1], []).extend(range(4) if match[2] is None else [int(match[2]) // 90])
     return turns
 
 
-def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str, rotations: bool) -> Turns:
+def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str) -> Turns:
     background, evaluation = (trees[tree] for tree in TREES)
     alphabets = sorted({name.split("/")[0] for name in background})
     if len(alphabets) <= _VALIDATION_ALPHABETS:
@@ -100,5 +98,5 @@ def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str, rotation
             f"because that many are kept for validation; {WHERE}"
         )
     held = [name for name in background if name.split("/")[0] in alphabets[-_VALIDATION_ALPHABETS:]]
-    chosen = {"train": [c for c in background if train_on == "trainval" or c not in set(held)], "validation": held, "test": evaluation}
-    return {split: {name: [0, 1, 2, 3] if rotations else [0] for name in names} for split, names in chosen.items()}
+    train = [name for name in background if train_on == "trainval" or name not in held]
+    return {split: {name: [0, 1, 2, 3] for name in names} for split, names in zip(SPLITS, (train, held, evaluation), strict=True)}
