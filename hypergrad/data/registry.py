@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from . import folder, glyphs, miniimagenet, omniglot
 from .cache import Source, cache_dir, load
-from .files import check_root, reading
+from .files import check_root
 from .images import MetaDataset, check_choice, check_number
 from .report import Reporter
 
@@ -62,8 +62,10 @@ def open_dataset(
         raise ArgumentError(f"open_dataset: root is '{root}', expected none because {name} is rendered from fonts; leave it out")
     if "n_way" in _PARAMETERS[name]:
         given["n_way"] = n_way
-    with reading(name, root):
+    try:
         opened = source(**given)
+    except OSError as error:
+        raise DataError(f"open_dataset: root {root} has unreadable contents ({error}); check its permissions") from error
     reporter = reporter if reporter is not None else Reporter()
     data = load(opened, cache_dir(cache), reporter, n_way)
     for note in data.notes:

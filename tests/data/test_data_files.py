@@ -397,5 +397,5 @@ def test_a_root_that_cannot_be_listed(mini, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
-    with pytest.raises(DataError, match="csv has unreadable contents .*Permission denied.*restore"):
+    with pytest.raises(DataError, match="csv has unreadable contents .*check its permissions"):
         opened("miniimagenet", mini[0]["csv"], tmp_path)
