@@ -36,8 +36,6 @@ def source(
         channels: 1 or 3; by default 1 if the first image of every class is grey, else 3.
         invert: exchange dark and light (dark ink on light paper becomes 255).
         fractions, seed, n_way: of the division of classes that lie directly in root, as `find_classes`.
-    Raises: ArgumentError on an option out of range; DataError saying what is missing and where to put it.
-    Cost: lists the files and opens one image a class; decoding once, 0.1 ms to 5 ms an image by size.
     """
     check_choice("folder: channels", channels, (None, 1, 3))
     asked = None if image_size is None else sides(image_size)

@@ -61,8 +61,6 @@ def source(drawings: int = 20, rotations: bool = False, seed: int = 0) -> Source
         drawings: drawings of each class, 2 to 1000.
         rotations: make each train letter four classes by rotations of 90 degrees; validation and test keep theirs.
         seed: of the random maps, 0 to 2**64 - 1.
-    Raises: ArgumentError if a number is out of its range; DataError if matplotlib's fonts are not there.
-    Cost: about 0.3 ms a drawing, once.
     """
     check_number("glyphs: drawings", drawings, 2, 1000)
     check_number("glyphs: seed", seed, 0, 2**64 - 1)

@@ -38,9 +38,7 @@ def source(root: Path, image_size: int | None = None, form: str = "auto", seed: 
         form: one of the four, or "auto": the first that is there, in the order above (a note says which).
         seed: of the division in the form "classes", 64 : 16 : 20, at least n_way to each split.
         n_way: classes that each split must have.
-    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it.
-    Cost: lists the files; about 20 s to decode 60,000 images, once, and 1.2 GiB in the cache; the form "pickle" also 1.3 GiB of memory
-        while it is read.
+    Memory: 1.2 GiB in the cache; the form "pickle" also takes 1.3 GiB while it is read.
     Source: Vinyals et al. 2016, arXiv:1606.04080; Ravi & Larochelle 2017.
     """
     check_choice("miniimagenet: form", form, ("auto", "csv", "splits", "pickle", "classes"))

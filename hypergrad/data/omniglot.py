@@ -37,8 +37,6 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
         train_on: "train", or "trainval": train holds the validation characters too (1200), as published final figures have it;
             validation then measures characters that were trained on.
         rotations: every character becomes four classes by rotations of 90 degrees.
-    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it, if files are missing.
-    Cost: lists the files; about 10 s to decode, once.
     Source: Vinyals et al. 2016, arXiv:1606.04080.
     """
     check_choice("omniglot: split", split, ("vinyals", "alphabets"))

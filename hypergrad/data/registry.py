@@ -48,7 +48,7 @@ def open_dataset(
     Returns: MetaDataset with splits train, validation and test; images are uint8, read-only memory maps.
     Raises: ArgumentError on an unknown name or option; DataError if files are missing (it says what to get and where to put it), there
         are too few classes, an image is corrupt, a class is empty, a pickle asks for code, or the cache cannot be written.
-    Cost: glyphs 3 s, Omniglot 10 s, MiniImagenet 15 s once, then some milliseconds and one stat a file.
+    Cost: glyphs 3 s, Omniglot 10 s, MiniImagenet 20 s, other images 0.1 to 5 ms each, once; then some milliseconds and one stat a file.
     """
     check_choice("open_dataset: name", name, _SOURCES)
     check_number("open_dataset: n_way", n_way, 1)
