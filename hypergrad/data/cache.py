@@ -31,7 +31,7 @@ from .report import Reporter
 
 FORMAT = 2
 _BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
-_THREADS, _AHEAD = 4, 16  # that decode; blocks in memory
+_THREADS, _AHEAD = 4, 16  # threads that decode, and the most blocks that they hold
 _END = struct.Struct("<II")
 _STALE_S = 86400.0
 

@@ -91,8 +91,8 @@ def find_letters() -> list[Letter]:
     masters = _render_masters()
     owners: dict[tuple[str, Master], list[int]] = defaultdict(list)
     for code in sorted(masters):
-        for drawn_in in masters[code].items():
-            owners[drawn_in].append(code)
+        for face, master in masters[code].items():
+            owners[face, master].append(code)
     alike = Counter(pair for codes in owners.values() for pair in combinations(codes, 2))
     head = {code: code for code in sorted(masters)}  # the lowest code point of the same letter
     for (first, second), count in sorted(alike.items()):
