@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import threading
@@ -11,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hypergrad.data import Reporter, SilentReporter, cache, cache_dir
 from hypergrad.errors import DataError, ShapeError
@@ -257,6 +259,13 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     assert cache_dir(tmp_path / "given") == tmp_path / "given"
     monkeypatch.delenv("HYPERGRAD_CACHE")
     assert cache_dir().name == "hypergrad" and cache_dir().is_absolute()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_are_drawn_on_terminals_alone(tmp_path, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    load(Toy(), tmp_path, Reporter(console))
+    assert ("decoding toy" in console.file.getvalue()) == terminal == bool(console.file.getvalue())
 
 
 def test_the_default_reporter_draws_on_standard_error(tmp_path, capsys):
