@@ -32,16 +32,19 @@ from .report import Reporter
 FORMAT = 2
 _BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
 _THREADS, _AHEAD = 4, 16  # threads that decode, and the most blocks that they hold
+_THREADS_FROM_BYTES = 1 << 14  # of smaller files one thread decodes: the interpreter's lock costs more than a second one gains
 _END = struct.Struct("<II")
 _STALE_S = 86400.0
 
 
 class Block(NamedTuple):
-    """Classes that are decoded at once: their names, images of each, and what gives all, (len(names) * n_each, H, W, C), uint8."""
+    """Classes that are decoded at once: their names, images of each, what gives all, (len(names) * n_each, H, W, C), uint8, and the size
+    of their files."""
 
     names: tuple[str, ...]
     n_each: int
     decode: Callable[[], NDArray[np.uint8]]
+    n_bytes: int = 0
 
     def turned(self, turns: Sequence[int]) -> "Block":
         """This one class as several, its images turned by so many times 90 degrees."""
@@ -50,7 +53,7 @@ class Block(NamedTuple):
             images = self.decode()
             return np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in turns])
 
-        return Block(tuple(f"{self.names[0]}/rot{90 * turn:03d}" for turn in turns), self.n_each, decode)
+        return Block(tuple(f"{self.names[0]}/rot{90 * turn:03d}" for turn in turns), self.n_each, decode, self.n_bytes)
 
     def checked(self, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """The images, lying together. Raises: ShapeError if they are not what was planned."""
@@ -165,13 +168,14 @@ def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
             f"'{source.name}' are kept there; free space, or set HYPERGRAD_CACHE to a folder on another disk"
         )
     blocks = [block for name in SPLITS for block in plan[name]]
+    threads = _THREADS if sum(block.n_bytes for block in blocks) >= _THREADS_FROM_BYTES * n_images else 1
     handle, temporary = tempfile.mkstemp(prefix=f".{entry.stem}-", suffix=".tmp", dir=folder)
     try:
         # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
         with (
             open(handle, "w+b") as file,
             reporter.progress(f"decoding {source.name}", n_images) as tick,
-            ThreadPoolExecutor(_THREADS) as pool,
+            ThreadPoolExecutor(threads) as pool,
         ):
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n_images, *shape)})
             for start in range(0, len(blocks), _AHEAD):

@@ -73,7 +73,9 @@ def decode_all(files: Sequence[File], look: Look) -> NDArray[np.uint8]:
 def plan_files(splits: Mapping[str, Classes], look: Look) -> Plan:
     """The plan of splits whose classes are lists of image files."""
     return {
-        split: [Block((name,), len(files), partial(decode_all, files, look)) for name, files in classes.items()]
+        split: [
+            Block((name,), len(own), partial(decode_all, own, look), sum(file.n_bytes for file in own)) for name, own in classes.items()
+        ]
         for split, classes in splits.items()
     }
 

@@ -6,6 +6,7 @@ decompressed than its entry says, so a small file cannot fill the memory.
 
 import hashlib
 import os
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ..errors import DataError, HypergradError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 1 << 28
+_ZIP_LOCK = threading.Lock()  # zipfile counts the open members of a file without one
 
 
 @contextmanager
@@ -65,7 +67,7 @@ class File(NamedTuple):
                 return Path(self.path).read_bytes()
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"file: {self} has another compression, expected stored or deflated; zip it again")  # zipfile bounds these
-            with self.archive.open(info) as stream:
+            with _ZIP_LOCK, self.archive.open(info) as stream:
                 return stream.read(n_bytes + 1)  # a number, since read() decompresses whatever there is
 
 

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from hypergrad.errors import ArgumentError, DataError
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_give_the_same_images(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(cache, "_THREADS", threads)
+    pools = []
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
+    monkeypatch.setattr(cache, "_THREADS_FROM_BYTES", {1: 10**6, 4: 1}[threads])
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (12, 3, 40, 30, 3), dtype=np.uint8)
     for c, j in np.ndindex(12, 3):
@@ -30,6 +33,7 @@ def test_threads_give_the_same_images(tmp_path, monkeypatch, threads):
     for split in (data.train, data.validation, data.test):
         for c, name in enumerate(split.class_names):
             assert (split.class_images(c) == images[int(name[1:])]).all()
+    assert pools == [threads]
     (tmp_path / "root" / "c07" / "1.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match="c07.*1.png has unreadable contents"):
         opened("folder", tmp_path / "root", tmp_path / "cache")
