@@ -19,7 +19,8 @@ _NAMES |= {"numpy.core.numeric._frombuffer", "collections.OrderedDict", "_codecs
 
 def _forbidden(what: str) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(
-        f"it asks for {what}, expected only NumPy arrays and plain containers because a pickle can run any code; nothing of it was executed"
+        f"it asks for {what}, expected only NumPy arrays and plain containers because a pickle can run any code; nothing of it was "
+        "executed: get the data from a source you trust, or as folders of images"
     )
 
 
