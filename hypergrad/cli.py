@@ -18,7 +18,7 @@ from .backends import DEVICES
 from .backends.cuda import CUDA
 from .backends.host import HOST
 from .data import cache_dir
-from .data.report import LineReporter, Reporter
+from .data.report import Reporter
 from .errors import ArgumentError, HypergradError
 from .fewshot.config import DATA, Config, load_config, make_config, quick, save_config
 from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
@@ -303,7 +303,7 @@ def _show_predictions(found: Predictions) -> None:
 
 
 def _reporter() -> Reporter:
-    return Reporter() if sys.stderr.isatty() else LineReporter()
+    return Reporter(Console(stderr=True, force_terminal=sys.stderr.isatty()))
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,6 @@ CRC-32. It is written under a temporary name and renamed when whole, so a reader
 On opening, a CRC-32 of up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -15,7 +14,8 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,43 +25,60 @@ import platformdirs
 from numpy.typing import NDArray
 
 from ..errors import DataError, ShapeError
+from .files import reading
 from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter
 
 FORMAT = 2
 _BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
+_THREADS, _AHEAD = 4, 16  # threads that decode, and the most blocks that they hold
+_THREADS_FROM_BYTES = 1 << 14  # of smaller files one thread decodes: the interpreter's lock costs more than a second one gains
 _END = struct.Struct("<II")
 _STALE_S = 86400.0
 
 
-class SplitPlan(NamedTuple):
-    """How one split will be built: names and sizes of its classes, (H, W, C), and what gives, class by class, the images
-    (counts[c], H, W, C), uint8."""
+class Block(NamedTuple):
+    """Classes that are decoded at once: their names, images of each, what gives all, (len(names) * n_each, H, W, C), uint8, and the size
+    of their files."""
 
-    class_names: tuple[str, ...]
-    counts: tuple[int, ...]
-    image_shape: tuple[int, int, int]
-    blocks: Callable[[], Iterator[NDArray[np.uint8]]]
+    names: tuple[str, ...]
+    n_each: int
+    decode: Callable[[], NDArray[np.uint8]]
+    n_bytes: int = 0
 
-    def turned(self, turns: Sequence[Sequence[int]]) -> "SplitPlan":
-        """The plan where class c stands once for each of turns[c], its images turned by so many times 90 degrees."""
+    def turned(self, turns: Sequence[int]) -> "Block":
+        """This one class as several, its images turned by so many times 90 degrees."""
 
-        def blocks() -> Iterator[NDArray[np.uint8]]:
-            for block, own in zip(self.blocks(), turns, strict=True):
-                yield from (np.rot90(block, turn, axes=(1, 2)) for turn in own)
+        def decode() -> NDArray[np.uint8]:
+            images = self.decode()
+            return np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in turns])
 
-        classes = [(f"{name}/rot{90 * turn:03d}", n) for name, n, own in zip(*self[:2], turns, strict=True) for turn in own]
-        return SplitPlan(tuple(name for name, _ in classes), tuple(n for _, n in classes), self.image_shape, blocks)
+        return Block(tuple(f"{self.names[0]}/rot{90 * turn:03d}" for turn in turns), self.n_each, decode, self.n_bytes)
+
+    def checked(self, image_shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """The images, lying together. Raises: ShapeError if they are not what was planned."""
+        images, expected = np.ascontiguousarray(self.decode()), (len(self.names) * self.n_each, *image_shape)
+        if images.shape != expected or images.dtype != np.uint8:
+            raise ShapeError(
+                f"cache: class '{self.names[0]}' decoded to {images.shape} {images.dtype}, expected {expected} uint8 because the plan "
+                "says so; correct the source"
+            )
+        return images
+
+
+Plan = Mapping[str, Sequence[Block]]  # split -> its classes
 
 
 class Source(NamedTuple):
     """A data set that can be decoded, what the readers of this package return: with the options it was opened with, all that the decoded
-    bytes depend on as JSON values, what plans the splits (called only when the cache has no entry for the key) and notes for the user."""
+    bytes depend on as JSON values, (H, W, C), what plans the splits (called only when the cache has no entry for the key) and notes for
+    the user."""
 
     name: str
     options: Mapping[str, Any]
     key: Mapping[str, Any]
-    plan: Callable[[], Mapping[str, SplitPlan]]
+    image_shape: tuple[int, int, int]
+    plan: Callable[[], Plan]
     notes: tuple[str, ...] = ()
 
 
@@ -76,10 +93,6 @@ def cache_dir(override: str | os.PathLike[str] | None = None) -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("hypergrad"))
 
 
-class _Damaged(DataError):
-    """A cache entry is not what was written."""
-
-
 def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> MetaDataset:
     """Open a data set from the cache, as read-only memory maps; decode it first where there is no whole entry, which `reporter` shows.
 
@@ -88,45 +101,44 @@ def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> Me
     """
     key = hashlib.sha256(json.dumps({"format": FORMAT, **source.key}, sort_keys=True).encode()).hexdigest()
     entry = folder / f"{source.name}-{key[:20]}.images"
+    splits: dict[str, ImageClasses] = {}
     if entry.exists():
         try:
-            return _open(source, entry, n_way)
-        except _Damaged as fault:
-            reporter.message(f"{fault}; decoding the images again")
-    try:
-        _build(source, entry, reporter, n_way)
-    except OSError as error:
-        what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"a fault ({error.strerror or error})"
-        raise DataError(
-            f"cache: writing under {folder} has {what}, expected room and permission to write because decoded images are kept there "
-            "(nothing of this attempt was left behind); free space, or set HYPERGRAD_CACHE to another folder"
-        ) from error
-    return _open(source, entry, n_way)
+            splits = _read(entry)
+        except DataError as fault:
+            reporter.message(f"decoding the images again: {fault}")
+    if not splits:
+        try:
+            _write(source, entry, reporter, n_way)
+        except OSError as error:
+            raise DataError(
+                f"cache: writing under {folder} failed ({error.strerror or error}), expected room and permission to write because decoded "
+                "images are kept there (nothing of this attempt was left behind); free space, or set HYPERGRAD_CACHE to another folder"
+            ) from error
+        splits = _read(entry)
+    for name, split in splits.items():
+        check_classes(name, split.class_names, split.sizes, n_way)
+    return MetaDataset(source.name, **splits, options=dict(source.options), notes=source.notes)
 
 
-def _open(source: Source, entry: Path, n_way: int) -> MetaDataset:
-    splits: dict[str, ImageClasses] = {}
-    try:
-        with open(entry, "rb") as file:
-            end = file.seek(-_END.size, os.SEEK_END)
-            length, crc = _END.unpack(file.read())
-            file.seek(end - length)
-            text = file.read(length)
-            if zlib.crc32(text) != crc:
-                raise ValueError("other checksum of the description")
-            meta = json.loads(text)
-            if _sampled_crc(file, end - length) != meta["crc32"]:
-                raise ValueError("other checksum of the images")
+def _read(entry: Path) -> dict[str, ImageClasses]:
+    splits = {}
+    with reading("cache", entry), open(entry, "rb") as file:
+        end = file.seek(-_END.size, os.SEEK_END)
+        length, crc = _END.unpack(file.read())
+        file.seek(end - length)
+        text = file.read(length)
+        if zlib.crc32(text) != crc:
+            raise ValueError("other checksum of the description")
+        meta = json.loads(text)
+        if _sampled_crc(file, end - length) != meta["crc32"]:
+            raise ValueError("other checksum of the images")
         images: NDArray[np.uint8] = np.load(entry, mmap_mode="r", allow_pickle=False)
         for name, class_names, counts in meta["splits"]:
             offsets = np.cumsum([0, *counts])
             splits[name] = ImageClasses(name, images[: offsets[-1]], offsets, tuple(class_names))
             images = images[offsets[-1] :]
-    except (OSError, ValueError) as error:
-        raise _Damaged(f"cache: {entry} is damaged ({error}), expected what was written; delete it or check the disk") from error
-    for name, split in splits.items():
-        check_classes(name, split.class_names, split.sizes, n_way)
-    return MetaDataset(source.name, **splits, options=dict(source.options), notes=source.notes)
+    return splits
 
 
 def _sampled_crc(file: BinaryIO, n_bytes: int) -> int:
@@ -138,39 +150,39 @@ def _sampled_crc(file: BinaryIO, n_bytes: int) -> int:
     return crc
 
 
-def _build(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
-    folder, plans = entry.parent, source.plan()
-    for name in SPLITS:
-        check_classes(name, plans[name].class_names, plans[name].counts, n_way)
+def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
+    folder, shape, plan = entry.parent, source.image_shape, source.plan()
+    splits = [(name, [c for b in plan[name] for c in b.names], [b.n_each for b in plan[name] for _ in b.names]) for name in SPLITS]
+    for name, class_names, counts in splits:
+        check_classes(name, class_names, counts, n_way)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(".*.tmp"):  # what processes that were killed while writing left behind
         with suppress(OSError):  # its owner has just finished, or it is another's
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
-    n_images, shape = sum(sum(plan.counts) for plan in plans.values()), plans["train"].image_shape
+    n_images = sum(sum(counts) for _, _, counts in splits)
     need, free = n_images * math.prod(shape) + (1 << 20), shutil.disk_usage(folder).free
     if free < need:
         raise DataError(
             f"cache: the disk of {folder} has {free >> 20} MiB free, expected {need >> 20} MiB because the decoded images of "
             f"'{source.name}' are kept there; free space, or set HYPERGRAD_CACHE to a folder on another disk"
         )
+    blocks = [block for name in SPLITS for block in plan[name]]
+    threads = _THREADS if sum(block.n_bytes for block in blocks) >= _THREADS_FROM_BYTES * n_images else 1
     handle, temporary = tempfile.mkstemp(prefix=f".{entry.stem}-", suffix=".tmp", dir=folder)
     try:
         # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
-        with open(handle, "w+b") as file, reporter.progress(f"decoding {source.name}", n_images) as tick:
+        with (
+            open(handle, "w+b") as file,
+            reporter.progress(f"decoding {source.name}", n_images) as tick,
+            ThreadPoolExecutor(threads) as pool,
+        ):
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n_images, *shape)})
-            for name in SPLITS:
-                for count, block in zip(plans[name].counts, plans[name].blocks(), strict=True):
-                    if block.shape != (count, *shape) or block.dtype != np.uint8:
-                        raise ShapeError(
-                            f"cache: a class of split '{name}' decoded to {block.shape} {block.dtype}, expected {(count, *shape)} uint8 "
-                            "because the plan says so; correct the source"
-                        )
-                    file.write(np.ascontiguousarray(block).data)
-                    tick(count)
-            file.flush()
+            for start in range(0, len(blocks), _AHEAD):
+                for images in pool.map(lambda block: block.checked(shape), blocks[start : start + _AHEAD]):
+                    file.write(images.data)
+                    tick(len(images))
             n_bytes = file.tell()
-            splits = [(name, plans[name].class_names, plans[name].counts) for name in SPLITS]
             text = json.dumps({"crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
             file.seek(n_bytes)
             file.write(text + _END.pack(len(text), zlib.crc32(text)))

@@ -2,8 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ArgumentError, DataError
-from .cache import SplitPlan
-from .files import Classes, File, Opener, list_classes, reading
-
-# Below this many bytes a file the interpreter's lock, which decoding releases, costs more than a second thread gains.
-_THREADS_FROM_BYTES = 1 << 14
+from .cache import Block, Plan
+from .files import Classes, File, list_classes, reading
 
 
 class Look(NamedTuple):
@@ -27,6 +23,11 @@ class Look(NamedTuple):
     size: tuple[int, int]
     channels: int
     invert: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (*self.size, self.channels)
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -51,9 +52,9 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
     return 255 - pixels if look.invert else pixels
 
 
-def decode(opener: Opener, file: File, look: Look) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode(file: File, look: Look) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The image and its height and width on disk. Raises: DataError naming the file if it is not a whole image."""
-    contents = opener.read(file)
+    contents = file.read()
     with reading("image", file), Image.open(io.BytesIO(contents)) as image:
         return to_array(image, look), (image.height, image.width)
 
@@ -64,32 +65,17 @@ def header(file: File) -> tuple[bool, tuple[int, int]]:
         return image.mode.startswith(("1", "L", "I;16")), (image.height, image.width)
 
 
-def decode_classes(classes: Sequence[Sequence[File]], look: Look, threads: int | None = None) -> Iterator[NDArray[np.uint8]]:
-    """For each class its images, (n_c, H, W, C), uint8; the same whatever the number of threads, by default 1 for small files, else 4.
-
-    Raises: DataError naming the first file that cannot be decoded. Memory: four classes a thread.
-    """
-    if threads is None:
-        sizes = [file.n_bytes for files in classes[:32] for file in files[:8]]
-        threads = min(4, os.cpu_count() or 1) if sizes and np.mean(sizes) >= _THREADS_FROM_BYTES else 1
-    with Opener() as opener, ThreadPoolExecutor(threads) as pool:
-
-        def block(files: Sequence[File]) -> NDArray[np.uint8]:
-            images = np.empty((len(files), *look.size, look.channels), np.uint8)
-            for i, file in enumerate(files):
-                images[i] = decode(opener, file, look)[0]
-            return images
-
-        step = 4 * threads
-        for start in range(0, len(classes), step):
-            yield from (pool.map if threads > 1 else map)(block, classes[start : start + step])
+def decode_all(files: Sequence[File], look: Look) -> NDArray[np.uint8]:
+    """The images of a class, (n, H, W, C), uint8. Raises: DataError naming the first file that cannot be decoded."""
+    return np.stack([decode(file, look)[0] for file in files])
 
 
-def plan_files(splits: Mapping[str, Classes], look: Look) -> dict[str, SplitPlan]:
+def plan_files(splits: Mapping[str, Classes], look: Look) -> Plan:
     """The plan of splits whose classes are lists of image files."""
-    shape = (*look.size, look.channels)
     return {
-        split: SplitPlan(tuple(classes), tuple(map(len, classes.values())), shape, partial(decode_classes, [*classes.values()], look))
+        split: [
+            Block((name,), len(own), partial(decode_all, own, look), sum(file.n_bytes for file in own)) for name, own in classes.items()
+        ]
         for split, classes in splits.items()
     }
 
@@ -111,8 +97,7 @@ def read_images(
         raise ArgumentError(f"read_images: image_size is {image_size}, expected (H, W, C) with C 1 or 3; pass the data set's image_shape")
     look = Look(sides(image_size[:2]), image_size[2], invert)
     files = [File(os.fspath(path)) for path in paths]
-    with Opener() as opener:
-        decoded = [decode(opener, file, look) for file in files]
+    decoded = [decode(file, look) for file in files]
     images = np.array([pixels for pixels, _ in decoded], np.uint8).reshape(len(files), *image_size)
     return images, [Path(file.path) for file, (_, stored) in zip(files, decoded, strict=True) if stored != look.size]
 

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..backends import Array, backend_of
 from ..errors import DataError
-from .images import ImageClasses, check_choice, check_number, gather
+from .images import ImageClasses, check_choice, check_classes, check_number, gather
 from .report import Tick
 
 
@@ -32,6 +32,7 @@ class Episodes(NamedTuple):
     query_labels: Any
 
 
+@dataclass(eq=False)
 class EpisodeSampler:
     """Draws n-way k-shot episodes from a split.
 
@@ -53,25 +54,22 @@ class EpisodeSampler:
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox); Vinyals et al. 2016, arXiv:1606.04080 (episodes).
     """
 
-    def __init__(
-        self,
-        split: ImageClasses,
-        n_way: int,
-        k_shot: int,
-        n_query: int = 15,
-        seed: int = 0,
-        meta_batch: int = 4,
-        dtype: DTypeLike = np.float32,
-    ) -> None:
-        for argument, value, least in (("n_way", n_way, 2), ("k_shot", k_shot, 1), ("n_query", n_query, 1), ("meta_batch", meta_batch, 1)):
-            check_number(f"EpisodeSampler: {argument}", value, least)
-        check_number("EpisodeSampler: seed", seed, 0, 2**64 - 1)
-        check_choice("EpisodeSampler: dtype", np.dtype(dtype).name, ("float32", "float64", "uint8"))
-        if n_way > split.n_classes:
-            raise DataError(
-                f"EpisodeSampler: n_way is {n_way}, expected at most {split.n_classes} because split '{split.name}' has "
-                f"{split.n_classes} classes; lower n_way or use a split with more"
-            )
+    split: ImageClasses
+    n_way: int
+    k_shot: int
+    n_query: int = 15
+    seed: int = 0
+    meta_batch: int = 4
+    dtype: DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        split, n_way, k_shot, n_query = self.split, self.n_way, self.k_shot, self.n_query
+        for argument, least in (("n_way", 2), ("k_shot", 1), ("n_query", 1), ("meta_batch", 1)):
+            check_number(f"EpisodeSampler: {argument}", getattr(self, argument), least)
+        check_number("EpisodeSampler: seed", self.seed, 0, 2**64 - 1)
+        self.dtype = np.dtype(self.dtype)
+        check_choice("EpisodeSampler: dtype", self.dtype.name, ("float32", "float64", "uint8"))
+        check_classes(split.name, split.class_names, split.sizes, n_way)
         smallest = int(np.argmin(split.sizes))
         if k_shot + n_query > split.sizes[smallest]:
             raise DataError(
@@ -79,9 +77,6 @@ class EpisodeSampler:
                 f"because class '{split.class_names[smallest]}' of split '{split.name}' has {split.sizes[smallest]} images; lower k_shot "
                 "or n_query, or add images"
             )
-        self.split, self.n_way, self.k_shot, self.n_query = split, n_way, k_shot, n_query
-        self.seed, self.meta_batch, self.dtype = seed, meta_batch, np.dtype(dtype)
-        self._key = np.array([seed, zlib.crc32(split.name.encode())], dtype=np.uint64)
 
     def indices(self, i: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Which classes and images make episode i, without reading any image.
@@ -92,16 +87,13 @@ class EpisodeSampler:
         Cost: O(n_way * (k_shot + n_query)) draws.
         """
         check_number("EpisodeSampler: episode number", i, 0, 2**64 - 1)
-        per_class = self.k_shot + self.n_query
-        bits = np.random.Philox(key=self._key, counter=np.array([0, 0, 0, i], dtype=np.uint64))
+        per_class, key = self.k_shot + self.n_query, [self.seed, zlib.crc32(self.split.name.encode())]
+        bits = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, 0, 0, i], np.uint64))
         words = iter(bits.random_raw(self.n_way * (1 + per_class)).tolist())
-        classes = _draw(words, self.split.n_classes, self.n_way)
-        rows = np.empty((self.n_way, per_class), np.int64)
-        for label, c in enumerate(classes):
-            start, stop = int(self.split.offsets[c]), int(self.split.offsets[c + 1])
-            rows[label] = _draw(words, stop - start, per_class)
-            rows[label] += start
-        return np.array(classes, np.int64), rows[:, : self.k_shot], rows[:, self.k_shot :]
+        classes = np.array(_draw(words, self.split.n_classes, self.n_way), np.int64)
+        sizes = np.diff(self.split.offsets)[classes].tolist()
+        rows = self.split.offsets[classes, None] + np.array([_draw(words, size, per_class) for size in sizes], np.int64)
+        return classes, rows[:, : self.k_shot], rows[:, self.k_shot :]
 
     def episodes(self, start: int, stop: int) -> Episodes:
         """Episodes start, …, stop - 1.

@@ -6,12 +6,10 @@ decompressed than its entry says, so a small file cannot fill the memory.
 
 import hashlib
 import os
-import re
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from itertools import groupby
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -20,21 +18,7 @@ from ..errors import DataError, HypergradError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 1 << 28
-
-
-class File(NamedTuple):
-    """A file on disk, or the member of a zip file; and when the one or the other was changed."""
-
-    path: str
-    member: str = ""
-    n_bytes: int = 0
-    changed_ns: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.member}" if self.member else self.path
-
-
-Classes = dict[str, list[File]]  # class -> its images
+_ZIP_LOCK = threading.Lock()  # zipfile counts the open members of a file without one
 
 
 @contextmanager
@@ -48,35 +32,54 @@ def reading(kind: str, place: object) -> Iterator[None]:
         raise DataError(f"{kind}: {place} has unreadable contents ({error}), expected a whole {kind}; restore or remove it") from error
 
 
-class Opener(ExitStack):
-    """Reads files; zip files stay open until the block ends. Safe among threads."""
+def check_root(name: str, root: str | os.PathLike[str] | None, where: str) -> Path:
+    """The folder of a data set's files. Raises: DataError saying what belongs `where`, if there is no such folder."""
+    folder = None if root is None else Path(root).expanduser().resolve()
+    if folder is None or not folder.is_dir():
+        have = f"'{name}' has no root" if folder is None else f"root {folder} is no folder"
+        raise DataError(f"{name}: {have}, expected one (--root) with its files because nothing is downloaded; {where}")
+    return folder
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._zips: dict[str, zipfile.ZipFile] = {}
-        self._lock = threading.Lock()
 
-    def archive(self, path: str) -> zipfile.ZipFile:
-        """A zip file. Raises: DataError naming it if it is missing or damaged."""
-        with self._lock, reading("zip file", path):
-            if path not in self._zips:
-                self._zips[path] = self.enter_context(zipfile.ZipFile(path))
-            return self._zips[path]
+class File(NamedTuple):
+    """A file on disk, or the member of a zip file; and when the one or the other was changed.
 
-    def read(self, file: File) -> bytes:
-        """The contents. Raises: DataError naming the file if it is missing, unreadable, truncated or too large."""
-        archive = self.archive(file.path) if file.member else None
-        with reading("file", file):
-            info = archive.getinfo(file.member) if archive else None
-            n_bytes = info.file_size if info else os.stat(file.path).st_size
+    An open zip file is closed when the last of its Files is gone.
+    """
+
+    path: str
+    member: str = ""
+    n_bytes: int = 0
+    changed_ns: int = 0
+    archive: zipfile.ZipFile | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else self.path
+
+    def read(self) -> bytes:
+        """The contents. Safe among threads. Raises: DataError naming the file if it is missing, unreadable, truncated or too large."""
+        with reading("file", self):
+            info = self.archive.getinfo(self.member) if self.archive else None
+            n_bytes = info.file_size if info else os.stat(self.path).st_size
             if n_bytes > MAX_BYTES:
-                raise DataError(f"file: {file} has {n_bytes} bytes, expected at most {MAX_BYTES}; replace or remove it")
-            if archive is None or info is None:
-                return Path(file.path).read_bytes()
+                raise DataError(f"file: {self} has {n_bytes} bytes, expected at most {MAX_BYTES}; replace or remove it")
+            if self.archive is None or info is None:
+                return Path(self.path).read_bytes()
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"file: {file} has another compression, expected stored or deflated; zip it again")  # zipfile bounds these
-            with archive.open(info) as stream:
+                raise DataError(f"file: {self} has another compression, expected stored or deflated; zip it again")  # zipfile bounds these
+            with _ZIP_LOCK, self.archive.open(info) as stream:
                 return stream.read(n_bytes + 1)  # a number, since read() decompresses whatever there is
+
+
+Classes = dict[str, list[File]]  # class -> its images
+
+
+def open_zip(path: Path) -> list[File]:
+    """The members of a zip file, by name. Raises: DataError naming it if it is missing or damaged."""
+    with reading("zip file", path):
+        archive, changed_ns = zipfile.ZipFile(path), path.stat().st_mtime_ns
+    members = sorted(archive.infolist(), key=attrgetter("filename"))
+    return [File(str(path), member.filename, member.file_size, changed_ns, archive) for member in members]
 
 
 def list_classes(place: Path, levels: int, within: str = "") -> Classes:
@@ -86,19 +89,16 @@ def list_classes(place: Path, levels: int, within: str = "") -> Classes:
     `place` is a folder, or the folder `within` of a zip file. Raises: DataError if it cannot be read. Cost: one stat a file.
     """
     found: Classes = {}
-    if place.is_file():
-        pattern = re.compile(f"{re.escape(within)}{'/' if within else ''}((?:[^/.][^/]*/){{{levels}}})")
-        path, changed_ns = str(place), place.stat().st_mtime_ns
-        with Opener() as opener:
-            members = sorted(opener.archive(path).infolist(), key=attrgetter("filename"))
-        for folder, own in groupby(members, lambda member: member.filename.rpartition("/")[0]):
-            match = pattern.fullmatch(folder and f"{folder}/")
-            if match:
-                images = found.setdefault(match[1][:-1], [])
-                images += [File(path, m.filename, m.file_size, changed_ns) for m in own if _is_image(m.filename[len(match[0]) :])]
+    if not place.is_file():
+        with reading("folder", place):
+            _list_folder(str(place), levels, "", found)
         return found
-    with reading("folder", place):
-        _list_folder(str(place), levels, "", found)
+    for file in open_zip(place):
+        *folders, name = file.member.split("/")
+        if folders[:1] == [within] and len(folders) == levels + 1 and all(part and part[0] != "." for part in folders):
+            images = found.setdefault("/".join(folders[1:]), [])
+            if _is_image(name):
+                images.append(file)
     return found
 
 
@@ -118,17 +118,19 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def find_list(root: Path, name: str, folders: tuple[str, ...], hint: str) -> tuple[File, str] | None:
-    """The first split list of this name, in `folders` of root or in split_lists.zip under a folder like `hint`; and its text."""
-    lists = str(root / "split_lists.zip")
-    with Opener() as opener:
-        files = [File(str(root / folder / name)) for folder in folders if (root / folder / name).is_file()]
-        if not files and os.path.isfile(lists):
-            files = [File(lists, m) for m in opener.archive(lists).namelist() if m.endswith(f"/{name}") and hint in m.lower()]
-        for file in files:
-            with reading("split list", file):
-                return file, opener.read(file).decode("utf-8-sig")
-    return None
+def find_list(root: Path, name: str, folders: tuple[str, ...], hint: str, expected: str) -> tuple[File, str]:
+    """The first split list of this name, in `folders` of root or in split_lists.zip under a folder like `hint`; and its text.
+
+    Raises: DataError if there is none, which says what is `expected`, or if it is no text.
+    """
+    lists = root / "split_lists.zip"
+    files = [File(str(root / folder / name)) for folder in folders if (root / folder / name).is_file()]
+    if not files and lists.is_file():
+        files = [file for file in open_zip(lists) if file.member.endswith(f"/{name}") and hint in file.member.lower()]
+    if not files:
+        raise DataError(f"split list: {root} has no {name}, expected {expected}")
+    with reading("split list", files[0]):
+        return files[0], files[0].read().decode("utf-8-sig")
 
 
 def digest(splits: Mapping[str, Classes]) -> str:
@@ -136,6 +138,6 @@ def digest(splits: Mapping[str, Classes]) -> str:
     result = hashlib.sha256()
     for split, classes in splits.items():
         for name, files in classes.items():
-            columns = [column if len(set(column)) > 1 else column[:1] for column in zip(*files, strict=True)]  # one zip file is named once
+            columns = [column if len(set(column)) > 1 else column[:1] for column in list(zip(*files, strict=True))[:4]]
             result.update(repr((split, name, len(files), columns)).encode("utf-8", "backslashreplace"))
     return result.hexdigest()

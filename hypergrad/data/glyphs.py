@@ -8,7 +8,7 @@ Georgian, Armenian and Lao, so no letter of a test script is seen before.
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFont, features
 
 from ..errors import DataError
-from .cache import Source, SplitPlan
+from .cache import Block, Plan, Source
 from .images import SPLITS, check_number
 
 SCRIPTS = {"LATIN": "train", "CYRILLIC": "train", "GREEK": "validation", "GEORGIAN": "test", "ARMENIAN": "test", "LAO": "test"}
@@ -61,29 +61,22 @@ def source(drawings: int = 20, rotations: bool = False, seed: int = 0) -> Source
         drawings: drawings of each class, 2 to 1000.
         rotations: make each train letter four classes by rotations of 90 degrees; validation and test keep theirs.
         seed: of the random maps, 0 to 2**64 - 1.
-    Raises: ArgumentError if a number is out of its range; DataError if matplotlib's fonts are not there.
-    Cost: about 0.3 ms a drawing, once.
     """
     check_number("glyphs: drawings", drawings, 2, 1000)
     check_number("glyphs: seed", seed, 0, 2**64 - 1)
     options = {"drawings": drawings, "rotations": rotations, "seed": seed}
     versions = {"matplotlib": matplotlib.__version__, "pillow": PIL.__version__, "freetype": features.version("freetype2")}
 
-    def plan() -> Mapping[str, SplitPlan]:
-        letters, plans = find_letters(), {}
-        for split in SPLITS:
-            chosen = [letter for letter in letters if letter.split == split]
-
-            def blocks(chosen: list[Letter] = chosen) -> Iterator[NDArray[np.uint8]]:
-                return (draw_letter(letter, drawings, seed) for letter in chosen)
-
-            plans[split] = SplitPlan(tuple(x.name for x in chosen), (drawings,) * len(chosen), (SIZE, SIZE, 1), blocks)
-        if rotations:
-            plans["train"] = plans["train"].turned([range(4)] * len(plans["train"].counts))
+    def plan() -> Plan:
+        plans: dict[str, list[Block]] = {split: [] for split in SPLITS}
+        for letter in find_letters():
+            block = Block((letter.name,), drawings, partial(draw_letter, letter, drawings, seed))
+            plans[letter.split].append(block.turned(range(4)) if rotations and letter.split == "train" else block)
         return plans
 
     note = "rendered from the fonts that matplotlib ships; test scripts are Georgian, Armenian and Lao"
-    return Source("glyphs", options, {**options, **versions, "unicode": unicodedata.unidata_version}, plan, (note,))
+    key = {**options, **versions, "unicode": unicodedata.unidata_version}
+    return Source("glyphs", options, key, (SIZE, SIZE, 1), plan, (note,))
 
 
 def find_letters() -> list[Letter]:
@@ -95,20 +88,21 @@ def find_letters() -> list[Letter]:
 
     Raises: DataError if matplotlib's fonts are not there or hold too few letters. Cost: about a second.
     """
-    masters, faces_of = _render_masters()
+    masters = _render_masters()
     owners: dict[tuple[str, Master], list[int]] = defaultdict(list)
-    for (code, face), master in masters.items():
-        owners[face, master].append(code)
+    for code in sorted(masters):
+        for face, master in masters[code].items():
+            owners[face, master].append(code)
     alike = Counter(pair for codes in owners.values() for pair in combinations(codes, 2))
-    head = {code: code for code in sorted(faces_of)}  # the lowest code point of the same letter
+    head = {code: code for code in sorted(masters)}  # the lowest code point of the same letter
     for (first, second), count in sorted(alike.items()):
-        if 2 * count >= len(faces_of[first] & faces_of[second]):
+        if 2 * count >= len(masters[first].keys() & masters[second].keys()):
             low, high = sorted((head[first], head[second]))
             head = {code: low if h == high else h for code, h in head.items()}
     groups: dict[int, list[int]] = defaultdict(list)
     for code, h in head.items():
         groups[h].append(code)
-    drawn = {h: list(dict.fromkeys(masters[c, face] for c in codes for face in sorted(faces_of[c]))) for h, codes in groups.items()}
+    drawn = {h: dict.fromkeys(master for c in codes for _, master in sorted(masters[c].items())) for h, codes in groups.items()}
     used = Counter(master for distinct in drawn.values() for master in distinct)
     letters = []
     for h, codes in groups.items():
@@ -152,27 +146,25 @@ def _draw(master: Master, random: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.asarray(fine.reduce(_FINE))
 
 
-def _render_masters() -> tuple[dict[tuple[int, str], Master], dict[int, set[str]]]:
+def _render_masters() -> dict[int, dict[str, Master]]:
+    """Every letter, by code point and face."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    paths = [p for p in sorted(folder.glob("*.ttf")) if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES]
+    paths = [p for p in folder.glob("*.ttf") if p.stem.startswith(_FACES) and p.stem not in _NOT_FACES]
     if not paths:
         raise DataError(f"glyphs: {folder} has no fonts, expected DejaVu, STIX and Computer Modern; reinstall matplotlib")
-    masters: dict[tuple[int, str], Master] = {}
-    faces_of: dict[int, set[str]] = defaultdict(set)
+    masters: dict[int, dict[str, Master]] = defaultdict(dict)
     for path in paths:
         font = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
-        for code in sorted(FT2Font(str(path)).get_charmap()):
+        for code in FT2Font(str(path)).get_charmap():
             # Computer Modern puts other letters at the places above ASCII
-            if not _is_letter(code) or (path.stem.startswith("cm") and code > 127):
-                continue
-            mask, _ = font.getmask2(chr(code), mode="L")
-            width, height = mask.size
-            ink = np.frombuffer(bytes(mask), np.uint8).reshape(height, width)
-            if ink.any():
-                # a margin of 1, so that the affine map finds paper around the letter
-                masters[code, path.stem] = Master(width + 2, height + 2, np.pad(ink, 1).tobytes())
-                faces_of[code].add(path.stem)
-    return masters, faces_of
+            if _is_letter(code) and not (path.stem.startswith("cm") and code > 127):
+                mask, _ = font.getmask2(chr(code), mode="L")
+                width, height = mask.size
+                ink = np.frombuffer(bytes(mask), np.uint8).reshape(height, width)
+                if ink.any():
+                    # a margin of 1, so that the affine map finds paper around the letter
+                    masters[code][path.stem] = Master(width + 2, height + 2, np.pad(ink, 1).tobytes())
+    return masters
 
 
 def _is_letter(code: int) -> bool:

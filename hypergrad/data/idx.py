@@ -3,14 +3,13 @@
 import gzip
 import math
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .files import MAX_BYTES
+from .files import MAX_BYTES, check_root, reading
 
 PARTS = {"train": "train", "test": "t10k"}  # our name of a part, and the beginning of its files' names
 WHERE = "put MNIST's four files there (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-…), gzipped or not"
@@ -26,26 +25,22 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> NDArray[np.uint8]:
     Raises: DataError that names the file if it is unreadable, not of this format, cut off, too long or too large.
     Cost: one read.
     """
-    name = Path(path)
-    head, opener = 4 + 4 * axes, gzip.open if name.suffix == ".gz" else open
-    try:
-        with opener(name, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"mnist: {name} has unreadable contents ({error}), expected a whole file; get it again") from error
+    name, head = Path(path), 4 + 4 * axes
+    with reading("idx file", name), (gzip.open if name.suffix == ".gz" else open)(name, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise DataError(f"mnist: {name} has more than {MAX_BYTES} bytes, expected MNIST's original file; get it again")
-    magic = 0x0800 + axes
-    found = int.from_bytes(content[:4], "big")
-    if len(content) < head or found != magic:
-        raise DataError(f"mnist: {name} begins with the magic number {found}, expected {magic}, an idx file of {axes} axes; get it again")
-    sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes)]
+    magic, *sizes = np.frombuffer(content[:head].ljust(head, b"\0"), ">u4").tolist()
+    if magic != 0x0800 + axes:
+        raise DataError(
+            f"mnist: {name} begins with the magic number {magic}, expected {0x0800 + axes}, an idx file of {axes} axes; get it again"
+        )
     expected = head + math.prod(sizes)
     if len(content) != expected:
         raise DataError(
             f"mnist: {name} has {len(content)} bytes, expected {expected} because its head says {'x'.join(map(str, sizes))}; get it again"
         )
-    return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)
+    return np.frombuffer(content, np.uint8, offset=head).reshape(tuple(sizes))
 
 
 def read_mnist(root: str | os.PathLike[str], part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -59,7 +54,7 @@ def read_mnist(root: str | os.PathLike[str], part: str) -> tuple[NDArray[np.uint
     Raises: DataError if a file is missing, is there twice or is damaged, or if the two do not fit.
     Cost: one read of two files.
     """
-    folder, begin = Path(root).expanduser(), PARTS[part]
+    folder, begin = check_root("mnist", root, WHERE), PARTS[part]
     image_file, label_file = _find(folder, f"{begin}-images-idx3-ubyte"), _find(folder, f"{begin}-labels-idx1-ubyte")
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if len(images) != len(labels) or not len(images):
@@ -72,15 +67,11 @@ def read_mnist(root: str | os.PathLike[str], part: str) -> tuple[NDArray[np.uint
 
 def _find(folder: Path, name: str) -> Path:
     """The one file of this name, which may have a prefix and end in .gz; the plain name goes before a prefix, and .gz before none."""
-    if not folder.is_dir():
-        raise DataError(f"mnist: root {folder} is no folder, expected one with MNIST's files because nothing is downloaded; {WHERE}")
     for ending in (f"{name}.gz", name):
         if (folder / ending).is_file():
             return folder / ending
     found = sorted(p for ending in (f"{name}.gz", name) for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise DataError(f"mnist: root {folder} has {names}, expected one of them because they hold the same part; keep one")
-    if not found:
-        raise DataError(f"mnist: root {folder} has no {name}.gz, expected it because nothing is downloaded; {WHERE}")
+    if len(found) != 1:
+        have = ", ".join(p.name for p in found) or f"no {name}.gz"
+        raise DataError(f"mnist: root {folder} has {have}, expected one file with this part because nothing is downloaded; {WHERE}")
     return found[0]

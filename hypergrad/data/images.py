@@ -115,7 +115,7 @@ class ImageClasses:
             raise DTypeError(f"ImageClasses: images {of} has dtype {self.images.dtype}, expected uint8; use (255 * x).astype('uint8')")
         if self.images.ndim != 4:
             raise ShapeError(f"ImageClasses: images {of} has shape {self.images.shape}, expected (n, H, W, C); use images[..., None]")
-        n = len(self.class_names)
+        n = self.n_classes
         if self.offsets.shape != (n + 1,) or self.offsets[0] != 0 or self.offsets[-1] != len(self.images) or (self.sizes < 0).any():
             raise ShapeError(
                 f"ImageClasses: offsets {of} has shape {self.offsets.shape}, expected {n + 1} numbers for {n} class names, from 0 to "
@@ -145,13 +145,12 @@ class ImageClasses:
             raise ShapeError(
                 f"from_labels: {of} has shape {given.shape}, expected {images.shape[:1]}, one label an image; check both arrays"
             )
-        largest = int(given.max()) if given.size else -1
-        names = tuple(class_names) if class_names is not None else tuple(str(c) for c in range(largest + 1))
-        if given.size and (int(given.min()) < 0 or largest >= len(names)):
-            raise DataError(f"from_labels: {of} has values {given.min()} to {largest}, expected 0 to {len(names) - 1}; correct the labels")
-        counts = np.bincount(given.astype(np.int64), minlength=len(names))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(name, images[np.argsort(given, kind="stable")], offsets, names)
+        least, most = (int(given.min()), int(given.max())) if given.size else (0, -1)
+        names = tuple(map(str, range(most + 1))) if class_names is None else tuple(class_names)
+        if least < 0 or most >= len(names):
+            raise DataError(f"from_labels: {of} has values {least} to {most}, expected 0 to {len(names) - 1}; correct the labels")
+        order = np.argsort(given, kind="stable")
+        return cls(name, images[order], np.searchsorted(given[order], np.arange(len(names) + 1)), names)
 
     def on(self, device: str) -> "ImageClasses":
         """The split with its images on a device, as the bytes they are; episodes are then gathered there.

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import ArgumentError, DataError
-from .glyphs import Letter, draw_letter, find_letters
-from .idx import read_mnist
+from .files import check_root
+from .glyphs import SIZE, Letter, draw_letter, find_letters
+from .idx import WHERE, read_mnist
 from .images import check_choice, check_number, to_float
 
 Array = NDArray[Any]
@@ -108,49 +109,39 @@ def open_labelled(
         check_number(f"open_labelled: {part}", n, 1)
     if name == "glyphs":
         return _glyphs(sizes, seed, dtype)
-    rng = np.random.default_rng(seed)
     if name == "digits":
-        images, labels = _digits()
-        rows = _rows(name, len(labels), sum(sizes), rng)
-        ends = np.cumsum(sizes)[:-1]
-        parts = [Examples(images[r].astype(dtype), labels[r]) for r in np.split(rows, ends)]
-        return LabelledImages(name, parts[0], parts[1], parts[2], (8, 8), tuple(map(str, range(10))))
-    if root is None:
-        raise DataError("mnist: root is missing, expected a folder (--root) with MNIST's idx files because nothing is downloaded; pass one")
-    images, labels = read_mnist(root, "train")
-    test_images, test_labels = read_mnist(root, "test")
-    if images.shape[1:] != test_images.shape[1:]:
+        pools = [(name, *_digits(), sizes)]
+    else:
+        folder = check_root(name, root, WHERE)
+        pools = [(name, *read_mnist(folder, "train"), sizes[:2]), ("mnist: test", *read_mnist(folder, "test"), sizes[2:])]
+    shapes = [(images.shape[1], images.shape[2]) for _, images, _, _ in pools]
+    if shapes[0] != shapes[-1]:
         raise DataError(
-            f"mnist: the training images have {images.shape[1:]} pixels and the test images {test_images.shape[1:]}, expected the same; "
-            "get the files again"
+            f"mnist: the training images have {shapes[0]} pixels and the test images {shapes[-1]}, expected the same; get the files again"
         )
-    rows = _rows(name, len(labels), sizes[0] + sizes[1], rng)
-    test_rows = _rows("mnist: test", len(test_labels), sizes[2], rng)
-    taken = ((images, labels, rows[: sizes[0]]), (images, labels, rows[sizes[0] :]), (test_images, test_labels, test_rows))
-    parts = [Examples(to_float(x[r].reshape(len(r), -1), dtype), y[r]) for x, y, r in taken]
-    classes = int(max(labels.max(), test_labels.max())) + 1
-    height, width = images.shape[1:]
-    return LabelledImages(name, parts[0], parts[1], parts[2], (height, width), tuple(map(str, range(classes))))
-
-
-def _rows(name: str, there: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Some of the examples, in random order. Raises: DataError if there are too few."""
-    if wanted > there:
-        raise DataError(
-            f"{name} has {there} images, expected at least {wanted} for the parts asked for; lower --n-train, --n-validation or --n-test"
-        )
-    return rng.permutation(there)[:wanted]
+    rng, parts = np.random.default_rng(seed), []
+    for of, images, labels, wanted in pools:
+        if sum(wanted) > len(labels):
+            raise DataError(
+                f"{of} has {len(labels)} images, expected at least {sum(wanted)} for the parts asked for; lower --n-train, "
+                "--n-validation or --n-test"
+            )
+        for rows in np.split(rng.permutation(len(labels))[: sum(wanted)], np.cumsum(wanted)[:-1]):
+            x = images[rows].reshape(len(rows), -1)
+            parts.append(Examples(to_float(x, dtype) if x.dtype == np.uint8 else x.astype(dtype), labels[rows]))
+    n_classes = 1 + max(int(labels.max()) for _, _, labels, _ in pools)
+    return LabelledImages(name, parts[0], parts[1], parts[2], shapes[0], tuple(map(str, range(n_classes))))
 
 
 def _digits() -> tuple[Array, Array]:
-    """The digits of scikit-learn: (1797, 64) in [0, 1] and their labels."""
+    """The digits of scikit-learn: (1797, 8, 8) in [0, 1] and their labels."""
     if importlib.util.find_spec("sklearn") is None:
         raise DataError(
             "digits: the package scikit-learn is not installed, expected it because the images are in it; pip install "
             "'hypergrad-engine[sklearn]', or take the glyphs data"
         )
     found = importlib.import_module("sklearn.datasets").load_digits()  # not imported at the top: optional, and it takes a second
-    return found.data / 16.0, found.target.astype(np.int64)
+    return found.images / 16.0, found.target.astype(np.int64)
 
 
 @functools.cache  # of two seconds' work; the letters depend on the installed fonts alone
@@ -160,17 +151,14 @@ def _letters() -> tuple[Letter, ...]:
 
 def _glyphs(sizes: list[int], seed: int, dtype: DTypeLike) -> LabelledImages:
     """The first ten Latin letters; every class has the same number of drawings in a part, up to one."""
-    letters = _letters()
-    labels = [np.arange(n, dtype=np.int64) % CLASSES for n in sizes]
+    letters, rng = _letters(), np.random.default_rng(seed)
+    labels = [np.sort(np.arange(n, dtype=np.int64) % CLASSES) for n in sizes]
     counts = np.array([np.bincount(y, minlength=CLASSES) for y in labels])  # (3, CLASSES)
     drawn = [draw_letter(letter, int(n), seed) for letter, n in zip(letters, counts.sum(axis=0), strict=True)]
-    rng = np.random.default_rng(seed)
     shuffled = [images[rng.permutation(len(images))] for images in drawn]  # draw_letter takes the faces in turn
+    cut = [np.split(images, np.cumsum(own)[:-1]) for images, own in zip(shuffled, counts.T, strict=True)]  # letter by letter, part by part
     parts = []
-    for i, y in enumerate(labels):
-        ends = counts[: i + 1].sum(axis=0)
-        images = np.concatenate([own[end - n : end] for own, end, n in zip(shuffled, ends, counts[i], strict=True)])
+    for y, images in zip(labels, map(np.concatenate, zip(*cut, strict=True)), strict=True):
         order = rng.permutation(len(y))
-        parts.append(Examples(to_float(images.reshape(len(y), -1), dtype)[order], np.sort(y)[order]))
-    height, width = drawn[0].shape[1:3]
-    return LabelledImages("glyphs", parts[0], parts[1], parts[2], (height, width), tuple(letter.name[-1] for letter in letters))
+        parts.append(Examples(to_float(images.reshape(len(y), -1), dtype)[order], y[order]))
+    return LabelledImages("glyphs", parts[0], parts[1], parts[2], (SIZE, SIZE), tuple(letter.name[-1] for letter in letters))

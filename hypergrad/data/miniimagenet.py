@@ -1,9 +1,9 @@
 """MiniImagenet (Vinyals et al. 2016; split of Ravi & Larochelle 2017): 64 / 16 / 20 classes of 600 images."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import itemgetter
+from operator import index, itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import DataError
 from . import folder
-from .cache import Source, SplitPlan
+from .cache import Block, Plan, Source
 from .decode import Look, plan_files, sides, to_array
 from .files import Classes, File, digest, find_list, list_classes, reading
 from .images import check_choice
@@ -38,9 +38,7 @@ def source(root: Path, image_size: int | None = None, form: str = "auto", seed: 
         form: one of the four, or "auto": the first that is there, in the order above (a note says which).
         seed: of the division in the form "classes", 64 : 16 : 20, at least n_way to each split.
         n_way: classes that each split must have.
-    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it.
-    Cost: lists the files; about 20 s to decode 60,000 images, once, and 1.2 GiB in the cache; the form "pickle" also 1.3 GiB of memory
-        while it is read.
+    Memory: 1.2 GiB in the cache; the form "pickle" also takes 1.3 GiB while it is read.
     Source: Vinyals et al. 2016, arXiv:1606.04080; Ravi & Larochelle 2017.
     """
     check_choice("miniimagenet: form", form, ("auto", "csv", "splits", "pickle", "classes"))
@@ -52,18 +50,10 @@ def source(root: Path, image_size: int | None = None, form: str = "auto", seed: 
         if source.options["form"] != chosen:
             raise DataError(f"miniimagenet: {root} has the form '{source.options['form']}', expected '{chosen}'; leave form at auto")
         return source._replace(name="miniimagenet", notes=note)
-    plan: Callable[[], Mapping[str, SplitPlan]]
-    if chosen == "csv":
-        splits = _read_csv(root)
-        plan = partial(plan_files, splits, look)
-    else:
-        paths = {split: root / f"mini-imagenet-cache-{stem}.pkl" for split, stem in STEMS.items()}
-        missing = [path.name for path in paths.values() if not path.is_file()]
-        if missing:
-            raise DataError(f"miniimagenet: {root} has no {' and no '.join(missing)}, expected one cache file a split; {WHERE}")
-        splits = {split: {"": [File(str(p), "", p.stat().st_size, p.stat().st_mtime_ns)]} for split, p in paths.items()}
-        plan = partial(_plan_pickles, paths, look)
-    return Source("miniimagenet", {"image_size": look.size[0], "form": chosen}, {"look": look, "files": digest(splits)}, plan, note)
+    splits = _read_csv(root) if chosen == "csv" else _find_pickles(root)
+    plan = partial(plan_files if chosen == "csv" else _plan_pickles, splits, look)
+    key = {"look": look, "files": digest(splits)}
+    return Source("miniimagenet", {"image_size": look.size[0], "form": chosen}, key, look.shape, plan, note)
 
 
 def _find_form(root: Path) -> str:
@@ -91,47 +81,46 @@ def _read_csv(root: Path) -> dict[str, Classes]:
         raise DataError(f"miniimagenet: {root} has neither images/ nor zip files that hold it, expected what the csv files name; {WHERE}")
     splits: dict[str, Classes] = {}
     for split, stem in STEMS.items():
-        found = find_list(root, f"{stem}.csv", (".",), "mini")
-        if found is None:
-            raise DataError(f"miniimagenet: {root} has no {stem}.csv, expected it beside images/, whose classes it gives; {WHERE}")
+        file, text = find_list(root, f"{stem}.csv", (".",), "mini", f"it beside images/, whose classes it gives; {WHERE}")
         splits[split] = {}
-        with reading("split list", found[0]):
-            rows = csv.reader(found[1].splitlines())
+        with reading("split list", file):
+            rows = filter(None, csv.reader(text.splitlines()))
             columns = next(rows, [])
             if not {"filename", "label"} <= set(columns):
-                raise DataError(f"miniimagenet: {found[0]} has the columns {columns}, expected filename and label; {WHERE}")
-            wanted = itemgetter(columns.index("filename"), columns.index("label"))
-            for filename, label in map(wanted, filter(None, rows)):
+                raise DataError(f"miniimagenet: {file} has the columns {columns}, expected filename and label; {WHERE}")
+            for filename, label in map(itemgetter(columns.index("filename"), columns.index("label")), rows):
                 if filename not in images:
-                    raise DataError(f"miniimagenet: {found[0]} names {filename}, expected it in images/ or a zip file of {root}; {WHERE}")
+                    raise DataError(f"miniimagenet: {file} names {filename}, expected it in images/ or a zip file of {root}; {WHERE}")
                 splits[split].setdefault(label, []).append(images[filename])
     return splits
 
 
-def _plan_pickles(paths: Mapping[str, Path], look: Look) -> dict[str, SplitPlan]:
-    plans = {}
-    for split, path in paths.items():
-        contents, right = read_pickle(path), False
+def _find_pickles(root: Path) -> dict[str, Classes]:
+    paths = {split: root / f"mini-imagenet-cache-{stem}.pkl" for split, stem in STEMS.items()}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        raise DataError(f"miniimagenet: {root} has no {' and no '.join(missing)}, expected one cache file a split; {WHERE}")
+    return {split: {"": [File(str(p), "", p.stat().st_size, p.stat().st_mtime_ns)]} for split, p in paths.items()}
+
+
+def _plan_pickles(splits: Mapping[str, Classes], look: Look) -> Plan:
+    plan = {}
+    for split, classes in splits.items():
+        file, right = classes[""][0], False
+        contents = read_pickle(Path(file.path))
         try:
-            images, rows = contents["image_data"], {str(name): np.asarray(row) for name, row in contents["class_dict"].items()}
-            right = images.dtype == np.uint8 and images.shape[3:] == (3,) and all(_is_rows(row, len(images)) for row in rows.values())
-        except (LookupError, AttributeError, TypeError, ValueError):
+            images, rows = contents["image_data"], {str(name): [*map(index, row)] for name, row in contents["class_dict"].items()}
+            right = images.dtype == np.uint8 and images.shape[3:] == (3,) and set().union(*rows.values()) <= set(range(len(images)))
+        except (LookupError, AttributeError, TypeError):
             pass  # of another form
         if not right:
             raise DataError(
-                f"miniimagenet: {path} has another form, expected a dict of image_data, uint8 (N, H, W, 3), and class_dict, a dict from "
+                f"miniimagenet: {file} has another form, expected a dict of image_data, uint8 (N, H, W, 3), and class_dict, a dict from "
                 "class names to lists of numbers 0 to N - 1; fetch it again or use folders of images"
             )
-        rows = dict(sorted(rows.items()))
-        blocks = partial(_blocks, images, rows, look)
-        plans[split] = SplitPlan(tuple(rows), tuple(map(len, rows.values())), (*look.size, look.channels), blocks)
-    return plans
+        plan[split] = [Block((name,), len(own), partial(_take, images, own, look)) for name, own in sorted(rows.items())]
+    return plan
 
 
-def _is_rows(row: NDArray[np.int64], n: int) -> bool:
-    return row.size == 0 or (row.ndim == 1 and row.dtype.kind in "iu" and 0 <= row.min() and row.max() < n)
-
-
-def _blocks(images: NDArray[np.uint8], classes: Mapping[str, NDArray[np.int64]], look: Look) -> Iterator[NDArray[np.uint8]]:
-    for rows in classes.values():
-        yield images[rows] if images.shape[1:3] == look.size else np.stack([to_array(Image.fromarray(images[i]), look) for i in rows])
+def _take(images: NDArray[np.uint8], rows: Sequence[int], look: Look) -> NDArray[np.uint8]:
+    return np.stack([to_array(Image.fromarray(images[i]), look) for i in rows])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
-from .cache import Source, SplitPlan
+from .cache import Plan, Source
 from .decode import Look, plan_files, sides
 from .files import Classes, digest, find_list, list_classes
 from .images import SPLITS, check_choice
@@ -37,8 +37,6 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
         train_on: "train", or "trainval": train holds the validation characters too (1200), as published final figures have it;
             validation then measures characters that were trained on.
         rotations: every character becomes four classes by rotations of 90 degrees.
-    Raises: ArgumentError on an unknown option; DataError saying what to get and where to put it, if files are missing.
-    Cost: lists the files; about 10 s to decode, once.
     Source: Vinyals et al. 2016, arXiv:1606.04080.
     """
     check_choice("omniglot: split", split, ("vinyals", "alphabets"))
@@ -46,16 +44,18 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
     look = Look(sides(28 if image_size is None else image_size), 1, invert=True)
     trees = {tree: _characters(root, tree) for tree in TREES}
     characters = {name: files for tree in trees.values() for name, files in tree.items()}
-    turns = _vinyals(root, characters, train_on, rotations) if split == "vinyals" else _alphabets(root, trees, train_on, rotations)
+    turns = _vinyals(root, characters, train_on) if split == "vinyals" else _alphabets(root, trees, train_on)
+    if not rotations:
+        turns = {split: {name: [0] for name, own in chosen.items() if 0 in own} for split, chosen in turns.items()}
     options = {"image_size": look.size[0], "split": split, "train_on": train_on, "rotations": rotations}
     key = {**options, "files": digest(trees), "classes": hashlib.sha256(repr(turns).encode()).hexdigest()}
     shared = "train holds the validation characters too, so validation accuracy is not that of new characters"
 
-    def plan() -> Mapping[str, SplitPlan]:
-        plans = plan_files({split: {name: characters[name] for name in own} for split, own in turns.items()}, look)
-        return {split: plans[split].turned(list(turns[split].values())) for split in SPLITS} if rotations else plans
+    def plan() -> Plan:
+        plain = plan_files({split: {name: characters[name] for name in own} for split, own in turns.items()}, look)
+        return {s: [b.turned(turns[s][b.names[0]]) for b in blocks] for s, blocks in plain.items()} if rotations else plain
 
-    return Source("omniglot", options, key, plan, (shared,) if train_on == "trainval" else ())
+    return Source("omniglot", options, key, look.shape, plan, (shared,) if train_on == "trainval" else ())
 
 
 def _characters(root: Path, tree: str) -> Classes:
@@ -71,13 +71,11 @@ def _characters(root: Path, tree: str) -> Classes:
     return found
 
 
-def _vinyals(root: Path, characters: Classes, train_on: str, rotations: bool) -> Turns:
+def _vinyals(root: Path, characters: Classes, train_on: str) -> Turns:
     turns: Turns = {}
     for split, stem in (("train", train_on), ("validation", "val"), ("test", "test")):
-        found = find_list(root, f"{stem}.txt", (".", "splits/vinyals", "omniglot_splits/vinyals", "vinyals"), "vinyals/")
-        if found is None:
-            raise DataError(f"omniglot: {root} has no split list {stem}.txt, expected one for split='vinyals'; {WHERE_LISTS}")
-        file, text = found
+        folders = (".", "splits/vinyals", "omniglot_splits/vinyals", "vinyals")
+        file, text = find_list(root, f"{stem}.txt", folders, "vinyals/", f"one for split='vinyals'; {WHERE_LISTS}")
         turns[split] = {}
         for line in text.split():
             match = _LINE.fullmatch(line)
@@ -85,15 +83,11 @@ def _vinyals(root: Path, characters: Classes, train_on: str, rotations: bool) ->
                 raise DataError(f"omniglot: {file} has the line '{line}', expected Alphabet/characterNN/rotNNN; {WHERE_LISTS}")
             if match[1] not in characters:
                 raise DataError(f"omniglot: {file} names '{match[1]}', expected a character of the images under {root}; {WHERE}")
-            own = [0, 1, 2, 3] if match[2] is None else [int(match[2]) // 90]
-            if rotations:
-                turns[split].setdefault(match[1], []).extend(own)
-            elif 0 in own:
-                turns[split][match[1]] = [0]
+            turns[split].setdefault(match[1], []).extend(range(4) if match[2] is None else [int(match[2]) // 90])
     return turns
 
 
-def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str, rotations: bool) -> Turns:
+def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str) -> Turns:
     background, evaluation = (trees[tree] for tree in TREES)
     alphabets = sorted({name.split("/")[0] for name in background})
     if len(alphabets) <= _VALIDATION_ALPHABETS:
@@ -102,5 +96,5 @@ def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str, rotation
             f"because that many are kept for validation; {WHERE}"
         )
     held = [name for name in background if name.split("/")[0] in alphabets[-_VALIDATION_ALPHABETS:]]
-    chosen = {"train": [c for c in background if train_on == "trainval" or c not in set(held)], "validation": held, "test": evaluation}
-    return {split: {name: [0, 1, 2, 3] if rotations else [0] for name in names} for split, names in chosen.items()}
+    train = [name for name in background if train_on == "trainval" or name not in held]
+    return {split: {name: [0, 1, 2, 3] for name in names} for split, names in zip(SPLITS, (train, held, evaluation), strict=True)}

@@ -10,7 +10,7 @@ Tick = Callable[[int], None]  # called as work proceeds, with the number of item
 
 
 class Reporter:
-    """Shows progress bars and messages of data loading.
+    """Shows messages of data loading and, on a terminal or in a notebook, progress bars.
 
     Args: console: a rich console to draw on, None for standard error.
     """
@@ -25,18 +25,13 @@ class Reporter:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
         """Show a bar of `total` items, >= 0, while the block runs; it is given a callable that takes the number of items just done."""
+        if not (self.console.is_terminal or self.console.is_jupyter):
+            yield lambda n: None
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
-
-
-class LineReporter(Reporter):
-    """Messages only, for output that is no terminal."""
-
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Tick]:
-        yield lambda n: None
 
 
 class SilentReporter(Reporter):
@@ -52,9 +47,6 @@ class SilentReporter(Reporter):
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
-        self.finished[description] = 0
-
-        def tick(n: int) -> None:
-            self.finished[description] += n
-
-        yield tick
+        counts: list[int] = []
+        yield counts.append
+        self.finished[description] = sum(counts)

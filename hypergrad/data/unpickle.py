@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
 from .files import reading
 
 _NAMES = {"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar"}
 _NAMES |= {"numpy.core.numeric._frombuffer", "collections.OrderedDict", "_codecs.encode", "builtins.bytes"}
 
 
-class _Forbidden(Exception):
-    """What the pickle asks for is neither an array nor a plain container."""
+def _forbidden(what: str) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(
+        f"it asks for {what}, expected only NumPy arrays and plain containers because a pickle can run any code; nothing of it was "
+        "executed: get the data from a source you trust, or as folders of images"
+    )
 
 
 class _Call:
@@ -38,11 +40,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
         if full not in _NAMES:
-            raise _Forbidden(f"{module}.{name}")
+            raise _forbidden(f"{module}.{name}")
         return dict if full == "collections.OrderedDict" else partial(_Call, full)
-
-    def persistent_load(self, pid: object) -> Any:
-        raise _Forbidden("an object kept outside the pickle")
 
 
 def read_pickle(path: Path) -> Any:
@@ -56,15 +55,8 @@ def read_pickle(path: Path) -> Any:
         functions), or if the file is not a whole pickle. Nothing is executed.
     Cost: the contents once in memory.
     """
-    with reading("pickle", path):
-        try:
-            with open(path, "rb") as file:
-                return _value(_Unpickler(file, fix_imports=False, encoding="latin-1").load(), {})
-        except _Forbidden as error:
-            raise DataError(
-                f"unpickle: {path} asks for {error}, expected only NumPy arrays and plain containers because a pickle can run any code; "
-                "nothing of it was executed: get the data from a source you trust, or as folders of images"
-            ) from error
+    with reading("pickle", path), open(path, "rb") as file:
+        return _value(_Unpickler(file, fix_imports=False, encoding="latin-1").load(), {})
 
 
 def _value(value: Any, done: dict[int, Any]) -> Any:
@@ -90,9 +82,9 @@ def _value(value: Any, done: dict[int, Any]) -> Any:
         case _Call("builtins.bytes", ()):
             result = b""
         case _Call():
-            raise _Forbidden(f"{value.name} in an unknown form")
+            raise _forbidden(f"{value.name} in an unknown form")
         case _:
-            raise _Forbidden(f"an object of type {type(value).__name__}")
+            raise _forbidden(f"an object of type {type(value).__name__}")
     done[id(value)] = result
     return result
 
@@ -104,13 +96,13 @@ def _dtype(value: Any) -> np.dtype[Any]:
             dtype = np.dtype(spec)
             if dtype.kind in "biufcSU" and dtype.subdtype is None:
                 return dtype.newbyteorder(value.state[1]) if value.state else dtype
-    raise _Forbidden(f"an array of dtype {value.arguments[0] if isinstance(value, _Call) and value.arguments else value!r}")
+    raise _forbidden(f"an array of dtype {value.arguments[0] if isinstance(value, _Call) and value.arguments else value!r}")
 
 
 def _array(data: Any, dtype: np.dtype[Any], shape: Any, order: Any) -> Any:
     contents = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
     if not isinstance(contents, (bytes, bytearray)):
-        raise _Forbidden("an array of Python objects")
+        raise _forbidden("an array of Python objects")
     array = np.frombuffer(contents, dtype).reshape(shape, order=order)
     array.flags.writeable = False
     return array

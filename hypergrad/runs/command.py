@@ -36,11 +36,8 @@ def with_options(
     hints = typing.get_type_hints(command, include_extras=True)
     made = [p.replace(annotation=hints[p.name]) for p in own]
     for name, choices in kinds.items():
-        made.append(
-            _parameter(
-                name, str, f"--{name.replace('_', '-')}", with_default(f"Which {name}: {', '.join(choices)}.", next(iter(choices))), None
-            )
-        )
+        text = with_default(f"Which {name}: {', '.join(choices)}.", next(iter(choices)))
+        made.append(_parameter(name, str, f"--{name.replace('_', '-')}", text, None))
     parsers = {name: _parser(same[0].hint) for name, same in by_name.items()}
     for name, same in by_name.items():
         made.append(_parameter(name, parsers[name][0], same[0].flag, _help(same, tables.get(name, "")), _panel(same)))

@@ -158,41 +158,32 @@ def changed(config: C, values: Mapping[str, Any]) -> C:
     Args: config: to start from; values: by the options' names, or {section: name} to choose the kind of a section (with its defaults).
     Returns: a new one. Raises: ArgumentError for an unknown name or a value out of its range. Cost: O(options).
     """
-    left = dict(values)
-    result = _changed(config, left)
+    left, known = dict(values), list[str]()
+    result = _changed(config, left, known)
     if left:
-        known = sorted(_names(config))
-        raise ArgumentError(f"config: unknown options {', '.join(sorted(left))}, expected some of {', '.join(known)}; correct the names")
+        raise ArgumentError(
+            f"config: unknown options {', '.join(sorted(left))}, expected some of {', '.join(sorted(known))}; correct the names"
+        )
     return typing.cast(C, result)
 
 
-def _changed(config: Any, left: dict[str, Any]) -> Any:
+def _changed(config: Any, left: dict[str, Any], known: list[str]) -> Any:
+    """Moves values from `left` into the configuration, and all names that it has into `known`."""
     new: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         kinds, own = field.metadata.get("kinds"), getattr(config, field.name)
-        if kinds is not None:
-            if field.name in left:
-                name = left.pop(field.name)
-                if name not in kinds:
-                    raise ArgumentError(f"config: {field.name} is {name!r}, expected one of {', '.join(kinds)}; pass one of these")
-                own = kinds[name]() if kinds[name] is not type(own) else own
-            new[field.name] = _changed(own, left)
-        elif dataclasses.is_dataclass(own):
-            new[field.name] = _changed(own, left)
+        if kinds is not None or _is_option(field):
+            known.append(field.name)
+        if kinds is not None and field.name in left:
+            name = left.pop(field.name)
+            if name not in kinds:
+                raise ArgumentError(f"config: {field.name} is {name!r}, expected one of {', '.join(kinds)}; pass one of these")
+            own = kinds[name]() if kinds[name] is not type(own) else own
+        if dataclasses.is_dataclass(own):
+            new[field.name] = _changed(own, left, known)
         elif _is_option(field) and field.name in left:
             new[field.name] = left.pop(field.name)
     return dataclasses.replace(config, **new)
-
-
-def _names(config: Any) -> Iterator[str]:
-    for field in dataclasses.fields(config):
-        own = getattr(config, field.name)
-        if field.metadata.get("kinds") is not None:
-            yield field.name
-        if dataclasses.is_dataclass(own):
-            yield from _names(own)
-        elif _is_option(field):
-            yield field.name
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -104,13 +104,9 @@ class RunDirectory:
         path = self.path / name
         try:
             return json.loads(path.read_bytes())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunError(
-                f"run: {path} cannot be read ({error.strerror}), expected a file of the run; check the path, or start a new run"
-            ) from error
-        except ValueError as error:
-            raise RunError(
-                f"run: {path} is no JSON ({error}), expected what hypergrad wrote; restore the file, or start a new run"
+                f"run: {path} cannot be read ({error}), expected JSON that hypergrad wrote; restore the file, or start a new run"
             ) from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:

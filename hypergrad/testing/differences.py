@@ -117,6 +117,18 @@ class Difference:
     h: float
     at: Callable[[float], Vector]
 
+    def weighted(self, weights: Vector) -> Difference:
+        """The finite difference of the scalar <weights, f>."""
+        values, rounding = np.atleast_1d(weights @ self.values), self.rounding * float(np.abs(weights).sum())
+        return Difference(values, self.spread, rounding, self.h, lambda s: np.atleast_1d(weights @ self.at(s)))
+
+    def check(
+        self, where: str, terms: Vector, rtol: float, rounding: Callable[[], Rounding], cause: Callable[[], str] = lambda: _LOOK_FOR
+    ) -> float:
+        """As `compare`, for the derivative along a direction: the sum of `terms`, one for each element of the argument."""
+        scale = float(np.linalg.norm(terms))
+        return compare(where, terms.sum(), self, self.values, rtol, scale, rounding=rounding, cause=cause)
+
     def noise(self) -> float:
         """The rounding error to expect in it, measured from values of f; 0 for an f that gives two values at one point."""
         found = 0.0

@@ -12,7 +12,7 @@ from ..backends import backend_of
 from ..tape import Tensor
 from ..transforms import grad, hvp, jvp, tree_tensors, tree_values, vjp
 from ..trees import PyTree, tree_leaves, tree_map, tree_named
-from .differences import Difference, Rounding, compare, difference, direction, float64, largest, only, rounding_of, slopes, split, vector
+from .differences import Rounding, compare, difference, direction, float64, largest, only, rounding_of, slopes, split, vector
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,12 @@ def check_gradients(
             return np.atleast_1d(vector(vjp(f, *xs)[1](out_bar)) @ vector(alone))
 
         d = difference(value, args, alone, eps, rtol)
-
-        def at(s: float, d: Difference = d) -> Any:
-            return np.atleast_1d(weights @ d.at(s))
-
-        along = Difference(weights @ d.values, d.spread, d.rounding * float(np.abs(weights).sum()), d.h, at)
         terms = vector(bar) * vector(tree_leaves(v)[i])
         first = max(
             first,
             compare(f"check_gradients: jvp along {name}", dot(args), d, d.values, rtol, rounding=_rounding(dot, args, seed)),
-            compare(
-                f"check_gradients: vjp of {name} along a random direction",
-                terms.sum(),
-                along,
-                along.values,
-                rtol,
-                scale=float(np.sqrt((terms * terms).sum())),
-                rounding=_rounding(slope, args, seed),
+            d.weighted(weights).check(
+                f"check_gradients: vjp of {name} along a random direction", terms, rtol, _rounding(slope, args, seed)
             ),
         )
     if order == 1:

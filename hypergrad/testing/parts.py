@@ -18,7 +18,7 @@ from ..passes.reverse import objective
 from ..tape import Tape, Tensor
 from ..transforms import grad, tree_tensors, tree_values, vjp
 from ..trees import PyTree, tree_leaves, tree_map, tree_named
-from .differences import Difference, difference, direction, fail, float64, host, largest, only, rounding_of, slopes, vector
+from .differences import difference, direction, fail, float64, host, largest, only, rounding_of, slopes, vector
 
 _WHERE = "check_hypergrad"
 _PURE = (
@@ -206,12 +206,7 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
             return np.array([x.sum() for x in _both(part, args, bar, alone)])
 
         backward, forward = both(part.args)
-        d = difference(part.values, part.args, alone, None, 1e-6)
-
-        def at(s: float, d: Difference = d) -> Any:
-            return np.atleast_1d(weights @ d.at(s))
-
-        along = Difference(np.atleast_1d(weights @ d.values), d.spread, d.rounding * float(np.abs(weights).sum()), d.h, at)
+        along = difference(part.values, part.args, alone, None, 1e-6).weighted(weights)
         want = float(along.values[0])
         size = max(abs(want), abs(backward), abs(forward))
         error, slack = max(abs(backward - want), abs(forward - want)), 1e-5 * size + along.rounding

@@ -198,38 +198,16 @@ class _Check:
                 return np.atleast_1d(vector(products(both)[0]) @ vector(alone))
 
             d = difference(value, w, alone, self.eps, self.rtol)
-            worst = max(
-                worst,
-                compare(
-                    f"{where}: reverse: the gradient along a random direction of {name}",
-                    terms.sum(),
-                    d,
-                    d.values,
-                    self.rtol,
-                    float(np.sqrt((terms * terms).sum())),
-                    cause=self._cause,
-                    rounding=rounding(slope),
-                ),
-            )
+            label = f"{where}: reverse: the gradient along a random direction of {name}"
+            worst = max(worst, d.check(label, terms, self.rtol, rounding(slope), self._cause))
         d = difference(lambda w: grad(loss, (0, 1))(w, hparams), w, v, self.eps, self.rtol)
         rows = (("H_ww v", h_ww, d.values[:n_w], w, "w"), ("H_hw v", h_hw, d.values[n_w:], hparams, "hparams"))
-        for label, got, values, tree, root in rows:
+        options: Any = {"rounding": rounding(lambda both: vector(products(both)[1])), "cause": self._cause}
+        for kind, got, values, tree, root in rows:
             scale, size = largest(values), largest(vector(value(w)))
             for (name, x), (_, part) in zip(tree_named(got, root), split(values, tree, root), strict=True):
-                worst = max(
-                    worst,
-                    compare(
-                        f"{where}: {label}, forward over reverse: {name}",
-                        vector(x),
-                        d,
-                        part,
-                        self.rtol,
-                        scale,
-                        size=size,
-                        rounding=rounding(lambda both: vector(products(both)[1])),
-                        cause=self._cause,
-                    ),
-                )
+                label = f"{where}: {kind}, forward over reverse: {name}"
+                worst = max(worst, compare(label, vector(x), d, part, self.rtol, scale, size=size, **options))
         return worst
 
     # --- the whole run ------------------------------------------------------------------------------------
@@ -285,53 +263,29 @@ class _Check:
 
     def _check_forward(self, r: HyperGradient, moves: list[tuple[int, PyTree]]) -> float:
         """Compares forward with reverse mode: in every hyperparameter or, where there are many, along the directions."""
-        worst, value, subject, rtol, n = 0.0, abs(float(r.value)), self.subject, self.forward_rtol, len(tree_leaves(self.hparams))
+        worst, value, subject, n = 0.0, abs(float(r.value)), self.subject, len(tree_leaves(self.hparams))
+
+        def same(what: str, got: Any, want: Any, rounding: Callable[[], Rounding], size: float, scale: float = 0.0) -> float:
+            options: Any = {"other": "reverse mode", "rounding": rounding, "size": size, "cause": self._cause}
+            return agree(f"check_hypergrad: forward: {what}", got, want, self.forward_rtol, scale, **options)
+
         if sum(x.size for x in tree_leaves(self.hparams)) <= _FULL_FORWARD:
             f = forward(subject.problem, self.hparams, subject.batches, outer_batch=subject.outer_batch, state=self.state)
-            agree(
-                "check_hypergrad: forward: the objective",
-                vector(f.value),
-                vector(r.value),
-                rtol,
-                other="reverse mode",
-                rounding=lambda: self._roundings[1],
-                size=value,
-                cause=self._cause,
-            )
+            same("the objective", vector(f.value), vector(r.value), lambda: self._roundings[1], value)
             for i, x in enumerate(tree_leaves(f.grad)):
-                worst = max(
-                    worst,
-                    agree(
-                        f"check_hypergrad: forward: {self.names[i]}",
-                        vector(x),
-                        vector(self.bars[i]),
-                        rtol,
-                        other="reverse mode",
-                        rounding=lambda i=i: self._roundings[0][i].largest(),  # type: ignore[misc]
-                        size=value / _size(self.inputs, i),
-                        cause=self._cause,
-                    ),
-                )
+
+                def rounding(i: int = i) -> Rounding:
+                    return self._roundings[0][i].largest()
+
+                worst = max(worst, same(self.names[i], vector(x), vector(self.bars[i]), rounding, value / _size(self.inputs, i)))
             moves = [(i, v) for i, v in moves if i >= n]
         if not moves:
             return worst
         stacked = tree_map(lambda *vs: backend_of(vs[0]).xp.stack(vs), *(v for _, v in moves))
         for (i, v), dot in zip(moves, slopes(subject.value, self.inputs, stacked), strict=True):
-            terms, rounding = self._along(i, v)
-            worst = max(
-                worst,
-                agree(
-                    f"check_hypergrad: forward: the derivative along a random direction of {self.names[i]}",
-                    np.array([dot]),
-                    np.array([terms.sum()]),
-                    rtol,
-                    float(np.sqrt((terms * terms).sum())),
-                    other="reverse mode",
-                    rounding=rounding,
-                    size=value,
-                    cause=self._cause,
-                ),
-            )
+            terms, along = self._along(i, v)
+            what = f"the derivative along a random direction of {self.names[i]}"
+            worst = max(worst, same(what, np.array([dot]), np.array([terms.sum()]), along, value, float(np.linalg.norm(terms))))
         return worst
 
     def _check_differences(self, moves: list[tuple[int, PyTree]]) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -350,19 +304,8 @@ class _Check:
                 kink = f"a kink within the step of the objective in {name}; move the hyperparameters off it"
                 return self._cause(lambda: kink if d.kink() else None)
 
-            errors[name] = max(
-                errors[name],
-                compare(
-                    f"check_hypergrad: reverse: the derivative along a random direction of {name}",
-                    terms.sum(),
-                    d,
-                    d.values,
-                    self.rtol,
-                    float(np.sqrt((terms * terms).sum())),
-                    rounding=rounding,
-                    cause=cause,
-                ),
-            )
+            label = f"check_hypergrad: reverse: the derivative along a random direction of {name}"
+            errors[name] = max(errors[name], d.check(label, terms, self.rtol, rounding, cause))
             still[name] &= not largest(vector(self.bars[i])) and not largest(d.values)
         return errors, tuple(name for name in self.names if still[name])
 

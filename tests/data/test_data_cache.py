@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from hypergrad.data import Reporter, SilentReporter, cache, cache_dir
 from hypergrad.errors import DataError, ShapeError
@@ -19,7 +22,7 @@ SIZES = (5, 7, 6)
 
 @dataclass
 class Toy:
-    """Three splits of random classes; counts how often it is decoded."""
+    """Three splits of random classes; counts the classes that are decoded."""
 
     seed: int = 0
     shape: tuple = (8, 8, 3)
@@ -29,19 +32,17 @@ class Toy:
 
     @property
     def source(self):
-        return cache.Source("toy", {"seed": self.seed}, {"seed": self.seed, "shape": self.shape}, self.plan, ("a note",))
+        return cache.Source("toy", {"seed": self.seed}, {"seed": self.seed, "shape": self.shape}, self.shape, self.plan, ("a note",))
 
     def plan(self):
         def plan(counts):
-            return cache.SplitPlan(tuple(f"class{i}" for i in range(len(counts))), counts, self.shape, self.blocks)
+            return [cache.Block((f"class{i}",), n, partial(self.images, i)) for i, n in enumerate(counts)]
 
         return {split: plan(self.counts.get(split, SIZES)) for split in ("train", "validation", "test")}
 
-    def blocks(self):
+    def images(self, i):
         self.decoded += 1
-        rng = np.random.default_rng(self.seed)
-        for count in self.drawn:
-            yield rng.integers(0, 256, (count, *self.shape), dtype=np.uint8)
+        return np.random.default_rng([self.seed, i]).integers(0, 256, (self.drawn[i], *self.shape), dtype=np.uint8)
 
 
 def load(toy, folder, reporter=None, **options):
@@ -62,9 +63,9 @@ def change(path, place):
 
 def test_decoded_once_and_mapped_afterwards(tmp_path):
     toy, reporter = Toy(), SilentReporter()
-    expected = np.concatenate(list(toy.blocks()))
+    expected = np.concatenate([toy.images(i) for i in range(3)])
     data = [load(toy, tmp_path / "deep" / "cache", reporter) for _ in range(2)]
-    assert toy.decoded == 4 and reporter.finished == {"decoding toy": 54} and reporter.messages == []
+    assert toy.decoded == 12 and reporter.finished == {"decoding toy": 54} and reporter.messages == []
     for split in (data[i].split(name) for i in (0, 1) for name in ("train", "validation", "test")):
         assert isinstance(split.images, np.memmap) and not split.images.flags.writeable
         assert split.class_names == ("class0", "class1", "class2") and split.sizes.tolist() == [5, 7, 6]
@@ -78,12 +79,18 @@ def test_another_key_is_another_entry(tmp_path):
 
 
 def test_classes_may_be_turned():
-    plan = Toy().plan()["train"]
-    turned = plan.turned([[0, 3], [1], []])
-    assert turned.class_names == ("class0/rot000", "class0/rot270", "class1/rot090") and turned.counts == (5, 5, 7)
-    first, second, _ = plan.blocks()
-    expected = (first, np.rot90(first, 3, (1, 2)), np.rot90(second, 1, (1, 2)))
-    assert all((a == b).all() for a, b in zip(turned.blocks(), expected, strict=True))
+    plain = Toy().plan()["train"][0]
+    turned = plain.turned([0, 3])
+    assert turned.names == ("class0/rot000", "class0/rot270") and turned.n_each == 5
+    assert (turned.decode() == np.concatenate([plain.decode(), np.rot90(plain.decode(), 3, (1, 2))])).all()
+
+
+def test_classes_decoded_at_once_lie_one_after_the_other(tmp_path):
+    toy = Toy()
+    plan = {split: [block.turned(range(4)) for block in blocks] for split, blocks in toy.plan().items()}
+    data = cache.load(toy.source._replace(plan=lambda: plan), tmp_path, SilentReporter())
+    assert data.test.sizes.tolist() == [5] * 4 + [7] * 4 + [6] * 4 and data.test.class_names[5] == "class1/rot090"
+    assert (data.test.class_images(5) == np.rot90(toy.images(1), axes=(1, 2))).all()
 
 
 # An entry has 10,496 bytes of header and images, then its description, then 8 bytes of length and checksum.
@@ -110,11 +117,11 @@ def test_a_damaged_entry_is_rebuilt_visibly(tmp_path, damage):
     whole = entry.read_bytes()
     damage(entry)
     after = load(toy, tmp_path, reporter)
-    assert len(reporter.messages) == 1 and "is damaged" in reporter.messages[0]
-    assert toy.decoded == 6 and (after.test.images == before).all()
+    assert len(reporter.messages) == 1 and "has unreadable contents" in reporter.messages[0]
+    assert toy.decoded == 18 and (after.test.images == before).all()
     assert entry_of(tmp_path) == entry and entry.read_bytes() == whole
     load(toy, tmp_path, reporter)
-    assert toy.decoded == 6
+    assert toy.decoded == 18
 
 
 def test_large_files_are_checked_by_sample(tmp_path, monkeypatch):
@@ -154,7 +161,7 @@ class _FullDisk:
 @pytest.mark.parametrize("room", [0, 200, 3000, 10_500])
 def test_a_full_disk_while_writing(tmp_path, monkeypatch, room):
     monkeypatch.setattr(cache, "open", lambda *a: _FullDisk(open(*a), room), raising=False)
-    with pytest.raises(DataError, match="no space left.*free space, or set HYPERGRAD_CACHE"):
+    with pytest.raises(DataError, match="No space left.*free space, or set HYPERGRAD_CACHE"):
         load(Toy(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
@@ -172,17 +179,17 @@ def test_a_disk_that_will_be_full_is_noticed_before_decoding(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("toy", "error", "words", "decoded"),
     [
-        (Toy(drawn=(5, 4, 6)), ShapeError, "because the plan says so", 1),
-        (Toy(drawn=(5, 7)), ValueError, "shorter", 1),
-        (Toy(counts={"train": (5, 0, 6)}), DataError, "class 'class1' of split 'train' has 0 images.*add images or remove", 0),
-        (Toy(counts={"validation": ()}), DataError, "split 'validation' has 0 classes, expected at least 2 .*; add classes", 0),
-        (Toy(counts={"test": (5,)}), DataError, "split 'test' has 1 classes, expected at least 2", 0),
+        (Toy(drawn=(5, 4, 6)), ShapeError, r"class 'class1' decoded to \(4, .* expected \(7, .*because the plan says so", True),
+        (Toy(drawn=(5, 7)), IndexError, "out of range", True),
+        (Toy(counts={"train": (5, 0, 6)}), DataError, "class 'class1' of split 'train' has 0 images.*add images or remove", False),
+        (Toy(counts={"validation": ()}), DataError, "split 'validation' has 0 classes, expected at least 2 .*; add classes", False),
+        (Toy(counts={"test": (5,)}), DataError, "split 'test' has 1 classes, expected at least 2", False),
     ],
 )
 def test_a_faulty_source_leaves_nothing(tmp_path, toy, error, words, decoded):
     with pytest.raises(error, match=words):
         load(toy, tmp_path, n_way=2)
-    assert toy.decoded == decoded and list(tmp_path.iterdir()) == []
+    assert bool(toy.decoded) == decoded and list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_while_decoding_leaves_nothing(tmp_path):
@@ -193,7 +200,7 @@ def test_an_interrupt_while_decoding_leaves_nothing(tmp_path):
     reporter.progress = lambda *_: contextlib.nullcontext(tick)
     with pytest.raises(KeyboardInterrupt):
         load(toy, tmp_path, reporter)
-    assert toy.decoded == 1 and list(tmp_path.iterdir()) == []
+    assert toy.decoded and list(tmp_path.iterdir()) == []
 
 
 def test_too_few_classes_are_noticed_from_the_cache_too(tmp_path):
@@ -252,6 +259,13 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     assert cache_dir(tmp_path / "given") == tmp_path / "given"
     monkeypatch.delenv("HYPERGRAD_CACHE")
     assert cache_dir().name == "hypergrad" and cache_dir().is_absolute()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_are_drawn_on_terminals_alone(tmp_path, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    load(Toy(), tmp_path, Reporter(console))
+    assert ("decoding toy" in console.file.getvalue()) == terminal == bool(console.file.getvalue())
 
 
 def test_the_default_reporter_draws_on_standard_error(tmp_path, capsys):

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from trees import grey, save
+from trees import grey, opened, save
 
-from hypergrad.data import decode, files, open_dataset, read_images, read_support_folder
+from hypergrad.data import cache, decode, files, open_dataset, read_images, read_support_folder
 from hypergrad.errors import ArgumentError, DataError
 
 
-def test_threads_give_the_same_images(tmp_path):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_give_the_same_images(tmp_path, monkeypatch, threads):
+    pools = []
+    monkeypatch.setattr(cache, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
+    monkeypatch.setattr(cache, "_THREADS_FROM_BYTES", {1: 10**6, 4: 1}[threads])
     rng = np.random.default_rng(3)
-    for c in range(12):
-        for j in range(3):
-            save(tmp_path / f"c{c:02d}" / f"{j}.png", rng.integers(0, 256, (90, 70, 3), dtype=np.uint8))
-    classes = list(files.list_classes(tmp_path, 1).values())
-    look = decode.Look((40, 40), 3)
-    one, two, by_default = (list(decode.decode_classes(classes, look, threads=n)) for n in (1, 2, None))
-    assert len(one) == 12 and one[7].shape == (3, 40, 40, 3)
-    for other in (two, by_default):
-        assert all((a == b).all() for a, b in zip(one, other, strict=True))
-    assert classes[0][0].n_bytes >= 1 << 14  # so threads are the default here
-    Path(classes[7][1].path).write_bytes(b"damaged")
-    for threads in (1, 2):
-        with pytest.raises(DataError, match="c07.*1.png has unreadable contents"):
-            list(decode.decode_classes(classes, look, threads=threads))
+    images = rng.integers(0, 256, (12, 3, 40, 30, 3), dtype=np.uint8)
+    for c, j in np.ndindex(12, 3):
+        save(tmp_path / "root" / f"c{c:02d}" / f"{j}.png", images[c, j])
+    data = opened("folder", tmp_path / "root", tmp_path / "cache")
+    for split in (data.train, data.validation, data.test):
+        for c, name in enumerate(split.class_names):
+            assert (split.class_images(c) == images[int(name[1:])]).all()
+    assert pools == [threads]
+    (tmp_path / "root" / "c07" / "1.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="c07.*1.png has unreadable contents"):
+        opened("folder", tmp_path / "root", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,8 @@ def test_damaged_zip_files(tmp_path, damage, words):
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("images/0.png", bytes(50_000_000))
     damage(archive)
-    with files.Opener() as opener, pytest.raises(DataError, match=words):
-        opener.read(files.File(str(archive), "images/0.png"))
+    with pytest.raises(DataError, match=words):
+        files.open_zip(archive)[0].read()
 
 
 def test_a_bomb_is_not_decompressed(tmp_path):
@@ -212,8 +214,8 @@ def test_a_bomb_is_not_decompressed(tmp_path):
             file.writestr("0.png", bytes(50_000_000))
         _patched(archive, 24, 1000)
         tracemalloc.start()
-        with files.Opener() as opener, pytest.raises(DataError):
-            opener.read(files.File(str(archive), "0.png"))
+        with pytest.raises(DataError):
+            files.open_zip(archive)[0].read()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 2_000_000

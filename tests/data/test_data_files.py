@@ -111,7 +111,7 @@ def test_omniglot_options(omniglot, tmp_path):
     [
         ("images_background", None, "neither images_background/ nor .*brendenlake/omniglot.*into the root"),
         ("images_background/Alpha0", None, "train.txt names 'Alpha0/character01', expected a character of the images under"),
-        ("splits", None, r"no split list train.txt.*splits/vinyals.*or choose split='alphabets'"),
+        ("splits", None, r"split list: .* has no train.txt, expected one for .*splits/vinyals.*or choose split='alphabets'"),
         ("splits/vinyals/val.txt", b"Alpha0/character99/rot000\n", "val.txt names 'Alpha0/character99', expected a character"),
         ("splits/vinyals/val.txt", b"../character01/rot000\n", "val.txt names '../character01'"),
         ("splits/vinyals/val.txt", b"Alpha0/character01/rot045\n", "val.txt has the line 'Alpha0/character01/rot045', expected Alphabet/"),

@@ -174,7 +174,7 @@ def test_divergence_is_told_and_the_last_good_state_stays(tmp_path):
 
 
 def test_too_many_ways_are_refused_by_the_sampler():
-    with pytest.raises(DataError, match="n_way is 13"):
+    with pytest.raises(DataError, match="classes, expected at least 13 "):
         sampler(tiny.tiny_config(n_way=13), tiny.tiny_data().train)
 
 

@@ -79,7 +79,7 @@ def test_options_are_kept_and_a_resumed_run_may_change_few(tmp_path):
         (["tune"], "PROBLEM is missing, expected one of .*hyper-cleaning"),
         (["tune", "cleaning"], "problem is 'cleaning', expected one of .*hyper-cleaning"),
         (["tune", *SMALL, "--data", "cifar"], "data is 'cifar', expected one of glyphs, digits, mnist"),
-        (["tune", *SMALL, "--root", "nowhere"], "root nowhere is no folder, expected one with MNIST's files"),
+        (["tune", *SMALL, "--root", "nowhere"], "root .*nowhere is no folder, expected one .* with its files .*put MNIST's four files"),
         (["tune", *SMALL, "--data", "glyphs", "--root", "nowhere"], "expected none because they need no file"),
         (["tune", *SMALL, "--mode", "backward"], "mode is 'backward', expected one of reverse, forward, implicit"),
         (["tune", *SMALL, "--checkpoints", "0"], "checkpoints is '0', expected all, sqrt, host, reversible or a number"),

@@ -145,7 +145,7 @@ def test_metrics_are_truncated_to_whole_lines_that_count(run):
 
 def test_damaged_json_is_refused(run):
     (run.path / "result.json").write_text('{"a": ')
-    with pytest.raises(RunError, match="is no JSON"):
+    with pytest.raises(RunError, match="result.json cannot be read .*, expected JSON that hypergrad wrote"):
         run.read_json("result.json")
     (run.path / METRICS).write_text("nonsense\n")
     with pytest.raises(RunError, match="a line that is no JSON"):
