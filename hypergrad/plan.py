@@ -113,7 +113,8 @@ def plan(
     Returns: Plan(routes, choice, ...); plan.run() runs the choice. All routes give the same hypergradient.
     Raises: ArgumentError if no pass fits in memory_bytes (it names the smallest), and what `reverse` and `forward` raise.
     Memory: that of a pass over a few steps.
-    Time: about twenty runs of a few steps each; the longest are about 0.1 s, or a few steps where these take longer.
+    Time: runs of a few steps each, about 40 of them timed, the longest about 0.1 s or a few steps where these take longer. A dozen whose
+        memory is traced, which slows them, have up to 32 steps; where steps can be undone, one has four times as many.
     """
     n_steps = count_steps("plan", batches)
     if not n_steps:
