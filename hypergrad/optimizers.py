@@ -305,7 +305,7 @@ def same_kind(where: str, before: PyTree, after: PyTree, roots: tuple[str, ...])
 
 def digests(tree: PyTree) -> tuple[int | None, ...]:
     """A digest of every leaf, to compare a step that is run again with its first run; None for arrays on a GPU."""
-    return tuple(digest(x.value) for x in tree_leaves(tree))
+    return tuple([digest(x.value) for x in tree_leaves(tree)])
 
 
 @dataclass(frozen=True)

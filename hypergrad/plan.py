@@ -25,8 +25,10 @@ from .transforms import tree_tensors
 from .trees import PyTree, tree_leaves
 
 _SHORT_S = 0.05  # a timed run is at least this long, where the problem has enough steps
-_MOST_STEPS = 32  # of a timed run
-_TRACED_STEPS = 8  # of a run whose memory is measured, at least
+_MOST_STEPS = 32  # of a short run
+_TRACED_STEPS = 8  # of a run whose memory is measured, where all that is noted of the steps is less than a state
+_NOTED_BYTES = 1000  # of a step, at most
+_LATE = 4  # times as many steps are run to learn the residues of later steps
 _BLOCK = 64  # directions of the larger forward run that is measured
 _REPEATS = 3
 
@@ -61,7 +63,7 @@ class Plan:
     """What `plan` returns. `print(plan)` shows a table.
 
     Attributes:
-        routes: the ways to the hypergradient, fastest first. On a GPU "host" is not among them.
+        routes: the ways to the hypergradient, fastest first.
         choice: the fastest one that fits in memory_bytes.
         memory_bytes: the budget, None for none.
         n_steps, n_hparams: T and N.
@@ -111,7 +113,8 @@ def plan(
     Returns: Plan(routes, choice, ...); plan.run() runs the choice. All routes give the same hypergradient.
     Raises: ArgumentError if no pass fits in memory_bytes (it names the smallest), and what `reverse` and `forward` raise.
     Memory: that of a pass over a few steps.
-    Time: about twenty runs of a few steps each; the longest are about 0.1 s, or a few steps where these take longer.
+    Time: runs of a few steps each, about 40 of them timed, the longest about 0.1 s or a few steps where these take longer. A dozen whose
+        memory is traced, which slows them, have up to 32 steps; where steps can be undone, one has four times as many.
     """
     n_steps = count_steps("plan", batches)
     if not n_steps:
@@ -177,8 +180,8 @@ class _Parts:
 
     # --- short runs, and what they say --------------------------------------------------------------------
 
-    def _reverse(self, n: int, checkpoints: Any) -> HyperGradient:
-        return reverse(self.problem, self.hparams, FirstBatches(self.batches, n), checkpoints=checkpoints, **self.more)
+    def _reverse(self, n: int, checkpoints: Any, **more: Any) -> HyperGradient:
+        return reverse(self.problem, self.hparams, FirstBatches(self.batches, n), checkpoints=checkpoints, **self.more, **more)
 
     def _forward(self, n: int, directions: int) -> Any:
         h, first = tree_tensors(self.hparams, "plan", "hparams"), FirstBatches(self.batches, n)
@@ -208,13 +211,12 @@ class _Parts:
             "plain": lambda: self._plain(n)[0].value,
             "ends": lambda: self._reverse(0, "all").value,
             "all": lambda: self._reverse(n, "all").value,
+            "host": lambda: self._reverse(n, "host").value,
             "low": lambda: self._forward(n, low)[0].value,
             "high": lambda: self._forward(n, high)[0].value,
         }
         if self.undoes:
             runs["reversible"] = lambda: self._reverse(n, "reversible").value
-        if not self.on_gpu:
-            runs["host"] = lambda: self._reverse(n, "host").value
         seconds: dict[str, list[float]] = {k: [] for k in runs}
         for _ in range(_REPEATS + 1):
             for k, run in runs.items():
@@ -226,30 +228,49 @@ class _Parts:
         self.step_s = max(took["plain"] - took["nothing"], 0.0) / n
         self.both_s = max(took["all"] - took["ends"], 0.0) / n  # a step and a transposed step
         self.undo_s = max(took.get("reversible", 0.0) - took["all"], 0.0) / max(n - 1, 1)  # with the residue that the first run takes
-        self.file_s = max(took.get("host", 0.0) - took["all"], 0.0) / n
+        self.host_s = max(took["host"] - took["all"], 0.0) / n
         ends = [(p, max(took[k] - took["nothing"], 0.0) / n) for p, k in ((low, "low"), (high, "high"))]
         self.tangents_s = _line(ends[0], ends[1])
 
     def _trace(self) -> None:
         """Bytes of the parts: what a run allocates beside the states that it counts, and what it notes of each step."""
-        n = self.n_traced = min(self.n_steps, max(_TRACED_STEPS, self.n))
+        n = _MOST_STEPS if self.n_steps * _NOTED_BYTES > self.state_bytes else _TRACED_STEPS
+        n = min(self.n_steps, n)
         half = max(1, n // 2)
         along = [self._peak(self._forward, k, self.low) for k in (half, n)]  # forward mode stores no states
-        stored = [self._besides(k, "all") for k in (half, n)]
-        self.note_bytes = max(_line((half, along[0]), (n, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
-        self.unit_bytes = self.state_bytes + max(_line((half, stored[0]), (n, stored[1])).slope - self.note_bytes, 0.0)
-        self.besides: dict[str, float] = {"all": stored[1] - n * (self.unit_bytes - self.state_bytes + self.note_bytes)}
-        self.besides["rerun"] = self._besides(n, 1) - n * self.note_bytes
-        self.residue_bytes, self.place_bytes = 0.0, 0.0
+        note = max(_line((half, along[0]), (n, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
+        stored = self._over_steps("all", half, n)
+        self.unit_bytes = self.state_bytes + max(stored.slope - note, 0.0)  # of a stored state, with the objects around its arrays
+        self.besides = {"all": _Line(stored.start, note), "host": self._over_steps("host", half, n)}
+        for kind, checkpoints in (("sqrt", "sqrt"), ("count", half)):  # with half of the states some are run again, as with fewer
+            besides = self._besides(n, checkpoints) - self.stats.states_held * (self.unit_bytes - self.state_bytes)
+            self.besides[kind] = _Line(besides - n * note, note)
+        self.residues = _Line(0.0, 0.0)
         if self.undoes:
-            self.besides["reversible"] = self._besides(n, "reversible") - n * self.note_bytes
-            self.residue_bytes = self.stats.residue_bytes / max(n - 1, 1)
-        if not self.on_gpu:
-            filed = [self._besides(k, "host") for k in (half, n)]
-            self.place_bytes = max(_line((half, filed[0]), (n, filed[1])).slope, 0.0)
-            self.besides["host"] = filed[1] - n * self.place_bytes
-        wide = self._peak(self._forward, n, self.high)
-        self.tangents_bytes = _line((self.low, along[1]), (self.high, wide), self.state_bytes)
+            self.besides["reversible"] = self._over_steps("reversible", half, n)
+            self.residues = self._late_residues(n, self.stats.residue_bytes)
+        wide = self._peak(self._forward, half, self.high)
+        self.tangents_bytes = _line((self.low, along[0]), (self.high, wide), self.state_bytes)
+        self.later_notes = note * (self.n_steps - half)
+
+    def _over_steps(self, checkpoints: Any, half: int, n: int) -> _Line:
+        """`_besides` over the number of steps."""
+        low, high = (self._besides(k, checkpoints) for k in (half, n))
+        slope = max(_line((half, low), (n, high)).slope, 0.0)
+        return _Line(high - slope * n, slope)
+
+    def _late_residues(self, n: int, first: int) -> _Line:
+        """Bytes of the residues over the number of steps, where the first n steps have `first` bytes.
+
+        The first steps have large residues, as the velocity grows from zero and is small beside the gradient. So the residues of later
+        steps are taken from the last steps of a run that is _LATE times as long.
+        """
+        late = min(self.n_steps, _LATE * n)
+        last = late - n + 1 if late < 2 * n else n  # the residue of the first of these steps is not kept
+        slope = first / max(n - 1, 1)
+        if last > 1:
+            slope = self._reverse(late, "reversible", last=last).stats.residue_bytes / (last - 1)
+        return _Line(first - slope * n, slope)
 
     def _besides(self, n: int, checkpoints: Any) -> float:
         """Bytes at the peak of n steps in reverse, less those of the states and residues that the pass counts."""
@@ -269,26 +290,25 @@ class _Parts:
         """Checkpoint policies to compare: a few, and the number of states that a budget has room for."""
         found: list[Any] = ["all", "sqrt", self.n_steps.bit_length() + 1]
         if memory_bytes is not None:
-            room = memory_bytes - self.besides["rerun"] - self.note_bytes * self.n_steps
+            room = memory_bytes - self.besides["count"].at(self.n_steps)
             found.append(int(room // self.unit_bytes) if self.unit_bytes else "all")
         found = [c for c in dict.fromkeys(found) if isinstance(c, str) or 1 <= c < self.n_steps]
-        return found + ["reversible"] * self.undoes + ["host"] * (not self.on_gpu)
+        return [*found, *["reversible"] * self.undoes, "host"]
 
     def reverse(self, checkpoints: Any) -> Route:
         """The route of reverse mode with this policy."""
         counts = schedule.parse(checkpoints, self.n_steps)
         seconds = self.ends_s + self.n_steps * self.both_s
         states, held = counts.states, float(schedule.bytes_of(counts, self.state_bytes))
-        besides = self.besides["rerun" if isinstance(checkpoints, int) or checkpoints == "sqrt" else checkpoints]
+        kind = "count" if isinstance(checkpoints, int) else checkpoints
+        seconds += counts.reruns * (self.undo_s if checkpoints == "reversible" else self.step_s)
         if checkpoints == "host":
-            seconds += self.n_steps * self.file_s
+            seconds += self.n_steps * self.host_s
             states, held = 1, float(self.state_bytes)
-            peak = besides + held + self.n_steps * self.place_bytes
-        else:
-            seconds += counts.reruns * (self.undo_s if checkpoints == "reversible" else self.step_s)
-            residues = self.residue_bytes * counts.reruns if checkpoints == "reversible" else 0.0
-            peak = besides + states * self.unit_bytes + self.n_steps * self.note_bytes + residues
-            held += residues
+        if checkpoints == "reversible":
+            held += self.residues.at(self.n_steps)
+        objects = states * (self.unit_bytes - self.state_bytes) if kind in ("all", "sqrt", "count") else 0.0
+        peak = self.besides[kind].at(self.n_steps) + held + objects
         name = f"reverse, {checkpoints} states" if isinstance(checkpoints, int) else f"reverse, {checkpoints}"
         return Route(name, "reverse", {"checkpoints": checkpoints}, seconds, int(peak), states, int(held), counts.reruns)
 
@@ -297,18 +317,15 @@ class _Parts:
         found = [self.block]
         if memory_bytes is not None:
             line = self.tangents_bytes
-            found.append(int((memory_bytes - line.start - self._later_notes()) / line.slope) if line.slope > 0 else self.block)
+            found.append(int((memory_bytes - line.start - self.later_notes) / line.slope) if line.slope > 0 else self.block)
         return [p for p in dict.fromkeys(found) if 1 <= p <= self.block]
-
-    def _later_notes(self) -> float:
-        return self.note_bytes * (self.n_steps - self.n_traced)
 
     def forward(self, directions: int) -> Route:
         """The route of forward mode with blocks of so many directions."""
         whole, rest = divmod(self.n_hparams, directions)
         a_step = whole * self.tangents_s.at(directions) + (self.tangents_s.at(rest) if rest else 0.0)
         seconds = (whole + (rest > 0)) * self.nothing_s + self.n_steps * a_step
-        peak = self.tangents_bytes.at(directions) + self._later_notes()
+        peak = self.tangents_bytes.at(directions) + self.later_notes
         states = 1 + directions
         name = f"forward, {'all directions' if directions == self.n_hparams else f'blocks of {directions}'}"
         return Route(name, "forward", {"directions": directions}, seconds, int(peak), states, states * self.state_bytes, 0)

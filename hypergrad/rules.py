@@ -184,8 +184,8 @@ def _sum_to(b: Backend, x: Array, *, lead: int, shape: tuple[int, ...]) -> Array
     if x.shape[lead:] == tuple(shape):
         return x
     extra = x.ndim - lead - len(shape)
-    axes = tuple(range(lead, lead + extra)) + tuple(
-        lead + extra + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + extra + i] != 1
+    axes = tuple(
+        [*range(lead, lead + extra), *[lead + extra + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + extra + i] != 1]]
     )
     return b.xp.sum(x, axis=axes).reshape(x.shape[:lead] + tuple(shape))
 

@@ -298,7 +298,7 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
             f"{name}: arguments have dtypes {[str(getattr(a, 'dtype', type(a).__name__)) for a in raw]}, "
             "expected float32 or float64; convert one with astype"
         )
-    backend = backend_of(*(a.value if isinstance(a, Tensor) else a for a in raw))
+    backend = backend_of(*[a.value if isinstance(a, Tensor) else a for a in raw])
 
     def convert(a: Any) -> Tensor:
         if backend.xp is not np and isinstance(a, np.ndarray):

@@ -478,8 +478,7 @@ def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: 
     outputs = launch(given)
     if machine.recording is not None:
         machine.recording.append(lambda: launch({**given, **outputs}))
-    worn_again = lambda y: [worn_again(row) for row in y] if isinstance(y, list) else made.get(id(y))  # noqa: E731
-    return {key: worn_again(y) for key, y in outputs.items()}
+    return {k: [made.get(id(row)) for row in y] if isinstance(y, list) else made.get(id(y)) for k, y in outputs.items()}
 
 
 @contextlib.contextmanager

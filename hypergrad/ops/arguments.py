@@ -37,7 +37,7 @@ def integer(op: str, argument: str, value: Any, reason: str) -> int:
 def integers(op: str, argument: str, value: Any, reason: str) -> tuple[int, ...]:
     """Whole numbers given as one, or as a sequence or 1-d array of them; errors as `integer`."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict, set, Tensor)) and not _is_scalar(value):
-        return tuple(integer(op, argument, n, reason) for n in value)
+        return tuple([integer(op, argument, n, reason) for n in value])
     return (integer(op, argument, value, reason),)
 
 

@@ -41,7 +41,7 @@ def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     shape = integers("reshape", "shape", shape, SHAPE)
     if -1 in shape:
         rest = int(np.prod([n for n in shape if n != -1]))
-        shape = tuple((x.size // rest if rest else 0) if n == -1 else n for n in shape)
+        shape = tuple([(x.size // rest if rest else 0) if n == -1 else n for n in shape])
     return _reshape(x, shape=shape)
 
 
@@ -60,7 +60,7 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
 _transpose: Op = linear(
     "transpose",
     lambda b, x, *, lead, axes: x.transpose(*range(lead), *(a + lead for a in axes)),
-    lambda bar, x, *, lead, axes: _transpose(bar, axes=tuple(int(a) for a in np.argsort(axes)), lead=lead),
+    lambda bar, x, *, lead, axes: _transpose(bar, axes=tuple([int(a) for a in np.argsort(axes)]), lead=lead),
 )
 
 
@@ -77,7 +77,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     axes = (
         tuple(range(x.ndim))[::-1]
         if axes is None
-        else tuple(normalise_axis("transpose", a, x.ndim) for a in integers("transpose", "axes", axes, AXIS))
+        else tuple([normalise_axis("transpose", a, x.ndim) for a in integers("transpose", "axes", axes, AXIS)])
     )
     if sorted(axes) != list(range(x.ndim)):
         raise ArgumentError(f"transpose: axes has {axes}, expected a permutation of 0 to {x.ndim - 1} because every axis must stay")
@@ -147,7 +147,7 @@ def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
     """x[index] for the op `name`; index arrays of the host are checked and copied to where x is."""
     try:
         if is_on_gpu(x.value) and any(isinstance(p, np.ndarray) for p in index):
-            np.broadcast_to(np.int8(0), x.shape)[tuple(0 if is_on_gpu(p) else p for p in index)]  # CuPy would wrap around
+            np.broadcast_to(np.int8(0), x.shape)[tuple([0 if is_on_gpu(p) else p for p in index])]  # CuPy would wrap around
             index = tuple(backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index)
         return _getitem(x, index=index)
     except IndexError as error:

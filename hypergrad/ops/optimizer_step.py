@@ -60,11 +60,11 @@ class Step:
         like = given["g"][0]
         arrays = {k: [to_tensors(self.name, [like, x])[1] for x in f] for k, f in arrays.items()}
         outs = self.op.outputs(
-            *(x for column in (*given.values(), *arrays.values()) for x in column),
+            *[x for column in (*given.values(), *arrays.values()) for x in column],
             leaves=leaves,
             numbers=numbers,
             arrays={k: len(f) for k, f in arrays.items()},
-            absent=tuple(k for k in states if k not in given),
+            absent=tuple([k for k in states if k not in given]),
             extra=extra,
         )
         rows = iter(outs)

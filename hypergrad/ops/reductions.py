@@ -24,27 +24,27 @@ Axis = int | Sequence[int] | None
 def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    axes = tuple(normalise_axis(name, a, ndim) for a in integers(name, "axis", axis, AXIS))
+    axes = tuple([normalise_axis(name, a, ndim) for a in integers(name, "axis", axis, AXIS)])
     if len(set(axes)) < len(axes):
         raise ArgumentError(f"{name}: axis has {axis}, expected each axis once because it can be reduced only once; name it once")
     return tuple(sorted(axes))
 
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return tuple([1 if i in axes else n for i, n in enumerate(shape)])
 
 
 def _sum_value(b: Backend, x: Array, *, lead: int, axes: tuple[int, ...]) -> Array:
-    return b.xp.sum(x, axis=tuple(a + lead for a in axes))
+    return b.xp.sum(x, axis=tuple([a + lead for a in axes]))
 
 
 def _sum_transpose(bar: Tensor, x: Tensor, *, lead: int, axes: tuple[int, ...]) -> Tensor:
-    shifted = tuple(a + lead for a in axes)
+    shifted = tuple([a + lead for a in axes])
     return broadcast_to(reshape(bar, _kept(x.shape, shifted)), x.shape)
 
 
 def _mean_value(b: Backend, x: Array, *, lead: int, axes: tuple[int, ...]) -> Array:
-    return b.xp.mean(x, axis=tuple(a + lead for a in axes))
+    return b.xp.mean(x, axis=tuple([a + lead for a in axes]))
 
 
 def _mean_transpose(bar: Tensor, x: Tensor, *, lead: int, axes: tuple[int, ...]) -> Tensor:
@@ -92,7 +92,7 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """
     (x,) = to_tensors("max", [x])
     axes, keepdims = _axes("max", axis, x.ndim), switch("max", "keepdims", keepdims)
-    rest = tuple(i for i in range(x.ndim) if i not in axes)
+    rest = tuple([i for i in range(x.ndim) if i not in axes])
     flat = reshape(transpose(x, rest + axes), (*(x.shape[i] for i in rest), int(np.prod([x.shape[a] for a in axes]))))
     if not flat.shape[-1]:
         raise ShapeError(f"max: x has shape {x.shape}, expected at least one element along axis {axis}")
@@ -156,7 +156,7 @@ def _last(name: str, x: Any, axis: int) -> tuple[Tensor, tuple[int, ...]]:
     (x,) = to_tensors(name, [x])
     axis = normalise_axis(name, axis, x.ndim)
     order = (*(i for i in range(x.ndim) if i != axis), axis)
-    return (x if axis == x.ndim - 1 else transpose(x, order)), tuple(int(i) for i in np.argsort(order))
+    return (x if axis == x.ndim - 1 else transpose(x, order)), tuple([int(i) for i in np.argsort(order)])
 
 
 def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Tensor:

@@ -74,7 +74,7 @@ class Dynamics(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Residue:
     """What a step's inverse needs beside the state after it.
 

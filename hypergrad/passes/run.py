@@ -60,7 +60,7 @@ class Run:
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
         self.store: Store | None = None
-        self.residues: dict[int, Residue] = {}  # of the steps that the backward run undoes
+        self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True
@@ -107,8 +107,9 @@ class Run:
             if store is not None and t in wanted:
                 store.put(t, state)
             if t in undone:
-                step, self.residues[t] = cast(Reversible, self.dynamics).step_with_residue(state, self._args(args, t), t)
-                self.stats.residue_bytes += self.residues[t].nbytes
+                step, residue = cast(Reversible, self.dynamics).step_with_residue(state, self._args(args, t), t)
+                self.residues.append(residue)
+                self.stats.residue_bytes += residue.nbytes
             else:
                 step = self.dynamics.step(state, self._args(args, t), t)
             if self.callback is not None:
@@ -121,6 +122,8 @@ class Run:
             outputs.append(step.output)
         if store is not None and self.n_steps in wanted:
             store.put(self.n_steps, state)
+        if all(x is None for x in outputs):
+            return state, None
         rows = [tree_flatten(x) for x in outputs]
         if any(spec != rows[0][1] for _, spec in rows):
             raise self._error(
@@ -128,7 +131,7 @@ class Run:
                 "because they are stacked; return the same tree in every step"
             )
         stacked = [stack(column) for column in zip(*(row for row, _ in rows), strict=True)]
-        return state, tree_unflatten(rows[0][1], stacked) if rows else None
+        return state, tree_unflatten(rows[0][1], stacked)
 
     def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
@@ -160,12 +163,9 @@ class Run:
             if action == "load":
                 state = store.get(t)
             elif action == "step":
-                step = self.dynamics.step(state, self._args(args, t), t)
-                self._check(t, step.loss, step.trace)
-                state = step.state
-                self.stats.steps_rerun += 1
+                state = self._again(state, args, t)
             elif action == "undo":
-                state = cast(Reversible, self.dynamics).undo(state, self._args(args, t), t, self.residues.pop(t))
+                state = cast(Reversible, self.dynamics).undo(state, self._args(args, t), t, self.residues.pop())
                 self.stats.steps_rerun += 1
             elif action == "store":
                 store.put(t, state)
@@ -182,6 +182,13 @@ class Run:
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
         return [*bar, *(total.value() for total in totals)]
+
+    def _again(self, state: PyTree, args: list[Tensor], t: int) -> PyTree:
+        """The state after step t, which is run again."""
+        step = self.dynamics.step(state, self._args(args, t), t)
+        self._check(t, step.loss, step.trace)
+        self.stats.steps_rerun += 1
+        return step.state
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
         self._same(t, self.losses[t] if loss is not None else None, self.traces[t] if trace else (), loss, trace)

@@ -8,7 +8,7 @@ State t is the one before step t. The costs of a schedule are known before anyth
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import comb, isqrt
 from numbers import Integral
@@ -37,7 +37,7 @@ class Schedule(Protocol):
     def reruns(self) -> int:
         """The number of steps that the backward run runs again."""
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """The states that the first run stores."""
 
     def backward(self) -> Iterator[Action]:
@@ -112,9 +112,9 @@ class All:
         """None."""
         return 0
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """All of them."""
-        return set(range(self.n_steps))
+        return range(self.n_steps)
 
     def backward(self) -> Iterator[Action]:
         """See `Schedule`."""
@@ -151,7 +151,7 @@ class Sqrt:
         """All but one step of each segment before the last."""
         return self.last // self.stride * (self.stride - 1)
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """See `Schedule`."""
         return set(range(0, self.last, self.stride)) | set(range(self.last, self.n_steps))
 
@@ -192,7 +192,7 @@ class Binomial:
         r, reach = _repeats(self.n_steps + 1, self.c)
         return r * (self.n_steps + 1) - reach * r // (self.c + 1) - self.n_steps
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """See `Schedule`."""
         return set(self._descent())
 
@@ -249,7 +249,7 @@ class Reversible:
         """The steps undone: each takes the gradient of the inner loss again."""
         return self.n_steps - 1
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """See `Schedule`."""
         return {0, self.n_steps}
 
@@ -284,7 +284,7 @@ class Line:
         """None."""
         return 0
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """See `Schedule`."""
         return {0, self.n_steps}
 
@@ -324,7 +324,7 @@ class Last:
         """Those of `plan`."""
         return self.plan.reruns
 
-    def first_run(self) -> set[int]:
+    def first_run(self) -> Collection[int]:
         """See `Schedule`."""
         return {t + self.n_steps - self.plan.n_steps for t in self.plan.first_run()}
 

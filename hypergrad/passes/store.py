@@ -101,7 +101,7 @@ class File:
 
     def __init__(self, stats: Stats, directory: str | os.PathLike[str] | None) -> None:
         self.stats, self.directory = stats, directory or tempfile.gettempdir()
-        self.places: dict[int, tuple[int, _Layout]] = {}  # by t: the first byte; states alike share their layout
+        self.places: list[tuple[int, _Layout] | None] = []  # by t: the first byte; states alike share their layout
         self.layout: _Layout | None = None
         self.end = self.held = 0
         self.map: mmap.mmap | None = None
@@ -125,6 +125,7 @@ class File:
             self.file.truncate(self.end + layout.length)  # as long as the map will be, whatever the last leaf is; it flushes, too
         except OSError as error:
             raise self._failed(error) from error
+        self.places += [None] * (t + 1 - len(self.places))
         self.places[t] = self.end, layout
         self.end += layout.length
         self.held += layout.n_bytes
@@ -143,11 +144,16 @@ class File:
 
     def get(self, t: int) -> PyTree:
         """See `Store`."""
-        start, layout = self.places[t]
+        start, layout = self._place(t)
         if self.map is None and self.end:
             self.map = mmap.mmap(self.file.fileno(), self.end, access=mmap.ACCESS_READ)
         self.stats.hold(t, layout.n_bytes)
         return tree_unflatten(layout.spec, [Tensor(self._array(start + place, dtype, shape)) for place, dtype, shape in layout.leaves])
+
+    def _place(self, t: int) -> tuple[int, _Layout]:
+        place = self.places[t]
+        assert place is not None
+        return place
 
     def _array(self, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
         if self.map is None or 0 in shape:
@@ -156,7 +162,8 @@ class File:
 
     def drop(self, t: int) -> None:
         """See `Store`."""
-        self.held -= self.places.pop(t)[1].n_bytes
+        self.held -= self._place(t)[1].n_bytes
+        self.places[t] = None
         self.stats.release(t)
 
     def _failed(self, error: OSError) -> ArgumentError:

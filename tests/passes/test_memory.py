@@ -4,6 +4,7 @@ import resource
 import sys
 
 import numpy as np
+import pinned
 import pretended
 import pytest
 from places import needs_emulator
@@ -135,55 +136,12 @@ def test_arrays_of_a_pretended_gpu_do_not_go_to_a_file(monkeypatch, tmp_path):
         assert hg.reverse(problem, hparams, hg.full_batch(None, 2)).grad.shape == ()
 
 
-class Copies:
-    """Streams whose copies between device and host take place only when something waits for them, as late as CUDA allows."""
-
-    def __init__(self, patch):
-        self.pending, self.pinned_bytes = [], 0
-        patch.setattr(pretended.Stream, "record", lambda stream: Event(self), raising=False)
-        patch.setattr(pretended.Stream, "wait_event", lambda stream, event: event.synchronize(), raising=False)
-        patch.setattr(pretended.ndarray, "get", lambda x, **attrs: self.get(x, **attrs))
-        patch.setattr(pretended.ndarray, "set", lambda x, host, stream: self.set(x, host), raising=False)
-        sys.modules["cupy"].cuda.alloc_pinned_memory = self.allocate
-
-    def allocate(self, n):
-        self.pinned_bytes += n
-        return bytearray(b"\xff" * n)
-
-    def get(self, x, stream=None, out=None, blocking=True):
-        if out is None:
-            return x._a.copy()
-        assert stream is not None and not blocking
-        self.pending.append(lambda: np.copyto(out, x._a))
-        return out
-
-    def set(self, x, host):
-        self.pending.append(lambda: np.copyto(x._a, host))
-
-
-class Event:
-    """What was queued before it."""
-
-    def __init__(self, copies):
-        self.copies, self.mine = copies, list(copies.pending)
-
-    @property
-    def done(self):
-        return not any(copy in self.copies.pending for copy in self.mine)
-
-    def synchronize(self):
-        for copy in self.mine:
-            if copy in self.copies.pending:
-                self.copies.pending.remove(copy)
-                copy()
-
-
 @pytest.mark.parametrize("n_steps", [1, 2, 9])
 @needs_emulator
 def test_states_of_a_pretended_gpu_in_pinned_memory(monkeypatch, n_steps):
     """The same bits as on the device; copies go on beside the steps, and a state is read only when it has come back."""
     with pretended.gpu(monkeypatch):
-        copies, xp = Copies(monkeypatch), sys.modules["cupy"]
+        copies, xp = pinned.Copies(monkeypatch), sys.modules["cupy"]
         start = xp.asarray(np.linspace(0.5, 1.5, 7))
         problem = hg.Bilevel(
             lambda w, h, b: h * hg.sum(w**4), lambda w, h: hg.sum(w), lambda h: start, lambda h: hg.SGD(lr=0.1, momentum=0.5)
