@@ -35,12 +35,17 @@ thread_local Arena arena;
 
 class Pool {
  public:
-  // Workers are started when first needed and never end; those beyond the wanted number skip the round.
+  // Workers are started when first needed and never end; those beyond the wanted number skip the round. Where the system gives
+  // no more threads, those that there are do the work.
   void run(std::int64_t n, int threads, void (*task)(const void*, std::int64_t), const void* context) {
-    const int helpers = static_cast<int>(n < threads ? n : threads) - 1;
-    while (static_cast<int>(workers_.size()) < helpers) {
-      const int index = static_cast<int>(workers_.size());
-      workers_.emplace_back([this, index, seen = round_] { work(index, seen); });
+    int helpers = static_cast<int>(n < threads ? n : threads) - 1;
+    try {
+      while (static_cast<int>(workers_.size()) < helpers) {
+        const int index = static_cast<int>(workers_.size());
+        workers_.emplace_back([this, index, seen = round_] { work(index, seen); });
+      }
+    } catch (const std::exception&) {  // std::system_error, or no memory for one
+      helpers = static_cast<int>(workers_.size());
     }
     {
       const std::lock_guard<std::mutex> lock(mutex_);

@@ -161,6 +161,32 @@ def test_a_forked_child_can_run_kernels():
     assert result.returncode == 0, result.stderr
 
 
+FEW_THREADS = """
+import os, resource
+import numpy as np
+from hypergrad import _host
+from hypergrad.backends.host import HOST
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((1, 8, 30, 30, 30, 3), np.float32), rng.standard_normal((1, 8, 3, 3, 3, 4), np.float32)
+run = lambda: HOST.run("conv2d_fprop", x=x, w=w, stride=1, pad_h=1, pad_w=1, precision=0)["y"].tobytes()
+_host.set_threads(1)
+one = run()
+size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), -1))  # room for the stacks of two threads, not of 63
+_host.set_threads(64)
+assert run() == one and run() == one
+threads = [line.split()[1] for line in open("/proc/self/status") if line.startswith("Threads")]
+print("threads", *threads)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_where_no_more_threads_can_be_started_those_there_do_the_work():
+    result = python(FEW_THREADS, OPENBLAS_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[1]) < 60
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_environment_chooses_instruction_set_and_threads(level):
     code = "from hypergrad import _host; print(_host.build_info()['simd'], _host.threads())"
