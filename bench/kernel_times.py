@@ -165,7 +165,8 @@ def shapes_of(axes: str, dims: Dims) -> list[tuple[int, ...] | None]:
     return [(*own, *leaf) if axes.endswith("~") else None for leaf in dims["~"]]
 
 
-def _row(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None) -> Row:
+def call_of(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any, Any]) -> tuple[dict[str, Any], float]:
+    """Arguments by name, and the bytes of all arrays among them. `arrays` keeps those that the next kernels of a family use again."""
     inputs, outputs, attributes = timer.backend.kernels()[kernel]
     given: dict[str, Any] = {}
     for name, axes in (inputs | outputs).items():
@@ -192,9 +193,13 @@ def _row(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any
         "t": 1,
     }
     used = [a for row in given.values() for a in (row if isinstance(row, list) else [row]) if a is not None]
-    call = given | {name: values[name] for name in attributes}
+    return given | {name: values[name] for name in attributes}, float(sum(a.nbytes for a in used))
+
+
+def _row(timer: Timer, kernel: str, precision: int, dims: Dims, arrays: dict[Any, Any], ceilings: dict[str, float] | None) -> Row:
+    call, n_bytes = call_of(timer, kernel, precision, dims, arrays)
     all_seconds = timer.seconds(lambda: timer.backend.run(kernel, **call))
-    flop, n_bytes = operations(kernel, dims), float(sum(a.nbytes for a in used))
+    flop = operations(kernel, dims)
     seconds = statistics.median(all_seconds)
     row: Row = {
         "kernel": kernel,
