@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import hypergrad
 import torch.nn.functional as F
 from meta_problems import Arrays, Step, Unsupported, Variant
 from run_problems import CLEANING_STEP
 from runs_torch import Compute, Run, RunStep, Tensors
 from torch import Tensor
 from torch_modules import long_run
+
+import hypergrad
 
 if hasattr(hypergrad, "unroll"):
     raise Unsupported("the package hypergrad that is found is not hypertorch's")
