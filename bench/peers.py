@@ -7,7 +7,8 @@
 W1 is hyper-representation, W2 second-order MAML, on images as large as MiniImagenet's or, with an "o", Omniglot's. W3 is
 hyper-cleaning, W4 three scalars of a network; see meta_problems.py and run_problems.py. Every variant has a process of its own
 with the same arrays, threads and cores. Its gradient is compared with float64's before the variants take turns. "resident"
-is the growth of the process in its first step; torch.compile compiles in it, JAX before it. "peak" is what a library counts.
+is the growth of the process in the first step after a tiny one; torch.compile compiles in it, which takes minutes, JAX
+before it. "peak" is what a library counts.
 
 A case that runs again replaces its lines in OUT/peers-cpu.jsonl; the others stay, each with the machine and versions it was
 measured with. Libraries that are not installed are skipped. hypertorch has no distribution and learn2learn's builds on few
@@ -30,6 +31,7 @@ import gpu_report
 from common import HERE, environment, write_lines
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from meta_problems import TINY, Sizes
 from meta_times import Comparison, WorkerFailed
 from meta_worker import MODULE, VARIANTS, variants_of
@@ -173,9 +175,12 @@ def plot(lines: list[Row], path: Path) -> None:
                 row["seconds"], max(row["resident_bytes"], 1e5) * 1e-6, marker, color=COLOURS[module], markersize=7, linestyle="none"
             )
         axis.set_title(case, fontsize=10)
-        axis.set_xlabel("seconds")
-        axis.set_ylabel("growth of resident memory, MB")
+        axis.set(xlabel="seconds", ylabel="growth of resident memory, MB")
         axis.grid(True, which="both", alpha=0.25)
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            scale.set_minor_formatter(NullFormatter())
     for axis in list(axes)[len(cases) :]:
         axis.remove()
     figure.legend(
