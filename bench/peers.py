@@ -181,6 +181,7 @@ def plot(lines: list[Row], path: Path) -> None:
             scale.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             scale.set_minor_formatter(NullFormatter())
+        axis.tick_params(labelsize=7)
     for axis in list(axes)[len(cases) :]:
         axis.remove()
     figure.legend(

@@ -1,6 +1,7 @@
 """The comparison on the CPU with hypergrad alone: rows, files, what is skipped, and that a wrong gradient is not timed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import meta_hypergrad
@@ -8,6 +9,7 @@ import numpy as np
 import peers
 import pytest
 import run_problems
+from meta_times import Comparison
 from meta_worker import GPU_ONLY, MODULE, PROBLEMS_OF, VARIANTS, variants_of
 from run_problems import PROBLEMS, TINY_RUN
 
@@ -81,6 +83,18 @@ runs_hypergrad.value_and_grad = value_and_grad
     assert rows["hypergrad host"]["status"] == "wrong" and said in rows["hypergrad host"]["reason"]
     assert "seconds" not in rows["hypergrad host"] and rows["hypergrad host sqrt"]["status"] == "timed"
     assert "wrong: " in capsys.readouterr().out
+
+
+def test_fewer_steps_suffice_in_float64(tmp_path):
+    """The comparison of the code in float64 takes a short run, that of the timed gradient the long one."""
+    libraries = peers.Libraries({"hypertorch": None, "learn2learn": None}, 2)
+    sizes = replace(TINY_RUN, steps=12)
+    compared = Comparison("three-scalars", sizes, "cpu", False, tmp_path, libraries.environment, 60.0, print, exact=TINY_RUN)
+    (row,) = compared.measure(["hypergrad host forward"], 1, 0.01)
+    assert row["status"] == "timed" and row["float64_difference"] < 1e-9 and row["difference"] < 1e-4
+    compared.exact = replace(TINY_RUN, steps=5)
+    short, long = compared.reference(compared.exact), compared.reference(sizes)
+    assert short[0]["loss"] != long[0]["loss"]
 
 
 def test_missing_libraries_are_skipped_and_named(tmp_path, monkeypatch, capsys):
