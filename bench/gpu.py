@@ -30,7 +30,7 @@ from typing import Any
 import gpu_report
 from meta_problems import PROBLEMS, TINY, Sizes
 from meta_times import Comparison, WorkerFailed
-from meta_worker import GPU_ONLY, MODULE
+from meta_worker import MODULE, variants_of
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,7 +244,7 @@ class Run:
 
     def meta(self, problem: str, precision: str) -> list[Row]:
         """hypergrad and its peers on one meta-step."""
-        variants = [name for name in MODULE if (name not in GPU_ONLY if not self.cuda else name != "hypergrad host")]
+        variants = variants_of(problem, self.options.device)
         if self.options.variants:
             variants = [name for name in variants if name in self.options.variants]
         with self.console.status(problem) as status:

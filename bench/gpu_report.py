@@ -1,4 +1,4 @@
-"""Tables of what gpu.py measured, and its file of JSON lines."""
+"""Tables of what gpu.py and peers.py measured, and gpu.py's file of JSON lines."""
 
 from __future__ import annotations
 
@@ -69,9 +69,11 @@ def kernels(rows: list[Row]) -> Table:
 
 
 def meta_steps(title: str, rows: list[Row]) -> Table:
-    """Variants by their time."""
-    table = Table(title=f"{title}: one meta-step, median of turns", title_justify="left")
-    for heading in ("variant", "ms", "of the first", "peak MB", "gradient off", "first step s", ""):
+    """Variants by their time; with the growth of resident memory where it was measured."""
+    resident = any("resident_bytes" in row for row in rows)
+    table = Table(title=f"{title}: one hypergradient, median of turns", title_justify="left")
+    headings = ("variant", "ms", "of the first", "peak MB", *(["resident MB"] if resident else []), "gradient off", "first step s", "")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("variant", "") else "right", overflow="fold")
     timed = sorted((row for row in rows if row["status"] == "timed"), key=lambda row: float(row["seconds"]))
     for row in timed:
@@ -80,6 +82,7 @@ def meta_steps(title: str, rows: list[Row]) -> Table:
             number(row["seconds"], 1e3, ".3f"),
             number(row["seconds"] / timed[0]["seconds"], 1, ".2f"),
             number(row["peak_bytes"], 1e-6, ".1f"),
+            *([number(row.get("resident_bytes"), 1e-6, ".1f")] if resident else []),
             number(row["difference"], 1, ".1e"),
             number(row["first_seconds"], 1, ".1f"),
             "",
@@ -87,15 +90,9 @@ def meta_steps(title: str, rows: list[Row]) -> Table:
     for row in rows:
         if row["status"] != "timed":
             off = number(row.get("difference", row.get("float64_difference")), 1, ".1e")
-            table.add_row(
-                row["variant"],
-                "-",
-                "-",
-                "-",
-                off,
-                number(row.get("first_seconds"), 1, ".1f"),
-                escape(f"{row['status']}: {row['reason'][:160]}"),
-            )
+            first = number(row.get("first_seconds"), 1, ".1f")
+            said = escape(f"{row['status']}: {row['reason'][:160]}")
+            table.add_row(row["variant"], *["-"] * (4 if resident else 3), off, first, said)
     return table
 
 
@@ -111,11 +108,12 @@ def verdicts(rows: list[Row]) -> list[str]:
         f"fastest peer, {rival['variant']}"
     ]
     lines += [f"{row['seconds'] / best['seconds']:.2f} times as fast as eager torch" for row in peers if row["variant"] == "torch"]
-    counted = [row for row in peers if row["peak_bytes"]]
-    if counted and best["peak_bytes"]:
-        least = min(counted, key=lambda row: int(row["peak_bytes"]))
-        share = best["peak_bytes"] / least["peak_bytes"]
-        lines.append(f"peak memory {best['peak_bytes'] / 1e6:.1f} MB, {share:.2f} of the least of the peers, {least['variant']}'s")
+    key, what = ("resident_bytes", "growth of resident memory") if best.get("resident_bytes") else ("peak_bytes", "peak memory")
+    counted = [row for row in peers if row.get(key)]
+    if counted and best.get(key):
+        least = min(counted, key=lambda row: int(row[key]))
+        share = best[key] / least[key]
+        lines.append(f"{what} {best[key] / 1e6:.1f} MB, {share:.2f} of the least of the peers, {least['variant']}'s")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""hypergrad's own meta-steps, on the host and on the GPU, run operation by operation or captured in a CUDA graph."""
+"""hypergrad's own variants: on the host, and meta-steps on the GPU, run operation by operation or captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from meta_problems import EPS, INNER_STEP, Arrays, Sizes, Step, Variant
+from meta_problems import EPS, INNER_STEP, Arrays, Sizes, Step, Unsupported, Variant
+from run_problems import RunSizes
+from runs_hypergrad import value_and_grad
 
 import hypergrad as hg
 from hypergrad.meter import Meter
-
-
-class Unsupported(RuntimeError):
-    """This version, or this machine, has no such variant."""
 
 
 def _network(w: Mapping[str, Any], images: Any, sizes: Sizes) -> Any:
@@ -67,8 +65,8 @@ def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
 
 
 class _OnHost:
-    def __init__(self, loss: Callable[[Any], Any], params: Arrays) -> None:
-        self.step, self.params = hg.value_and_grad(loss), params
+    def __init__(self, step: Callable[[Any], Any], params: Arrays) -> None:
+        self.step, self.params = step, params
         self.peak: int | None = None
 
     def run(self) -> Any:
@@ -114,10 +112,16 @@ def _make(problem: str, sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], 
     return (maml if problem == "maml" else hyper_representation)(sizes, data, xp)
 
 
-def _host(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
-    if tf32:
-        raise Unsupported("the host has no tf32")
-    return _OnHost(_make(problem, sizes, data, np), params)
+def _host(mode: str) -> Variant:
+    """On the host; a long run goes in reverse with the checkpoints that `mode` names, or forward."""
+
+    def make(problem: str, sizes: Any, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
+        if tf32:
+            raise Unsupported("the host has no tf32")
+        run = isinstance(sizes, RunSizes)
+        return _OnHost(value_and_grad(problem, sizes, data, mode) if run else hg.value_and_grad(_make(problem, sizes, data, np)), params)
+
+    return make
 
 
 def _gpu(captured: bool, own: str | None = None) -> Variant:
@@ -143,7 +147,10 @@ def _gpu(captured: bool, own: str | None = None) -> Variant:
 
 
 VARIANTS: dict[str, Variant] = {
-    "hypergrad host": _host,
+    "hypergrad host": _host("all"),
+    "hypergrad host sqrt": _host("sqrt"),
+    "hypergrad host reversible": _host("reversible"),
+    "hypergrad host forward": _host("forward"),
     "hypergrad": _gpu(False),
     "hypergrad captured": _gpu(True),
     "hypergrad captured 3xtf32": _gpu(True, "3xtf32"),

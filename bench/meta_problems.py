@@ -99,5 +99,9 @@ class Step(Protocol):
         """The most bytes of arrays held on the device so far, counted by the framework; None where it does not count."""
 
 
-# A variant makes a Step of (problem, sizes, dtype, data, params, device, tf32).
-Variant = Callable[[str, Sizes, str, Arrays, Arrays, str, bool], Step]
+# A variant makes a Step of (problem, sizes, dtype, data, params, device, tf32); sizes are Sizes, or RunSizes of run_problems.py.
+Variant = Callable[[str, Any, str, Arrays, Arrays, str, bool], Step]
+
+
+class Unsupported(RuntimeError):
+    """This version, or this machine, has no such variant."""

@@ -1,4 +1,4 @@
-"""Times of a meta-step in hypergrad and its peers: every variant is checked against float64 first, then they take turns."""
+"""Times and memory of a hypergradient in hypergrad and its peers: every variant is checked against float64 first, then they take turns."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from meta_problems import Sizes
-from meta_worker import MODULE
+from meta_worker import MODULE, RUNS
+from run_problems import RunSizes
 
 REFERENCE = "hypergrad host"
+REFERENCE_OF_RUNS = "hypergrad host sqrt"  # the same to the last bit, and a long run fits into memory
 # Largest relative differences from the host's gradient in float64: of any leaf in float64, which shows that the same is
 # computed, and of the whole gradient in the timed precision. There rounding moves winners of the max-pool, each of which makes
 # the gradient jump, in MAML at every inner step, so that right ones differ by several percent.
@@ -103,48 +105,57 @@ class Comparison:
     def __init__(
         self,
         problem: str,
-        sizes: Sizes,
+        sizes: Sizes | RunSizes,
         device: str,
         tf32: bool,
         folder: Path,
         environment: dict[str, str],
         limit: float,
         say: Callable[[str], None],
+        *,
+        exact: Sizes | RunSizes | None = None,
+        own: Mapping[str, dict[str, str]] | None = None,
     ) -> None:
+        """`exact`: smaller sizes for the comparison in float64, which takes twice the memory; `own`: more environment of a variant."""
         self.problem, self.sizes, self.device, self.tf32 = problem, sizes, device, tf32
         self.folder, self.environment, self.limit, self.say = folder, environment, limit, say
+        self.exact, self.own = exact or sizes, own or {}
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _start(self, variant: str) -> Process:
         log = self.folder / f"{self.problem}-{variant.replace(' ', '-')}{'-tf32' if self.tf32 else ''}.log"
-        return Process(variant, self.problem, self.device, log, self.environment)
+        return Process(variant, self.problem, self.device, log, {**self.environment, **self.own.get(variant, {})})
 
     def _result(self, process: Process, dtype: str, tf32: bool) -> tuple[Row, dict[str, Any]]:
-        answer = process.ask(self.limit, "prepare", sizes=asdict(self.sizes), dtype=dtype, tf32=tf32)
+        return self._result_at(self.exact if dtype == "float64" else self.sizes, process, dtype, tf32)
+
+    def _result_at(self, sizes: Sizes | RunSizes, process: Process, dtype: str, tf32: bool) -> tuple[Row, dict[str, Any]]:
+        answer = process.ask(self.limit, "prepare", sizes=asdict(sizes), dtype=dtype, tf32=tf32)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/gradient.npz"
             answer |= process.ask(self.limit, "result", path=path)
             with np.load(path) as file:
                 return answer, dict(file)
 
-    def reference(self) -> tuple[Row, dict[str, Any]]:
+    def reference(self, sizes: Sizes | RunSizes) -> tuple[Row, dict[str, Any]]:
         """Loss and gradient in float64 by the host kernels."""
-        process = self._start(REFERENCE)
+        process = self._start(REFERENCE_OF_RUNS if self.problem in RUNS else REFERENCE)
         try:
-            return self._result(process, "float64", False)
+            return self._result_at(sizes, process, "float64", False)
         finally:
             process.close()
 
-    def check(self, process: Process, reference: tuple[Row, dict[str, Any]]) -> Row:
-        """Whether a variant computes the same; leaves it prepared for timing."""
+    def check(self, process: Process, reference: tuple[Row, dict[str, Any]], smaller: tuple[Row, dict[str, Any]] | None = None) -> Row:
+        """Whether a variant computes the same; leaves it prepared for timing. `smaller` is the reference at the sizes `exact`."""
         row: Row = {}
-        exact = reference[0]["loss"]
         said, grads = self._result(process, "float64", False)
-        row["float64_difference"] = differences(grads, reference[1])[0]
-        row["float64_loss_difference"] = abs(said["loss"] / exact - 1)
+        loss, exact_grads = (smaller or reference)[0]["loss"], (smaller or reference)[1]
+        row["float64_difference"] = differences(grads, exact_grads)[0]
+        row["float64_loss_difference"] = abs(said["loss"] / loss - 1)
         if not (row["float64_difference"] <= IN_FLOAT64 and row["float64_loss_difference"] <= IN_FLOAT64):
             return {**row, "status": "wrong", "reason": f"float64 gradient differs by {row['float64_difference']:.1e}"}
         said, grads = self._result(process, "float32", self.tf32)
+        exact = reference[0]["loss"]
         row |= {
             "first_seconds": said["first_seconds"],
             "loss": said["loss"],
@@ -158,7 +169,8 @@ class Comparison:
 
     def measure(self, variants: list[str], rounds: int, block: float) -> list[Row]:
         """A row for each variant, with the medians of `rounds` blocks of `block` seconds."""
-        reference = self.reference()
+        reference = self.reference(self.sizes)
+        smaller = reference if self.exact == self.sizes else self.reference(self.exact)
         processes: dict[str, Process] = {}
         rows: dict[str, Row] = {}
         try:
@@ -167,7 +179,8 @@ class Comparison:
                 start = time.perf_counter()
                 processes[name] = self._start(name)
                 try:
-                    rows[name] = self.check(processes[name], reference)
+                    first = self._first(processes[name]) if self.device == "cpu" else {}
+                    rows[name] = {**self.check(processes[name], reference, smaller), **first}
                 except WorkerFailed as error:
                     rows[name] = {"status": "unsupported" if str(error).startswith("Unsupported") else "failed", "reason": str(error)}
                 rows[name]["preparation_seconds"] = time.perf_counter() - start
@@ -181,6 +194,10 @@ class Comparison:
             {"problem": self.problem, "precision": "tf32" if self.tf32 else "float32", "variant": name, "module": MODULE[name], **row}
             for name, row in rows.items()
         ]
+
+    def _first(self, process: Process) -> Row:
+        """Seconds and growth of resident memory in the first step, before the process has done anything else."""
+        return process.ask(self.limit, "resident", sizes=asdict(self.sizes), dtype="float32", tf32=self.tf32)
 
     def _take_turns(self, processes: dict[str, Process], rows: dict[str, Row], rounds: int, block: float) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in processes}

@@ -1,17 +1,21 @@
-"""The meta-steps in PyTorch: operation by operation, channels-last, with torch.func, compiled, and captured in a CUDA graph.
+"""The problems in PyTorch: operation by operation, channels-last, with torch.func, compiled, and captured in a CUDA graph.
 
 Each is written as its users write it: a loop over episodes with autograd.grad(create_graph=True), or one function of an
-episode under torch.func.vmap and grad.
+episode under torch.func.vmap and grad. A tuned allocator is set up by the environment of the process: glibc keeps freed memory
+instead of handing it back and taking new pages at every step.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from meta_problems import EPS, INNER_STEP, Arrays, Sizes, Step, Variant
+from run_problems import RunSizes
+from runs_torch import Run, RunStep, derivative
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -37,7 +41,7 @@ def _network(w: Mapping[str, Tensor], images: Tensor, sizes: Sizes, batch_norm: 
     return x.flatten(1)
 
 
-class _Episodes:
+class Episodes:
     """Losses of a problem; `data` holds images (E, N, C, H, W)."""
 
     def __init__(self, problem: str, sizes: Sizes, data: Tensors, channels_last: bool) -> None:
@@ -48,11 +52,8 @@ class _Episodes:
     def _layout(x: Tensor, channels_last: bool) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if channels_last else x.contiguous()
 
-    def looped(self, p: Tensors) -> Tensor:
-        """Mean query loss, one episode after the other, second order by autograd."""
-        return torch.stack([self._looped(p, e) for e in range(self.sizes.episodes)]).mean()
-
-    def _looped(self, p: Tensors, e: int) -> Tensor:
+    def one(self, p: Tensors, e: int) -> Tensor:
+        """Query loss of an episode, second order by autograd."""
         y, y_query = self.data["support_labels"][e], self.data["query_labels"][e]
         images, query = self.images["support"][e], self.images["query"][e]
         if self.problem == "maml":
@@ -103,7 +104,7 @@ class _Episodes:
         return F.cross_entropy(of_query @ w["weight"] + w["bias"], y_query)
 
 
-class _TorchStep:
+class TorchStep:
     """A meta-step; `compute` maps the parameters to (loss, gradients)."""
 
     def __init__(
@@ -162,7 +163,13 @@ def _captured(compute: Callable[[Tensors], tuple[Tensor, Tensors]], params: Tens
     return replay
 
 
-def _to_torch(problem: str, sizes: Sizes, data: Arrays, params: Arrays, device: str, channels_last: bool) -> tuple[_Episodes, Tensors]:
+def set_threads() -> None:
+    """As many threads as the environment says."""
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+
+
+def to_torch(problem: str, sizes: Sizes, data: Arrays, params: Arrays, device: str, channels_last: bool) -> tuple[Episodes, Tensors]:
     images = {part: torch.tensor(data[part], device=device).permute(0, 1, 4, 2, 3).contiguous() for part in ("support", "query")}
     labels = {part: torch.tensor(data[part], device=device) for part in ("support_labels", "query_labels")}
     leaves = {}
@@ -175,13 +182,20 @@ def _to_torch(problem: str, sizes: Sizes, data: Arrays, params: Arrays, device: 
             value = value.permute(3, 2, 0, 1)
             value = value.contiguous(memory_format=torch.channels_last) if channels_last else value.contiguous()
         leaves[name] = value.contiguous() if value.ndim != 4 else value
-    return _Episodes(problem, sizes, {**images, **labels}, channels_last), leaves
+    return Episodes(problem, sizes, {**images, **labels}, channels_last), leaves
 
 
-def _by_autograd(loss: Loss) -> Callable[[Tensors], tuple[Tensor, Tensors]]:
+def by_episodes(loss: Callable[[Tensors, int], Tensor], n_episodes: int) -> Callable[[Tensors], tuple[Tensor, Tensors]]:
+    """Mean loss and its gradient, one episode after the other, whose graph is freed before the next."""
+
     def compute(p: Tensors) -> tuple[Tensor, Tensors]:
-        value = loss(p)
-        return value.detach(), dict(zip(p, torch.autograd.grad(value, list(p.values())), strict=True))
+        leaves = list(p.values())
+        value, total = torch.zeros_like(leaves[-1].flatten()[0]), [torch.zeros_like(a) for a in leaves]
+        for e in range(n_episodes):
+            one = loss(p, e) / n_episodes
+            total = [a.add_(g) for a, g in zip(total, torch.autograd.grad(one, leaves), strict=True)]
+            value += one.detach()
+        return value, dict(zip(p, total, strict=True))
 
     return compute
 
@@ -194,23 +208,30 @@ def _by_func(loss: Loss) -> Callable[[Tensors], tuple[Tensor, Tensors]]:
     return compute
 
 
-def _variant(*, func: bool = False, channels_last: bool = False, compiled: bool = False, captured: bool = False) -> Variant:
-    def make(problem: str, sizes: Sizes, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
+def _variant(
+    *, func: bool = False, channels_last: bool = False, compiled: bool = False, captured: bool = False, tuned: bool = False
+) -> Variant:
+    def make(problem: str, sizes: Any, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
         if captured and device != "cuda":
             raise RuntimeError("CUDA graphs need a GPU")
+        if tuned and "MALLOC_TOP_PAD_" not in os.environ:
+            raise RuntimeError("the environment of this process tunes no allocator")
+        set_threads()
+        if isinstance(sizes, RunSizes):
+            return RunStep(derivative(Run(problem, sizes, data, params, device), "forward" if func else "reverse"), device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.benchmark = True
-        episodes, leaves = _to_torch(problem, sizes, data, params, device, channels_last)
+        episodes, leaves = to_torch(problem, sizes, data, params, device, channels_last)
         if func:
             compute = _by_func(episodes.mapped)
         else:
             leaves = {name: a.requires_grad_() for name, a in leaves.items()}
-            compute = _by_autograd(episodes.looped)
+            compute = by_episodes(episodes.one, sizes.episodes)
         if compiled:
             compute = torch.compile(compute, fullgraph=True)
         if captured:
             compute = _captured(compute, leaves)
-        return _TorchStep(compute, leaves, sizes, cuda=device == "cuda", captured=captured)
+        return TorchStep(compute, leaves, sizes, cuda=device == "cuda", captured=captured)
 
     return make
 
@@ -218,7 +239,10 @@ def _variant(*, func: bool = False, channels_last: bool = False, compiled: bool 
 VARIANTS: dict[str, Variant] = {
     "torch": _variant(),
     "torch channels-last": _variant(channels_last=True),
+    "torch tuned allocator": _variant(tuned=True),
+    "torch channels-last tuned allocator": _variant(channels_last=True, tuned=True),
     "torch.func vmap": _variant(func=True),
     "torch.compile": _variant(func=True, compiled=True),
+    "torch.func jacfwd": _variant(func=True),
     "torch CUDA graph": _variant(channels_last=True, captured=True),
 }
