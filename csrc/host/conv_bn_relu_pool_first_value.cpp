@@ -1,5 +1,5 @@
-// conv_bn_relu_pool_first_value and _first_jvp. The value has gamma*rstd in its filters: u comes out of the convolution, and is
-// pooled in registers. The tangent needs z and z_dot, two rows at a time in scratch. A task owns the pooled rows of a few images.
+// conv_bn_relu_pool_first_value and _first_jvp: the convolution of two rows by two windows stays in registers, where it is pooled.
+// z is never stored. A task owns the pooled rows of a few images.
 #include "../registry.h"
 
 HG_SIGNATURE(conv_bn_relu_pool_first_value,
@@ -31,43 +31,59 @@ Folded<T> folded(const Block& b, int64_t entries) {
   return {data, size};
 }
 
-// The four pixels of kWindows windows from q on, one vector of channels: finish(window, pixels). `top` is the first of four rows of
-// the padded image.
-template <int kWindows, class T, class Channels, class Finish>
+// The four pixels of kWindows windows from q on, for NV vectors of channels: finish(window, vector, pixels). `top` is the first of four
+// rows of the padded image.
+template <int kWindows, int NV, class T, class Channels, class Finish>
 HG_INLINE void windows(const Block& b, Channels C, const T* top, int64_t pitch, const T* filters, int64_t q, const Finish& finish) {
-  Vec<T> u[2][2 * kWindows];
-  for (int p = 0; p < 2 * kWindows; ++p) u[0][p] = u[1][p] = load(filters + b.taps() * b.Kp);
+  constexpr int V = kLanes<T>;
+  Vec<T> u[2][2 * kWindows][NV];
+  for (int p = 0; p < 2 * kWindows; ++p)
+    for (int n = 0; n < NV; ++n) u[0][p][n] = u[1][p][n] = load(filters + b.taps() * b.Kp + n * V);
   const int64_t run = 3 * C;
   for (int dy = 0; dy < 3; ++dy) {
     const T *first = top + dy * pitch + 2 * q * C, *second = first + pitch;
     HG_UNROLL(1)  // unrolled, the pixels that windows share would be kept in registers that are not there
     for (int64_t j = 0; j < run; ++j, filters += b.Kp) {
-      const Vec<T> weight = load(filters);
+      Vec<T> weight[NV];
+      for (int n = 0; n < NV; ++n) weight[n] = load(filters + n * V);
       for (int p = 0; p < 2 * kWindows; ++p) {
-        u[0][p] += weight * first[p * C + j];
-        u[1][p] += weight * second[p * C + j];
+        const T upper = first[p * C + j], below = second[p * C + j];
+        for (int n = 0; n < NV; ++n) {
+          u[0][p][n] += weight[n] * upper;
+          u[1][p][n] += weight[n] * below;
+        }
       }
     }
   }
-  for (int i = 0; i < kWindows; ++i) {
-    const Vec<T> pixels[4] = {u[0][2 * i], u[0][2 * i + 1], u[1][2 * i], u[1][2 * i + 1]};
-    finish(q + i, pixels);
-  }
+  for (int i = 0; i < kWindows; ++i)
+    for (int n = 0; n < NV; ++n) {
+      const Vec<T> pixels[4] = {u[0][2 * i][n], u[0][2 * i + 1][n], u[1][2 * i][n], u[1][2 * i + 1][n]};
+      finish(q + i, n, pixels);
+    }
 }
 
-// finish(place, pixels, lanes, full) for all windows of a task: `place` counts elements of the pooled images.
+// finish(place, k, pixels, lanes, full) for all windows of a task: `place` counts elements of the pooled images. Two vectors of
+// channels at once need the fewest loads; a last one has two windows.
 template <class T, class Finish>
 HG_INLINE void for_windows(const Block& b, const Images<T>& padded, const BlockTask& t, const T* filters, const Finish& finish) {
+  constexpr int64_t V = kLanes<T>;
+  const int64_t pairs = b.K / (2 * V) * (2 * V);
   const auto images = [&](auto C) {
     for (int64_t i = 0; i < t.n; ++i)
       for (int64_t p = 0; p < b.h; ++p) {
         const T* const top = padded.data + i * padded.image + 2 * p * padded.pitch;
         const int64_t row = ((t.first + i) * b.h + p) * b.w * b.K;
-        for_channels<T>(b.K, [&](int64_t k, int lanes, auto full) {
-          const auto at = [&](int64_t q, const Vec<T>* pixels) { finish(row + q * b.K + k, pixels, lanes, full); };
+        for (int64_t k = 0; k < pairs; k += 2 * V)
+          for (int64_t q = 0; q < b.w; ++q)
+            windows<1, 2>(b, C, top, padded.pitch, filters + k, q, [&](int64_t, int n, const Vec<T>* pixels) {
+              finish(row + q * b.K + k + n * V, k + n * V, pixels, 0, std::true_type{});
+            });
+        for_channels<T>(b.K - pairs, [&](int64_t rest, int lanes, auto full) {
+          const int64_t k = pairs + rest;
+          const auto at = [&](int64_t q, int, const Vec<T>* pixels) { finish(row + q * b.K + k, k, pixels, lanes, full); };
           int64_t q = 0;
-          for (; q + 2 <= b.w; q += 2) windows<2>(b, C, top, padded.pitch, filters + k, q, at);
-          if (q < b.w) windows<1>(b, C, top, padded.pitch, filters + k, q, at);
+          for (; q + 2 <= b.w; q += 2) windows<2, 1>(b, C, top, padded.pitch, filters + k, q, at);
+          if (q < b.w) windows<1, 1>(b, C, top, padded.pitch, filters + k, q, at);
         });
       }
   };
@@ -80,32 +96,42 @@ void value(const Call& call) {
   HG_ARGS(x, w, gamma, beta, patch_mean, patch_cov, y, mean, rstd, code)
   const double eps = HG_ATTRIBUTE(eps);
 
-  const Folded<T> filters = folded<T>(b, b.E);  // u = x * (gamma*rstd*w) + beta - gamma*rstd*mean
+  // gamma*rstd is not folded into the filters: equal sums are ties, and the first pixel wins.
+  const Folded<T> filters = folded<T>(b, b.E);
+  T* const scalars = scratch_of<T>(kSlotScalars, b.E * 3 * b.Kp);  // mean, scale, shift
   parallel_for(b.E, [&](int64_t e) {
     double* const cov_w = scratch_of<double>(kSlotSums, b.taps() * b.K + b.K + 1);
     double* const variance = cov_w + b.taps() * b.K;
     cov_times(b, patch_cov.at(e), w.at(e), cov_w);
     channel_dot(b, w.at(e), cov_w, variance);
-    for (int64_t k = 0; k < b.K; ++k) {
-      T* const to = filters.at(e) + k;
-      const T* const own = w.at(e) + k;
+    for (int64_t k = 0; k < b.Kp; ++k) {
+      T* const s = scalars + e * 3 * b.Kp + k;
+      s[0] = s[b.Kp] = s[2 * b.Kp] = T(0);
+      if (k >= b.K) continue;
       double m = 0;
-      for (int64_t j = 0; j < b.taps(); ++j) m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(own[j * b.K]);
-      const double r = inverse_root((variance[k] < 0 ? 0.0 : variance[k]) + eps);  // a NaN stays
-      const double scale = static_cast<double>(gamma.at(e)[k]) * r;
-      mean.at(e)[k] = static_cast<T>(m);
-      rstd.at(e)[k] = static_cast<T>(r);
-      for (int64_t j = 0; j < b.taps(); ++j) to[j * b.Kp] = static_cast<T>(scale * static_cast<double>(own[j * b.K]));
-      to[b.taps() * b.Kp] = static_cast<T>(static_cast<double>(beta.at(e)[k]) - scale * m);
+      for (int64_t j = 0; j < b.taps(); ++j) {
+        const T own = w.at(e)[j * b.K + k];
+        filters.at(e)[j * b.Kp + k] = own;
+        m += static_cast<double>(patch_mean.at(e)[j]) * static_cast<double>(own);
+      }
+      const T r = static_cast<T>(inverse_root((variance[k] < 0 ? 0.0 : variance[k]) + eps));  // a NaN stays
+      mean.at(e)[k] = s[0] = static_cast<T>(m);
+      rstd.at(e)[k] = r;
+      s[b.Kp] = gamma.at(e)[k] * r;
+      s[2 * b.Kp] = beta.at(e)[k];
     }
   });
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const Images<T> padded = padded_input(b, x.at(t.batch), t, kSlotX);
+    const T* const s = scalars + t.batch * 3 * b.Kp;
+    const int64_t Kp = b.Kp;
     T* const to = y.at(t.batch);
     unsigned char* const codes = code.at(t.batch);
-    for_windows(b, padded, t, filters.at(t.batch), [=](int64_t place, const Vec<T>* u, int lanes, auto full) {
+    for_windows(b, padded, t, filters.at(t.batch), [=](int64_t place, int64_t k, const Vec<T>* z, int lanes, auto full) {
       constexpr bool F = decltype(full)::value;
+      Vec<T> u[4];
+      for (int i = 0; i < 4; ++i) u[i] = (z[i] - load(s + k)) * load(s + Kp + k) + load(s + 2 * Kp + k);
       const Pooled<T> pooled = pool<T>(u);
       store<T, F>(to + place, pooled.y, lanes);
       store_code<T, F>(codes + place, pooled.code, lanes);
@@ -149,7 +175,7 @@ void jvp(const Call& call) {
     const unsigned char* const codes = code.at(e);
     for (int64_t p = 0; p < b.P; ++p) {
       T* const to = y_dot.at(p, e);
-      for_windows(b, padded, t, filters.at(p * b.E + e), [=](int64_t place, const Vec<T>* u, int lanes, auto full) {
+      for_windows(b, padded, t, filters.at(p * b.E + e), [=](int64_t place, int64_t, const Vec<T>* u, int lanes, auto full) {
         constexpr bool F = decltype(full)::value;
         const Mask<T> c = load_code<T, F>(codes + place, lanes);
         store<T, F>(to + place, if_active<T>(c, select<T>(c, u[0], u[1], u[2], u[3])), lanes);
