@@ -1,8 +1,8 @@
 // matmul: out[a, b] = x[a, b] y[a, b]. Axes of x and y have any strides, so that a turned matrix or one that is shared by entries of a
 // batch is read as it lies.
 //
-// Bits depend on the numbers and on K alone, not on M, N, the strides, the batch or the threads. K is cut into equal runs of at most
-// kMostRun. An element is the sum of its runs in order, and a run is a chain of multiply-adds in order, from zero. Where M or N is 1,
+// Bits depend on the numbers and on K alone, not on M and N beyond 1, the strides, the batch or the threads. K is cut into equal runs of at
+// most kMostRun. An element is the sum of its runs in order, and a run is a chain of multiply-adds in order, from zero. Where M or N is 1,
 // kPartial sums take turns along K, and go on in double.
 //
 // A task owns a rectangle of one matrix. It packs the factor whose elements fill vectors into panels of two vectors, and the other one
@@ -19,10 +19,10 @@ HG_SIGNATURE(matmul, "x=ABMK| y=ABKN| -> out=ABMN")
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kMostRun = 256;                     // of K; two vectors of each fill half of the first-level cache
+constexpr int64_t kMostRun = 256;                     // of K; a panel of it fills half of the first-level cache
 constexpr int64_t kBand = 16 * kTile;                 // rows of a packed left factor; they stay in the second-level cache
 constexpr int64_t kMostRows = 512, kMostPanels = 32;  // of a task
-constexpr int64_t kSeveral = int64_t(1) << 19;        // multiply-adds of a call that is worth a second task
+constexpr int64_t kSeveral = int64_t(1) << 19;        // multiply-adds of a call that is worth a second thread
 constexpr int64_t kTaskProducts = int64_t(1) << 23;   // of each of many tasks; fixes nothing but the balance
 constexpr int64_t kWholePanels = int64_t(1) << 15;    // elements of panels that are packed for all of K at once
 enum Slot : int { kSlotLeft = 0, kSlotRight, kSlotVector, kSlotPartial };
@@ -73,15 +73,11 @@ HG_INLINE void put(const Vec<T> (&acc)[M][NV], const Target<T>& to) {
   T sums[M][NV * V];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < NV; ++n) store(sums[m] + n * V, acc[m][n]);
-  if (to.turned) {
-    for (int64_t j = 0; j < to.lanes; ++j)
-      for (int m = 0; m < M; ++m) {
-        T* const p = to.out + m + j * to.step;
-        *p = to.add ? *p + sums[m][j] : sums[m][j];
-      }
-    return;
+  for (int64_t j = 0; to.turned && j < to.lanes; ++j) {
+    T* const p = to.out + j * to.step;
+    for (int m = 0; m < M; ++m) p[m] = to.add ? p[m] + sums[m][j] : sums[m][j];
   }
-  for (int m = 0; m < M; ++m) {
+  for (int m = 0; !to.turned && m < M; ++m) {
     T* const p = to.out + m * to.step;
     int64_t j = 0;
     for (; j + V <= to.lanes; j += V) store(p + j, to.add ? load(p + j) + load(sums[m] + j) : load(sums[m] + j));
@@ -291,7 +287,7 @@ void rectangle(const Product<T>& p, int64_t i0, int64_t rows, int64_t j0, int64_
   const auto packed_run = [&](int64_t r) { return right_packed + (whole ? begin(r) * (in_place ? W : padded) : 0); };
   const auto pack_right = [&](int64_t r) {
     const int64_t k = begin(r), run = begin(r + 1) - k;
-    for (int64_t j = in_place ? cols / V * V / W * W : 0; j < cols; j += W) {
+    for (int64_t j = in_place ? cols / W * W : 0; j < cols; j += W) {
       const int64_t lanes = lower(W, cols - j), width = lanes <= V ? V : W;
       if (!in_place || lanes < width) pack_panel(p.right.from(j0 + j, k), lanes, width, run, packed_run(r) + (in_place ? 0 : j * run));
     }
@@ -305,16 +301,12 @@ void rectangle(const Product<T>& p, int64_t i0, int64_t rows, int64_t j0, int64_
     (!pack && left.k_step == 1 ? multiply<T, true> : multiply<T, false>)(left, pack ? left_packed : nullptr, p.right.from(j0, k), right, n,
                                                                          run, out, p.out_i, p.out_j, r > 0);
   };
-  if (whole) {
-    for (int64_t r = 0; r < runs; ++r) pack_right(r);
-    for (int64_t i = 0; i < rows; i += band)
-      for (int64_t r = 0; r < runs; ++r) rows_of_run(r, i, lower(band, rows - i));
-  } else {
-    for (int64_t r = 0; r < runs; ++r) {
-      pack_right(r);
-      for (int64_t i = 0; i < rows; i += band) rows_of_run(r, i, lower(band, rows - i));
-    }
+  for (int64_t r = 0; r < runs; ++r) {
+    pack_right(r);
+    for (int64_t i = 0; !whole && i < rows; i += band) rows_of_run(r, i, lower(band, rows - i));
   }
+  for (int64_t i = 0; whole && i < rows; i += band)
+    for (int64_t r = 0; r < runs; ++r) rows_of_run(r, i, lower(band, rows - i));
 }
 
 // --- A matrix times a vector ---
@@ -424,26 +416,23 @@ struct Matrices {
   }
 };
 
-template <class T>
 struct Cut {
   int64_t down, across;  // pieces of I and of the panels of J
 };
 
 // Rectangles that fit the caches, and enough of them for some threads.
 template <class T>
-Cut<T> cut_of(int64_t batch, int64_t I, int64_t J, int64_t K) {
+Cut cut_of(int64_t batch, int64_t I, int64_t J, int64_t K) {
   const int64_t panels = ceil_div(J, kWidth<T>), tiles = ceil_div(I, kTile);
   const int64_t products = batch * I * J * K, wanted = higher(products < kSeveral ? 1 : 2, lower(16, products / kTaskProducts));
-  Cut<T> cut{1, 1};
+  Cut cut{1, 1};
   while (cut.down < tiles && I / cut.down > kMostRows) cut.down *= 2;
   while (cut.across < panels && panels / cut.across > kMostPanels) cut.across *= 2;
   while (batch * cut.down * cut.across < wanted && (cut.down < tiles || cut.across < panels)) {
     const bool rows = cut.across >= panels || (cut.down < tiles && I / cut.down >= panels * kWidth<T> / cut.across);
     (rows ? cut.down : cut.across) *= 2;
   }
-  cut.down = lower(cut.down, tiles);
-  cut.across = lower(cut.across, panels);
-  return cut;
+  return {lower(cut.down, tiles), lower(cut.across, panels)};
 }
 
 template <class T, class S>
@@ -480,8 +469,7 @@ void run(const Call& call) {
     return swap ? Product<T>{cols, rows, N, M, K, to, 1, N} : Product<T>{rows, cols, M, N, K, to, N, 1};
   };
   const int64_t batch = A * B, I = swap ? N : M, J = swap ? M : N;
-  Cut<T> cut = cut_of<T>(batch, I, J, K);
-  if (by_vector) cut = {higher(1, lower(I / 64, I * K / kSeveral * 2)), 1};
+  const Cut cut = by_vector ? Cut{higher(1, lower(I / 64, I * K / kSeveral * 2)), 1} : cut_of<T>(batch, I, J, K);
   const int64_t tasks = cut.down * cut.across, panels = ceil_div(J, kWidth<T>);
   const auto task = [&](int64_t index) {
     const Product<T> p = product(index / tasks);

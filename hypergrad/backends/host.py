@@ -6,6 +6,7 @@ it (`hypergrad info`); only calling a kernel then raises, with the reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,35 +95,38 @@ class HostBackend:
     def matmul(self, x: Any, y: Any) -> Any:
         """The matrix product, as numpy.matmul gives it.
 
-        Of float32 and float64 by an own kernel: the bits of an element depend on its row of `x` and its column of `y` alone. Those of
-        NumPy's libraries change with the number of threads. Arrays of other element types go to NumPy.
+        Of float32 and float64 by a kernel: the bits of an element depend on its row of `x` and its column of `y`, and on whether either
+        matrix is a vector. Those of NumPy's libraries change with the number of threads. Other element types go to NumPy.
         """
         dtype = x.dtype
-        if dtype != y.dtype or dtype not in _FLOATS or x.ndim < 2 or y.ndim < 2:
+        if dtype != y.dtype or dtype not in _FLOATS:
+            dtype = np.result_type(x, y)
+            if dtype not in _FLOATS:
+                return np.matmul(x, y)
+            x, y = np.asarray(x, dtype), np.asarray(y, dtype)
+        if not (x.ndim == 2 == y.ndim and x.flags.aligned and y.flags.aligned):
             return self._matmul_of_any(x, y)
-        if x.ndim == 2 == y.ndim:
-            return self.run("matmul", x=x[None, None], y=y[None, None])["out"][0, 0]
+        out = self.empty((x.shape[0], y.shape[1]), dtype)
+        self.run("matmul", x=x[None, None], y=y[None, None], out=out[None, None])  # an array that is given saves the call time
+        return out
+
+    def _matmul_of_any(self, x: Any, y: Any) -> Any:
+        """The product of floating-point arrays with any number of axes."""
+        if not x.ndim or not y.ndim:
+            return np.matmul(x, y)  # which says what is wrong
+        if x.ndim == 1:
+            return self.matmul(x[None], y)[..., 0, :] if y.ndim > 1 else self.matmul(x[None], y[:, None])[0, 0]
+        if y.ndim == 1:
+            return self.matmul(x, y[:, None])[..., 0]
+        x, y = (a if a.flags.aligned else a.copy() for a in (x, y))
         batch = x.shape[:-2]
         if batch != y.shape[:-2]:
             batch = np.broadcast_shapes(batch, y.shape[:-2])
             x, y = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
-        if len(batch) > 2:  # all but the last axis become one
-            x, y = (a.reshape(-1, *a.shape[-3:]) for a in (x, y))
-        elif len(batch) < 2:
-            x, y = x[None], y[None]
-        out = self.run("matmul", x=x, y=y)["out"]
-        return out[0] if len(batch) == 1 else out if len(batch) == 2 else out.reshape(*batch, *out.shape[-2:])
-
-    def _matmul_of_any(self, x: Any, y: Any) -> Any:
-        """The product where an argument is a vector, or where the element types are no two equal floating-point ones."""
-        dtype = np.result_type(x, y)
-        if dtype not in _FLOATS or not x.ndim or not y.ndim:
-            return np.matmul(x, y)
-        x, y = np.asarray(x, dtype), np.asarray(y, dtype)
-        out = self.matmul(x[None] if x.ndim == 1 else x, y[:, None] if y.ndim == 1 else y)
-        if y.ndim == 1:
-            out = out[..., 0]
-        return out[..., 0, :] if x.ndim == 1 and y.ndim > 1 else out[..., 0] if x.ndim == 1 else out
+        out = self.empty((*batch, x.shape[-2], y.shape[-1]), x.dtype)
+        lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
+        self.run("matmul", **{name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))})
+        return out
 
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
