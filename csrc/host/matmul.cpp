@@ -19,7 +19,7 @@ HG_SIGNATURE(matmul, "x=ABMK| y=ABKN| -> out=ABMN")
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kMostRun = 256;                     // of K; a panel of it fills half of the first-level cache
+constexpr int64_t kMostRun = 320;                     // of K; a panel of it fills half of the first-level cache
 constexpr int64_t kBand = 16 * kTile;                 // rows of a packed left factor; they stay in the second-level cache
 constexpr int64_t kMostRows = 512, kMostPanels = 32;  // of a task
 constexpr int64_t kSeveral = int64_t(1) << 19;        // multiply-adds of a call that is worth a second thread
@@ -100,12 +100,11 @@ void tile(const T* left, int64_t left_step, const T* right, int64_t right_step, 
   for (int b = 0; b < B; ++b) base[b] = left + 3 * b * left_step;
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t k0 = 0; k0 < run; k0 += kRows ? kLine : run) {
-    if (kRows)  // what the next tile reads
-      for (int m = 0; m < M; ++m) __builtin_prefetch(left + (M + m) * left_step + k0);
+    for (int m = 0; kRows && m < M; ++m) __builtin_prefetch(left + (M + m) * left_step + k0);  // what the next tile reads
     for (int64_t k = k0; k < (kRows ? lower(run, k0 + kLine) : run); ++k, right += right_step) {
       Vec<T> v[NV];
       for (int n = 0; n < NV; ++n) v[n] = load(right + n * V);
-      if (!kRows) __builtin_prefetch(right + ahead);
+      if (!kRows) __builtin_prefetch(right + ahead, 0, 2);
       for (int m = 0; m < M; ++m) {
         const T value = kRows ? base[m / 3 % B][(m % 3) * left_step + k] : left[m];
         for (int n = 0; n < NV; ++n) acc[m][n] += v[n] * value;
@@ -116,21 +115,13 @@ void tile(const T* left, int64_t left_step, const T* right, int64_t right_step, 
   put(acc, to);
 }
 
-// Turns a number of rows in [1, kTile] into a template argument.
-template <int M>
-struct Pick {
-  template <class T, int NV, bool kRows>
-  static HG_INLINE void run(int64_t m, const T* left, int64_t left_step, const T* right, int64_t right_step, int64_t ahead, int64_t n,
-                            const Target<T>& to) {
-    m == M ? tile<T, M, NV, kRows>(left, left_step, right, right_step, ahead, n, to)
-           : Pick<M - 1>::template run<T, NV, kRows>(m, left, left_step, right, right_step, ahead, n, to);
-  }
-};
-template <>
-struct Pick<0> {
-  template <class T, int NV, bool kRows>
-  static HG_INLINE void run(int64_t, const T*, int64_t, const T*, int64_t, int64_t, int64_t, const Target<T>&) {}
-};
+// A tile of m rows, at most M: turns their number into a template argument.
+template <class T, int M, int NV, bool kRows>
+HG_INLINE void tile_of(int64_t m, const T* left, int64_t left_step, const T* right, int64_t right_step, int64_t ahead, int64_t run,
+                       const Target<T>& to) {
+  if (m == M) return tile<T, M, NV, kRows>(left, left_step, right, right_step, ahead, run, to);
+  if constexpr (M > 1) tile_of<T, M - 1, NV, kRows>(m, left, left_step, right, right_step, ahead, run, to);
+}
 
 // body(first, m) for rows cut evenly into tiles: 7 become 4 + 3, not 6 + 1.
 template <class Body>
@@ -259,7 +250,7 @@ void multiply(const Factor<T>& left, const T* left_packed, const Factor<T>& righ
       if constexpr (decltype(twice)::value)
         tile<T, 2 * kTile, 1, kRows>(a, a_step, b, b_step, ahead, run, to);
       else
-        Pick<kTile>::template run<T, NV, kRows>(m, a, a_step, b, b_step, ahead, run, to);
+        tile_of<T, kTile, NV, kRows>(m, a, a_step, b, b_step, ahead, run, to);
     };
     if (width == W) {
       for_tiles(rows, [&](int64_t first, int64_t m) { one(first, m, std::integral_constant<int, 2>{}, std::false_type{}); });
@@ -327,11 +318,14 @@ HG_INLINE void dots(const Factor<T>& f, const T* v, int64_t K, T* out) {
     Vec<T> acc[I][kChains];
     for (int i = 0; i < I; ++i)
       for (int c = 0; c < kChains; ++c) acc[i][c] = Vec<T>{};
-    for (int64_t k = k0; k < lower(whole, k0 + kRound<T>); k += kPartial<T>)
+    for (int64_t k = k0; k < lower(whole, k0 + kRound<T>); k += kPartial<T>) {
+      for (int i = 0; i < I; ++i)  // of the next rows
+        for (int c = 0; c < kChains; c += 2) __builtin_prefetch(f.data + (I + i) * f.step + k + c * V);
       for (int c = 0; c < kChains; ++c) {
         const Vec<T> w = load(v + k + c * V);
         for (int i = 0; i < I; ++i) acc[i][c] += load(f.data + i * f.step + k + c * V) * w;
       }
+    }
     if (whole < K && k0 + kRound<T> > whole)
       for (int i = 0; i < I; ++i) {
         T row[kPartial<T>] = {}, rest[kPartial<T>] = {};
@@ -350,18 +344,30 @@ HG_INLINE void dots(const Factor<T>& f, const T* v, int64_t K, T* out) {
 }
 
 // The same for n rows, at most kColumns, that lie along i: the partial sums are in memory.
-constexpr int64_t kColumns = 128;
+constexpr int64_t kColumns = 512;
 template <class T>
 void columns(const Factor<T>& f, const T* v, int64_t n, int64_t K, T* out) {
   T* const partial = scratch_of<T>(kSlotPartial, kPartial<T> * kColumns);
   double total[kColumns] = {};
   for (int64_t k0 = 0; k0 < K; k0 += kRound<T>) {
-    for (int64_t i = 0; i < kPartial<T> * kColumns; ++i) partial[i] = T(0);
-    for (int64_t k = k0; k < lower(K, k0 + kRound<T>); ++k) {
+    for (int64_t l = 0; l < kPartial<T>; ++l)
+      for (int64_t i = 0; i < n; ++i) partial[l * kColumns + i] = T(0);
+    constexpr int64_t P = kPartial<T>;
+    const int64_t end = lower(K, k0 + kRound<T>), fours = k0 + (end - k0) / (4 * P) * 4 * P;
+    for (int64_t k = k0; k < end; k += k < fours && k % P == P - 1 ? 3 * P + 1 : 1) {
       const T* const from = f.at(0, k);
-      T* const to = partial + k % kPartial<T> * kColumns;
-      const T w = v[k];
-      for (int64_t i = 0; i < n; ++i) to[i] += from[i] * w;
+      T* const __restrict to = partial + k % P * kColumns;
+      if (k < fours) {  // four terms of each sum
+        const T *const b = from + P * f.k_step, *const c = b + P * f.k_step, *const d = c + P * f.k_step;
+        for (int64_t i = 0; i < n; ++i) {
+          T sum = to[i] + from[i] * v[k];
+          sum += b[i] * v[k + P];
+          sum += c[i] * v[k + 2 * P];
+          to[i] = sum + d[i] * v[k + 3 * P];
+        }
+      } else {
+        for (int64_t i = 0; i < n; ++i) to[i] += from[i] * v[k];
+      }
     }
     constexpr int64_t kNext = kLanes<T> * kColumns;
     for (int64_t l = 0; l < kLanes<T>; ++l)
@@ -441,11 +447,8 @@ void run(const Call& call) {
   T* const out = HG_ARG(out).data;
   int64_t A = HG_DIM(A), B = HG_DIM(B), M = HG_DIM(M);
   const int64_t N = HG_DIM(N), K = HG_DIM(K);
-  if (A * B * M * N == 0) return;
-  if (K == 0) {
-    for (int64_t i = 0; i < A * B * M * N; ++i) out[i] = T(0);
-    return;
-  }
+  for (int64_t i = 0; K == 0 && i < A * B * M * N; ++i) out[i] = T(0);
+  if (A * B * M * N * K == 0) return;
   const bool by_vector = M == 1 || N == 1;
   // Entries that share y are rows of one product, where those of x follow one another.
   if (M > 1 && (B == 1 || (y.stride[1] == 0 && x.stride[1] == M * x.stride[2]))) {
@@ -469,7 +472,7 @@ void run(const Call& call) {
     return swap ? Product<T>{cols, rows, N, M, K, to, 1, N} : Product<T>{rows, cols, M, N, K, to, N, 1};
   };
   const int64_t batch = A * B, I = swap ? N : M, J = swap ? M : N;
-  const Cut cut = by_vector ? Cut{higher(1, lower(I / 64, I * K / kSeveral * 2)), 1} : cut_of<T>(batch, I, J, K);
+  const Cut cut = by_vector ? Cut{higher(1, lower(I / (kColumns / 2), I * K / kSeveral * 2)), 1} : cut_of<T>(batch, I, J, K);
   const int64_t tasks = cut.down * cut.across, panels = ceil_div(J, kWidth<T>);
   const auto task = [&](int64_t index) {
     const Product<T> p = product(index / tasks);
