@@ -67,7 +67,7 @@ def test_an_op_is_four_files(tmp_path):
         (tmp_path / path).write_text(text)
     common = [f"csrc/{name}.cpp" for name in ("bind", "check", "levels", "table")]
     modules = {
-        "_host": ([*common, "csrc/threads.cpp", "csrc/host/running_sum.cpp"], HOST),
+        "_host": ([*common, "csrc/memory.cpp", "csrc/threads.cpp", "csrc/host/running_sum.cpp"], HOST),
         "_emulated": (
             [*common, "csrc/emulator/runtime.cpp", "csrc/emulator/fiber.cpp", "csrc/cuda/running_sum.cu"],
             ["-DHG_EMULATED_MODULE", "-march=native"],
