@@ -55,6 +55,8 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e * n, "H": d["H"], "W": d["W"], "K": k, "Q": d["H"] // 2, "R": d["W"] // 2, "P": 1} for d in images]
     if family == "linear_cross_entropy":
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
+    if family == "matmul":
+        return [{"A": 1, "B": e, "M": n, "K": sizes.features, "N": sizes.ways}]
     if family == "gather_images":
         return [{**d, "M": e * n} for d in images[:1]]
     if family.endswith("_step") or family.startswith("sgd_"):
@@ -73,6 +75,8 @@ def operations(kernel: str, d: Dims) -> float:
     rung = kernel.removeprefix(f"{family}_")
     if family == "linear_cross_entropy":
         return 2.0 * d["E"] * d["N"] * d["D"] * d["K"] * {"value": 1, "vjp": 2, "jvp": 2, "vjp_jvp": 4}[rung]
+    if family == "matmul":
+        return 2.0 * d["A"] * d["B"] * d["M"] * d["K"] * d["N"]
     if family not in ("patch_cov", "conv_bn_relu_pool_first", "conv_bn_relu_pool") and not family.startswith("conv2d_"):
         return 0.0
     pixels = float(d["E"] * d["N"] * d["H"] * d["W"])

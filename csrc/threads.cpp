@@ -53,13 +53,14 @@ class Pool {
       context_ = context;
       n_ = n;
       next_.store(0, std::memory_order_relaxed);
-      helpers_ = active_ = helpers;
+      helpers_ = helpers;
       error_ = nullptr;
       ++round_;
     }
     wake_.notify_all();
     drain();
     std::unique_lock<std::mutex> lock(mutex_);
+    helpers_ = 0;  // nothing is left for a worker that has not woken up yet, so nobody waits for it
     done_.wait(lock, [this] { return active_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -86,6 +87,7 @@ class Pool {
         wake_.wait(lock, [&] { return round_ != seen; });
         seen = round_;
         if (index >= helpers_) continue;
+        ++active_;
       }
       drain();
       const std::lock_guard<std::mutex> lock(mutex_);

@@ -35,13 +35,13 @@ def test_types_are_published():
 
 
 def test_every_kernel_has_one_signature():
-    """A host source states a signature for each kernel that it registers, and its CUDA twin registers the same."""
+    """A host source states a signature for each kernel that it registers, and its CUDA twin, if it needs one, registers the same."""
 
     def names(pattern, folder):
         return sorted(name for p in (ROOT / "csrc" / folder).iterdir() for name in re.findall(pattern, p.read_text(), re.M))
 
     assert names(r"^HG_SIGNATURE\((\w+),", "host") == names(r"^HG_KERNEL\((\w+),", "host") == sorted(_host.kernels())
-    assert names(r"^HG_KERNEL\((\w+),", "cuda") == sorted(_host.kernels())
+    assert names(r"^HG_KERNEL\((\w+),", "cuda") == sorted(set(_host.kernels()) - {"matmul"})  # products are CuPy's there
 
 
 UNKNOWN = """

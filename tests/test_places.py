@@ -97,8 +97,11 @@ def test_memory_that_is_forgotten_goes_back(monkeypatch):
 
 @pytest.mark.backends("emulated", "gpu")
 def test_every_backend_has_the_same_kernels(backend):
+    """Only the matrix product is the host's alone: CuPy has one of its own."""
     kernels = CUDA.kernels() if backend.name == "gpu" else backend.kernels.kernels()
-    assert kernels == HOST.kernels()
+    host = HOST.kernels()
+    del host["matmul"]
+    assert kernels == host
 
 
 @pytest.mark.backends("emulated")

@@ -6,6 +6,7 @@ it (`hypergrad info`); only calling a kernel then raises, with the reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ except ImportError as error:
 else:
     MISSING = None
     _host.set_error_types(ShapeError, DTypeError, ArgumentError)
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def keep_memory() -> None:
@@ -90,8 +93,40 @@ class HostBackend:
         return np.concatenate(arrays, axis)
 
     def matmul(self, x: Any, y: Any) -> Any:
-        """The matrix product."""
-        return np.matmul(x, y)
+        """The matrix product, as numpy.matmul gives it.
+
+        Of float32 and float64 by a kernel: the bits of an element depend on its row of `x` and its column of `y`, and on whether either
+        matrix is a vector. Those of NumPy's libraries change with the number of threads. Other element types go to NumPy.
+        """
+        dtype = x.dtype
+        if dtype != y.dtype or dtype not in _FLOATS:
+            dtype = np.result_type(x, y)
+            if dtype not in _FLOATS:
+                return np.matmul(x, y)
+            x, y = np.asarray(x, dtype), np.asarray(y, dtype)
+        if not (x.ndim == 2 == y.ndim and x.flags.aligned and y.flags.aligned):
+            return self._matmul_of_any(x, y)
+        out = self.empty((x.shape[0], y.shape[1]), dtype)
+        self.run("matmul", x=x[None, None], y=y[None, None], out=out[None, None])  # an array that is given saves the call time
+        return out
+
+    def _matmul_of_any(self, x: Any, y: Any) -> Any:
+        """The product of floating-point arrays with any number of axes."""
+        if not x.ndim or not y.ndim:
+            return np.matmul(x, y)  # which says what is wrong
+        if x.ndim == 1:
+            return self.matmul(x[None], y)[..., 0, :] if y.ndim > 1 else self.matmul(x[None], y[:, None])[0, 0]
+        if y.ndim == 1:
+            return self.matmul(x, y[:, None])[..., 0]
+        x, y = (a if a.flags.aligned else a.copy() for a in (x, y))
+        batch = x.shape[:-2]
+        if batch != y.shape[:-2]:
+            batch = np.broadcast_shapes(batch, y.shape[:-2])
+            x, y = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
+        out = self.empty((*batch, x.shape[-2], y.shape[-1]), x.dtype)
+        lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
+        self.run("matmul", **{name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))})
+        return out
 
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
