@@ -75,7 +75,8 @@ def measure(sizes: Sizes, other: Build | None, say: Any) -> list[Row]:
             for kernel in kernels:
                 say(kernel)
                 call, n_bytes = call_of(timer, kernel, 0, dims, arrays)
-                builds: dict[str, Any] = {"this": HOST} | ({"other": other} if other is not None else {})
+                compared = other is not None and kernel in other.module.kernels()
+                builds: dict[str, Any] = {"this": HOST} | ({"other": other} if compared else {})
                 seconds: dict[str, list[float]] = {name: [] for name in builds}
                 for turn in range(ROUNDS + 1):  # the first warms up
                     for name, build in list(builds.items())[:: 1 if turn % 2 else -1]:
@@ -86,7 +87,7 @@ def measure(sizes: Sizes, other: Build | None, say: Any) -> list[Row]:
                 took, flop = statistics.median(seconds["this"]), operations(kernel, dims)
                 row: Row = {"kind": "kernel", "kernel": kernel, "dims": dims, "seconds": took, "all_seconds": seconds["this"]}
                 row |= {"flop": flop, "bytes": n_bytes, "flop_per_second": flop / took, "bytes_per_second": n_bytes / took}
-                if other is not None:
+                if compared:
                     row["other_seconds"] = seconds["other"]
                     row["ratio"] = statistics.median(a / b for a, b in zip(seconds["other"], seconds["this"], strict=True))
                 rows.append(row)
