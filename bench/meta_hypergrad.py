@@ -27,6 +27,16 @@ def _loss(features: Any, weight: Any, bias: Any, labels: Any) -> Any:
     return hg.mean(hg.linear_cross_entropy(features, weight, bias, labels), axis=-1)
 
 
+def _query_loss(judged: Callable[[Any, Any, Arrays], Any], shared: Any, learner: Any, data: Arrays, sizes: Sizes, xp: Any) -> Any:
+    """Mean query loss of all episodes: on the host one episode at a time, so that only its values are held."""
+
+    def part(shared: Any, learner: Any, rows: slice) -> Any:
+        return hg.sum(judged(shared, learner, {name: data[name][rows] for name in ("query", "query_labels")})), None
+
+    total, _ = hg.accumulate(part, shared, learner, sizes.episodes, 1 if xp is np else sizes.episodes)
+    return total * (1.0 / sizes.episodes)
+
+
 def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss."""
     dtype = data["support"].dtype
@@ -38,10 +48,13 @@ def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any],
         return hg.sum(losses) * (1.0 / labels.shape[-1])  # a mean of each episode, a sum over them
 
     def meta_loss(p: Any) -> Any:
-        support, query = (_network(p, data[part], sizes) for part in ("support", "query"))
         steps = hg.full_batch(data["support_labels"], sizes.steps)
-        w = hg.unroll(inner, zero, {"features": support}, steps, optimizer=hg.SGD(lr=p["lr"]))
-        return hg.mean(_loss(query, w["weight"], w["bias"], data["query_labels"]))
+        w = hg.unroll(inner, zero, {"features": _network(p, data["support"], sizes)}, steps, optimizer=hg.SGD(lr=p["lr"]))
+
+        def judged(p: Any, w: Any, some: Arrays) -> Any:
+            return _loss(_network(p, some["query"], sizes), w["weight"], w["bias"], some["query_labels"])
+
+        return _query_loss(judged, p, w, data, sizes, xp)
 
     return meta_loss
 
@@ -49,17 +62,17 @@ def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any],
 def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss after every episode's own T steps."""
 
-    def episode_losses(w: Any, part: str) -> Any:
-        return _loss(_network(w, data[part], sizes), w["head"], w["bias"], data[f"{part}_labels"])
-
     def inner(w: Any, hparams: Any, batch: Any) -> Any:
-        return hg.sum(episode_losses(w, "support"))
+        return hg.sum(_loss(_network(w, data["support"], sizes), w["head"], w["bias"], data["support_labels"]))
+
+    def judged(_: Any, w: Any, some: Arrays) -> Any:
+        return _loss(_network(w, some["query"], sizes), w["head"], w["bias"], some["query_labels"])
 
     def meta_loss(p: Any) -> Any:
         start = {name: hg.broadcast_to(a, (sizes.episodes, *a.shape)) for name, a in p.items() if name != "bias"}
         start["bias"] = hg.broadcast_to(p["bias"], (sizes.episodes, sizes.ways))
         w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
-        return hg.mean(episode_losses(w, "query"))
+        return _query_loss(judged, (), w, data, sizes, xp)
 
     return meta_loss
 

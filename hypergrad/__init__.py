@@ -14,6 +14,7 @@ from .learned import LSTMOptimizer, lstm_params
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
 from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
+from .passes.accumulate import accumulate
 from .passes.drmad import drmad
 from .passes.finite_differences import finite_differences
 from .passes.forward import forward
@@ -55,6 +56,7 @@ __all__ = [
     "SingleLoop",
     "Stats",
     "Tensor",
+    "accumulate",
     "capture",
     "clip_by_norm",
     "clip_by_value",

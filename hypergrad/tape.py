@@ -189,8 +189,8 @@ def _recorded(state: State, mask: int) -> int:
         raise _other_thread("op")
     if mask & state.paused:
         raise DifferentiationError(
-            "unroll: the inner run uses a Tensor from outside that a gradient follows, expected the state, hparams "
-            "and batch only because its derivative would be lost; pass the Tensor through hparams"
+            "unroll: a function of it uses a Tensor from outside that a gradient follows, expected its own arguments only "
+            "because the derivative would be lost; pass the Tensor through hparams, or through shared to accumulate"
         )
     return mask & state.active
 

@@ -182,6 +182,7 @@ def check_float64(case: Case, kernels: set[str] | None = None) -> None:
     expected = kernels or {f"{op}_{rung}" for rung in RUNGS[op]}
     # With a mean of 100 deviations the rounding of sums over all images is 100 times that of the other cases.
     ran = set(check_kernels_in_float64(case, expected, SAME * (100 if "mean 100" in case.name else 1)))
+    ran -= {"matmul"}  # products around a head's kernels: a kernel on the host alone
     assert ran == expected or op in (GENERAL, FIRST)  # a block's routes of higher order run its parts
 
 

@@ -93,6 +93,11 @@ def passes():
             f"scan, {n_steps} steps",
             lambda x, y, n=n_steps: values(hg.scan(lambda s, h, b: ((s[0], s[0] + h), s[0]), (x, x), y, hg.full_batch(None, n))),
         )
+    for n_rows in (1, 2):
+        yield (
+            f"accumulate, {n_rows} rows",
+            lambda x, y, n=n_rows: values(hg.accumulate(lambda s, p, r: (s, None), ZERO_D, x[:n], n, 1)[0]),
+        )
     solved = hg.Bilevel(lambda w, h, b: hg.sum((w["a"] - h["c"]) ** 2), lambda w, h: hg.sum(w["a"]), lambda h: None, lambda h: None)
     for name, start in (("", False), (", warm start", True)):
         yield (

@@ -4,6 +4,7 @@ A method gives `init` and `adapt`, and either `predict` or, where its classifier
 (`LinearMethod`). The meta-loss, the evaluation and the command follow from these.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..backends import backend_of
+from ..backends import backend_of, is_on_gpu
 from ..data import Episodes
 from ..ops import linear_cross_entropy, matmul, mean, softmax_cross_entropy
+from ..ops import sum as sum_
+from ..passes.accumulate import accumulate
 from ..runs.configuration import Section
 from ..tape import Tensor
 
 Array = NDArray[Any]
 HParams = dict[str, Array]
+PIXELS_AT_ONCE = 100_000  # of query images that a meta-loss judges at a time on the host: two cores are busy, and the values stay in caches
 Settings = Mapping[tuple[str | None, str | None], Mapping[str, Any]]
 
 
@@ -81,7 +85,7 @@ class Method(Section, ABC):
             hparams: of `init`, arrays or Tensors.
             episodes: E episodes; the labels of the query images are not read.
             n_steps: inner steps, by default `usual_steps`; learner: an earlier result to go on from, None to begin.
-        Returns: a pytree that depends differentiably on `hparams`.
+        Returns: a pytree of arrays or Tensors (E, ...) that depends differentiably on `hparams`.
         Cost: one forward run of the network on the support images at least.
         """
 
@@ -102,10 +106,18 @@ class Method(Section, ABC):
 
         Args: hparams: of `init`, arrays or Tensors; episodes: E episodes of `n_way` classes.
         Returns: (loss, accuracies): a scalar Tensor and the query accuracies, a float64 array (E,).
-        Cost: that of `adapt` and `judge`.
+        Cost: that of `adapt` and `judge`. Memory: on the host the query images' values are held for a few episodes at a time.
         """
-        losses, logits = self.judge(hparams, self.adapt(hparams, episodes), episodes)
-        return mean(losses), accuracies(logits, episodes.query_labels)
+        count, n_query = episodes.query_labels.shape
+
+        def judged(hparams: Any, learner: Any, rows: slice) -> tuple[Tensor, Array]:
+            some = Episodes(*(x[rows] for x in episodes))
+            losses, logits = self.judge(hparams, learner, some)
+            return sum_(losses) * (1.0 / (count * n_query)), accuracies(logits, some.query_labels)
+
+        at_once = count if is_on_gpu(episodes.query) else max(1, PIXELS_AT_ONCE // math.prod(episodes.query.shape[1:-1]))
+        loss, shares = accumulate(judged, hparams, self.adapt(hparams, episodes), count, at_once)
+        return loss, backend_of(*shares).concatenate(shares, 0)
 
     def evaluate(self, hparams: Mapping[str, Any], episodes: Episodes, steps: Sequence[int]) -> tuple[Array, Array]:
         """Query loss and accuracy after each number of inner steps, in one run.
@@ -121,9 +133,16 @@ class Method(Section, ABC):
     def _judged(self, hparams: Mapping[str, Any], episodes: Episodes, steps: Sequence[int]) -> Iterator[tuple[Array, Array]]:
         learner, done = None, 0
         for n_steps in steps:
-            learner, done = self.adapt(hparams, episodes, n_steps - done, learner), n_steps
+            learner, done = self.once(hparams, self.adapt(hparams, episodes, n_steps - done, learner), episodes), n_steps
             losses, logits = self.judge(hparams, learner, episodes)
             yield mean(losses, axis=-1).value, accuracies(logits, episodes.query_labels)
+
+    def once(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
+        """The learner with what `judge` would otherwise compute again after each number of inner steps; by default as it is.
+
+        Cost: none by default.
+        """
+        return learner
 
     def metrics(self, hparams: Mapping[str, Any]) -> dict[str, float]:
         """Numbers worth recording that `hparams` (arrays) hold. Cost: O(1)."""

@@ -120,7 +120,8 @@ def test_a_planted_fault_in_the_meta_gradient_is_seen():
 
     def approximate(tree):
         learner = method.adapt(hparams, episodes)
-        logits = hg.matmul(method.represent(tree, episodes)[1], learner["weight"].value) + learner["bias"].value
+        query = method.head(tree, {**method.represent(tree, episodes), "weight": None, "bias": learner["bias"].value}, episodes)[0]
+        logits = hg.matmul(query, learner["weight"].value) + learner["bias"].value
         return hg.mean(hg.softmax_cross_entropy(logits, episodes.query_labels))
 
     exact = hg.grad(lambda tree: method.meta_loss(tree, episodes)[0])(hparams)
@@ -135,7 +136,7 @@ def test_a_planted_fault_in_the_meta_gradient_is_seen():
 
 def test_centred_features_have_mean_zero():
     method = HyperRepresentation(n_way=3)
-    support, _ = method.represent(drawn(method), make_episodes(np.random.default_rng(5)))
+    support = method.represent(drawn(method), make_episodes(np.random.default_rng(5)))["support"]
     np.testing.assert_allclose(support.value.mean(axis=1), 0.0, atol=1e-12)
 
 

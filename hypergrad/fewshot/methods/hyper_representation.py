@@ -85,28 +85,35 @@ class HyperRepresentation(LinearMethod):
         value = to_host(hparams[LOG_STEP_SIZE if self.log_step_size else STEP_SIZE])
         return {"step_size": float(np.exp(value) if self.log_step_size else value)}
 
-    def represent(self, hparams: Mapping[str, Any], episodes: Episodes) -> tuple[Tensor, Tensor]:
-        """Features of the support images (E, S, D) and of the query images (E, Q, D). Cost: one forward run of the network."""
+    def represent(self, hparams: Mapping[str, Any], episodes: Episodes) -> dict[str, Any]:
+        """Features of the support images, "support" (E, S, D), and what those of query images are "centred" and "divided" by.
+
+        With joint statistics also those of the query images, "query" (E, Q, D). Cost: one forward run of the network.
+        """
+        found = {}
         if self.statistics == "joint":
             count = episodes.support.shape[1]
             images = [episodes.support, episodes.query]
             both = features(hparams, backend_of(*images).concatenate(images, 1))
-            support, query = both[:, :count], both[:, count:]
+            support, found["query"] = both[:, :count], both[:, count:]
         else:
-            support, query = features(hparams, episodes.support), features(hparams, episodes.query)
+            support = features(hparams, episodes.support)
         if self.centred:
-            centre = mean(support, axis=1, keepdims=True)
-            support, query = support - centre, query - centre
+            found["centred"] = mean(support, axis=1, keepdims=True)
+            support = support - found["centred"]
         if self.normalized:
             squares = sum_(support * support, axis=-1, keepdims=True)
-            norm = sqrt(mean(squares, axis=1, keepdims=True) + SMALLEST_SQUARE)
-            support, query = support / norm, query / norm
-        return support, query
+            found["divided"] = sqrt(mean(squares, axis=1, keepdims=True) + SMALLEST_SQUARE)
+            support = support / found["divided"]
+        return {**found, "support": support}
+
+    def once(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
+        return learner if "query" in learner else {**learner, "query": features(hparams, episodes.query)}
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
         if learner is None:
-            support, query = self.represent(hparams, episodes)
-            learner = {"support": support, "query": query, **self.zero_model(support)}
+            learner = self.represent(hparams, episodes)
+            learner |= self.zero_model(learner["support"])
         n_steps = self.n_steps if n_steps is None else n_steps
         if n_steps == 0:
             return learner
@@ -123,7 +130,12 @@ class HyperRepresentation(LinearMethod):
         return {name: xp.zeros(shape, support.dtype) for name, shape in shapes.items()}
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
-        return learner["query"], learner["weight"], reshape(learner["bias"], (-1, self.n_way))
+        query = self.once(hparams, learner, episodes)["query"]
+        if self.centred:
+            query = query - learner["centred"]
+        if self.normalized:
+            query = query / learner["divided"]
+        return query, learner["weight"], reshape(learner["bias"], (-1, self.n_way))
 
 
 def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
