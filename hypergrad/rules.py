@@ -97,7 +97,7 @@ class Op(Registered):
             total = broadcast_to(total, shape=out.shape, lead=1)
         return (total,)
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """Each wanted argument's cotangent by its own rule."""
         out = node.output()
         return [
@@ -134,6 +134,8 @@ def elementwise(name: str, value: Callable[..., Array], *partials: Callable[...,
 
 class Linear(Op):
     """An op that is linear in its one argument. It leaves the first `lead` axes alone, so that it applies to tangents as well."""
+
+    linear = True  # its pull reads nothing but the cotangent, and the values of that only for the values of its result
 
     def __init__(self, name: str, value: Callable[..., Array], transpose: Callable[..., Tensor]) -> None:
         super().__init__(
@@ -306,6 +308,16 @@ def _values(tensors: Sequence[Tensor | None]) -> list[Array | None]:
     return [None if t is None else t.value for t in tensors]
 
 
+def _cotangent(value: Array | None, dot: Array | None) -> Tensor | None:
+    """The cotangent as a Tensor; zeros stand for values that are not read."""
+    if value is None:
+        if dot is None:
+            return None
+        xp = backend_of(dot).xp
+        value = xp.broadcast_to(xp.zeros((), dot.dtype), dot.shape[1:])
+    return Tensor(value, None if dot is None else Tensor(dot))
+
+
 class FusedMany(Registered):
     """An op with any number of outputs, defined by a composed reference. Its rungs are kernels: value, vjp, jvp, jvp of vjp.
 
@@ -355,7 +367,7 @@ class FusedMany(Registered):
         y_dots = self.jvp(backend_of(*values), values, _values(dots), node.attrs, node.saved)
         return [None if d is None else Tensor(d) for d in y_dots]
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """The vjp rung and, under tangents, the jvp-of-vjp rung; the reference where a tape records the result."""
         dots = [t.dot for t in node.inputs]
         bar_dots = [None if b is None else b.dot for b in bars]
@@ -371,7 +383,8 @@ class FusedMany(Registered):
             return tape.gradients(outs, bars, watched)
         values, raw, raw_dots = [t.value for t in node.inputs], _values(bars), _values(bar_dots)
         backend = backend_of(*values)
-        first = self.vjp(backend, values, raw, want, node.attrs, node.saved)
+        read, want = [w is True for w in want], [bool(w) for w in want]
+        first = self.vjp(backend, values, raw, read, node.attrs, node.saved) if any(read) else [None] * len(read)
         if curved:
             assert self.vjp_jvp is not None
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
@@ -384,7 +397,7 @@ class FusedMany(Registered):
             second = [None if row[0] is None else backend.concatenate([y[None] for y in row], 0) for row in zip(*each, strict=True)]
         else:
             second = [None] * len(first)
-        return [None if g is None else Tensor(g, None if d is None else Tensor(d)) for g, d in zip(first, second, strict=True)]
+        return [_cotangent(g, d) for g, d in zip(first, second, strict=True)]
 
 
 class Fused(FusedMany):

@@ -121,6 +121,9 @@ def refuse_if_followed(t: Tensor, how: str) -> None:
         raise DTypeError(f"Tensor: {how} asked for its number, expected an op of hypergrad because {remedy}")
 
 
+TANGENTS = 2  # in `want` of a pull: only the tangents of this cotangent are read, and a rule need not compute its values
+
+
 class Rule(Protocol):
     """What the tape needs of an op; see rules.py for the ways to declare one."""
 
@@ -133,8 +136,8 @@ class Rule(Protocol):
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
         """Tangents of the outputs from those of the inputs (jvp); `inputs` carry no tangents."""
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
-        """Cotangents of the wanted inputs from those of the outputs (vjp)."""
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
+        """Cotangents of the inputs from those of the outputs (vjp). `want` has False, True or TANGENTS for each input."""
 
 
 class Node:
@@ -359,7 +362,7 @@ class Tape:
         return node.output()
 
     def gradients(
-        self, outputs: list[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *, keep: bool = False
+        self, outputs: list[Tensor], out_bars: Sequence[Tensor | None], leaves: Sequence[Tensor], *, keep: bool = False, values: bool = True
     ) -> list[Tensor | None]:
         """Cotangents of the watched `leaves`, from those of `outputs`; None where there is no dependence.
 
@@ -369,9 +372,11 @@ class Tape:
             leaves: what `watch` returned.
             keep: False frees each node as soon as it is used, so that memory falls during the sweep. This empties
                 `outputs`, and the caller must keep no other reference to them.
+            values: False where only the tangents of the cotangents are read. Their values then mean nothing.
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}
+        unread = set() if values else self._unread(mine)
         pending: dict[int, list[Tensor | None]] = {}
 
         def add(t: Tensor, bar: Tensor | None) -> None:
@@ -391,8 +396,16 @@ class Tape:
             slots = pending.pop(id(node), None)
             if slots is None:
                 continue
-            want = [t.node is not None and id(t.node) in on_tape for t in node.inputs]
+            want = [t.node is not None and id(t.node) in on_tape and (id(t.node) not in unread or TANGENTS) for t in node.inputs]
             bars = slots if node.op is None else node.op.pull(node, slots, want)
             for t, bar in zip(node.inputs, bars, strict=True):
                 add(t, bar)
         return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]
+
+    def _unread(self, leaves: set[int]) -> set[int]:
+        """The nodes, by id, the values of whose cotangents nothing reads: the leaves, and what only linear ops made of them."""
+        unread = set(leaves)
+        for node in self.nodes:
+            if (node.op is None or getattr(node.op, "linear", False)) and id(node.inputs[0].node) in unread:
+                unread.add(id(node))
+        return unread

@@ -98,11 +98,17 @@ def scalar(where: str, out: Any) -> Tensor:
 
 
 def tensor_value_and_grad(
-    f: Callable[..., Any], tree: PyTree, *, where: str = "value_and_grad", has_aux: bool = False, tape: Tape | None = None
+    f: Callable[..., Any],
+    tree: PyTree,
+    *,
+    where: str = "value_and_grad",
+    has_aux: bool = False,
+    tape: Tape | None = None,
+    values: bool = True,
 ) -> tuple[Tensor, Any, PyTree]:
     """(value, aux, gradient) of ``f(tree)``, all Tensors, with the tangents they carry. The passes call this.
 
-    A caller that needs to know what was recorded passes a new `tape`.
+    A caller that needs to know what was recorded passes a new `tape`. One that reads only the tangents of the gradient says values=False.
     """
     tape = Tape() if tape is None else tape
     leaves, spec = tree_flatten(tree_tensors(tree, where))
@@ -126,7 +132,7 @@ def tensor_value_and_grad(
     roots = [out]
     if out.node is not None and not out.node.levels:
         out = untaped(out)  # no other tape follows it: let go of the graph, so that the sweep can free it
-    bars = within(current(), tape.gradients, roots, [one], watched)
+    bars = within(current(), tape.gradients, roots, [one], watched, values=values)
     return out, aux, tree_unflatten(spec, [zeros_like(x) if b is None else b for x, b in zip(leaves, bars, strict=True)])
 
 

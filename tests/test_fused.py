@@ -5,6 +5,7 @@ NumPy arrays. The references' ops are held to NumPy and to differences in test_o
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from places import counted
 import hypergrad as hg
 from hypergrad import _host, backends
 from hypergrad.errors import ArgumentError, ShapeError
+from hypergrad.tape import with_tangents
+from hypergrad.transforms import seed, tensor_value_and_grad
 
 Shape = tuple[int, ...]
 GENERAL, FIRST = "conv_bn_relu_pool", "conv_bn_relu_pool_first"
@@ -230,6 +233,29 @@ def test_cotangents_of_some_inputs_only(case: Case) -> None:
 @EACH
 def test_tangent_of_the_cotangent_only(case: Case) -> None:
     check_tangent_of_the_cotangent(case, op_of(case))
+
+
+@everywhere
+@EACH
+def test_where_only_tangents_of_the_gradient_are_read_they_are_the_same_and_its_values_are_not_computed(case: Case) -> None:
+    args, w = setting(case)
+
+    def tangents(values: bool) -> list[Array]:
+        def run() -> list[Any]:
+            seeded, _, _ = seed(tuple(args), tuple(w.dots), "test")
+            gradient = tensor_value_and_grad(lambda a: w.loss(case.f)(*a), seeded, values=values)[2]
+            return [x.dot.value for x in gradient]
+
+        return with_tangents(run)
+
+    with counted() as all_runs:
+        want = tangents(True)
+    with counted() as runs:
+        got = tangents(False)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    vjp = f"{op_of(case)}_vjp"
+    assert runs[vjp] < all_runs[vjp] and runs - Counter({vjp: 9}) == all_runs - Counter({vjp: 9})
 
 
 @EACH

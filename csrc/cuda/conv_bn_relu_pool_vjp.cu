@@ -140,12 +140,13 @@ void launch_gradient(Launch& launch, const Block& b, int64_t P, Precision precis
   const Cotangent<T> z_bar_dot{a.z, a.z_dot, a.y_bar, a.y_bar_dot, a.code, bar_dot, b.E, b.H, b.W, b.K};
   const Cotangent<T>& first = tangent ? z_bar_dot : z_bar;
 
-  auto weights = wgrad<T, Cotangent<T>>(precision, b.E, b.N, b.H, b.W, b.C, b.K);
-  weights.add({a.x, {}, b.H, b.W, b.C}, first);
-  if (a.x_dot) weights.add({a.x_dot, {}, b.H, b.W, b.C}, z_bar);
-  const T* const weight_parts = launch_precise(launch, weights, entries);
-  launch_sum_parts(launch, weight_parts, weights.parts(), weights.size(), entries, b.E, a.w_bar);
-
+  if (a.w_bar) {
+    auto weights = wgrad<T, Cotangent<T>>(precision, b.E, b.N, b.H, b.W, b.C, b.K);
+    weights.add({a.x, {}, b.H, b.W, b.C}, first);
+    if (a.x_dot) weights.add({a.x_dot, {}, b.H, b.W, b.C}, z_bar);
+    const T* const weight_parts = launch_precise(launch, weights, entries);
+    launch_sum_parts(launch, weight_parts, weights.parts(), weights.size(), entries, b.E, a.w_bar);
+  }
   if (!a.x_bar) return;
   auto conv = convolution<T, Cotangent<T>>(precision, b.E, b.N, b.H, b.W, b.K, b.C);
   conv.add(first, {a.w, b.C, b.K, true});

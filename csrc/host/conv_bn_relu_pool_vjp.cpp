@@ -5,7 +5,7 @@
 
 HG_SIGNATURE(conv_bn_relu_pool_vjp,
              "y_bar=E|NhwK code:u8=E|NhwK mean=E|K rstd=E|K z=E|NHWK x=E|NHWC w=E|33CK gamma=E|K"
-             " -> x_bar?=E|NHWC w_bar=E|33CK gamma_bar=E|K beta_bar=E|K",
+             " -> x_bar?=E|NHWC w_bar?=E|33CK gamma_bar=E|K beta_bar=E|K",
              "precision:0..2", "h=H/2 w=W/2")
 
 #ifdef HG_SIMD
@@ -53,7 +53,8 @@ void vjp(const Call& call) {
 
   const FilterBank<T> filters = x_bar ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
   const int64_t size = b.taps() * b.Kp;
-  T* const w_parts = scratch_of<T>(kSlotParts, b.E * b.chunks * size + 1);
+  T* const w_parts = scratch_of<T>(kSlotParts, w_bar ? b.E * b.chunks * size + 1 : 1);
+  if (!x_bar && !w_bar) return;
   parallel_for(b.E * b.chunks, [&](int64_t index) {
     const BlockTask t = task_of(b, index);
     const T* const s = scalars + t.batch * 4 * b.Kp;
@@ -68,8 +69,9 @@ void vjp(const Call& call) {
     if (x_bar)
       convolve<T>(b, {Input<T>(bordered), filters.at(t.batch)}, nullptr, true,
                   dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C));
-    convolve_filters<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), Input<T>(bordered)}, nullptr, w_parts + index * size);
+    if (w_bar) convolve_filters<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), Input<T>(bordered)}, nullptr, w_parts + index * size);
   });
+  if (!w_bar) return;
   parallel_for(b.E * 3, [&](int64_t index) {
     const int64_t e = index / 3, r = index % 3 * 3 * b.C;
     merge_parts(w_parts + e * b.chunks * size + r * b.Kp, b.chunks, size, b.Kp, 3 * b.C, b.K, w_bar.at(e) + r * b.K);

@@ -204,7 +204,7 @@ class _Concatenate(Registered):
         full = [Tensor(xp.zeros((count, *x.shape), x.dtype)) if d is None else d for x, d in zip(inputs, dots, strict=True)]
         return (self(*full, axis=node.attrs["axis"] + 1),)
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         axis, start, cuts = node.attrs["axis"], 0, []
         for x, wanted in zip(node.inputs, want, strict=True):
             stop = start + x.shape[axis]

@@ -57,7 +57,7 @@ def _given(b: Backend, values: list[Array], attrs: Attrs, saved: Saved) -> dict[
 
 def _vjp(b: Backend, values: list[Array], y_bar: Array, want: list[bool], attrs: Attrs, saved: Saved) -> list[Array | None]:
     given = _given(b, values, attrs, saved)
-    return wanted(b.run("conv_bn_relu_pool_vjp", y_bar=b.xp.ascontiguousarray(y_bar), **given, x_bar=want[0]), want)
+    return wanted(b.run("conv_bn_relu_pool_vjp", y_bar=b.xp.ascontiguousarray(y_bar), **given, x_bar=want[0], w_bar=want[1]), want)
 
 
 def _jvp(b: Backend, values: list[Array], dots: list[Array | None], attrs: Attrs, saved: Saved) -> Array:

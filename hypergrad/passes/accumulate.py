@@ -109,7 +109,7 @@ class _Accumulated:
                 self.bars[i] = bar if self.bars[i] is None else self.bars[i] + bar
         self.bars_cut.append(bars[len(self.own) :])
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """The gradient times the sum's cotangent."""
         (bar,) = bars
         assert bar is not None

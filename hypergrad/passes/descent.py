@@ -108,12 +108,12 @@ class Descent:
             loss, g, _ = self._gradient(w, hparams, t)
         if linear and wants_g and not self.first_order:
             beta = self._update_transposed(state, g, fields, t, state_bar, wanted=("g",))[0]["g"]
-            loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta)
+            loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta, True)
             bars, trace = self._update_transposed(state, g, fields, t, state_bar)
         else:
             bars, trace = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, state_bar)
             if not self.first_order:
-                loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"])
+                loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"], False)
         w_bar = bars["w"] if products is None else _sums(bars["w"], products)
         hparams_bar = [None] * len(tree_leaves(hparams)) if hparams_bar is None else hparams_bar
         if self.running_loss is not None and t and output_bar[0] is not None:
@@ -139,25 +139,27 @@ class Descent:
         bars = iter(tape.gradients(tree_leaves(after), state_bar, [x for k in wanted for x in leaves[k]]))
         return {k: [next(bars) for _ in leaves[k]] for k in wanted}, trace
 
-    def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars) -> tuple[Tensor, PyTree, Bars, Bars]:
-        """The loss, its gradient, H_ww beta and H_lambda,w beta."""
+    def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars, wants_g: bool) -> tuple[Tensor, PyTree, Bars, Bars]:
+        """The loss, its gradient where it is wanted, H_ww beta and H_lambda,w beta."""
         rows = [None if b is None else Tensor(b.value[None]) for b in beta]
-        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self._batch(t)), w, hparams, rows)
+        loss, g, *both = second_order(lambda w, hparams: self.inner_loss(w, hparams, self._batch(t)), w, hparams, rows, wants_g)
         products, mixed = ([None if x is None else Tensor(x.value[0, ...]) for x in bars] for bars in both)
         return loss, g, products, mixed
 
 
 def second_order(
-    inner_loss: Callable[[PyTree, PyTree], Tensor], w: PyTree, hparams: PyTree, beta: Bars
+    inner_loss: Callable[[PyTree, PyTree], Tensor], w: PyTree, hparams: PyTree, beta: Bars, wants_g: bool = True
 ) -> tuple[Tensor, PyTree, Bars, Bars]:
     """The loss, its gradient in w, H_ww beta and H_lambda,w beta, in one pass: a gradient while w carries the tangents beta, (P, ...).
+
+    Where the gradient itself is not wanted, None stands in its place, and kernels leave it out.
 
     It is run inside `with_tangents`. The products have the leading axis P, and are None where they are zero.
     """
     leaves, spec = tree_flatten(w)
     moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, b) for x, b in zip(leaves, beta, strict=True)])
-    loss, _, (g, mixed) = tensor_value_and_grad(lambda both: inner_loss(*both), (moving, hparams), where="inner_loss")
-    return primal(loss), tree_map(primal, g), [x.dot for x in tree_leaves(g)], [x.dot for x in tree_leaves(mixed)]
+    loss, _, (g, mixed) = tensor_value_and_grad(lambda both: inner_loss(*both), (moving, hparams), where="inner_loss", values=wants_g)
+    return primal(loss), tree_map(primal, g) if wants_g else None, [x.dot for x in tree_leaves(g)], [x.dot for x in tree_leaves(mixed)]
 
 
 def _sums(xs: Bars, ys: Bars) -> Bars:

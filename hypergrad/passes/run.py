@@ -133,7 +133,7 @@ class Run:
         stacked = [stack(column) for column in zip(*(row for row, _ in rows), strict=True)]
         return state, tree_unflatten(rows[0][1], stacked)
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
         if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
             raise self._error(_FIRST_ORDER)
