@@ -23,8 +23,8 @@ from .errors import ArgumentError, DTypeError, ShapeError
 from .ops.arrays import stack
 from .ops.optimizer_step import adagrad_step, adam_step, is_zero, rmsprop_step, sgd_step
 from .state import set_aside
-from .tape import Tensor, zeros_like
-from .transforms import arrays_of, owned, tree_tensors
+from .tape import Tensor
+from .transforms import arrays_of, owned, tree_tensors, zeros_like
 from .trees import PyTree, is_leaf, tree_flatten, tree_leaves, tree_map, tree_named, tree_node, tree_structure, tree_unflatten
 
 _NUMBERS = (bool, int, float)

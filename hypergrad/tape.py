@@ -27,6 +27,7 @@ from .state import Jvp, State, current, own_thread, within
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TANGENTS = 2  # in `want` of a pull: only the tangents of this cotangent are read, and a rule need not compute its values
 
 
 class Tensor:
@@ -121,9 +122,6 @@ def refuse_if_followed(t: Tensor, how: str) -> None:
         raise DTypeError(f"Tensor: {how} asked for its number, expected an op of hypergrad because {remedy}")
 
 
-TANGENTS = 2  # in `want` of a pull: only the tangents of this cotangent are read, and a rule need not compute its values
-
-
 class Rule(Protocol):
     """What the tape needs of an op; see rules.py for the ways to declare one."""
 
@@ -192,8 +190,8 @@ def _recorded(state: State, mask: int) -> int:
         raise _other_thread("op")
     if mask & state.paused:
         raise DifferentiationError(
-            "unroll: a function of it uses a Tensor from outside that a gradient follows, expected its own arguments only "
-            "because the derivative would be lost; pass the Tensor through hparams, or through shared to accumulate"
+            "unroll: a function of it uses a Tensor from outside that a gradient follows, expected its arguments only because the "
+            "derivative would be lost; pass the Tensor through hparams (scan, unroll), shared (accumulate) or as an argument (checkpoint)"
         )
     return mask & state.active
 
@@ -311,11 +309,6 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
     return [a if isinstance(a, Tensor) else convert(a) for a in raw]
 
 
-def zeros_like(x: Tensor) -> Tensor:
-    """Zeros of x's shape, dtype and device, without tangents."""
-    return Tensor(backend_of(x.value).xp.zeros_like(x.value))
-
-
 def with_tangents(f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """f(*args, **kwargs) where Tensors may carry tangents; one level only."""
     state = current().with_tangents()
@@ -376,7 +369,10 @@ class Tape:
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}
-        unread = set() if values else self._unread(mine)
+        unread = set() if values else set(mine)  # nodes the values of whose cotangents nothing reads: leaves, and linear ops of them
+        for node in self.nodes if unread else ():
+            if (node.op is None or getattr(node.op, "linear", False)) and id(node.inputs[0].node) in unread:
+                unread.add(id(node))
         pending: dict[int, list[Tensor | None]] = {}
 
         def add(t: Tensor, bar: Tensor | None) -> None:
@@ -393,19 +389,10 @@ class Tape:
         nodes = list(self.nodes) if keep else self.nodes
         while nodes:
             node = nodes.pop()
-            slots = pending.pop(id(node), None)
-            if slots is None:
+            if (slots := pending.pop(id(node), None)) is None:
                 continue
             want = [t.node is not None and id(t.node) in on_tape and (id(t.node) not in unread or TANGENTS) for t in node.inputs]
             bars = slots if node.op is None else node.op.pull(node, slots, want)
             for t, bar in zip(node.inputs, bars, strict=True):
                 add(t, bar)
         return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]
-
-    def _unread(self, leaves: set[int]) -> set[int]:
-        """The nodes, by id, the values of whose cotangents nothing reads: the leaves, and what only linear ops made of them."""
-        unread = set(leaves)
-        for node in self.nodes:
-            if (node.op is None or getattr(node.op, "linear", False)) and id(node.inputs[0].node) in unread:
-                unread.add(id(node))
-        return unread

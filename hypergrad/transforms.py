@@ -11,7 +11,7 @@ import numpy as np
 from .backends import backend_of, digest
 from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
 from .state import current, is_idle, within
-from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents, zeros_like
+from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
 
 
@@ -75,6 +75,11 @@ def owned(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyT
 def result(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
     """What a public transform returns: arrays that belong to the caller, or Tensors inside an enclosing transform."""
     return owned(tree, given, copy=copy) if is_idle() else tree
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of x's shape, dtype and device, without tangents."""
+    return Tensor(backend_of(x.value).xp.zeros_like(x.value))
 
 
 def constant(x: Tensor) -> bool:

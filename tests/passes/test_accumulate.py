@@ -117,7 +117,7 @@ def test_a_tensor_from_outside_is_refused_and_not_lost():
     def f(w):
         return hg.accumulate(lambda shared, _, rows: (hg.sum(shared * w), None), w * 1.0, (), 4, 2)[0]
 
-    with pytest.raises(DifferentiationError, match="through shared to accumulate"):
+    with pytest.raises(DifferentiationError, match="shared .accumulate."):
         hg.grad(f)(np.ones(3))
     _, dot = hg.jvp(f, (np.ones(3),), (np.ones(3),))
     assert dot == pytest.approx(12.0)  # where no gradient is taken early, all of it counts
