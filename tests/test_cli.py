@@ -20,7 +20,7 @@ from hypergrad.cli import app
 from hypergrad.runs import events
 from hypergrad.runs.directory import RunDirectory
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "hypergrad/fewshot/README.md"
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json"]
 FIGURES = ["curve.png", "pairs.png", "steps.png"]
 SMALL = "--n-way 3 --n-query 3 --filters 4 --n-steps 2 --meta-batch 2 --eval-episodes 4 --test-episodes 6".split()
@@ -207,7 +207,7 @@ def test_a_run_of_format_2_still_evaluates(trained, tmp_path):
 
 
 def test_a_method_is_one_file(train_args, tmp_path):
-    """The README's method in a folder of HYPERGRAD_METHODS is trained, resumed and evaluated by the command; its option is one, too."""
+    """One's own method (fewshot/README.md) in a folder of HYPERGRAD_METHODS is trained, resumed and evaluated; its option is one, too."""
     code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class PixelWeights" in block)
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "pixel_weights.py").write_text(code)

@@ -1,4 +1,4 @@
-"""What the README says, run."""
+"""What README.md and hypergrad/passes/README.md say, run; the other rooms' are run where those rooms are tested."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 import hypergrad as hg
 from hypergrad.testing import check_gradients, check_hypergrad
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_set_up_is_two_commands():
@@ -28,18 +29,8 @@ def test_the_example_finds_the_noisy_labels_and_both_modes_agree(capsys):
     assert "held 3 states" in capsys.readouterr().out
 
 
-def test_the_numpy_example_gives_the_gradient():
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def loss(w)" in block)
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((50, 20)), rng.integers(0, 2, 50)
-    names: dict = {"np": np, "hg": hg, "x": x, "y": y}
-    exec(compile(code, "README.md", "exec"), names)
-    sign = np.where(y == 0, 1.0, -1.0)
-    assert np.allclose(names["gradient"], -(sign[:, None] * x).mean(0) / 2, rtol=1e-12)
-
-
 def test_the_own_optimisers_and_the_scan_are_right():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "hypergrad/passes/README.md").read_text(), re.DOTALL)
     rng = np.random.default_rng(0)
     names: dict = {"np": np, "hg": hg}
     exec(compile(next(b for b in blocks if "class Learned" in b), "README.md", "exec"), names)
@@ -59,3 +50,12 @@ def test_the_own_optimisers_and_the_scan_are_right():
     exec(compile(next(b for b in blocks if "def cell" in b), "README.md", "exec"), names)
     lam = {"w": 0.5 * rng.standard_normal((3, 3)), "u": rng.standard_normal((3, 2))}
     check_gradients(lambda lam: names["loss"](lam, np.arange(12.0).reshape(6, 2) / 9), lam, order=1)
+
+
+def test_it_is_short_and_what_it_links_to_is_there():
+    assert len(README.splitlines()) < 220
+    pages = [ROOT / "README.md", *(ROOT / "hypergrad").rglob("README.md"), ROOT / "csrc/README.md", ROOT / "bench/README.md"]
+    for page in pages:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"

@@ -1,4 +1,4 @@
-"""The README's recipe for an op with kernels: four new files, nothing else, and the op is there, tested, on host and emulator."""
+"""The recipe of csrc/README.md for an op with kernels: four new files, nothing else, and the op is there, tested, on host and emulator."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECIPE = (ROOT / "README.md").read_text().partition("### How to add an op")[2].partition("\n## ")[0]
+RECIPE = (ROOT / "csrc/README.md").read_text().partition("## How to add an op")[2]
 SNIPPET = re.compile(r"`((?:hypergrad|csrc|tests)/[\w/]+/\w+\.(?:py|cpp|cu))`(?:(?!```).)*?\n```(?:python|cpp|cuda)\n(.*?)```", re.S)
 FILES = {path: text for path, text in SNIPPET.findall(RECIPE) if path != "hypergrad/ops/elementwise.py"}
 HOST = ["-DHG_SIMD=baseline", "-DHG_LEVEL=::hg::kBaseline", "-DHG_VECTOR_BYTES=16", "-DHG_TILE=6"]

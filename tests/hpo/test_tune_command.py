@@ -19,7 +19,7 @@ from hypergrad.hpo.tuning import Tuning
 from hypergrad.runs.directory import RunDirectory
 from hypergrad.runs.loop import train
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "hypergrad/hpo/README.md"
 SMALL = ["hyper-cleaning", "--quick", "--n-train", 20, "--n-validation", 20, "--n-test", 20, "--iterations", 2, "--eval-every", 1]
 
 
@@ -28,7 +28,7 @@ def invoke(*args):
 
 
 def test_a_problem_is_one_file_in_a_folder(tmp_path):
-    """The README's problem in a folder of HYPERGRAD_PROBLEMS is listed, tuned and resumed by the command; its option is one, too."""
+    """A problem of one's own (hpo/README.md) in a folder of HYPERGRAD_PROBLEMS is listed, tuned and resumed; its option is one, too."""
     (tmp_path / "problems").mkdir()
     code = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class StepSize" in block)
     (tmp_path / "problems" / "step_size.py").write_text(code)
