@@ -299,7 +299,7 @@ class _Parts:
         """The route of reverse mode with this policy."""
         counts = schedule.parse(checkpoints, self.n_steps)
         seconds = self.ends_s + self.n_steps * self.both_s
-        states, held = counts.states, float(schedule.bytes_of(counts, self.state_bytes))
+        states, held = counts.states, float(counts.states * self.state_bytes)
         kind = "count" if isinstance(checkpoints, int) else checkpoints
         seconds += counts.reruns * (self.undo_s if checkpoints == "reversible" else self.step_s)
         if checkpoints == "host":

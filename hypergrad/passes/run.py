@@ -18,7 +18,6 @@ from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from .dynamics import Bars, Dynamics, Residue, Reversible
 from .schedule import Schedule
-from .schedule import undone as undone_steps
 from .store import Memory, Store, n_bytes
 
 Callback = Callable[[int, PyTree, Tensor | None], None]
@@ -98,7 +97,7 @@ class Run:
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
-        wanted, undone = (self.schedule.first_run(), undone_steps(self.schedule)) if keep else (set(), range(0))
+        wanted, undone = (set(self.schedule.first_run()), self.schedule.undone) if keep else (set(), range(0))
         store = self.store = self.make_store(self.stats) if keep else None
         self.residues.clear()
         self.stats.residue_bytes = 0

@@ -8,11 +8,12 @@ State t is the one before step t. The costs of a schedule are known before anyth
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import comb, isqrt
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import ArgumentError
 
@@ -22,31 +23,37 @@ Action = tuple[str, int]
 state being t. ("free", t): drop stored state t."""
 
 
-class Schedule(Protocol):
-    """What the passes, and code that chooses among them, need of a schedule."""
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """What the passes, and code that chooses among them, need of a schedule for n_steps = T steps.
 
-    @property
-    def n_steps(self) -> int:
-        """T."""
+    No more states are held than those of the first run, and no step is run again, where a schedule says nothing else.
+    """
+
+    n_steps: int
 
     @property
     def states(self) -> int:
         """The highest number of states held at once."""
+        return len(self.first_run())
 
     @property
     def reruns(self) -> int:
         """The number of steps that the backward run runs again."""
+        return 0
 
+    @property
+    def undone(self) -> range:
+        """The steps that the backward run undoes. The first run keeps their residues."""
+        return range(0)
+
+    @abstractmethod
     def first_run(self) -> Collection[int]:
         """The states that the first run stores."""
 
+    @abstractmethod
     def backward(self) -> Iterator[Action]:
         """The actions of the backward run, which starts with the states of `first_run` stored."""
-
-
-def bytes_of(schedule: Schedule, state_bytes: int) -> int:
-    """The most bytes that a schedule's states take, at `state_bytes` for one state."""
-    return schedule.states * state_bytes
 
 
 def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_bytes: int | None = None, state_bytes: int = 0) -> Schedule:
@@ -75,14 +82,12 @@ def parse(checkpoints: Any, n_steps: int, *, last: int | None = None, memory_byt
                 "state is needed to run again; raise it, or use hg.forward for few hyperparameters"
             )
         checkpoints = checkpoints or 1
-    if checkpoints is Line:
-        plan: Schedule = Line(back) if back > 1 else All(back)
-    elif isinstance(checkpoints, os.PathLike) or isinstance(checkpoints, str) and checkpoints in ("all", "sqrt", "host"):
-        plan = Sqrt(back) if checkpoints == "sqrt" and back > 1 else All(back)
-    elif isinstance(checkpoints, str) and checkpoints == "reversible":
-        plan = Reversible(back) if back > 1 else All(back)
-    elif is_count(checkpoints):
-        plan = All(back) if int(checkpoints) >= back else Binomial(back, int(checkpoints))
+    if is_count(checkpoints) and int(checkpoints) < back:
+        plan: Schedule = Binomial(back, int(checkpoints))
+    elif is_count(checkpoints) or isinstance(checkpoints, os.PathLike):
+        plan = All(back)
+    elif isinstance(checkpoints, (str, type)) and checkpoints in _NAMED:
+        plan = _NAMED[checkpoints](back) if back > 1 else All(back)
     else:
         raise ArgumentError(
             f"reverse: checkpoints has {checkpoints!r}, expected 'all', 'sqrt', 'reversible', 'host', a pathlib.Path or an integer >= 1 "
@@ -96,39 +101,21 @@ def is_count(x: Any) -> bool:
     return isinstance(x, Integral) and not isinstance(x, bool) and int(x) >= 1
 
 
-@dataclass(frozen=True)
-class All:
+class All(Schedule):
     """Every state is stored: T states, and no step is run again."""
 
-    n_steps: int
-
-    @property
-    def states(self) -> int:
-        """T."""
-        return self.n_steps
-
-    @property
-    def reruns(self) -> int:
-        """None."""
-        return 0
-
     def first_run(self) -> Collection[int]:
-        """All of them."""
         return range(self.n_steps)
 
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`."""
         for t in reversed(range(self.n_steps)):
             yield "load", t
             yield "back", t
             yield "free", t
 
 
-@dataclass(frozen=True)
-class Sqrt:
+class Sqrt(Schedule):
     """A state every ceil(sqrt(T)) steps, and those of the segment being visited: at most 2 ceil(sqrt(T)) states, fewer than T re-runs."""
-
-    n_steps: int
 
     @property
     def stride(self) -> int:
@@ -152,11 +139,9 @@ class Sqrt:
         return self.last // self.stride * (self.stride - 1)
 
     def first_run(self) -> Collection[int]:
-        """See `Schedule`."""
         return set(range(0, self.last, self.stride)) | set(range(self.last, self.n_steps))
 
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`."""
         for start in reversed(range(0, self.n_steps, self.stride)):
             stop = min(start + self.stride, self.n_steps)
             if stop < self.n_steps and stop - start > 1:  # the last segment's states are still there from the first run
@@ -171,13 +156,12 @@ class Sqrt:
 
 
 @dataclass(frozen=True)
-class Binomial:
+class Binomial(Schedule):
     """c states, with the fewest steps run again that c states allow.
 
     Source: Griewank & Walther 2000, ACM TOMS 26(1), Algorithm 799 (revolve).
     """
 
-    n_steps: int
     c: int
 
     @property
@@ -192,12 +176,7 @@ class Binomial:
         r, reach = _repeats(self.n_steps + 1, self.c)
         return r * (self.n_steps + 1) - reach * r // (self.c + 1) - self.n_steps
 
-    def first_run(self) -> Collection[int]:
-        """See `Schedule`."""
-        return set(self._descent())
-
-    def _descent(self) -> list[int]:
-        """The states that the first run stores, in ascending order."""
+    def first_run(self) -> list[int]:
         starts, t, c = [], 0, self.c
         while c and t < self.n_steps:
             starts.append(t)
@@ -207,8 +186,7 @@ class Binomial:
         return starts
 
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`."""
-        starts = self._descent()
+        starts = self.first_run()
         # Segments still to visit, the next one at the end: (start, stop, states it may use). The state at each start is stored.
         # A stack instead of recursion, which could nest as deep as c, or as the square root of 2T.
         pending = [(t, stop, self.c - i) for i, (t, stop) in enumerate(zip(starts, [*starts[1:], self.n_steps], strict=True))]
@@ -230,31 +208,29 @@ class Binomial:
             yield "free", start
 
 
-@dataclass(frozen=True)
-class Reversible:
+class _Ends(Schedule):
+    """The first and the last state are stored."""
+
+    def first_run(self) -> Collection[int]:
+        return {0, self.n_steps}
+
+
+class Reversible(_Ends):
     """The first and the last state are stored, and the residue of every step but the first. The backward run undoes the steps.
 
     Source: Maclaurin, Duvenaud & Adams 2015, arXiv:1502.03492.
     """
-
-    n_steps: int
-
-    @property
-    def states(self) -> int:
-        """Two."""
-        return 2
 
     @property
     def reruns(self) -> int:
         """The steps undone: each takes the gradient of the inner loss again."""
         return self.n_steps - 1
 
-    def first_run(self) -> Collection[int]:
-        """See `Schedule`."""
-        return {0, self.n_steps}
+    @property
+    def undone(self) -> range:
+        return range(1, self.n_steps)
 
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`."""
         yield "load", self.n_steps
         yield "free", self.n_steps
         for t in reversed(range(1, self.n_steps)):
@@ -265,31 +241,13 @@ class Reversible:
         yield "free", 0
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(_Ends):
     """The first and the last state are stored. The store gives points of the line between them for the others; see store.Line.
 
     Source: Fu et al. 2016, arXiv:1601.00917 (DrMAD).
     """
 
-    n_steps: int
-
-    @property
-    def states(self) -> int:
-        """Two."""
-        return 2
-
-    @property
-    def reruns(self) -> int:
-        """None."""
-        return 0
-
-    def first_run(self) -> Collection[int]:
-        """See `Schedule`."""
-        return {0, self.n_steps}
-
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`."""
         for t in reversed(range(self.n_steps)):
             yield "load", t
             yield "back", t
@@ -297,41 +255,41 @@ class Line:
         yield "free", 0
 
 
-def undone(plan: Schedule) -> range:
-    """The steps that the backward run undoes. The first run keeps their residues."""
-    if isinstance(plan, Last):
-        return range(plan.n_steps - plan.plan.n_steps + 1, plan.n_steps) if undone(plan.plan) else range(0)
-    return range(1, plan.n_steps) if isinstance(plan, Reversible) else range(0)
+_NAMED: dict[Any, type[Schedule]] = {"all": All, "host": All, "sqrt": Sqrt, "reversible": Reversible, Line: Line}
 
 
 @dataclass(frozen=True)
-class Last:
+class Last(Schedule):
     """The backward run stops early: `plan` for the steps at the end, whose states alone are stored. The gradient is truncated.
 
     Source: Shaban et al. 2019, Truncated back-propagation for bilevel optimization, AISTATS (K-RMD).
     """
 
-    n_steps: int
     plan: Schedule
 
     @property
+    def skipped(self) -> int:
+        """T - K, the number of the first step that the backward run visits."""
+        return self.n_steps - self.plan.n_steps
+
+    @property
     def states(self) -> int:
-        """Those of `plan`."""
         return self.plan.states
 
     @property
     def reruns(self) -> int:
-        """Those of `plan`."""
         return self.plan.reruns
 
+    @property
+    def undone(self) -> range:
+        return range(self.skipped + self.plan.undone.start, self.skipped + self.plan.undone.stop)
+
     def first_run(self) -> Collection[int]:
-        """See `Schedule`."""
-        return {t + self.n_steps - self.plan.n_steps for t in self.plan.first_run()}
+        return {t + self.skipped for t in self.plan.first_run()}
 
     def backward(self) -> Iterator[Action]:
-        """See `Schedule`; the actions end with step T - K."""
         for action, t in self.plan.backward():
-            yield action, t + self.n_steps - self.plan.n_steps
+            yield action, t + self.skipped
 
 
 def _repeats(length: int, c: int) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def unrolled(
         callback=callback and _on_arrays(callback),
     )
     (w, state), outputs = run()
-    if n_weights := sum(x.size for x in tree_leaves(w_0)) * len(schedule.undone(plan)):
+    if n_weights := sum(x.size for x in tree_leaves(w_0)) * len(plan.undone):
         stats.residue_bits = 8 * stats.residue_bytes / n_weights
     return Unrolled(w, state, None if outputs is None else outputs.sum(), run.losses)
 
