@@ -75,20 +75,6 @@ class Bilevel:
     running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class _FullBatch(Sequence[Any]):
-    data: Any
-    n_steps: int
-
-    def __len__(self) -> int:
-        return self.n_steps
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.n_steps:
-            raise IndexError(t)
-        return self.data
-
-
 class DrawnBatches(Sequence[Any]):
     """n_steps batches, each a function of its number: draw(t), 0 <= t < n_steps."""
 
@@ -102,21 +88,6 @@ class DrawnBatches(Sequence[Any]):
         if not 0 <= t < self.n_steps:
             raise IndexError(t)
         return self.draw(t)
-
-
-class FirstBatches(Sequence[Any]):
-    """The first n batches."""
-
-    def __init__(self, batches: Batches, n: int) -> None:
-        self.batches, self.n = batches, n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, t: Any) -> Any:
-        if not 0 <= t < self.n:
-            raise IndexError(t)
-        return self.batches[t]
 
 
 def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
@@ -134,7 +105,7 @@ def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
         count = -1
     if count < 0 or isinstance(n_steps, bool):
         raise ArgumentError(f"full_batch: n_steps has {n_steps!r}, expected an integer >= 0; pass the number of steps")
-    return _FullBatch(data, count)
+    return DrawnBatches(count, lambda t: data)
 
 
 @dataclass

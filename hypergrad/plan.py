@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .backends import is_on_gpu
-from .bilevel import Batches, Bilevel, FirstBatches, HyperGradient, Stats, count_steps
+from .bilevel import Batches, Bilevel, DrawnBatches, HyperGradient, Stats, count_steps
 from .errors import ArgumentError
 from .meter import Meter
 from .optimizers import Optimizer
@@ -181,16 +181,16 @@ class _Parts:
     # --- short runs, and what they say --------------------------------------------------------------------
 
     def _reverse(self, n: int, checkpoints: Any, **more: Any) -> HyperGradient:
-        return reverse(self.problem, self.hparams, FirstBatches(self.batches, n), checkpoints=checkpoints, **self.more, **more)
+        return reverse(self.problem, self.hparams, DrawnBatches(n, self.batches.__getitem__), checkpoints=checkpoints, **self.more, **more)
 
     def _forward(self, n: int, directions: int) -> Any:
-        h, first = tree_tensors(self.hparams, "plan", "hparams"), FirstBatches(self.batches, n)
+        h, first = tree_tensors(self.hparams, "plan", "hparams"), DrawnBatches(n, self.batches.__getitem__)
         seeds = units(self.leaves, 0, directions)
         return set_aside(lambda: with_tangents(block, self.problem, h, seeds, directions, first, Stats("plan"), **self.more))
 
     def _plain(self, n: int) -> Any:
         h = tree_tensors(self.hparams, "plan", "hparams")
-        return set_aside(objective, self.problem, h, FirstBatches(self.batches, n), Stats("plan"), **self.more)
+        return set_aside(objective, self.problem, h, DrawnBatches(n, self.batches.__getitem__), Stats("plan"), **self.more)
 
     def _enough_steps(self) -> int:
         """Steps of a run that takes long enough to be timed."""

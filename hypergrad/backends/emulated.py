@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ExtensionError, ShapeError
+from .host import HostBackend
 
 try:
     from .. import _emulated
@@ -26,11 +27,10 @@ def _scratch(size: int) -> Any:
     return np.full(size, 0xFF, np.uint8)
 
 
-class EmulatedBackend:
+class EmulatedBackend(HostBackend):
     """Arrays are NumPy arrays, kernels are the CUDA kernels, one fiber per CUDA thread."""
 
     name = "emulated"
-    xp: Any = np
 
     def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """Runs one kernel; arguments, errors and outputs as the host backend's.
@@ -47,19 +47,9 @@ class EmulatedBackend:
         return outputs
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """An uninitialised array."""
         return np.empty(shape, dtype)
 
-    def number(self, value: float, dtype: Any) -> Any:
-        """A Python number as a 0-d array."""
-        return np.asarray(value, dtype)
-
-    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        """Arrays joined along an axis."""
-        return np.concatenate(arrays, axis)
-
     def matmul(self, x: Any, y: Any) -> Any:
-        """The matrix product."""
         return np.matmul(x, y)
 
     def set_order(self, order: str) -> None:
@@ -71,7 +61,6 @@ class EmulatedBackend:
         return {"missing": MISSING} if MISSING is not None else _emulated.build_info()
 
     def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
-        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes; empty without the emulator."""
         return {} if MISSING is not None else _emulated.kernels()
 
 

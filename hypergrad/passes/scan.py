@@ -58,6 +58,4 @@ def scan(
             "or use hg.unroll"
         )
     plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
-    return Run(
-        Stepping(step, batches), start, args, n_steps, plan, Stats("scan") if stats is None else stats, make_store=store.parse(checkpoints)
-    )()
+    return Run(Stepping(step, batches), start, args, n_steps, plan, stats or Stats("scan"), make_store=store.parse(checkpoints, start))()

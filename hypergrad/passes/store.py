@@ -6,9 +6,11 @@ import mmap
 import os
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,45 +25,52 @@ _COPIES = 2  # states that may be on their way to the host at once
 _ALIGN = 64  # bytes; where an array starts in a file
 
 
-class Store(Protocol):
+class Store(ABC):
     """What a run needs of a store of states. Each state is a pytree of Tensors that no tape records.
 
     Attributes:
         exact: whether `get` gives the run's own states, so that a step from one must be the same when it is run again.
+        held: bytes of the states that are not on their device.
     """
-
-    exact: bool
-
-    def put(self, t: int, state: PyTree) -> None:
-        """Keeps the state before step t."""
-
-    def get(self, t: int) -> PyTree:
-        """The state before step t, bit for bit as it was put where the store is exact."""
-
-    def drop(self, t: int) -> None:
-        """Forgets the state before step t."""
-
-
-class Memory:
-    """States stay in the memory of their device. Nothing is copied: no op writes into its inputs."""
 
     exact = True
 
     def __init__(self, stats: Stats) -> None:
-        self.stats = stats
+        self.stats, self.held = stats, 0
+
+    @abstractmethod
+    def put(self, t: int, state: PyTree) -> None:
+        """Keeps the state before step t."""
+
+    @abstractmethod
+    def get(self, t: int) -> PyTree:
+        """The state before step t, bit for bit as it was put where the store is exact."""
+
+    @abstractmethod
+    def drop(self, t: int) -> None:
+        """Forgets the state before step t."""
+
+    def offload(self, size: int) -> None:
+        """Counts so many bytes more that are not on their device."""
+        self.held += size
+        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, self.held)
+
+
+class Memory(Store):
+    """States stay in the memory of their device. Nothing is copied: no op writes into its inputs."""
+
+    def __init__(self, stats: Stats) -> None:
+        super().__init__(stats)
         self.states: dict[int, PyTree] = {}
 
     def put(self, t: int, state: PyTree) -> None:
-        """See `Store`."""
         self.states[t] = state
         self.stats.hold(t, n_bytes(state))
 
     def get(self, t: int) -> PyTree:
-        """See `Store`."""
         return self.states[t]
 
     def drop(self, t: int) -> None:
-        """See `Store`."""
         del self.states[t]
         self.stats.release(t)
 
@@ -72,7 +81,6 @@ class Line(Memory):
     exact = False
 
     def get(self, t: int) -> PyTree:
-        """See `Store`."""
         if t in self.states:
             return self.states[t]
         share = t / max(self.states)
@@ -88,7 +96,7 @@ class _Layout(NamedTuple):
     n_bytes: int
 
 
-class File:
+class File(Store):
     """States of host arrays lie in one file without a name, which is gone when the run is. They are read as read-only memory maps.
 
     Args:
@@ -97,13 +105,12 @@ class File:
     Raises: ArgumentError if no file can be written there; DeviceError for arrays on a GPU.
     """
 
-    exact = True
-
-    def __init__(self, stats: Stats, directory: str | os.PathLike[str] | None) -> None:
-        self.stats, self.directory = stats, directory or tempfile.gettempdir()
-        self.places: list[tuple[int, _Layout] | None] = []  # by t: the first byte; states alike share their layout
+    def __init__(self, stats: Stats, directory: os.PathLike[str] | None = None) -> None:
+        super().__init__(stats)
+        self.directory = directory or tempfile.gettempdir()
+        self.places: dict[int, tuple[int, _Layout]] = {}  # by t: the first byte; states alike share their layout
         self.layout: _Layout | None = None
-        self.end = self.held = 0
+        self.end = 0
         self.map: mmap.mmap | None = None
         try:
             self.file = tempfile.TemporaryFile(prefix="hypergrad-", dir=self.directory)
@@ -112,7 +119,6 @@ class File:
         weakref.finalize(self, self.file.close)  # maps stay valid
 
     def put(self, t: int, state: PyTree) -> None:
-        """See `Store`."""
         leaves, spec = tree_flatten(state)
         if any(is_on_gpu(x.value) for x in leaves):
             raise DeviceError("reverse: states are on the GPU, expected host arrays for states in a file; choose other checkpoints")
@@ -125,11 +131,9 @@ class File:
             self.file.truncate(self.end + layout.length)  # as long as the map will be, whatever the last leaf is; it flushes, too
         except OSError as error:
             raise self._failed(error) from error
-        self.places += [None] * (t + 1 - len(self.places))
         self.places[t] = self.end, layout
         self.end += layout.length
-        self.held += layout.n_bytes
-        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, self.held)
+        self.offload(layout.n_bytes)
 
     def _layout_of(self, spec: Any, leaves: list[Tensor], size: int) -> _Layout:
         """The layout of a state: that of the state before where it is the same."""
@@ -143,17 +147,11 @@ class File:
         return self.layout
 
     def get(self, t: int) -> PyTree:
-        """See `Store`."""
-        start, layout = self._place(t)
+        start, layout = self.places[t]
         if self.map is None and self.end:
             self.map = mmap.mmap(self.file.fileno(), self.end, access=mmap.ACCESS_READ)
         self.stats.hold(t, layout.n_bytes)
         return tree_unflatten(layout.spec, [Tensor(self._array(start + place, dtype, shape)) for place, dtype, shape in layout.leaves])
-
-    def _place(self, t: int) -> tuple[int, _Layout]:
-        place = self.places[t]
-        assert place is not None
-        return place
 
     def _array(self, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
         if self.map is None or 0 in shape:
@@ -161,9 +159,7 @@ class File:
         return np.ndarray(shape, dtype, self.map, start)
 
     def drop(self, t: int) -> None:
-        """See `Store`."""
-        self.held -= self._place(t)[1].n_bytes
-        self.places[t] = None
+        self.offload(-self.places.pop(t)[1].n_bytes)
         self.stats.release(t)
 
     def _failed(self, error: OSError) -> ArgumentError:
@@ -173,25 +169,22 @@ class File:
         )
 
 
-class Pinned:
+class Pinned(Store):
     """States of GPU arrays lie in page-locked memory of the host. A stream of its own copies them, while the steps go on.
 
     Args:
         stats: counts the states on the host (offloaded_bytes), and as held the one that is being read.
     """
 
-    exact = True
-
     def __init__(self, stats: Stats) -> None:
-        self.stats = stats
+        super().__init__(stats)
         self.hosted: dict[int, tuple[Any, list[Any], int]] = {}  # by t: the tree's structure, arrays on the host, bytes
         self.leaving: list[tuple[Any, list[Tensor]]] = []  # with the event after which the device's arrays are no longer read
         self.coming: dict[int, tuple[Any, list[Tensor]]] = {}  # with the event after which they are there
         self.side: Any = None
-        self.held = 0
 
     def put(self, t: int, state: PyTree) -> None:
-        """See `Store`. It waits only where more than two states are still on their way."""
+        """Waits only where more than two states are still on their way."""
         leaves, spec = tree_flatten(state)
         cuda = backend_of(*(x.value for x in leaves)).xp.cuda
         self.side = self.side or cuda.Stream(non_blocking=True)
@@ -206,11 +199,10 @@ class Pinned:
             self.leaving.pop(0)[0].synchronize()
         self.leaving.append((self.side.record(), leaves))
         self.hosted[t] = spec, arrays, n_bytes(state)
-        self.held += self.hosted[t][2]
-        self.stats.offloaded_bytes = max(self.stats.offloaded_bytes, self.held)
+        self.offload(self.hosted[t][2])
 
     def get(self, t: int) -> PyTree:
-        """See `Store`. It also sends for the stored state before it, which the backward run wants next."""
+        """It also sends for the stored state before it, which the backward run wants next."""
         spec, arrays, size = self.hosted[t]
         event, leaves = self.coming.pop(t) if t in self.coming else self._fetched(arrays)
         cuda = backend_of(*(x.value for x in leaves)).xp.cuda
@@ -231,49 +223,22 @@ class Pinned:
         return self.side.record(), [Tensor(x) for x in leaves]
 
     def drop(self, t: int) -> None:
-        """See `Store`."""
-        self.held -= self.hosted.pop(t)[2]
+        self.offload(-self.hosted.pop(t)[2])
         self.coming.pop(t, None)
         self.stats.release(t)
 
 
-class Host:
-    """States lie on the host: those of GPU arrays in page-locked memory, those of host arrays in a file."""
+def parse(checkpoints: Any, start: PyTree) -> Callable[[Stats], Store]:
+    """What makes the store that a checkpoint policy means for a run from the state `start`: memory, if it is not one of these.
 
-    exact = True
-
-    def __init__(self, stats: Stats) -> None:
-        self.stats = stats
-        self.store: Store | None = None
-
-    def put(self, t: int, state: PyTree) -> None:
-        """See `Store`."""
-        if self.store is None:
-            on_gpu = any(is_on_gpu(x.value) for x in tree_leaves(state))
-            self.store = Pinned(self.stats) if on_gpu else File(self.stats, None)
-        self.store.put(t, state)
-
-    def get(self, t: int) -> PyTree:
-        """See `Store`."""
-        assert self.store is not None
-        return self.store.get(t)
-
-    def drop(self, t: int) -> None:
-        """See `Store`."""
-        assert self.store is not None
-        self.store.drop(t)
-
-
-def parse(checkpoints: Any) -> Callable[[Stats], Store]:
-    """What makes the store that a checkpoint policy means: the host for "host", a file for a directory (an os.PathLike), else memory.
-
-    The class schedule.Line stands for the states of a line.
+    A directory (an os.PathLike) stands for a file in it, "host" for page-locked memory or, where the state is on the host, for a
+    file, and the class schedule.Line for the states of a line.
     """
     if checkpoints is schedule.Line:
         return Line
-    if isinstance(checkpoints, os.PathLike):
-        return lambda stats: File(stats, checkpoints)
-    return Host if isinstance(checkpoints, str) and checkpoints == "host" else Memory
+    if isinstance(checkpoints, str) and checkpoints == "host":
+        return Pinned if any(is_on_gpu(x.value) for x in tree_leaves(start)) else File
+    return partial(File, directory=checkpoints) if isinstance(checkpoints, os.PathLike) else Memory
 
 
 def n_bytes(state: PyTree) -> int:

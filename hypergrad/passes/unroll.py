@@ -85,7 +85,7 @@ def unrolled(
         n_steps,
         plan,
         stats,
-        make_store=store.parse(checkpoints),
+        make_store=store.parse(checkpoints, start),
         per_step=per_step,
         callback=callback and _on_arrays(callback),
     )
