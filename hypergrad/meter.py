@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 import tracemalloc
-from types import TracebackType
 from typing import Any
 
 _open: list[Meter] = []  # meters that are tracing, outermost first; they share tracemalloc's single peak
@@ -55,10 +54,10 @@ class Meter:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.seconds = time.perf_counter() - self._start
         if self._pool is not None:
-            self._pool.__exit__(kind, error, trace)
+            self._pool.__exit__(*error)
             self.peak_device_bytes, self._pool = self._pool.peak, None
         if self._traced:
             _open.remove(self)

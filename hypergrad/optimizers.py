@@ -335,7 +335,6 @@ class SGD(Optimizer):
         return () if is_zero(self.momentum) else tree_map(zeros_like, w)
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
-        """See `Optimizer.update`."""
         velocity = None if isinstance(state, tuple) and not state else state  # a momentum that falls to 0 keeps it
         w, v = _fused(self, sgd_step, w, (velocity,), g, nesterov=self.nesterov)
         return w, () if v is None else v
@@ -360,7 +359,6 @@ class Adam(Optimizer):
     beta1: Any = 0.9
     beta2: Any = 0.999
     eps: Any = 1e-8
-    linear_in_gradient: ClassVar[bool] = False
     numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "beta1", "beta2", "eps")
 
     def init(self, w: PyTree) -> PyTree:
@@ -368,7 +366,6 @@ class Adam(Optimizer):
         return {"m": tree_map(zeros_like, w), "s": tree_map(zeros_like, w)}
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
-        """See `Optimizer.update`."""
         w, m, s = _fused(self, adam_step, w, (state["m"], state["s"]), g, t=t)
         return w, {"m": m, "s": s}
 
@@ -409,7 +406,6 @@ class RMSprop(Optimizer):
     decay: Any = 0.9
     eps: Any = 1e-8
     momentum: Any = 0.0
-    linear_in_gradient: ClassVar[bool] = False
     numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "decay", "eps", "momentum")
 
     def init(self, w: PyTree) -> PyTree:
@@ -417,7 +413,6 @@ class RMSprop(Optimizer):
         return {k: tree_map(zeros_like, w) for k in (("s",) if is_zero(self.momentum) else ("s", "v"))}
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
-        """See `Optimizer.update`."""
         w, s, v = _fused(self, rmsprop_step, w, (state["s"], state.get("v")), g)
         return w, {"s": s} if v is None else {"s": s, "v": v}
 
@@ -438,7 +433,6 @@ class Adagrad(Optimizer):
 
     lr: Any
     eps: Any = 1e-8
-    linear_in_gradient: ClassVar[bool] = False
     numeric_fields: ClassVar[tuple[str, ...]] = ("lr", "eps")
 
     def init(self, w: PyTree) -> PyTree:
@@ -446,6 +440,5 @@ class Adagrad(Optimizer):
         return {"s": tree_map(zeros_like, w)}
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
-        """See `Optimizer.update`."""
         w, s = _fused(self, adagrad_step, w, (state["s"],), g)
         return w, {"s": s}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..errors import ArgumentError, DeviceError, DTypeError
-from .cuda import CUDA
+from .cuda import CUDA, CudaBackend
 from .cuda import MISSING as NO_CUDA
-from .host import HOST
+from .host import HOST, HostBackend
 
 __all__ = ["DEVICES", "Array", "Backend", "as_array", "backend_of", "backend_on", "digest", "is_on_gpu", "place", "to_host"]
 
@@ -22,36 +22,7 @@ DEVICES = ("cpu", "cuda")
 
 _DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h: memory the CPU reads in place
 
-
-class Backend(Protocol):
-    """An array module and the kernels that run on its arrays."""
-
-    name: str
-
-    @property
-    def xp(self) -> Any:
-        """The array module."""
-
-    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
-        """Runs a kernel on arguments by name; its outputs by name. See `HostBackend.run`."""
-
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """An uninitialised array."""
-
-    def number(self, value: float, dtype: Any) -> Any:
-        """A Python number as a 0-d array; on a GPU nothing is copied from the host, so that a graph can record it."""
-
-    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        """Arrays joined along an axis; like `number`, without a copy from the host."""
-
-    def matmul(self, x: Any, y: Any) -> Any:
-        """The product of (..., M, K) and (..., K, N), arrays of one dtype; like `number`, a graph can record it."""
-
-    def build_info(self) -> dict[str, Any]:
-        """What the kernels were built with, or why they are missing."""
-
-    def kernels(self) -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]:
-        """Of every kernel: axes of the inputs and of the outputs by name, and the names of the attributes."""
+Backend: TypeAlias = HostBackend | CudaBackend  # an array module and the kernels that run on its arrays
 
 
 def backend_of(*arrays: Any) -> Backend:

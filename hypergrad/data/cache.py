@@ -1,8 +1,8 @@
 """Decoded images on disk: uint8 arrays that the next start maps into memory.
 
-A cache entry is one file: the images of all splits as a .npy file, behind them a description as JSON, and behind that its length and
-CRC-32. It is written under a temporary name and renamed when whole, so a reader never sees half of one, and two writers at once are fine.
-On opening, a CRC-32 of up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
+A cache entry is one file: the images of all splits as a .npy file, and behind them a description as JSON. It is written under a
+temporary name and renamed when whole, so a reader never sees half of one, and two writers at once are fine. On opening, a CRC-32 of the
+description and of up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import struct
 import tempfile
 import time
 import zlib
@@ -29,11 +28,10 @@ from .files import reading
 from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter
 
-FORMAT = 2
+FORMAT = 3
 _BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
 _THREADS, _AHEAD = 4, 16  # threads that decode, and the most blocks that they hold
 _THREADS_FROM_BYTES = 1 << 14  # of smaller files one thread decodes: the interpreter's lock costs more than a second one gains
-_END = struct.Struct("<II")
 _STALE_S = 86400.0
 
 
@@ -124,16 +122,11 @@ def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> Me
 def _read(entry: Path) -> dict[str, ImageClasses]:
     splits = {}
     with reading("cache", entry), open(entry, "rb") as file:
-        end = file.seek(-_END.size, os.SEEK_END)
-        length, crc = _END.unpack(file.read())
-        file.seek(end - length)
-        text = file.read(length)
-        if zlib.crc32(text) != crc:
-            raise ValueError("other checksum of the description")
-        meta = json.loads(text)
-        if _sampled_crc(file, end - length) != meta["crc32"]:
-            raise ValueError("other checksum of the images")
-        images: NDArray[np.uint8] = np.load(entry, mmap_mode="r", allow_pickle=False)
+        images = np.load(entry, mmap_mode="r", allow_pickle=False)
+        n_bytes = file.seek(images.offset + images.nbytes)
+        meta = json.loads(file.read())
+        if _crc(file, n_bytes, meta["splits"]) != meta["crc32"]:
+            raise ValueError("other checksum")
         for name, class_names, counts in meta["splits"]:
             offsets = np.cumsum([0, *counts])
             splits[name] = ImageClasses(name, images[: offsets[-1]], offsets, tuple(class_names))
@@ -141,9 +134,9 @@ def _read(entry: Path) -> dict[str, ImageClasses]:
     return splits
 
 
-def _sampled_crc(file: BinaryIO, n_bytes: int) -> int:
-    """CRC-32 of the first n_bytes, or of _N_BLOCKS evenly spaced blocks of them, the first and the last among them."""
-    crc, n_all = 0, -(-n_bytes // _BLOCK_BYTES)
+def _crc(file: BinaryIO, n_bytes: int, splits: Any) -> int:
+    """CRC-32 of the description and the first n_bytes, or of _N_BLOCKS evenly spaced blocks of them, the first and the last among them."""
+    crc, n_all = zlib.crc32(json.dumps(splits).encode()), -(-n_bytes // _BLOCK_BYTES)
     for i in np.linspace(0, n_all - 1, min(n_all, _N_BLOCKS)).astype(int).tolist():
         file.seek(i * _BLOCK_BYTES)
         crc = zlib.crc32(file.read(min(_BLOCK_BYTES, n_bytes - i * _BLOCK_BYTES)), crc)
@@ -183,9 +176,9 @@ def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
                     file.write(images.data)
                     tick(len(images))
             n_bytes = file.tell()
-            text = json.dumps({"crc32": _sampled_crc(file, n_bytes), "splits": splits}).encode()
+            text = json.dumps({"crc32": _crc(file, n_bytes, splits), "splits": splits}).encode()
             file.seek(n_bytes)
-            file.write(text + _END.pack(len(text), zlib.crc32(text)))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, entry)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,13 +26,10 @@ class Reporter:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:
         """Show a bar of `total` items, >= 0, while the block runs; it is given a callable that takes the number of items just done."""
-        if not (self.console.is_terminal or self.console.is_jupyter):
-            yield lambda n: None
-            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda n: bar.advance(task, n)
+        hidden = not (self.console.is_terminal or self.console.is_jupyter)
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
+            yield partial(bar.advance, bar.add_task(description, total=total))
 
 
 class SilentReporter(Reporter):

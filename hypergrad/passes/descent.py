@@ -12,11 +12,11 @@ from ..tape import Tape, Tensor, primal, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from . import reversible
-from .dynamics import Bars, Pulled, Residue, Step, transposed_by_tape
+from .dynamics import Bars, Pulled, Residue, Reversible, Step, transposed_by_tape
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(Reversible):
     """Descent of an inner loss. Its state is (weights, the optimiser's state), its arguments are {"hparams", "fields"}.
 
     Attributes:
@@ -38,7 +38,6 @@ class Descent:
     name: str = "unroll"
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
-        """See `Dynamics`."""
         return start, self._optimizer(args).begin(start)
 
     def _optimizer(self, args: PyTree) -> Optimizer:
@@ -58,16 +57,13 @@ class Descent:
         return scalar("running_loss", self.running_loss(w, hparams, t))
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
-        """See `Dynamics`."""
         return self._step(state, args, t)[0]
 
     def step_with_residue(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, Residue]:
-        """See `dynamics.Reversible`."""
         step, g = self._step(state, args, t)
         return step, reversible.residue(self._optimizer(args), state, step.state, g, t)
 
     def undo(self, state: PyTree, args: PyTree, t: int, residue: Residue) -> PyTree:
-        """See `dynamics.Reversible`."""
         return reversible.undo(self._optimizer(args), state, lambda w: self._gradient(w, args["hparams"], t)[1], residue)
 
     def _step(self, state: PyTree, args: PyTree, t: int) -> tuple[Step, PyTree]:
@@ -82,7 +78,7 @@ class Descent:
         return Step(after, output, loss, () if optimizer.is_known() else digests(after), proven), g
 
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
-        """See `Dynamics`.
+        """Cotangents of a step, by one second-order pass.
 
         Let U(s, g, fields) be the optimiser's update, L the inner loss and beta = g_bar the cotangent of the gradient. Then
 

@@ -123,7 +123,7 @@ def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, 
 
 
 @dataclass(frozen=True)
-class Stepping:
+class Stepping(Dynamics):
     """The dynamics of `scan`: a step that the user writes."""
 
     f: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
@@ -131,11 +131,9 @@ class Stepping:
     name: str = "scan"
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
-        """See `Dynamics`."""
         return start
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
-        """See `Dynamics`."""
         result = self.f(state, args, batch_of(self.name, self.batches, t))
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ArgumentError(
@@ -147,5 +145,4 @@ class Stepping:
         return Step(after, output, None, digests((after, output)))
 
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
-        """See `Dynamics`."""
         return transposed_by_tape(self, state, args, t, state_bar, output_bar)

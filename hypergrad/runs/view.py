@@ -43,16 +43,16 @@ def training_view(iterations: int, events: Path | None = None) -> Iterator[Calla
     """
     console = Console()
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress(*columns, console=console, transient=True)) if console.is_terminal else None
-        task = bar.add_task("training", total=iterations, status="") if bar is not None else None
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("training", total=iterations, status="")
+    with bar, contextlib.ExitStack() as stack:
         writer: EventWriter | None = None
 
         def view(record: Record) -> None:
             nonlocal writer
             if is_validation(record):
                 console.print(validation_line(record), markup=False, highlight=False, soft_wrap=True)
-            elif bar is not None and task is not None:
+            else:
                 numbers = {name: value for name, value in record.items() if name not in OF_THE_LOOP}
                 status = "  ".join(formatted(name, value) for name, value in numbers.items())
                 bar.update(task, completed=record["iteration"], status=status)

@@ -13,7 +13,7 @@ those terms are allowed, so a derivative that is wrong by more is still found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -62,6 +62,11 @@ def direction(tree: PyTree, rng: np.random.Generator) -> PyTree:
     return tree_map(one, tree)
 
 
+def cotangent(out: PyTree, rng: np.random.Generator) -> PyTree:
+    """A random cotangent of a result, of the size of 1 whatever the result."""
+    return direction(tree_map(lambda x: backend_of(x).xp.ones_like(x), out), rng)
+
+
 def moved(x: PyTree, v: PyTree, s: float) -> PyTree:
     """x + s v."""
     return tree_map(lambda a, d: a + s * d, x, v)
@@ -77,6 +82,11 @@ def host(x: Any) -> Any:
     """The array in host memory."""
     x = x.value if isinstance(x, Tensor) else x
     return x.get() if hasattr(x, "get") else x  # CuPy's arrays have get
+
+
+def names(roots: Sequence[str], trees: Sequence[PyTree]) -> list[str]:
+    """The names of all leaves of some trees."""
+    return [name for root, tree in zip(roots, trees, strict=True) for name, _ in tree_named(tree, root)]
 
 
 def vector(tree: PyTree) -> Vector:
@@ -127,7 +137,7 @@ class Difference:
     ) -> float:
         """As `compare`, for the derivative along a direction: the sum of `terms`, one for each element of the argument."""
         scale = float(np.linalg.norm(terms))
-        return compare(where, terms.sum(), self, self.values, rtol, scale, rounding=rounding, cause=cause)
+        return compare(where, terms.sum(), self.values, rtol, scale, against=self, rounding=rounding, cause=cause)
 
     def noise(self) -> float:
         """The rounding error to expect in it, measured from values of f; 0 for an f that gives two values at one point."""
@@ -233,77 +243,42 @@ def _noise(points: Any) -> Vector:
 def compare(
     where: str,
     got: Any,
-    against: Difference,
-    values: Any,
+    want: Any,
     rtol: float,
     scale: float = 0.0,
     *,
+    against: Difference | None = None,
     size: float = 0.0,
     rounding: Callable[[], Rounding] = Rounding,
     cause: Callable[[], str] = lambda: _LOOK_FOR,
 ) -> float:
-    """The largest relative error of `got` from `values`, a part of the difference `against`.
+    """The largest relative error of one derivative, `got`, from the same by another way, `want`.
 
     Args:
         scale: what the error is relative to, if it is larger than the derivative.
+        against: the finite difference that `want` is a part of; None where `want` comes from reverse mode.
         size: the size of the function that was differentiated: for a Hessian product the scalar, whose gradient `against` differences.
         rounding: gives the rounding error to expect in `got`; called only where the error is larger than rtol.
         cause: gives the words on the likely cause.
-    Raises: AssertionError for an error beyond rtol and both roundings.
+    Raises: AssertionError for an error beyond rtol and the roundings.
     """
-    got, values = np.atleast_1d(got), np.atleast_1d(values)
-    scale = max(scale, largest(values), largest(got))
-    errors = np.abs(got - values)
-    if not errors.size:
-        return 0.0
-    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    allowed = rtol * scale + against.rounding
-    if not errors[worst] <= allowed and not errors[worst] <= allowed + _excused(against, rounding(), rtol, size):
-        fail(
-            f"{where} is {got[worst]:.12g}, a finite difference gives {values[worst]:.12g} (settled to {against.spread:.1g}), "
-            f"expected them equal to {rtol:g}; {cause()}"
-        )
-    return _relative(float(errors[worst]), scale, allowed)
-
-
-def _excused(against: Difference, rounding: Rounding, rtol: float, size: float) -> float:
-    """The rounding of the derivative, and that of the difference up to rtol of the terms that cancel or a jump of `_NOISE`."""
-    size = max(size, against.size())
-    return rounding.allowed(size) + min(against.noise(), max(rtol * float(rounding.terms) / (_ROUNDINGS * EPS), _NOISE * size))
-
-
-def agree(
-    where: str,
-    got: Vector,
-    want: Vector,
-    rtol: float,
-    scale: float = 0.0,
-    *,
-    other: str,
-    rounding: Callable[[], Rounding],
-    size: float,
-    cause: Callable[[], str],
-) -> float:
-    """The largest relative difference between one derivative computed in two ways.
-
-    Args:
-        scale, rounding, cause: as in `compare`.
-        other: the name of the second way.
-        size: the size of the function whose derivative it is.
-    Raises: AssertionError for a difference beyond rtol and the rounding, which is measured only if needed.
-    """
-    scale = max(scale, largest(want))
+    got, want = np.atleast_1d(got), np.atleast_1d(want)
     errors = np.abs(got - want)
     if not errors.size:
         return 0.0
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    if not errors[worst] <= rtol * scale and not errors[worst] <= rtol * scale + rounding().allowed(size):
-        fail(
-            f"{where}, element {worst}, is {got[worst]:.12g}, {other} gives {want[worst]:.12g}, expected them equal to {rtol:g}; {cause()}"
-        )
-    return _relative(float(errors[worst]), scale, rtol * scale)
+    error, scale = float(errors[worst]), max(scale, largest(want))
+    allowed = rtol * scale + (against.rounding if against else 0.0)
+    if not error <= allowed and not error <= allowed + _excused(against, rounding(), rtol, size):
+        other, settled = ("reverse mode", "") if against is None else ("a finite difference", f" (settled to {against.spread:.1g})")
+        place = f", element {worst}," if errors.size > 1 else ""
+        fail(f"{where}{place} is {got[worst]:.12g}, {other} gives {want[worst]:.12g}{settled}, expected them equal to {rtol:g}; {cause()}")
+    return error / scale if scale and error <= allowed else 0.0  # 0 where it is only the rounding of terms that cancel
 
 
-def _relative(error: float, scale: float, allowed: float) -> float:
-    """The relative error to report: 0 where the error is only the rounding of terms that cancel."""
-    return error / scale if scale and error <= allowed else 0.0
+def _excused(against: Difference | None, rounding: Rounding, rtol: float, size: float) -> float:
+    """The rounding of the derivative, and that of the difference up to rtol of the terms that cancel or a jump of `_NOISE`."""
+    if against is None:
+        return rounding.allowed(size)
+    size = max(size, against.size())
+    return rounding.allowed(size) + min(against.noise(), max(rtol * float(rounding.terms) / (_ROUNDINGS * EPS), _NOISE * size))

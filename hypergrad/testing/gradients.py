@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import backend_of
 from ..tape import Tensor
 from ..transforms import grad, hvp, jvp, tree_tensors, tree_values, vjp
-from ..trees import PyTree, tree_leaves, tree_map, tree_named
-from .differences import Rounding, compare, difference, direction, float64, largest, only, rounding_of, slopes, split, vector
+from ..trees import PyTree, tree_leaves, tree_named
+from .differences import Rounding, compare, cotangent, difference, direction, float64, largest, only, rounding_of, slopes, split, vector
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,11 @@ def check_gradients(
     args = float64(args, "check_gradients", "args")
     rng = np.random.default_rng(seed)
     out, pullback = vjp(f, *args)
-    out_bar = direction(tree_map(lambda x: backend_of(x).xp.ones_like(x), out), rng)
+    out_bar = cotangent(out, rng)
     bars, weights = pullback(out_bar), vector(out_bar)
 
     def weighted(xs: Sequence[PyTree]) -> Tensor:
-        """The scalar <out_bar, f(xs)>."""
-        return sum(((y * b).sum() for y, b in zip(tree_leaves(f(*xs)), tree_leaves(out_bar), strict=True)), start=Tensor(np.zeros(())))
+        return _inner(f(*xs), out_bar)
 
     def value(xs: PyTree) -> PyTree:
         return tree_values(f(*tree_tensors(xs, "check_gradients")))
@@ -74,7 +72,7 @@ def check_gradients(
         terms = vector(bar) * vector(tree_leaves(v)[i])
         first = max(
             first,
-            compare(f"check_gradients: jvp along {name}", dot(args), d, d.values, rtol, rounding=_rounding(dot, args, seed)),
+            compare(f"check_gradients: jvp along {name}", dot(args), d.values, rtol, against=d, rounding=_rounding(dot, args, seed)),
             d.weighted(weights).check(
                 f"check_gradients: vjp of {name} along a random direction", terms, rtol, _rounding(slope, args, seed)
             ),
@@ -85,11 +83,7 @@ def check_gradients(
     nestings: dict[str, Callable[[PyTree], PyTree]] = {
         "forward over reverse": lambda xs: hvp(weighted, (xs,), (v,))[2][0],
         "reverse over forward": grad(lambda xs: jvp(weighted, (xs,), (v,))[1]),
-        "reverse over reverse": grad(
-            lambda xs: sum(
-                ((g * b).sum() for g, b in zip(tree_leaves(grad(weighted)(xs)), tree_leaves(v), strict=True)), start=Tensor(np.zeros(()))
-            )
-        ),
+        "reverse over reverse": grad(lambda xs: _inner(grad(weighted)(xs), v)),
     }
     second, size = {}, float(np.abs(weights) @ np.abs(vector(out)))
     for nesting, product in nestings.items():
@@ -97,24 +91,21 @@ def check_gradients(
         def products(xs: PyTree, product: Callable[[PyTree], PyTree] = product) -> Any:
             return vector(product(xs))
 
+        options: Any = {"against": d, "size": size, "rounding": _rounding(products, args, seed)}
         parts = zip(split(products(args), args, "args"), split(d.values, args, "args"), strict=True)
         second[nesting] = max(
             (
-                compare(
-                    f"check_gradients: Hessian product, {nesting}: {name}",
-                    got,
-                    d,
-                    part,
-                    rtol,
-                    largest(d.values),
-                    size=size,
-                    rounding=_rounding(products, args, seed),
-                )
+                compare(f"check_gradients: Hessian product, {nesting}: {name}", got, part, rtol, largest(d.values), **options)
                 for (name, got), (_, part) in parts
             ),
             default=0.0,
         )
     return GradientReport(first, second)
+
+
+def _inner(xs: PyTree, ys: PyTree) -> Tensor:
+    """The scalar <xs, ys>."""
+    return sum(((x * y).sum() for x, y in zip(tree_leaves(xs), tree_leaves(ys), strict=True)), start=Tensor(np.zeros(())))
 
 
 def _rounding(f: Callable[[PyTree], Any], args: PyTree, seed: int) -> Callable[[], Rounding]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import backend_of
 from ..bilevel import Batches, Bilevel, Stats
 from ..errors import ArgumentError, DTypeError, HypergradError, ShapeError
 from ..optimizers import Optimizer, same_kind
@@ -18,7 +17,7 @@ from ..passes.reverse import objective
 from ..tape import Tape, Tensor
 from ..transforms import grad, tree_tensors, tree_values, vjp
 from ..trees import PyTree, tree_leaves, tree_map, tree_named
-from .differences import difference, direction, fail, float64, host, largest, only, rounding_of, slopes, vector
+from .differences import cotangent, difference, direction, fail, float64, host, largest, names, only, rounding_of, slopes, vector
 
 _WHERE = "check_hypergrad"
 _PURE = (
@@ -104,10 +103,6 @@ class Part:
         """The result of f, as arrays."""
         return tree_values(tree_tensors(self.f(*tree_tensors(args, _WHERE)), _WHERE))
 
-    def leaves(self) -> list[str]:
-        """The names of the leaves of its arguments."""
-        return [name for root, tree in zip(self.roots, self.args, strict=True) for name, _ in tree_named(tree, root)]
-
     def custom_ops(self) -> list[str]:
         """The ops on its tape that were declared outside this package."""
         tape = Tape()
@@ -154,9 +149,8 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
 
     Raises: AssertionError that names the leaf and the ops.
     """
-    bar = _bar(part, rng)
-    v = direction(part.args, rng)
-    for alone in (v, *(only(i, v) for i in range(len(part.leaves())))):
+    bar, v = cotangent(part.values(part.args), rng), direction(part.args, rng)
+    for alone in (v, *(only(i, v) for i in range(len(tree_leaves(v))))):
         a, b = _both(part, part.args, bar, alone)
         if not abs(a.sum() - b.sum()) <= rtol * (np.abs(a).sum() + np.abs(b).sum()):
 
@@ -167,18 +161,13 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
             size = float(np.abs(vector(bar)) @ np.abs(vector(part.values(part.args))))
             if alone is v or abs(a.sum() - b.sum()) <= rounding_of(gap, part.args, rng).largest().allowed(size):
                 continue  # it is rounding, or the next turns name the leaf that is wrong
-            i = next(i for i, x in enumerate(tree_leaves(alone)) if largest(vector(x)))
+            leaf = next(n for n, x in zip(names(part.roots, part.args), tree_leaves(alone), strict=True) if largest(vector(x)))
             fail(
-                f"{_WHERE}: {part.name}: the derivative along a random direction of {part.leaves()[i]} is {a.sum():.12g} by its vjp and "
+                f"{_WHERE}: {part.name}: the derivative along a random direction of {leaf} is {a.sum():.12g} by its vjp and "
                 f"{b.sum():.12g} by its jvp, expected them equal to {rtol:g}; it looks like {_wrong_rule(part)}"
             )
         elif alone is v:
             return
-
-
-def _bar(part: Part, rng: np.random.Generator) -> PyTree:
-    """A random cotangent of a part."""
-    return direction(tree_map(lambda x: backend_of(x).xp.ones_like(x), part.values(part.args)), rng)
 
 
 def _both(part: Part, args: PyTree, bar: PyTree, v: PyTree) -> tuple[Any, Any]:
@@ -187,8 +176,8 @@ def _both(part: Part, args: PyTree, bar: PyTree, v: PyTree) -> tuple[Any, Any]:
 
 
 def _wrong_rule(part: Part) -> str:
-    names = part.custom_ops()
-    return f"a wrong rule of the custom op {', '.join(names)} in {part.name}" if names else f"a wrong rule of an op in {part.name}"
+    ops = part.custom_ops()
+    return f"a wrong rule of {'the custom op ' + ', '.join(ops) if ops else 'an op'} in {part.name}"
 
 
 def finding(part: Part, rng: np.random.Generator) -> str | None:
@@ -197,9 +186,9 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
     if once.tobytes() != twice.tobytes():
         i = int(np.argmax(once != twice))
         return f"randomness or state in {part.name}: it gave {once[i]:.17g} and then {twice[i]:.17g} for the same arguments; {_PURE}"
-    bar, v = _bar(part, rng), direction(part.args, rng)
+    bar, v = cotangent(part.values(part.args), rng), direction(part.args, rng)
     weights = vector(bar)
-    for i, leaf in enumerate(part.leaves()):
+    for i, leaf in enumerate(names(part.roots, part.args)):
         alone = only(i, v)
 
         def both(args: PyTree, alone: PyTree = alone) -> Any:
@@ -256,21 +245,17 @@ def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.ra
     dynamics = Descent(subject.problem.inner_loss, subject.batches, optimizer, subject.problem.running_loss)
     state, args = tree_tensors((point.w, point.state), _WHERE), {"fields": fields, "hparams": h}
     step = dynamics.step(state, args, t)
-    bars: Bars = [Tensor(direction(backend_of(x.value).xp.ones_like(x.value), rng)) for x in tree_leaves((step.state, step.output))]
+    bars: Bars = [Tensor(cotangent(x.value, rng)) for x in tree_leaves((step.state, step.output))]
     n_state = len(tree_leaves(step.state))
     taken = dynamics.step_transposed(state, args, t, bars[:n_state], bars[n_state:], step.proven)
     taped = transposed_by_tape(dynamics, state, args, t, bars[:n_state], bars[n_state:])
-    names = [
-        name
-        for tree, root in ((point.w, "w"), (point.state, "state"), (fields, "optimizer"), (hparams, "hparams"))
-        for name, _ in tree_named(tree, root)
-    ]
+    labels = names(("w", "state", "optimizer", "hparams"), (point.w, point.state, fields, hparams))
     pairs = [
         tuple(None if b is None else np.ravel(host(b)) for b in pair)
         for pair in zip([*taken.state_bar, *taken.args_bar], [*taped.state_bar, *taped.args_bar], strict=True)
     ]
     scale = max((largest(b) for _, b in pairs if b is not None), default=0.0)
-    for name, (a, b) in zip(names, pairs, strict=True):
+    for name, (a, b) in zip(labels, pairs, strict=True):
         error = largest((0.0 if a is None else a) - (0.0 if b is None else b)) if a is not None or b is not None else 0.0
         if not error <= 1e-8 * scale:
             fail(
@@ -285,7 +270,7 @@ def _check_linear(optimizer: Optimizer, point: Point, rng: np.random.Generator) 
         return
     w, v = tree_tensors((point.w, point.state), _WHERE)
     out, _ = vjp(lambda g: optimizer.advance(w, v, g, point.t), point.g)
-    bar = direction(tree_map(lambda x: backend_of(x).xp.ones_like(x), out), rng)
+    bar = cotangent(out, rng)
     slopes = []
     for g in (point.g, tree_map(lambda x: 0.0 * x, point.g), point.w, direction(point.g, rng)):
         (slope,) = vjp(lambda g: optimizer.advance(w, v, g, point.t), g)[1](bar)

@@ -15,10 +15,9 @@ from ..bilevel import Batches, Bilevel, HyperGradient
 from ..errors import DifferentiationError
 from ..passes.forward import forward
 from ..passes.reverse import reverse
-from ..tape import Tensor
 from ..transforms import grad, hvp, tree_tensors, vjp
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
-from .differences import Rounding, agree, compare, difference, direction, fail, float64, largest, only, rounding_of, slopes, split, vector
+from .differences import Rounding, compare, difference, direction, fail, float64, largest, names, only, rounding_of, slopes, split, vector
 from .parts import Point, Subject, check_adjoint, check_transposed, likely_cause, loss_part, update_part, walk
 from .purity import Watched, check_batches, check_pullback, check_same_bits
 
@@ -120,7 +119,6 @@ class _Check:
 
     def run(self, checkpoints: Sequence[Any], directions: int) -> HypergradReport:
         """See `check_hypergrad`."""
-        n_steps = len(self.subject.batches)
         self.points, self.w_last = walk(self.subject, self.hparams, self.state)
         watched = Watched(self.subject, (self.hparams, self.state), "inputs")
         try:
@@ -139,13 +137,12 @@ class _Check:
         state_bar = check_pullback(self.subject, self.hparams, self.state, r, self._cause)
         inner = max((self._check_step(point) for point in self.points), default=0.0)
         self.inputs, self.bars = (self.hparams, self.state), tree_leaves((r.grad, state_bar))
-        self.names = [name for tree, root in ((self.hparams, "hparams"), (self.state, "state")) for name, _ in tree_named(tree, root)]
+        self.names = names(("hparams", "state"), self.inputs)
         moves = [(i, only(i, v)) for v in (direction(self.inputs, self.rng) for _ in range(directions)) for i in range(len(self.names))]
         agreement = self._check_forward(r, moves)
         errors, without = self._check_differences(moves)
-        return HypergradReport(
-            float(r.value), n_steps, sum(x.size for x in tree_leaves(self.hparams)), held, agreement, errors, inner, without
-        )
+        n_hparams = sum(x.size for x in tree_leaves(self.hparams))
+        return HypergradReport(float(r.value), len(self.subject.batches), n_hparams, held, agreement, errors, inner, without)
 
     def _reverse(self, subject: Subject, policy: Any) -> HyperGradient:
         """A reverse run. A step that is not the same twice fails the check."""
@@ -202,12 +199,12 @@ class _Check:
             worst = max(worst, d.check(label, terms, self.rtol, rounding(slope), self._cause))
         d = difference(lambda w: grad(loss, (0, 1))(w, hparams), w, v, self.eps, self.rtol)
         rows = (("H_ww v", h_ww, d.values[:n_w], w, "w"), ("H_hw v", h_hw, d.values[n_w:], hparams, "hparams"))
-        options: Any = {"rounding": rounding(lambda both: vector(products(both)[1])), "cause": self._cause}
+        options: Any = {"against": d, "rounding": rounding(lambda both: vector(products(both)[1])), "cause": self._cause}
         for kind, got, values, tree, root in rows:
             scale, size = largest(values), largest(vector(value(w)))
             for (name, x), (_, part) in zip(tree_named(got, root), split(values, tree, root), strict=True):
                 label = f"{where}: {kind}, forward over reverse: {name}"
-                worst = max(worst, compare(label, vector(x), d, part, self.rtol, scale, size=size, **options))
+                worst = max(worst, compare(label, vector(x), part, self.rtol, scale, size=size, **options))
         return worst
 
     # --- the whole run ------------------------------------------------------------------------------------
@@ -250,10 +247,8 @@ class _Check:
             return np.concatenate([vector(pullback(out * 0 + 1)), vector(out)])
 
         found = rounding_of(everything, (self.hparams, self.state, still), self.rng)
-        leaves, start = [], 0
-        for x in tree_leaves((self.hparams, self.state)):
-            leaves.append(Rounding(found.terms[start : start + x.size], found.noise[start : start + x.size]))
-            start += x.size
+        terms, noise = (split(x, (self.hparams, self.state), "inputs") for x in (found.terms, found.noise))
+        leaves = [Rounding(own, jumps) for (_, own), (_, jumps) in zip(terms, noise, strict=True)]
         return leaves, Rounding(found.terms[-1], found.noise[-1])
 
     def _along(self, i: int, v: PyTree) -> tuple[Any, Callable[[], Rounding]]:
@@ -266,8 +261,8 @@ class _Check:
         worst, value, subject, n = 0.0, abs(float(r.value)), self.subject, len(tree_leaves(self.hparams))
 
         def same(what: str, got: Any, want: Any, rounding: Callable[[], Rounding], size: float, scale: float = 0.0) -> float:
-            options: Any = {"other": "reverse mode", "rounding": rounding, "size": size, "cause": self._cause}
-            return agree(f"check_hypergrad: forward: {what}", got, want, self.forward_rtol, scale, **options)
+            options: Any = {"rounding": rounding, "size": size, "cause": self._cause}
+            return compare(f"check_hypergrad: forward: {what}", got, want, self.forward_rtol, scale, **options)
 
         if sum(x.size for x in tree_leaves(self.hparams)) <= _FULL_FORWARD:
             f = forward(subject.problem, self.hparams, subject.batches, outer_batch=subject.outer_batch, state=self.state)
@@ -294,7 +289,7 @@ class _Check:
         still = dict.fromkeys(self.names, True)
 
         def value(inputs: PyTree) -> PyTree:
-            return _value(self.subject.value(*tree_tensors(inputs, "check_hypergrad")))
+            return self.subject.value(*tree_tensors(inputs, "check_hypergrad")).value
 
         for i, v in moves:
             name, (terms, rounding) = self.names[i], self._along(i, v)
@@ -314,7 +309,3 @@ def _size(tree: PyTree, i: int) -> float:
     """How large leaf i is; 1 where it is zero."""
     x = vector(tree_leaves(tree)[i])
     return float(np.sqrt(np.mean(x * x))) or 1.0 if x.size else 1.0
-
-
-def _value(x: Tensor) -> Array:
-    return x.value

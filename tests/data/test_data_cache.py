@@ -93,7 +93,7 @@ def test_classes_decoded_at_once_lie_one_after_the_other(tmp_path):
     assert (data.test.class_images(5) == np.rot90(toy.images(1), axes=(1, 2))).all()
 
 
-# An entry has 10,496 bytes of header and images, then its description, then 8 bytes of length and checksum.
+# An entry has 10,496 bytes of header and images, then its description.
 @pytest.mark.parametrize(
     "damage",
     [
