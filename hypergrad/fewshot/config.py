@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..backends import DEVICES
 from ..data import OPTIONS as DATA_SETS
 from ..errors import ArgumentError, RunError
-from ..runs.configuration import Section, changed, from_json, option, options_of, section, to_json
+from ..runs.configuration import Section, changed, from_json, option, section, to_json
 from ..runs.directory import CONFIG, RunDirectory
 from ..runs.loop import Training
 from .method import Method
@@ -30,19 +29,11 @@ DATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Dataset(Section):
-    """The data. Raises: ArgumentError for an unknown data set, or a folder for glyphs. Args: see the options' help."""
+    """The data. Args: see the options' help."""
 
     data: str = option("glyphs", "Data set.", choices=tuple(DATA_SETS))
     root: str | None = option(None, "Folder with the files of the data set.", on_resume=True)
     image_size: int | None = option(None, "Side of the images, by default the data's.", low=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.data == "glyphs" and self.root is not None:
-            raise ArgumentError(
-                f"config: root is {self.root!r} with the glyphs data, expected none because glyphs are rendered from "
-                "matplotlib's fonts; leave --root away or name another --data"
-            )
 
 
 @dataclass(frozen=True)
@@ -160,19 +151,8 @@ def read_config(record: Any, where: str) -> Config:
             + ("a newer version of hypergrad wrote it: update hypergrad" if newer else "restore the file, or start a new run")
         )
     rest = {name: value for name, value in record.items() if name != "format"}
-    return from_json(Config, _nested(rest) if found == FLAT else rest, where)
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Options side by side, as format 2 had them, in their sections."""
-    paths = {o.name: o.path for o in options_of(Config) if o.kind in (None, FIRST_METHOD)}
-    record: dict[str, Any] = {"method": {"name": FIRST_METHOD}}
-    if flat.get("data") == "folder" and flat.get("image_size") is None:
-        flat = {**flat, "image_size": FLAT_FOLDER_SIZE}
-    for name, value in flat.items():
-        *sections, last = paths.get(name, (name,))
-        place = record
-        for part in sections:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return record
+    if found == FLAT:
+        rest["method"] = FIRST_METHOD
+        if rest.get("data") == "folder" and rest.get("image_size") is None:
+            rest["image_size"] = FLAT_FOLDER_SIZE
+    return from_json(Config, rest, where)

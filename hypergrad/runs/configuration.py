@@ -2,10 +2,10 @@
 
     @dataclass(frozen=True)
     class Data(Section):
-        name: str = option("glyphs", "Data set.", choices=("glyphs", "omniglot"), flag="data")
+        data: str = option("glyphs", "Data set.", choices=("glyphs", "omniglot"))
 
 A field is an option (`option`) or a section, another such dataclass. A section with `kinds` (`section`) is one of several
-dataclasses, chosen by name: the options of a method, say. Names of options are unique within a configuration.
+dataclasses, chosen by name: the options of a method, say. Names of options are unique within a configuration, and none is "name".
 """
 
 import dataclasses
@@ -81,17 +81,15 @@ def _check(field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     if choices is not None and value not in choices and not optional:
         raise ArgumentError(f"config: {field.name} is {value!r}, expected one of {', '.join(choices)}; pass one of these")
     if not fits(value, hint):
-        raise ArgumentError(f"config: {field.name} is {value!r}, expected {_text(hint)}; pass for instance {field.default!r}")
-    if data["low"] is not None and value is not None and not all(v >= data["low"] for v in _members(value)):
+        kind = getattr(hint, "__name__", hint)
+        raise ArgumentError(f"config: {field.name} is {value!r}, expected {kind}; pass for instance {field.default!r}")
+    members = () if value is None else value if isinstance(value, tuple) else (value,)
+    if data["low"] is not None and not all(v >= data["low"] for v in members):
         raise ArgumentError(f"config: {field.name} is {value}, expected at least {data['low']}; pass a larger number")
-    if data["above"] is not None and value is not None and not all(data["above"] < v < float("inf") for v in _members(value)):
+    if data["above"] is not None and not all(data["above"] < v < float("inf") for v in members):
         raise ArgumentError(
             f"config: {field.name} is {value}, expected a finite number > {data['above']}; pass for instance {field.default}"
         )
-
-
-def _members(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -106,10 +104,6 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint)
-
-
-def _text(hint: Any) -> str:
-    return f"one of {typing.get_args(hint)}" if typing.get_origin(hint) is Literal else getattr(hint, "__name__", str(hint))
 
 
 @dataclass(frozen=True)
@@ -199,46 +193,30 @@ def to_json(config: Any) -> dict[str, Any]:
     return record
 
 
-def from_json(cls: type[C], record: Any, where: str) -> C:
+def from_json(cls: type[C], record: Mapping[str, Any], where: str) -> C:
     """The configuration that `to_json` wrote, by this version or an older one.
 
-    Args: cls: its class; record: the parsed JSON; where: the file's name, for messages.
+    Args: cls: its class; record: the parsed JSON, an object; where: the file's name, for messages.
     Returns: a configuration; what the record lacks has its default.
-    Raises: RunError for an unknown field, which only a newer version writes, and for a value of a wrong type or out of its range.
+    Raises: RunError for an unknown option or kind, and for a value of a wrong type or out of its range.
     Cost: O(options).
     """
     try:
-        return typing.cast(C, _from_json(cls, record, where))
+        return changed(cls(), _flat(record))
     except ArgumentError as error:
-        raise RunError(f"config: {where} is not valid ({error}); restore the file, or start a new run") from error
-
-
-def _from_json(cls: type, record: Any, where: str) -> Any:
-    if not isinstance(record, dict):
-        raise RunError(f"config: {where} has {record!r} for a {cls.__name__}, expected an object; restore the file, or start a new run")
-    hints, values, rest = typing.get_type_hints(cls), {}, dict(record)
-    for field in dataclasses.fields(cls):
-        if field.name not in rest:
-            continue
-        value, kinds, each = rest[field.name], field.metadata.get("kinds"), hints[field.name]
-        if kinds is not None and isinstance(value, dict):
-            name = value.get("name")
-            if name not in kinds:
-                raise RunError(
-                    f"config: {where} has the {field.name} {name!r}, expected one of {', '.join(kinds)}; install what provides it, or use "
-                    "the version of hypergrad that wrote it"
-                )
-            each, value = kinds[name], {key: v for key, v in value.items() if key != "name"}
-        if kinds is not None or dataclasses.is_dataclass(each):
-            values[field.name] = _from_json(typing.cast(type, each), value, where)
-        elif _is_option(field):
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        else:
-            continue
-        del rest[field.name]
-    if rest:
         raise RunError(
-            f"config: {where} has unknown options ({', '.join(sorted(rest))}), expected those of this version of hypergrad; a newer "
-            "version wrote it: update hypergrad"
-        )
-    return cls(**values)
+            f"config: {where} is not valid ({error}); restore the file or, where a newer version or a method of your own wrote it, update "
+            "hypergrad or install what provides it"
+        ) from error
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all sections by name, and by a section's own name the kind of it."""
+    values: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            values |= {key: value["name"]} if "name" in value else {}
+            values |= _flat({name: each for name, each in value.items() if name != "name"})
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return values

@@ -80,7 +80,6 @@ def test_names_of_options_are_unique_within_a_method():
         ({"sweep": ()}, "sweep is \\(\\)"),
         ({"sweep": (1, -2)}, "expected at least 0"),
         ({"filters": 3.5}, "filters is 3.5, expected int"),
-        ({"root": "/x"}, "glyphs are rendered"),
         ({"n_ways": 5}, "unknown options n_ways"),
     ],
 )
@@ -94,12 +93,12 @@ def test_values_out_of_range_are_refused(changes, message):
     [
         ({"format": 99}, "format 99, expected 2 or 3; a newer version.*update hypergrad"),
         ({"format": None}, "format null.*restore"),
-        ({"colour": "red"}, r"unknown options \(colour\).*update hypergrad"),
-        ({"training": {"momentum": 1}}, r"unknown options \(momentum\)"),
-        ({"training": 3}, "has 3 for a Training, expected an object"),
+        ({"colour": "red"}, "unknown options colour, .*update hypergrad"),
+        ({"training": {"momentum": 1}}, "unknown options momentum"),
+        ({"training": 3}, "unknown options training"),
         ({"episodes": {"n_way": "five"}}, "n_way is 'five', expected int"),
         ({"method": {"name": "maml", "first_order": 1}}, "first_order is 1, expected bool"),
-        ({"method": {"name": "magic"}}, "method 'magic', expected one of hyper-representation, maml"),
+        ({"method": {"name": "magic"}}, "method is 'magic', expected one of hyper-representation, maml.*install what provides it"),
         ({"method": {"name": "maml", "sweep": [1, "2"]}}, "sweep"),
         ({"episodes": {"n_way": 1}}, "n_way is 1"),
     ],
@@ -122,7 +121,7 @@ def test_a_file_of_format_2_is_read():
     values = option_values(config)
     expected = {name: tuple(v) if isinstance(v, list) else v for name, v in FLAT.items() if name != "format"}
     assert {name: values[name] for name in expected} == expected and config.method_name == "hyper-representation"
-    with pytest.raises(RunError, match=r"unknown options \(colour\)"):
+    with pytest.raises(RunError, match="unknown options colour"):
         read_config({**FLAT, "colour": "red"}, "config.json")
 
 

@@ -15,7 +15,7 @@ from hypergrad.runs.configuration import Section, changed, from_json, option, op
 @dataclass(frozen=True)
 class Cat(Section):
     lives: int = option(9, "How many lives.", low=1)
-    name: str = option("Tom", "What it is called.")
+    fur: str = option("grey", "Its colour.")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def test_changes_reach_their_section_and_choose_a_kind():
     farm = changed(Farm(), {"rooms": 5, "animal": "dog", "lives": 2, "heat": 1})
     assert farm == Farm(house=House(rooms=5, heat=1), animal=Dog(lives=2))
     assert changed(farm, {"animal": "dog"}) == farm  # the same kind keeps its options
-    with pytest.raises(ArgumentError, match="unknown options name, expected some of .*tricks"):
-        changed(farm, {"name": "Tim"})
+    with pytest.raises(ArgumentError, match="unknown options fur, expected some of .*tricks"):
+        changed(farm, {"fur": "red"})
     with pytest.raises(ArgumentError, match="animal is 'cow', expected one of cat, dog"):
         changed(farm, {"animal": "cow"})
 
@@ -82,7 +82,7 @@ def test_json_round_trips_and_what_is_missing_has_its_default():
     assert record["animal"] == {"name": "dog", "lives": 1, "tricks": [3]} and from_json(Farm, record, "farm.json") == farm
     del record["house"]["rooms"], record["seed"]
     assert from_json(Farm, record, "farm.json") == changed(farm, {"rooms": 3})
-    with pytest.raises(RunError, match=r"farm.json has unknown options \(windows\).*update hypergrad"):
+    with pytest.raises(RunError, match="farm.json is not valid .*unknown options windows, .*update hypergrad"):
         from_json(Farm, {"house": {"windows": 4}}, "farm.json")
     with pytest.raises(RunError, match="farm.json is not valid .*rooms is 0"):
         from_json(Farm, {"house": {"rooms": 0}}, "farm.json")
