@@ -232,12 +232,6 @@ def info_command() -> None:
         _say(f"{name:<16} {value}")
 
 
-def _cuda_text(status: str) -> str:
-    """The CUDA kernels, runtime and driver; or `status`, which says why there are none."""
-    build = CUDA.build_info()
-    return status if "missing" in build else f"{build['cuda']}, {len(CUDA.kernels())} kernels"
-
-
 def _environment() -> dict[str, str]:
     """Everything that decides how this installation computes. It works without the compiled extension, too."""
     build, kernels = HOST.build_info(), HOST.kernels()
@@ -250,11 +244,13 @@ def _environment() -> dict[str, str]:
     else:
         host, cuda = f"missing: {missing}", "unknown without _host"
         simd = threads = "none without _host"
+    if "missing" not in CUDA.build_info():
+        cuda = f"{CUDA.build_info()['cuda']}, {len(CUDA.kernels())} kernels"
     found = {
         "hypergrad": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "extension _host": host,
-        "extension _cuda": _cuda_text(cuda),
+        "extension _cuda": cuda,
         "SIMD": simd,
         "threads": f"{threads} ({os.cpu_count()} processors)",
         "GPU": f"{CUDA.device_count()} usable",

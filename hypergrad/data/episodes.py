@@ -114,10 +114,6 @@ class EpisodeSampler:
             parts.append(xp.asarray(np.tile(labels, (len(rows), 1))))
         return Episodes(*parts)
 
-    def episode(self, i: int) -> Episodes:
-        """Episode i alone (E = 1). Raises: ArgumentError if i is out of its range."""
-        return self.episodes(i, i + 1)
-
     def batch(self, i: int) -> Episodes:
         """Meta-batch i: episodes i * meta_batch to (i + 1) * meta_batch - 1. Raises: as `episodes`."""
         return self.episodes(i * self.meta_batch, (i + 1) * self.meta_batch)
@@ -154,8 +150,7 @@ class Accuracy:
     @classmethod
     def of(cls, accuracies: NDArray[np.float64]) -> "Accuracy":
         """Summarise accuracies of single episodes, (n,), n >= 1; std divides by n."""
-        count = len(accuracies)
-        return cls(float(np.mean(accuracies)), float(1.96 * np.std(accuracies) / np.sqrt(count)), count)
+        return cls(float(np.mean(accuracies)), float(1.96 * np.std(accuracies) / np.sqrt(len(accuracies))), len(accuracies))
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} % over {self.n_episodes} episodes"
@@ -182,7 +177,7 @@ def pixel_baseline(
     sampler = EpisodeSampler(split, n_way, k_shot, n_query, seed=seed, meta_batch=1, dtype=np.uint8)
     accuracies = np.empty(n_episodes, np.float64)
     for i in range(n_episodes):
-        episode = sampler.episode(i)
+        episode = sampler.batch(i)
         support, query = (x[0].reshape(x.shape[1], -1).astype(np.float64) for x in (episode.support, episode.query))
         # |q - s|^2 without |q|^2, which is the same for every s
         distance = np.einsum("sd,sd->s", support, support) - 2.0 * (query @ support.T)

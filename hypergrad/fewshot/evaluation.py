@@ -60,18 +60,14 @@ def evaluate_run(
         "k_shot": config.episodes.k_shot,
         "episodes": n_episodes,
         "n_steps": chosen,
-        "test_accuracy": test.mean(chosen),
-        "test_interval": test.interval(chosen),
-        "validation_accuracy": validation.mean(chosen),
-        "baseline_accuracy": baseline.mean,
-        "baseline_interval": baseline.interval,
-        "sweep": [
-            {"n_steps": n_steps}
-            | {f"{name}_accuracy": each.mean(n_steps) for name, each in found.items()}
-            | {f"{name}_interval": each.interval(n_steps) for name, each in found.items()}
-            for n_steps in test.steps
-        ],
+        **_numbers(test=test.accuracy(chosen), baseline=baseline),
+        "validation_accuracy": validation.accuracy(chosen).mean,
+        "sweep": [{"n_steps": n, **_numbers(validation=validation.accuracy(n), test=test.accuracy(n))} for n in test.steps],
     }
+
+
+def _numbers(**accuracies: Accuracy) -> dict[str, float]:
+    return {f"{name}_{key}": value for name, a in accuracies.items() for key, value in (("accuracy", a.mean), ("interval", a.interval))}
 
 
 def title_of(run: RunDirectory, config: Config, data: MetaDataset) -> str:

@@ -1,7 +1,7 @@
 """The figures of few-shot learning as PNG bytes: accuracy against inner steps, and pairs of images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,7 @@ def steps(validation: Evaluation, test: Evaluation, chosen: int, title: str, cha
     figure, axes = new_figure(6.5, 4.6, 1, 1)
     offset = 0.04 * min(np.diff(validation.steps), default=1)  # so that the bars of the two do not cover each other
     for evaluation, color, name, shift in ((validation, ORANGE, "meta-validation", -offset), (test, GREEN, "meta-test", offset)):
-        means = [evaluation.mean(t) for t in evaluation.steps]
-        halves = [evaluation.interval(t) for t in evaluation.steps]
+        means, halves, _ = zip(*(astuple(evaluation.accuracy(t)) for t in evaluation.steps), strict=True)
         label = f"{name}, {len(evaluation.accuracies)} episodes, 95 % intervals"
         at = np.array(evaluation.steps) + shift
         axes.errorbar(at, means, yerr=halves, fmt="o-", color=color, capsize=3, markersize=4, label=label)

@@ -58,9 +58,9 @@ class FewShot:
         """Mean accuracy on the fixed meta-validation episodes. Cost: `eval_episodes` episodes."""
         count, steps = self.config.evaluation.eval_episodes, self.method.usual_steps
         found = evaluate(self.method, hparams, self.validation, count, [steps], graphs=self.config.graphs)
-        accuracy = found.mean(steps)
-        numbers = {"loss": found.loss(steps), "accuracy": accuracy, "interval": found.interval(steps)}
-        return accuracy, {f"validation_{name}": value for name, value in numbers.items()}
+        accuracy = found.accuracy(steps)
+        numbers = {"loss": found.loss(steps), "accuracy": accuracy.mean, "interval": accuracy.interval}
+        return accuracy.mean, {f"validation_{name}": value for name, value in numbers.items()}
 
 
 def sampler(config: Config, split: Any) -> EpisodeSampler:
@@ -76,17 +76,13 @@ class Evaluation:
     losses: Array
     accuracies: Array
 
-    def mean(self, n_steps: int) -> float:
-        """Mean accuracy over the episodes after `n_steps` inner steps, which must be one of `steps`."""
-        return float(np.mean(self.accuracies[:, self.steps.index(n_steps)]))
+    def accuracy(self, n_steps: int) -> Accuracy:
+        """Over the episodes after `n_steps` inner steps, which must be one of `steps`."""
+        return Accuracy.of(self.accuracies[:, self.steps.index(n_steps)])
 
     def loss(self, n_steps: int) -> float:
         """Mean query loss over the episodes after `n_steps` inner steps."""
         return float(np.mean(self.losses[:, self.steps.index(n_steps)]))
-
-    def interval(self, n_steps: int) -> float:
-        """Half width of the 95% interval of the mean: 1.96 * std / sqrt(n_episodes)."""
-        return Accuracy.of(self.accuracies[:, self.steps.index(n_steps)]).interval
 
     def best_steps(self) -> int:
         """The number of inner steps with the highest mean accuracy, the smallest of equals."""

@@ -162,7 +162,10 @@ class Run:
             if action == "load":
                 state = store.get(t)
             elif action == "step":
-                state = self._again(state, args, t)
+                step = self.dynamics.step(state, self._args(args, t), t)
+                self._check(t, step.loss, step.trace)
+                self.stats.steps_rerun += 1
+                state = step.state
             elif action == "undo":
                 state = cast(Reversible, self.dynamics).undo(state, self._args(args, t), t, self.residues.pop())
                 self.stats.steps_rerun += 1
@@ -181,13 +184,6 @@ class Run:
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
         return [*bar, *(total.value() for total in totals)]
-
-    def _again(self, state: PyTree, args: list[Tensor], t: int) -> PyTree:
-        """The state after step t, which is run again."""
-        step = self.dynamics.step(state, self._args(args, t), t)
-        self._check(t, step.loss, step.trace)
-        self.stats.steps_rerun += 1
-        return step.state
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
         self._same(t, self.losses[t] if loss is not None else None, self.traces[t] if trace else (), loss, trace)

@@ -17,7 +17,7 @@ from .directory import MODEL, STATE, RunDirectory
 Record = dict[str, Any]
 Arrays = dict[str, Any]
 SNAPSHOT_S = 15.0  # at most this much work is lost by a kill
-OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {"adam": lambda lr: Adam(lr=lr), "sgd": lambda lr: SGD(lr=lr)}
+OPTIMIZERS: dict[str, type[Adam] | type[SGD]] = {"adam": Adam, "sgd": SGD}
 # A State's arrays by their prefix in its file. That of the optimizer's state is "adam", whatever the optimizer, as in older files.
 _GROUPS = {"hparams": "hparams", "best_hparams": "best", "optimizer": "adam"}
 
@@ -49,7 +49,7 @@ class Training(Section):
 
     def optimizer(self) -> Optimizer:
         """The outer optimizer, its step size following the schedule. Cost: O(1)."""
-        return OPTIMIZERS[self.outer_optimizer](self.step_size)
+        return OPTIMIZERS[self.outer_optimizer](lr=self.step_size)
 
 
 class Problem(Protocol):
@@ -160,7 +160,7 @@ def load_state(run: RunDirectory, training: Training, fresh: State) -> State:
     check_like(groups["best"], fresh.hparams, where)
     optimizer = None
     if groups["adam"]:
-        _, blank = OPTIMIZERS[training.outer_optimizer](0.0).step(fresh.hparams, None, fresh.hparams, 0)  # for its structure only
+        _, blank = training.optimizer().step(fresh.hparams, None, fresh.hparams, 0)  # for its structure only
         leaves, structure = optree.tree_flatten(blank)
         check_like(groups["adam"], {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}, where)
         optimizer = optree.tree_unflatten(structure, [groups["adam"][key] for key in sorted(groups["adam"])])
@@ -197,7 +197,7 @@ def step(training: Training, problem: Problem, state: State) -> tuple[State, Rec
     """
     i = state.iteration
     loss, grad, metrics = problem.gradient(state.hparams, i)
-    hparams, optimizer = OPTIMIZERS[training.outer_optimizer](training.step_size(i)).step(state.hparams, state.optimizer, grad, i)
+    hparams, optimizer = training.optimizer().step(state.hparams, state.optimizer, grad, i)
     if isinstance(problem, Constrained):
         hparams = problem.project(hparams)
     xp = backend_of(loss).xp

@@ -53,7 +53,7 @@ def test_what_an_episode_is(sizes, seed, i, data):
     n_query = data.draw(st.integers(1, min(sizes) - k_shot))
     split = make(sizes)
     sampler = EpisodeSampler(split, n_way, k_shot, n_query, seed=seed, dtype=np.uint8)
-    e = sampler.episode(i)
+    e = sampler.episodes(i, i + 1)
     classes, support, query = sampler.indices(i)
     assert e.support.shape == (1, n_way * k_shot, 2, 3, 1) and e.query.shape == (1, n_way * n_query, 2, 3, 1)
     assert len(set(classes.tolist())) == n_way
@@ -74,7 +74,7 @@ def test_a_batch_is_its_episodes():
     sampler = EpisodeSampler(make([9] * 12), 4, 2, 3, seed=3, meta_batch=3)
     batch = sampler.batch(5)
     for j in range(3):
-        single = sampler.episode(15 + j)
+        single = sampler.episodes(15 + j, 16 + j)
         assert all((a[j] == b[0]).all() for a, b in zip(batch, single, strict=True))
     assert optree.tree_structure(batch).num_leaves == 4
     assert batch.support.dtype == np.float32 and batch.support_labels.dtype == np.int64
@@ -84,7 +84,7 @@ def test_a_batch_is_its_episodes():
 def test_images_are_numbers_between_0_and_1(dtype):
     split = make([9] * 12)
     sampler = EpisodeSampler(split, 4, 2, 3, dtype=dtype)
-    query = sampler.episode(0).query
+    query = sampler.episodes(0, 1).query
     assert query.dtype == dtype and (query[0] == to_float(split.images[sampler.indices(0)[2].ravel()], dtype)).all()
 
 
@@ -138,7 +138,7 @@ def test_numbers_out_of_range(arguments, words):
 
 def test_episode_numbers_out_of_range():
     sampler = EpisodeSampler(make([20] * 5), 2, 1)
-    for call in (lambda: sampler.episode(-1), lambda: sampler.indices(2**64), lambda: sampler.batch(-1)):
+    for call in (lambda: sampler.episodes(-1, 0), lambda: sampler.indices(2**64), lambda: sampler.batch(-1)):
         with pytest.raises(ArgumentError, match="episode number is"):
             call()
     with pytest.raises(ArgumentError, match="stop is 3, expected at least 4"):

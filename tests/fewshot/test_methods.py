@@ -222,12 +222,12 @@ def test_evaluate_reads_exactly_the_episodes_asked_for():
     sampler = SimpleNamespace(batch=batches.__getitem__)
     result = evaluate(method, drawn(method), sampler, 5, [4, 2, 2], ticks.append)
     assert result.steps == (2, 4) and result.accuracies.shape == (5, 2) and ticks == [2, 2, 1]
-    assert result.interval(4) == 1.96 * np.std(result.accuracies[:, 1]) / np.sqrt(5)
-    assert result.mean(2) == result.accuracies[:, 0].mean()
+    assert result.accuracy(4).interval == 1.96 * np.std(result.accuracies[:, 1]) / np.sqrt(5)
+    assert result.accuracy(2).mean == result.accuracies[:, 0].mean()
     with pytest.raises(ArgumentError, match="n_episodes is 0"):
         evaluate(method, drawn(method), sampler, 0, [1])
 
 
 def test_interval_is_that_of_the_normal_distribution():
     accuracies = np.array([[0.0], [1.0], [0.0], [1.0]])
-    assert Evaluation((1,), accuracies, accuracies).interval(1) == pytest.approx(1.96 * 0.5 / 2.0)
+    assert Evaluation((1,), accuracies, accuracies).accuracy(1).interval == pytest.approx(1.96 * 0.5 / 2.0)

@@ -45,7 +45,7 @@ def test_one_image_makes_no_pair():
 def test_best_steps_is_the_smallest_of_equals():
     accuracies = np.array([[0.5, 0.9, 0.9], [0.5, 0.7, 0.7]])
     evaluation = Evaluation((1, 4, 9), np.zeros_like(accuracies), accuracies)
-    assert evaluation.best_steps() == 4 and evaluation.mean(4) == pytest.approx(0.8)
+    assert evaluation.best_steps() == 4 and evaluation.accuracy(4).mean == pytest.approx(0.8)
     assert size(plots.steps(evaluation, evaluation, 4, "a run", 0.2))[0] > 500
 
 
