@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import echo
 
 from . import __version__
 from .backends import DEVICES
@@ -63,7 +64,7 @@ Device = Annotated[str | None, typer.Option(help=with_default(f"Where to compute
 
 def _version(wanted: bool) -> None:
     if wanted:
-        _say(f"hypergrad {__version__}")
+        echo(f"hypergrad {__version__}")
         raise typer.Exit
 
 
@@ -99,11 +100,11 @@ def train_command(  # its other options are made from those of the configuration
                 check_extension(run, before.training, config.training)
                 data = open_data(config, _reporter())
                 run.write_json(CONFIG, save_config(config))
-            _say(f"{config.method_name}, {config.task} on {data.describe()}; preset {config.preset}; run {run.path}")
+            echo(f"{config.method_name}, {config.task} on {data.describe()}; preset {config.preset}; run {run.path}")
             try:
                 result = train_run(run, config, data, _reporter(), run.path / EVENTS if tensorboard else None)
             except KeyboardInterrupt:
-                _say(f"\nInterrupted; the run is saved. Go on with:  hypergrad train --resume {run.path}")
+                echo(f"\nInterrupted; the run is saved. Go on with:  hypergrad train --resume {run.path}")
                 raise typer.Exit(130) from None
             _show(run, config, result)
 
@@ -170,17 +171,17 @@ def tune_command(  # its other options are made from those of the configuration,
         if problem is None and resume is None:
             raise ArgumentError(f"tune: PROBLEM is missing, expected one of {', '.join(PROBLEMS)}; pass one, or --resume RUN")
         with tuning.open_run(problem, changes, run_dir, resume, shorten) as (run, config, task):
-            _say(f"{config.problem_name} on {task.description}; run {run.path}")
+            echo(f"{config.problem_name} on {task.description}; run {run.path}")
             try:
                 found = tuning.tune_run(run, config, task, run.path / EVENTS if tensorboard else None)
             except KeyboardInterrupt:
                 if config.problem.single_run:
-                    _say(f"\nInterrupted; {config.problem_name} is one training run, which cannot go on. Start a new one.")
+                    echo(f"\nInterrupted; {config.problem_name} is one training run, which cannot go on. Start a new one.")
                 else:
-                    _say(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
+                    echo(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
                 raise typer.Exit(130) from None
             for line in tuning.report(run, config, found):
-                _say(line)
+                echo(line)
 
 
 app.command("tune")(with_options(tune_command, tuning.OPTIONS, {}, tuning.defaults()))
@@ -197,11 +198,11 @@ def plan_command(  # its other options are made from those of the configuration,
     """Predict seconds and memory of every way to a problem's hypergradient, and pick the fastest one that fits."""
     with _clear_errors(debug):
         config, found = plan_problem(problem, changes, shorten, None if memory is None else round(1e6 * memory))
-        _say(f"{config.problem_name}: one hypergradient, as measured on this device just now")
-        _say(str(found))
+        echo(f"{config.problem_name}: one hypergradient, as measured on this device just now")
+        echo(str(found))
         if plot is not None:
             plot.write_bytes(plan_figure(found, config.problem.title))
-            _say(f"written: {plot}")
+            echo(f"written: {plot}")
 
 
 app.command("plan")(with_options(plan_command, tuning.OPTIONS, {}, tuning.defaults()))
@@ -229,7 +230,7 @@ def methods_command() -> None:
 def info_command() -> None:
     """Show versions, compiled extensions (and why one is missing), SIMD level, threads and GPU."""
     for name, value in _environment().items():
-        _say(f"{name:<16} {value}")
+        echo(f"{name:<16} {value}")
 
 
 def _environment() -> dict[str, str]:
@@ -274,17 +275,17 @@ def _of_run(run: RunDirectory, **given: Any) -> Config:
 def _show(run: RunDirectory, config: Config, result: dict[str, Any]) -> None:
     """The result beside the baseline, and the files."""
     share = 1.0 - result["test_accuracy"], 1.0 - result["baseline_accuracy"]
-    _say(f"\nfiles in {run.path}:")
+    echo(f"\nfiles in {run.path}:")
     for name, meaning in FILES.items():
         if (run.path / name).exists():
-            _say(f"  {name:<18} {meaning}")
+            echo(f"  {name:<18} {meaning}")
     sizes = f"{config.episodes.n_way}-way {config.episodes.k_shot}-shot"
     steps = f", T = {result['n_steps']} inner steps (best on meta-validation)" if len(result["sweep"]) > 1 else ""
-    _say(f"\nmeta-test, {sizes}, {result['episodes']} episodes of unseen classes{steps}:")
+    echo(f"\nmeta-test, {sizes}, {result['episodes']} episodes of unseen classes{steps}:")
     for name, key in ((config.method.title, "test"), ("pixel nearest neighbour", "baseline")):
-        _say(f"  {name:<24} {100 * result[f'{key}_accuracy']:6.2f} ± {100 * result[f'{key}_interval']:.2f} %")
+        echo(f"  {name:<24} {100 * result[f'{key}_accuracy']:6.2f} ± {100 * result[f'{key}_interval']:.2f} %")
     if share[1] > 0:
-        _say(f"  its error is {share[0] / share[1]:.2f} times the baseline's")
+        echo(f"  its error is {share[0] / share[1]:.2f} times the baseline's")
 
 
 def _show_predictions(found: Predictions) -> None:
@@ -295,15 +296,11 @@ def _show_predictions(found: Predictions) -> None:
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
     if found.resized:
         height, width, _ = found.image_shape
-        _say(f"resized to {height}x{width}, the model's size: {', '.join(found.resized)}")
+        echo(f"resized to {height}x{width}, the model's size: {', '.join(found.resized)}")
 
 
 def _reporter() -> Reporter:
     return Reporter(Console(stderr=True, force_terminal=sys.stderr.isatty()))
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
 
 
 @contextlib.contextmanager
@@ -314,10 +311,10 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     except HypergradError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted.", err=True)
+        echo("\nInterrupted.", err=True)
         raise typer.Exit(130) from None
 
 

@@ -2,23 +2,18 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ArgumentError, DataError
 from . import folder, glyphs, miniimagenet, omniglot
-from .cache import Source, cache_dir, load
+from .cache import cache_dir, load
 from .files import check_root
 from .images import MetaDataset, check_choice, check_number
 from .report import Reporter
 
-_SOURCES: Mapping[str, tuple[Callable[..., Source], str]] = {
-    "glyphs": (glyphs.source, ""),
-    "omniglot": (omniglot.source, omniglot.WHERE),
-    "miniimagenet": (miniimagenet.source, miniimagenet.WHERE),
-    "folder": (folder.source, folder.WHERE),
-}
-_PARAMETERS = {name: tuple(inspect.signature(source).parameters) for name, (source, _) in _SOURCES.items()}
+_READERS = {"glyphs": glyphs, "omniglot": omniglot, "miniimagenet": miniimagenet, "folder": folder}
+_PARAMETERS = {name: tuple(inspect.signature(reader.source).parameters) for name, reader in _READERS.items()}
 OPTIONS: Mapping[str, tuple[str, ...]] = {name: tuple(p for p in ps if p not in ("root", "n_way")) for name, ps in _PARAMETERS.items()}
 
 
@@ -50,20 +45,19 @@ def open_dataset(
         are too few classes, an image is corrupt, a class is empty, a pickle asks for code, or the cache cannot be written.
     Cost: glyphs 3 s, Omniglot 10 s, MiniImagenet 20 s, other images 0.1 to 5 ms each, once; then some milliseconds and one stat a file.
     """
-    check_choice("open_dataset: name", name, _SOURCES)
+    check_choice("open_dataset: name", name, _READERS)
     check_number("open_dataset: n_way", n_way, 1)
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
         check_choice(f"open_dataset: option of '{name}'", option, OPTIONS[name])
-    source, where = _SOURCES[name]
-    if where:
-        given["root"] = check_root(name, root, where)
+    if "root" in _PARAMETERS[name]:
+        given["root"] = check_root(name, root, _READERS[name].WHERE)
     elif root is not None:
         raise ArgumentError(f"open_dataset: root is '{root}', expected none because {name} is rendered from fonts; leave it out")
     if "n_way" in _PARAMETERS[name]:
         given["n_way"] = n_way
     try:
-        opened = source(**given)
+        opened = _READERS[name].source(**given)
     except OSError as error:
         raise DataError(f"open_dataset: root {root} has unreadable contents ({error}); check its permissions") from error
     reporter = reporter if reporter is not None else Reporter()

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..backends import place, to_host
 from ..capture import capture
-from ..data import Accuracy, Episodes, EpisodeSampler, MetaDataset
+from ..data import Accuracy, EpisodeSampler, MetaDataset
 from ..errors import ArgumentError
 from ..runs.loop import Record
 from ..transforms import value_and_grad
@@ -121,11 +122,8 @@ def evaluate(
     losses: list[Array] = []
     accuracies: list[Array] = []
     done = index = 0
-
-    def work(hparams: Any, batch: Episodes) -> tuple[Array, Array]:
-        return method.evaluate(hparams, batch, ordered)
-
-    sweep = capture(work) if graphs else work
+    sweep: Callable[..., Any] = partial(method.evaluate, steps=ordered)
+    sweep = capture(sweep) if graphs else sweep
     while done < n_episodes:
         batch_losses, batch_accuracies = sweep(hparams, episodes.batch(index))
         losses.append(to_host(batch_losses))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 
 import numpy as np
@@ -142,8 +143,9 @@ class Run:
             if self.store is None:  # the pullback is called again: its first call dropped the states as it used them
                 self._first(inputs, keep=True)
                 self.stats.steps_rerun += self.n_steps
-                for t in range(self.n_steps):
-                    self._same(t, losses[t] if losses else None, traces[t], self.losses[t] if losses else None, self.traces[t])
+                again, self.losses, self.traces = list(zip_longest(self.losses, self.traces)), losses, traces
+                for t, (loss, trace) in enumerate(again):
+                    self._check(t, loss, trace)
             assert self.store is not None
             got = set_aside(self.surroundings.run, self._pull, self.store, inputs, [None if b is None else untaped(b) for b in bars])
         finally:  # after an error, too: the next pullback runs the steps again and compares them with the first run
@@ -186,20 +188,15 @@ class Run:
         return [*bar, *(total.value() for total in totals)]
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
-        self._same(t, self.losses[t] if loss is not None else None, self.traces[t] if trace else (), loss, trace)
-
-    def _same(
-        self, t: int, loss: Tensor | None, trace: tuple[int | None, ...], again: Tensor | None, trace_again: tuple[int | None, ...]
-    ) -> None:
-        """Raises: DifferentiationError unless step t was the same when it was run again. Arrays on a GPU are not compared."""
-        if loss is not None and again is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != again.value.tobytes():
+        """Raises: DifferentiationError unless step t, run again, was the same as the first time. Arrays on a GPU are not compared."""
+        if loss is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != self.losses[t].value.tobytes():
             raise self._error(
-                f"the inner loss of step {t} was {loss.value.item():.17g} and is {again.value.item():.17g} when the step is "
+                f"the inner loss of step {t} was {self.losses[t].value.item():.17g} and is {loss.value.item():.17g} when the step is "
                 f"run again, expected the same bits because reverse mode runs every step again; {_REMEDY}"
             )
-        if trace != trace_again:
+        if trace and trace != self.traces[t]:
             raise self._error(
-                f"step {t} led to another state when it was run again (digests {trace} and {trace_again}), expected the same "
+                f"step {t} led to another state when it was run again (digests {self.traces[t]} and {trace}), expected the same "
                 f"bits because reverse mode runs every step again; {_REMEDY}"
             )
 
