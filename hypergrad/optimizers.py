@@ -208,29 +208,28 @@ class Optimizer:
 
         Functions that return Python numbers become schedules of the dtype of `like`, as Python numbers do.
         """
-        found: dict[str, Any] = {}
-        for name in self.numeric_fields:
-            value = getattr(self, name)
-            if isinstance(value, np.generic):  # a number, of whatever dtype
-                found[name] = value.item()
-            elif isinstance(value, Schedule):
-                whole = Schedule(tree_tensors(value.values, "schedule")).checked(name, n_steps)
-                found[name] = whole if len(steps) == n_steps else whole.part(steps)
-            elif callable(value):
-                found[name] = _tabulated(name, value, steps, like)
-        return self.with_hyperparameters(found)
+
+        def cut(name: str, given: Schedule) -> Schedule:
+            whole = Schedule(tree_tensors(given.values, "schedule")).checked(name, n_steps)
+            return whole if len(steps) == n_steps else whole.part(steps)
+
+        return self._evaluated(cut, lambda name, f: _tabulated(name, f, steps, like))
 
     def at(self, t: int) -> Optimizer:
         """The same optimiser with the values that its schedules have in step t."""
+        return self._evaluated(lambda _, given: given.at(t), lambda _, f: f(t))
+
+    def _evaluated(self, of_schedule: Callable[[str, Schedule], Any], of_function: Callable[[str, Any], Any]) -> Optimizer:
+        """The same optimiser with other values for its schedules and functions, and Python numbers for NumPy's of whatever dtype."""
         found: dict[str, Any] = {}
         for name in self.numeric_fields:
             value = getattr(self, name)
             if isinstance(value, np.generic):
                 found[name] = value.item()
             elif isinstance(value, Schedule):
-                found[name] = value.at(t)
+                found[name] = of_schedule(name, value)
             elif callable(value):
-                found[name] = value(t)
+                found[name] = of_function(name, value)
         return self.with_hyperparameters(found)
 
     def step(self, w: PyTree, state: PyTree | None, g: PyTree, t: int) -> tuple[PyTree, PyTree]:

@@ -44,7 +44,7 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
     look = Look(sides(28 if image_size is None else image_size), 1, invert=True)
     trees = {tree: _characters(root, tree) for tree in TREES}
     characters = {name: files for tree in trees.values() for name, files in tree.items()}
-    turns = _vinyals(root, characters, train_on) if split == "vinyals" else _alphabets(root, trees, train_on)
+    turns = _vinyals(root, characters, train_on) if split == "vinyals" else _alphabets(trees, train_on)
     if not rotations:
         turns = {split: {name: [0] for name, own in chosen.items() if 0 in own} for split, chosen in turns.items()}
     options = {"image_size": look.size[0], "split": split, "train_on": train_on, "rotations": rotations}
@@ -87,14 +87,9 @@ def _vinyals(root: Path, characters: Classes, train_on: str) -> Turns:
     return turns
 
 
-def _alphabets(root: Path, trees: Mapping[str, Classes], train_on: str) -> Turns:
+def _alphabets(trees: Mapping[str, Classes], train_on: str) -> Turns:
     background, evaluation = (trees[tree] for tree in TREES)
     alphabets = sorted({name.split("/")[0] for name in background})
-    if len(alphabets) <= _VALIDATION_ALPHABETS:
-        raise DataError(
-            f"omniglot: images_background under {root} has {len(alphabets)} alphabets, expected more than {_VALIDATION_ALPHABETS} "
-            f"because that many are kept for validation; {WHERE}"
-        )
     held = [name for name in background if name.split("/")[0] in alphabets[-_VALIDATION_ALPHABETS:]]
     train = [name for name in background if train_on == "trainval" or name not in held]
     return {split: {name: [0, 1, 2, 3] for name in names} for split, names in zip(SPLITS, (train, held, evaluation), strict=True)}

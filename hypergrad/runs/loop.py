@@ -70,19 +70,15 @@ class Problem(Protocol):
 
     def init(self) -> Arrays:
         """The hyperparameters to start from: arrays by name, on the device that computes."""
-        ...
 
     def gradient(self, hparams: Arrays, iteration: int) -> tuple[Any, Arrays, Mapping[str, Any]]:
         """Loss (an array without axes), hypergradient, and further numbers to record, a function of its arguments alone."""
-        ...
 
     def metrics(self, hparams: Arrays) -> Record:
         """Numbers to record that the hyperparameters themselves hold, such as a learned step size."""
-        ...
 
     def validate(self, hparams: Arrays) -> tuple[float, Record]:
         """A score, higher is better, and the numbers to record, a function of `hparams` alone."""
-        ...
 
 
 @runtime_checkable
@@ -94,7 +90,6 @@ class Constrained(Protocol):
 
     def project(self, hparams: Arrays) -> Arrays:
         """The nearest hyperparameters in the set, taken after every step of the outer optimizer."""
-        ...
 
 
 @dataclass(frozen=True)
