@@ -38,13 +38,14 @@ def with_options(
     for name, choices in kinds.items():
         text = with_default(f"Which {name}: {', '.join(choices)}.", next(iter(choices)))
         made.append(_parameter(name, str, f"--{name.replace('_', '-')}", text, None))
-    parsers = {name: _parser(same[0].hint) for name, same in by_name.items()}
+    plain = {name: _plain(same[0].hint) for name, same in by_name.items()}
     for name, same in by_name.items():
-        made.append(_parameter(name, parsers[name][0], same[0].flag, _help(same, tables.get(name, "")), _panel(same)))
+        kind = str if typing.get_origin(plain[name]) in (Literal, tuple) else plain[name]
+        made.append(_parameter(name, kind, same[0].flag, _help(same, tables.get(name, "")), _panel(same)))
 
     def run(**given: Any) -> None:
         changes = {key.removeprefix(MARK): given.pop(key) for key in list(given) if key.startswith(MARK)}
-        changes = {name: parsers[name][1](name, v) if name in parsers else v for name, v in changes.items() if v is not None}
+        changes = {name: _value(name, plain.get(name), v) for name, v in changes.items() if v is not None}
         command(**given, changes=changes)
 
     run.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
@@ -72,25 +73,20 @@ def _parameter(name: str, kind: Any, flag: str, text: str, panel: str | None) ->
     return inspect.Parameter(MARK + name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, declared])
 
 
-def _parser(hint: Any) -> tuple[Any, Callable[[str, Any], Any]]:
-    """The type that the command line reads, and what makes the option's value of it."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return _parser(next(a for a in args if a is not type(None)))
-    if origin is Literal:
-        return str, lambda name, value: value
-    if origin is tuple:
+def _plain(hint: Any) -> Any:
+    """The annotation of an option's value where it is not None."""
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return next(a for a in typing.get_args(hint) if a is not type(None)) if optional else hint
 
-        def numbers(name: str, text: str) -> tuple[Any, ...]:
-            try:
-                return tuple(args[0](part) for part in text.split(","))
-            except ValueError as error:
-                raise ArgumentError(
-                    f"config: {name} is {text!r}, expected numbers with commas between them; pass for instance 1,2,4"
-                ) from error
 
-        return str, numbers
-    return hint, lambda name, value: value
+def _value(name: str, hint: Any, given: Any) -> Any:
+    """The option's value, of what the command line has read: text for a tuple of numbers."""
+    if typing.get_origin(hint) is not tuple:
+        return given
+    try:
+        return tuple(typing.get_args(hint)[0](part) for part in given.split(","))
+    except ValueError as error:
+        raise ArgumentError(f"config: {name} is {given!r}, expected numbers with commas between them; pass for instance 1,2,4") from error
 
 
 def _help(same: Sequence[Option], table: str) -> str:
