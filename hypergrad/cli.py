@@ -19,6 +19,7 @@ from .backends import DEVICES
 from .backends.cuda import CUDA
 from .backends.host import HOST
 from .data import cache_dir
+from .data.images import check_number
 from .data.report import Reporter
 from .errors import ArgumentError, HypergradError
 from .fewshot.config import DATA, Config, load_config, make_config, quick, save_config
@@ -129,8 +130,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate a run's best model: accuracy with its interval, sweep of inner steps, figures."""
     with _clear_errors(debug), RunDirectory(run_dir) as run:
-        if episodes < 1:
-            raise ArgumentError(f"evaluate: --episodes is {episodes}, expected at least 1; pass for instance 600")
+        check_number("evaluate: --episodes", episodes, 1)
         config = _of_run(run, root=root, device=device)
         _show(run, config, evaluate_again(run, config, open_data(config, _reporter()), episodes, _reporter()))
 

@@ -25,7 +25,7 @@ from .ops.optimizer_step import adagrad_step, adam_step, is_zero, rmsprop_step, 
 from .state import set_aside
 from .tape import Tensor
 from .transforms import arrays_of, owned, tree_tensors, zeros_like
-from .trees import PyTree, is_leaf, tree_flatten, tree_leaves, tree_map, tree_named, tree_node, tree_structure, tree_unflatten
+from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_node, tree_structure, tree_unflatten
 
 _NUMBERS = (bool, int, float)
 
@@ -38,7 +38,7 @@ def per_leaf(spec: Any, leaves: list[Any], name: str, tree: PyTree) -> Any:
     if type(tree) in _NUMBERS or type(tree) is Tensor and not tree.value.ndim:
         return tree
     own, own_spec = tree_flatten(tree)
-    one = is_leaf(own_spec)
+    one = own_spec.is_leaf()
     if not one and own_spec != spec:
         raise ArgumentError(
             f"optimizer: a field has the structure {own_spec}, expected a number, an array or {spec}; give {name} one value, "

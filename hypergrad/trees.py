@@ -50,11 +50,6 @@ def tree_structure(tree: PyTree) -> Any:
     return optree.tree_structure(cast(Any, tree))
 
 
-def is_leaf(spec: Any) -> bool:
-    """Whether the structure is a single leaf."""
-    return bool(spec.is_leaf())
-
-
 def tree_named(tree: PyTree, root: str) -> list[tuple[str, Any]]:
     """(name, leaf) in flattening order; a name is the Python expression that reaches the leaf from `root`."""
     accessors = optree.tree_accessors(cast(Any, tree))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import ArgumentError, ShapeError
+from ..data.images import check_number
+from ..errors import ShapeError
 from ..ops import conv_bn_relu_pool, reshape
 from ..tape import Tensor
 
@@ -38,8 +39,7 @@ def init_network(
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the network); Glorot & Bengio 2010 (the initial filters).
     """
     for name, size in (("in_channels", in_channels), ("filters", filters), ("blocks", blocks)):
-        if size < 1:
-            raise ArgumentError(f"init_network: {name} is {size}, expected at least 1; pass a positive number")
+        check_number(f"init_network: {name}", size, 1)
     rng = np.random.default_rng([seed, 0x6E6574])
     params: dict[str, NDArray[Any]] = {}
     channels = in_channels

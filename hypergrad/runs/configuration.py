@@ -27,7 +27,6 @@ def option(
     low: float | None = None,
     above: float | None = None,
     choices: Mapping[str, Any] | tuple[str, ...] | None = None,
-    flag: str | None = None,
     on_resume: bool = False,
 ) -> Any:
     """A field of a `Section` that a user can set.
@@ -37,13 +36,10 @@ def option(
         help: one sentence for the command's help.
         low, above: the value is at least `low`, larger than `above` (and finite).
         choices: the values allowed, where the annotation is no Literal.
-        flag: the option's name on the command line, by default the field's.
         on_resume: whether a resumed run may change it.
     Returns: a dataclass field. Cost: O(1).
     """
-    return dataclasses.field(
-        default=default, metadata=dict(help=help, low=low, above=above, choices=choices, flag=flag, on_resume=on_resume)
-    )
+    return dataclasses.field(default=default, metadata=dict(help=help, low=low, above=above, choices=choices, on_resume=on_resume))
 
 
 def section(default: Any, kinds: Mapping[str, type] | None = None) -> Any:
@@ -129,7 +125,7 @@ class Option:
     @property
     def flag(self) -> str:
         """The option on the command line, "--n-way"."""
-        return "--" + (self.field.metadata["flag"] or self.name).replace("_", "-")
+        return "--" + self.name.replace("_", "-")
 
 
 def options_of(cls: type, path: tuple[str, ...] = (), kind: str | None = None) -> Iterator[Option]:

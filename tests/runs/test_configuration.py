@@ -37,14 +37,14 @@ class House(Section):
 
 @dataclass(frozen=True)
 class Farm(Section):
-    seed: int = option(0, "Of the corn.", low=0, flag="corn-seed")
+    seed: int = option(0, "Of the corn.", low=0)
     house: House = section(House)
     animal: Any = section(Cat, kinds=KINDS)
 
 
 def test_options_are_found_in_sections_and_kinds():
     found = [(o.path, o.kind, o.flag) for o in options_of(Farm)]
-    assert found[0] == (("seed",), None, "--corn-seed") and (("house", "rooms"), None, "--rooms") in found
+    assert found[0] == (("seed",), None, "--seed") and (("house", "rooms"), None, "--rooms") in found
     assert (("animal", "lives"), "cat", "--lives") in found and (("animal", "lives"), "dog", "--lives") in found
 
 
@@ -102,7 +102,7 @@ def farm_command():
 
 
 def test_the_command_line_comes_from_the_dataclasses(farm_command):
-    result, seen = farm_command("--corn-seed", "4", "--animal", "dog", "--tricks", "5,6", "--no-lit", "--heat", "20", "--loud")
+    result, seen = farm_command("--seed", "4", "--animal", "dog", "--tricks", "5,6", "--no-lit", "--heat", "20", "--loud")
     assert result.exit_code == 0, result.output
     assert seen == {"changes": {"seed": 4, "animal": "dog", "tricks": (5, 6), "lit": False, "heat": 20.0}, "loud": True}
     result, seen = farm_command()
@@ -112,7 +112,7 @@ def test_the_command_line_comes_from_the_dataclasses(farm_command):
 def test_help_has_every_option_with_its_default(farm_command):
     text = " ".join(farm_command("--help")[0].output.split())
     for words in (
-        "--corn-seed",
+        "--seed",
         "How many rooms.",
         "default: 3; castle 90",
         "default: cat 9, dog 1",
