@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
 from itertools import zip_longest
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -19,11 +20,12 @@ from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from .dynamics import Bars, Dynamics, Residue, Reversible
 from .schedule import Schedule
-from .store import Memory, Store, n_bytes
+from .store import Store, n_bytes
 
 Callback = Callable[[int, PyTree, Tensor | None], None]
 
 
+@dataclass(eq=False)
 class Run:
     """The op of one run. Its inputs are the leaves of the first state and of the arguments.
 
@@ -38,23 +40,19 @@ class Run:
         callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
     """
 
-    proven = True
+    dynamics: Dynamics
+    state: InitVar[PyTree]
+    args: InitVar[PyTree]
+    n_steps: int
+    schedule: Schedule
+    stats: Stats
+    make_store: Callable[[Stats], Store]
+    per_step: Sequence[bool] = ()
+    callback: Callback | None = None
+    proven: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        state: PyTree,
-        args: PyTree,
-        n_steps: int,
-        schedule: Schedule,
-        stats: Stats,
-        *,
-        make_store: Callable[[Stats], Store] = Memory,
-        per_step: Sequence[bool] = (),
-        callback: Callback | None = None,
-    ) -> None:
-        self.name, self.dynamics, self.n_steps, self.schedule, self.stats = dynamics.name, dynamics, n_steps, schedule, stats
-        self.make_store, self.per_step, self.callback = make_store, per_step, callback
+    def __post_init__(self, state: PyTree, args: PyTree) -> None:
+        self.name = self.dynamics.name
         self.state_spec, self.args_spec = tree_structure(state), tree_structure(args)
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]

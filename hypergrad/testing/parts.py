@@ -17,7 +17,7 @@ from ..passes.reverse import objective
 from ..tape import Tape, Tensor
 from ..transforms import grad, tree_tensors, tree_values, vjp
 from ..trees import PyTree, tree_leaves, tree_map, tree_named
-from .differences import cotangent, difference, direction, fail, float64, host, largest, names, only, rounding_of, slopes, vector
+from .differences import cotangent, difference, direction, fail, float64, largest, names, only, rounding_of, slopes, vector
 
 _WHERE = "check_hypergrad"
 _PURE = (
@@ -250,13 +250,10 @@ def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.ra
     taken = dynamics.step_transposed(state, args, t, bars[:n_state], bars[n_state:], step.proven)
     taped = transposed_by_tape(dynamics, state, args, t, bars[:n_state], bars[n_state:])
     labels = names(("w", "state", "optimizer", "hparams"), (point.w, point.state, fields, hparams))
-    pairs = [
-        tuple(None if b is None else np.ravel(host(b)) for b in pair)
-        for pair in zip([*taken.state_bar, *taken.args_bar], [*taped.state_bar, *taped.args_bar], strict=True)
-    ]
-    scale = max((largest(b) for _, b in pairs if b is not None), default=0.0)
-    for name, (a, b) in zip(labels, pairs, strict=True):
-        error = largest((0.0 if a is None else a) - (0.0 if b is None else b)) if a is not None or b is not None else 0.0
+    found, wanted = ([np.zeros(1) if b is None else vector(b) for b in (*p.state_bar, *p.args_bar)] for p in (taken, taped))
+    scale = max(map(largest, wanted), default=0.0)
+    for name, a, b in zip(labels, found, wanted, strict=True):
+        error = largest(a - b)
         if not error <= 1e-8 * scale:
             fail(
                 f"{_WHERE}: step {t}: the cotangent of {name} is off by {error:.3g} from that of the step on a tape, expected 1e-8 of "

@@ -48,7 +48,7 @@ def test_a_problem_is_one_file_in_a_folder(tmp_path):
     assert 0.5 < result["lr"] < 1.5  # one step with 1 / curvature ends at the minimum
     hypergrad("tune", "--resume", "run", "--iterations", 32)
     unknown = invoke("tune", "--resume", tmp_path / "run")
-    assert unknown.exit_code == 1 and "problem 'step-size', expected one of" in unknown.output
+    assert unknown.exit_code == 1 and "problem is 'step-size', expected one of" in unknown.output
 
 
 def test_the_table_names_every_problem():
