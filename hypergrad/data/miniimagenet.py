@@ -15,7 +15,6 @@ from . import folder
 from .cache import Block, Plan, Source
 from .decode import Look, plan_files, sides, to_array
 from .files import Classes, File, digest, find_list, list_classes, reading
-from .images import check_choice
 from .unpickle import read_pickle
 
 STEMS = {"train": "train", "validation": "val", "test": "test"}
@@ -27,46 +26,34 @@ WHERE = (
 _ZIP_NAMES = ("miniimagenet", "mini-imagenet", "mini_imagenet", "images")
 
 
-def source(root: Path, image_size: int | None = None, form: str = "auto", seed: int = 0, n_way: int = 5) -> Source:
+def source(root: Path, image_size: int | None = None, seed: int = 0, n_way: int = 5) -> Source:
     """MiniImagenet as a source for the cache; 84x84 colour.
 
     Args:
-        root: a folder in one of four forms. "csv": `images/` (or zip files `*.zip` that hold `images/<filename>`) and `train.csv`,
-            `val.csv`, `test.csv` with the columns filename and label (in root, or in split_lists.zip); "splits": `train/`, `val/`,
-            `test/` with class folders; "pickle": `mini-imagenet-cache-{train,val,test}.pkl`; "classes": class folders.
+        root: a folder in one of four forms, of which the first that is there is read (a note says which). "csv": `images/` (or zip files
+            `*.zip` that hold `images/<filename>`) and `train.csv`, `val.csv`, `test.csv` with the columns filename and label (in root, or
+            in split_lists.zip); "splits": `train/`, `val/`, `test/` with class folders; "pickle":
+            `mini-imagenet-cache-{train,val,test}.pkl`; "classes": class folders.
         image_size: height and width, default 84.
-        form: one of the four, or "auto": the first that is there, in the order above (a note says which).
         seed: of the division in the form "classes", 64 : 16 : 20, at least n_way to each split.
         n_way: classes that each split must have.
     Memory: 1.2 GiB in the cache; the form "pickle" also takes 1.3 GiB while it is read.
     Source: Vinyals et al. 2016, arXiv:1606.04080; Ravi & Larochelle 2017.
     """
-    check_choice("miniimagenet: form", form, ("auto", "csv", "splits", "pickle", "classes"))
     look = Look(sides(84 if image_size is None else image_size), 3)
-    chosen = _find_form(root) if form == "auto" else form
-    note = (f"read in the form '{chosen}' from {root}",)
-    if chosen in ("splits", "classes"):
-        source = folder.source(root, look.size, look.channels, seed=seed, n_way=n_way)
-        if source.options["form"] != chosen:
-            raise DataError(f"miniimagenet: {root} has the form '{source.options['form']}', expected '{chosen}'; leave form at auto")
-        return source._replace(name="miniimagenet", notes=note)
-    splits = _read_csv(root) if chosen == "csv" else _find_pickles(root)
-    plan = partial(plan_files if chosen == "csv" else _plan_pickles, splits, look)
-    key = {"look": look, "files": digest(splits)}
-    return Source("miniimagenet", {"image_size": look.size[0], "form": chosen}, key, look.shape, plan, note)
-
-
-def _find_form(root: Path) -> str:
     names = {path.name for path in root.iterdir()}
     if "images" in names or {"train.csv", "val.csv", "test.csv"} <= names or ("split_lists.zip" in names and _image_zips(root)):
-        return "csv"
-    if {"train", "test"} <= names:
-        return "splits"
-    if any(f"mini-imagenet-cache-{stem}.pkl" in names for stem in STEMS.values()):
-        return "pickle"
-    if any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
-        return "classes"
-    raise DataError(f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; {WHERE}")
+        splits, form = _read_csv(root), "csv"
+    elif not {"train", "test"} <= names and any(f"mini-imagenet-cache-{stem}.pkl" in names for stem in STEMS.values()):
+        splits, form = _find_pickles(root), "pickle"
+    elif any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
+        own = folder.source(root, look.size, look.channels, seed=seed, n_way=n_way)
+        return own._replace(name="miniimagenet", notes=(f"read in the form '{own.options['form']}' from {root}",))
+    else:
+        raise DataError(f"miniimagenet: {root} has none of the four known forms, expected one because nothing is downloaded; {WHERE}")
+    plan = partial(plan_files if form == "csv" else _plan_pickles, splits, look)
+    options, key = {"image_size": look.size[0], "form": form}, {"look": look, "files": digest(splits)}
+    return Source("miniimagenet", options, key, look.shape, plan, (f"read in the form '{form}' from {root}",))
 
 
 def _image_zips(root: Path) -> list[Path]:

@@ -37,9 +37,8 @@ def open_dataset(
         cache: folder for decoded images; default see `cache_dir`.
         reporter: where progress and the data set's notes are shown; by default on standard error. Pass SilentReporter() for quiet.
         **options: glyphs: drawings=20, rotations=False, seed=0; omniglot: image_size=28, split="vinyals" or "alphabets",
-            train_on="train" or "trainval", rotations=True; miniimagenet: image_size=84, form="auto", "csv", "splits", "pickle" or
-            "classes", seed=0; folder: image_size=None (that of the images), channels=None, 1 or 3, invert=False,
-            fractions=(0.64, 0.16, 0.20), seed=0.
+            train_on="train" or "trainval", rotations=True; miniimagenet: image_size=84, seed=0; folder: image_size=None (that of the
+            images), channels=None, 1 or 3, invert=False, fractions=(0.64, 0.16, 0.20), seed=0.
     Returns: MetaDataset with splits train, validation and test; images are uint8, read-only memory maps.
     Raises: ArgumentError on an unknown name or option; DataError if files are missing (it says what to get and where to put it), there
         are too few classes, an image is corrupt, a class is empty, a pickle asks for code, or the cache cannot be written.

@@ -135,7 +135,7 @@ def test_omniglot_without_alphabets_to_spare(omniglot, copied, tmp_path):
     root = copied(omniglot)
     for i in (0, 1):
         shutil.rmtree(root / "images_background" / f"Alpha{i}")
-    with pytest.raises(DataError, match="has 5 alphabets, expected more than 5"):
+    with pytest.raises(DataError, match="split 'train' has 0 classes"):
         opened("omniglot", root, tmp_path / "cache", split="alphabets")
     shutil.rmtree(root / "images_background")
     (root / "images_background" / "Alpha1").mkdir(parents=True)
@@ -283,11 +283,7 @@ def test_miniimagenet_says_what_is_missing(mini, copied, tmp_path, form, path, c
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_miniimagenet_takes_the_form_asked_for(mini, tmp_path):
-    with pytest.raises(ArgumentError, match="form is 'hdf5', expected auto, csv, splits, pickle, classes"):
-        opened("miniimagenet", mini[0]["csv"], tmp_path, form="hdf5")
-    with pytest.raises(DataError, match="has the form 'classes', expected 'splits'"):
-        opened("miniimagenet", mini[0]["classes"], tmp_path, form="splits")
+def test_miniimagenet_in_class_folders(mini, tmp_path):
     with pytest.raises(DataError, match="has 6 class folders, expected at least 9"):
         opened("miniimagenet", mini[0]["classes"], tmp_path, n_way=3)
     assert opened("miniimagenet", mini[0]["classes"], tmp_path, n_way=2).validation.n_classes == 2
@@ -360,7 +356,7 @@ def test_open_dataset_says_which_files_it_needs(tmp_path, name, words):
     [
         ("cifar", {}, "name is 'cifar', expected glyphs, omniglot, miniimagenet, folder"),
         ("glyphs", {}, "root is .* rendered from fonts"),
-        ("omniglot", {"form": "csv"}, "option of 'omniglot' is 'form', expected image_size, split, train_on, rotations"),
+        ("omniglot", {"drawings": 2}, "option of 'omniglot' is 'drawings', expected image_size, split, train_on, rotations"),
         ("omniglot", {"split": "lake"}, "split is 'lake', expected vinyals, alphabets"),
         ("omniglot", {"train_on": "test"}, "train_on is 'test'"),
         ("miniimagenet", {"n_way": 0}, "n_way is 0, expected at least 1"),
@@ -373,7 +369,7 @@ def test_arguments_that_cannot_be(tmp_path, name, options, words):
 
 
 def test_options_that_are_none_take_their_default(omniglot, tmp_path):
-    data = opened("omniglot", omniglot, tmp_path, form=None, image_size=None, rotations=None)
+    data = opened("omniglot", omniglot, tmp_path, split=None, image_size=None, rotations=None)
     assert data.options["rotations"] is True and data.image_shape == (28, 28, 1)
 
 
@@ -389,7 +385,7 @@ def test_notes_are_shown_and_options_listed(mini, tmp_path):
     reporter = SilentReporter()
     open_dataset("miniimagenet", mini[0]["csv"], n_way=1, cache=tmp_path, reporter=reporter)
     assert reporter.messages == [f"miniimagenet: read in the form 'csv' from {mini[0]['csv']}"]
-    assert OPTIONS["miniimagenet"] == ("image_size", "form", "seed")
+    assert OPTIONS["miniimagenet"] == ("image_size", "seed")
 
 
 def test_a_root_that_cannot_be_listed(mini, tmp_path, monkeypatch):
