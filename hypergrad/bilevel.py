@@ -7,13 +7,13 @@ Source: Franceschi et al. 2017, arXiv:1703.01785; Franceschi et al. 2018, ICML.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from .errors import ArgumentError
 from .meter import Meter
+from .ops.arguments import integer
 from .optimizers import Optimizer
 from .tape import Tensor
 from .trees import PyTree
@@ -99,11 +99,8 @@ def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
     Returns: a sequence of length n_steps.
     Raises: ArgumentError for a negative n_steps.
     """
-    try:
-        count = operator.index(n_steps)
-    except TypeError:
-        count = -1
-    if count < 0 or isinstance(n_steps, bool):
+    count = integer("full_batch", "n_steps", n_steps, "it is the number of steps")
+    if count < 0:
         raise ArgumentError(f"full_batch: n_steps has {n_steps!r}, expected an integer >= 0; pass the number of steps")
     return DrawnBatches(count, lambda t: data)
 

@@ -33,18 +33,11 @@ class Reporter:
 
 
 class SilentReporter(Reporter):
-    """Shows nothing; keeps every message in `messages` and every bar's items in `finished`."""
+    """Shows nothing; keeps every message in `messages`."""
 
     def __init__(self) -> None:
         super().__init__(Console(stderr=True, quiet=True))
         self.messages: list[str] = []
-        self.finished: dict[str, int] = {}
 
     def message(self, text: str) -> None:
         self.messages.append(text)
-
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Tick]:
-        counts: list[int] = []
-        yield counts.append
-        self.finished[description] = sum(counts)
