@@ -22,15 +22,13 @@ def steps(validation: Evaluation, test: Evaluation, chosen: int, title: str, cha
     figure, axes = new_figure(6.5, 4.6, 1, 1)
     offset = 0.04 * min(np.diff(validation.steps), default=1)  # so that the bars of the two do not cover each other
     for evaluation, color, name, shift in ((validation, ORANGE, "meta-validation", -offset), (test, GREEN, "meta-test", offset)):
-        means, halves, _ = zip(*(astuple(evaluation.accuracy(t)) for t in evaluation.steps), strict=True)
-        label = f"{name}, {len(evaluation.accuracies)} episodes, 95 % intervals"
+        means, halves, counts = zip(*(astuple(evaluation.accuracy(t)) for t in evaluation.steps), strict=True)
+        label = f"{name}, {counts[0]} episodes, 95 % intervals"
         at = np.array(evaluation.steps) + shift
         axes.errorbar(at, means, yerr=halves, fmt="o-", color=color, capsize=3, markersize=4, label=label)
     axes.axvline(chosen, color=GREY, linewidth=0.8, linestyle=":", label=f"T = {chosen}, best on meta-validation")
     axes.axhline(chance, color=GREY, linewidth=1.0, linestyle="--", label=f"chance: {100 * chance:.1f} %")
-    axes.set_xticks(validation.steps)
-    axes.set_xlabel("inner steps T")
-    axes.set_ylabel("query accuracy")
+    axes.set(xticks=validation.steps, xlabel="inner steps T", ylabel="query accuracy")
     axes.set_title(title, fontsize=10)
     percent_axis(axes)
     axes.grid(alpha=0.25)
@@ -112,12 +110,7 @@ def pairs(rows: Sequence[Pairs], seed: int, title: str, components: int = 16) ->
 
 def _image(axes: Axes, image: Array, name: str, color: str) -> None:
     shown = np.clip(image, 0.0, 1.0)
-    if image.shape[-1] == 3:
-        axes.imshow(shown)
-    else:
-        axes.imshow(shown[..., 0], cmap="gray_r", vmin=0.0, vmax=1.0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.imshow(shown if image.shape[-1] == 3 else shown[..., 0], cmap="gray_r", vmin=0.0, vmax=1.0)
+    axes.set(xticks=[], yticks=[])
     axes.set_xlabel(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
-    for spine in axes.spines.values():
-        spine.set(color=color, linewidth=2.0)
+    axes.spines[:].set(color=color, linewidth=2.0)

@@ -153,13 +153,8 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
     for alone in (v, *(only(i, v) for i in range(len(tree_leaves(v))))):
         a, b = _both(part, part.args, bar, alone)
         if not abs(a.sum() - b.sum()) <= rtol * (np.abs(a).sum() + np.abs(b).sum()):
-
-            def gap(args: PyTree, alone: PyTree = alone) -> Any:
-                x, y = _both(part, args, bar, alone)
-                return np.array([x.sum(), y.sum()])
-
             size = float(np.abs(vector(bar)) @ np.abs(vector(part.values(part.args))))
-            if alone is v or abs(a.sum() - b.sum()) <= rounding_of(gap, part.args, rng).largest().allowed(size):
+            if alone is v or abs(a.sum() - b.sum()) <= rounding_of(_sums(part, bar, alone), part.args, rng).largest().allowed(size):
                 continue  # it is rounding, or the next turns name the leaf that is wrong
             leaf = next(n for n, x in zip(names(part.roots, part.args), tree_leaves(alone), strict=True) if largest(vector(x)))
             fail(
@@ -173,6 +168,11 @@ def check_adjoint(part: Part, rtol: float, rng: np.random.Generator) -> None:
 def _both(part: Part, args: PyTree, bar: PyTree, v: PyTree) -> tuple[Any, Any]:
     """The terms of <bar, f'(args) v> by the vjp and by the jvp."""
     return (vector(vjp(part.f, *args)[1](bar)) * vector(v), slopes(part.f, args, v) * vector(bar))
+
+
+def _sums(part: Part, bar: PyTree, v: PyTree) -> Callable[[PyTree], Any]:
+    """args -> <bar, f'(args) v> by the vjp and by the jvp."""
+    return lambda args: np.array([x.sum() for x in _both(part, args, bar, v)])
 
 
 def _wrong_rule(part: Part) -> str:
@@ -190,10 +190,7 @@ def finding(part: Part, rng: np.random.Generator) -> str | None:
     weights = vector(bar)
     for i, leaf in enumerate(names(part.roots, part.args)):
         alone = only(i, v)
-
-        def both(args: PyTree, alone: PyTree = alone) -> Any:
-            return np.array([x.sum() for x in _both(part, args, bar, alone)])
-
+        both = _sums(part, bar, alone)
         backward, forward = both(part.args)
         along = difference(part.values, part.args, alone, None, 1e-6).weighted(weights)
         want = float(along.values[0])

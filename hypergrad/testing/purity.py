@@ -45,14 +45,13 @@ def check_batches(batches: Batches) -> None:
                 )
     for t in reversed(steps):
         after = [_frozen(x) for x in tree_leaves(batches[t])]
-        for i, (old, now) in enumerate(zip(before[t], after, strict=False)):
-            if old != now:
-                fail(
-                    f"check_hypergrad: batches[{t}] changed between two readings (leaf {i}), expected the same because a step that is run "
-                    f"again must see its batch again; {_RESHUFFLED}"
-                )
-        if len(before[t]) != len(after):
-            fail(f"check_hypergrad: batches[{t}] had {len(before[t])} leaves and has {len(after)}, expected the same twice; {_RESHUFFLED}")
+        if after != before[t]:
+            changed = [i for i, (old, now) in enumerate(zip(before[t], after, strict=False)) if old != now]
+            what = f"changed between two readings (leaf {changed[0]})" if changed else f"had {len(before[t])} leaves and has {len(after)}"
+            fail(
+                f"check_hypergrad: batches[{t}] {what}, expected the same because a step that is run again must see its batch again; "
+                f"{_RESHUFFLED}"
+            )
 
 
 def _frozen(x: Any) -> Any:
