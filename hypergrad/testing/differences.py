@@ -186,8 +186,7 @@ def difference(f: Callable[[PyTree], PyTree], x: PyTree, v: PyTree, eps: float |
 
 def slopes(f: Callable[..., PyTree], args: tuple[PyTree, ...], v: PyTree) -> Vector:
     """The derivative of f along v by forward mode; with P directions on a leading axis of v, all of them. Trees may hold None."""
-    leaves, spec = tree_flatten(args)
-    return vector(jvp(lambda *xs: f(*tree_unflatten(spec, xs)), leaves, tree_leaves(v))[1])
+    return vector(jvp(f, args, v)[1])
 
 
 @dataclass(frozen=True)

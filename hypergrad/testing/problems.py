@@ -16,7 +16,7 @@ from ..errors import DifferentiationError
 from ..passes.forward import forward
 from ..passes.reverse import reverse
 from ..transforms import grad, hvp, tree_tensors, vjp
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_named, tree_unflatten
+from ..trees import PyTree, tree_leaves, tree_map, tree_named
 from .differences import Rounding, compare, difference, direction, fail, float64, largest, names, only, rounding_of, slopes, split, vector
 from .parts import Point, Subject, check_adjoint, check_transposed, likely_cause, loss_part, update_part, walk
 from .purity import Watched, check_batches, check_pullback, check_same_bits
@@ -174,13 +174,11 @@ class _Check:
         def value(w: PyTree) -> Array:
             return loss(tree_tensors(w, "check_hypergrad"), tree_tensors(hparams, "check_hypergrad")).value
 
-        v = direction(w, self.rng)
-        spec = tree_flatten((w, hparams))[1]
-        dots = [*tree_leaves(v), *(None for _ in tree_leaves(hparams))]
+        v, still = direction(w, self.rng), tree_map(lambda _: None, hparams)
 
         def products(both: PyTree) -> tuple[PyTree, PyTree]:
-            _, g, hessian = hvp(lambda *xs: loss(*tree_unflatten(spec, xs)), tree_leaves(both), dots)
-            return tree_unflatten(spec, g)[0], tree_unflatten(spec, hessian)
+            _, (g, _), hessian = hvp(loss, both, (v, still))
+            return g, hessian
 
         def rounding(f: Callable[[PyTree], Any]) -> Callable[[], Rounding]:
             return lambda: rounding_of(f, (w, hparams), self.rng).largest()
