@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -70,6 +71,7 @@ def forward(
     if along is not None and samples is not None:
         raise ArgumentError("forward: along and samples are both given, expected one of the two; leave one out")
     stats = Stats("forward")
+    more: dict[str, Any] = {"outer_batch": outer_batch, "state": state, "first_order": first_order}
     with Meter() as meter:
         h = tree_tensors(hparams, "forward", "hparams")
         leaves, spec = tree_flatten(h)
@@ -91,20 +93,9 @@ def forward(
                 seeds = _normal(leaves, seed, start, stop)
             else:
                 seeds = units(leaves, start, stop)
-            value, run, dots = set_aside(
-                with_tangents,
-                block,
-                problem,
-                h,
-                seeds,
-                stop - start,
-                batches,
-                stats,
-                outer_batch=outer_batch,
-                state=state,
-                first_order=first_order,
-                callback=callback if start == 0 else None,
-            )
+            first_callback = callback if start == 0 else None
+            one = partial(block, problem, h, seeds, stop - start, batches, stats, callback=first_callback, **more)
+            value, run, dots = set_aside(with_tangents, one)
             first = first or (value, run)
             parts.append(dots)
             if samples is not None:
@@ -120,8 +111,7 @@ def forward(
         assert first is not None
 
         def value_of(h: PyTree, stats: Stats = stats, **other: Any) -> tuple[Tensor, Unrolled]:
-            more = {"outer_batch": outer_batch, "state": state, "first_order": first_order, **other}
-            return objective(problem, h, batches, stats, **more)
+            return objective(problem, h, batches, stats, **more, **other)
 
         every = along is None and samples is None
         diagnose("forward", h, value_of, batches, first[1], grad if every else (), first_order=first_order)

@@ -20,16 +20,8 @@ def objective(
     problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats, *, outer_batch: Any = None, **more: Any
 ) -> tuple[Tensor, Unrolled]:
     """The outer objective and its inner run. Open tapes record them, the run as one op. `more` goes to `unrolled`."""
-    run = unrolled(
-        problem.inner_loss,
-        problem.init(hparams),
-        hparams,
-        batches,
-        problem.optimizer(hparams),
-        stats,
-        running_loss=problem.running_loss,
-        **more,
-    )
+    w_0, optimizer = problem.init(hparams), problem.optimizer(hparams)
+    run = unrolled(problem.inner_loss, w_0, hparams, batches, optimizer, stats, running_loss=problem.running_loss, **more)
     value = scalar("outer_loss", problem.outer_loss(run.w, hparams, *(() if outer_batch is None else (outer_batch,))))
     if problem.running_loss is not None and len(batches):
         value = value + scalar("running_loss", problem.running_loss(run.w, hparams, len(batches)))

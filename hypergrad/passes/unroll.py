@@ -78,16 +78,9 @@ def unrolled(
         reversible.check(optimizer)
     plan = schedule.parse(checkpoints, n_steps, last=last, memory_bytes=memory_bytes, state_bytes=store.n_bytes(start))
     per_step = [*leaves_below(args["fields"], Schedule), *(False for _ in tree_leaves(args["hparams"]))]
+    on_arrays = callback and _on_arrays(callback)
     run = Run(
-        dynamics,
-        start,
-        args,
-        n_steps,
-        plan,
-        stats,
-        make_store=store.parse(checkpoints, start),
-        per_step=per_step,
-        callback=callback and _on_arrays(callback),
+        dynamics, start, args, n_steps, plan, stats, make_store=store.parse(checkpoints, start), per_step=per_step, callback=on_arrays
     )
     (w, state), outputs = run()
     if n_weights := sum(x.size for x in tree_leaves(w_0)) * len(plan.undone):
