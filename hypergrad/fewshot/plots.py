@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..errors import ArgumentError
+from ..data.images import check_number
 from ..runs.curves import BLUE, GREEN, GREY, ORANGE, Array, legend_below, new_figure, percent_axis, png
 from .network import features
 from .problem import Evaluation
@@ -66,8 +66,7 @@ def find_pairs(hparams: Mapping[str, Any], images: Array, classes: Sequence[str]
     Returns: Pairs. Raises: ArgumentError if there are fewer than two images. Cost: one forward run, N*N*D flop.
     """
     count = len(images)
-    if count < 2:
-        raise ArgumentError(f"find_pairs: got {count} images, expected at least 2 because a pair is wanted; pass more")
+    check_number("find_pairs: number of images", count, 2)
     h = features(hparams, images[None]).value[0].astype(np.float64)
     squares = np.sum(h * h, axis=1)
     distances = squares[:, None] + squares[None] - 2.0 * h @ h.T

@@ -88,14 +88,11 @@ class RunDirectory:
             self._lock.close()
 
     def write(self, name: str, content: bytes) -> Path:
-        """Replace file `name` by `content`, atomically and durably (temporary file, fsync, rename).
-
-        Returns: its path. Raises: RunError; the previous file then stays. Cost: the bytes, and two fsync.
-        """
+        """As `write_file`, for a file of the run."""
         return write_file(self.path / name, content)
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> Path:
-        """Like `write`, for a JSON object."""
+        """As `write_file`, for a JSON object."""
         return self.write(name, _json(record))
 
     def read_json(self, name: str) -> Any:

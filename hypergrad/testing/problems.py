@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -230,18 +230,13 @@ class _Check:
                 tree_map(lambda x, d: d * (largest(vector(x)) or 1.0), x, d)
                 for x, d in zip((w_first, w_first, self.w_last), shifts, strict=True)
             )
-            shaken = Subject(
-                Bilevel(
-                    lambda w, h, b: problem.inner_loss(plus(w, tree_map(lambda x: b[0] * x, within)), h, b[1]),
-                    lambda w, h, *b: problem.outer_loss(plus(w, last), h, *b),
-                    lambda h: plus(problem.init(h), first),
-                    problem.optimizer,
-                    problem.running_loss,
-                ),
-                batches,
-                subject.outer_batch,
+            shaken = replace(
+                problem,
+                inner_loss=lambda w, h, b: problem.inner_loss(plus(w, tree_map(lambda x: b[0] * x, within)), h, b[1]),
+                outer_loss=lambda w, h, *b: problem.outer_loss(plus(w, last), h, *b),
+                init=lambda h: plus(problem.init(h), first),
             )
-            out, pullback = vjp(shaken.value, h, s)
+            out, pullback = vjp(replace(subject, problem=shaken, batches=batches).value, h, s)
             return np.concatenate([vector(pullback(out * 0 + 1)), vector(out)])
 
         found = rounding_of(everything, (self.hparams, self.state, still), self.rng)

@@ -18,6 +18,7 @@ from .parts import Subject
 
 _SAMPLE = 50
 _BUFFER = "it looks like one buffer that is handed out again and again: hand out a new array for each step"
+_UNSEEN = "it looks like an array that is read again without being looked at; the derivative must be the same or refused"
 _RESHUFFLED = (
     "it looks like randomness or state in batches, such as a new shuffle for every epoch: derive the batch from t alone, such "
     "as by default_rng((seed, t))"
@@ -134,14 +135,7 @@ def check_pullback(subject: Subject, hparams: PyTree, state: PyTree, r: HyperGra
             continue
         finally:
             x[...] = before
-        _same(
-            r.grad,
-            got[0],
-            "hparams",
-            f"a pullback after {name} was written to",
-            "in reverse mode",
-            lambda: "it looks like an array that is read again without being looked at; the derivative must be the same or refused",
-        )
+        _same(r.grad, got[0], "hparams", f"a pullback after {name} was written to", "in reverse mode", lambda: _UNSEEN)
     first, again = pullback(one), pullback(one)
     _same(r.grad, first[0], "hparams", "a pullback", "in reverse mode", cause)
     _same(first, again, "bars", "a pullback that is called again", "the first time", cause)
