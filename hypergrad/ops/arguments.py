@@ -16,7 +16,7 @@ from ..tape import Tensor
 
 def shown(value: Any) -> str:
     """The value as a message names it: itself, or the shape of an array."""
-    if isinstance(value, Tensor) or hasattr(value, "shape") and value.shape:
+    if isinstance(value, Tensor) or not isinstance(value, type) and hasattr(value, "shape") and value.shape:
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     return repr(value.item() if isinstance(value, np.generic) else value)
 

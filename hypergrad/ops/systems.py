@@ -30,6 +30,9 @@ __all__ = ["cholesky", "det", "inv", "lstsq", "pinv", "slogdet", "solve"]
 
 def _solve_value(b: Backend, x: Array, y: Array, *, name: str) -> Array:
     xp = b.xp
+    if x.shape[:-2] != y.shape[:-2] and xp is not np:  # CuPy's does not broadcast
+        lead = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        x, y = xp.broadcast_to(x, lead + x.shape[-2:]), xp.broadcast_to(y, lead + y.shape[-2:])
     try:
         out = xp.linalg.solve(x, y)
     except np.linalg.LinAlgError as error:
@@ -195,7 +198,15 @@ def _cholesky_dot(dot: Tensor, out: Tensor, x: Tensor) -> Tensor:
     return matmul(out, _halved(T(_solve(out, T(left), name="cholesky"))))
 
 
-_cholesky: Op = Op("cholesky", lambda b, x: call("cholesky", b.xp.linalg.cholesky, x), vjp=(_cholesky_x_bar,), jvp=(_cholesky_dot,))
+def _cholesky_value(b: Backend, x: Array) -> Array:
+    out = call("cholesky", b.xp.linalg.cholesky, x)
+    finite("cholesky", out)
+    if b.xp is not np and x.size and bool((largest(b.xp, out @ out.swapaxes(-1, -2) - x) > 1e-3 * largest(b.xp, x)).any()):
+        raise refuse("cholesky", "a matrix for which there is no result", "a positive definite one", "CuPy does not say so", "change it")
+    return out
+
+
+_cholesky: Op = Op("cholesky", _cholesky_value, vjp=(_cholesky_x_bar,), jvp=(_cholesky_dot,))
 
 
 def cholesky(x: Any) -> Tensor:
@@ -208,9 +219,7 @@ def cholesky(x: Any) -> Tensor:
         definite.
     Rules: L_dot = L tril(L^-1 x_dot L^-T) with half of the diagonal; any order. The cotangent is symmetric.
     """
-    out = _cholesky(symmetric("cholesky", x))
-    finite("cholesky", out.value)
-    return out
+    return _cholesky(symmetric("cholesky", x))
 
 
 def _full_rank(x: Array) -> None:
