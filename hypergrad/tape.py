@@ -23,6 +23,7 @@ import numpy as np
 
 from .backends import Array, as_array, backend_of
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
+from .methods import ArrayMethods
 from .state import Jvp, State, current, own_thread, within
 
 P = ParamSpec("P")
@@ -30,7 +31,7 @@ R = TypeVar("R")
 TANGENTS = 2  # in `want` of a pull: only the tangents of this cotangent are read, and a rule need not compute its values
 
 
-class Tensor:
+class Tensor(ArrayMethods):
     """An array that a derivative may flow through.
 
     Attributes:
@@ -86,30 +87,6 @@ class Tensor:
     def __repr__(self) -> str:
         directions = "" if self.dot is None else f", {self.dot.shape[0]} tangents"
         return f"Tensor({self.value!r}{directions}{', taped' if self.node is not None else ''})"
-
-    # The operators are ops. ops/operators.py adds them; ops/conversions.py and ops/numpy_protocol.py add the other protocols.
-    __add__: Any
-    __radd__: Any
-    __sub__: Any
-    __rsub__: Any
-    __mul__: Any
-    __rmul__: Any
-    __truediv__: Any
-    __rtruediv__: Any
-    __neg__: Any
-    __pow__: Any
-    __rpow__: Any
-    __matmul__: Any
-    __rmatmul__: Any
-    __getitem__: Any
-    __iter__: Any
-    __float__: Any
-    item: Any
-    T: Any
-    sum: Any
-    mean: Any
-    max: Any
-    reshape: Any
 
 
 def refuse_if_followed(t: Tensor, how: str) -> None:

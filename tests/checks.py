@@ -53,6 +53,7 @@ class Case:
         clear: distance that the sample keeps from kinks; differences need a few of their steps.
         seed: of the sample.
         make: arrays in place of uniform samples (called with a generator).
+        composed: the op is composed of ops that have cases of their own, whose float32 is compared with the error model of rounding.py.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Case:
     clear: float = 4e-3
     seed: int = 0
     make: Callable[[np.random.Generator], Sequence[Array]] | None = None
+    composed: bool = False
 
     def arguments(self, dtype: Any) -> list[Array]:
         """The sample, away from kinks; both dtypes get the same numbers (those of float32)."""
@@ -232,8 +234,19 @@ def check_float32(case: Case) -> None:
     single = [a.astype(np.float32) for a in args]
     dtype = case.f(*map(hg.Tensor, single)).dtype
     assert dtype == np.float32, f"{case}: value of float32 arguments has dtype {dtype}"
+    if case.composed:
+        return composed_float32(case, args, w)
     got = derivatives(case.f, single, _cast(w, np.float32))
     within_rounding(case.f, args, w, want, got, str(case))
+
+
+def composed_float32(case: Case, args: list[Array], w: Weights) -> None:
+    """One route to every derivative in float32: its dtype, and its numbers within a thousand roundings of the largest one."""
+    want, got = essentials(case.f, args, w), essentials(case.f, [a.astype(np.float32) for a in args], _cast(w, np.float32))
+    for key in want:
+        for g, a in zip(got[key], want[key], strict=True):
+            assert g.dtype == np.float32, f"{case}: {key} has dtype {g.dtype}"
+            assert_same(g, a, f"{case}: {key} in float32", 1000 * EPS[g.dtype], max(largest(a), 1.0))
 
 
 def within_rounding(

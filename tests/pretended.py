@@ -197,7 +197,7 @@ def bare(x: Any) -> Any:
 def solid(x: Any) -> Any:
     """Scalars as 0-d arrays, which have memory."""
     if isinstance(x, (tuple, list)):
-        return type(x)(solid(item) for item in x)
+        return (list if isinstance(x, list) else tuple)(solid(item) for item in x)  # CuPy has no named tuples
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 

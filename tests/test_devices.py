@@ -117,7 +117,7 @@ def test_numpys_functions_and_the_devices_arrays(cupy):
     t = hg.Tensor(cupy.asarray(x))
     for got, plain in ((on > t, v > x), (t > on, x > v), (np.isfinite(t), np.isfinite(x)), (np.zeros_like(t), np.zeros_like(x))):
         assert type(got) is cupy.ndarray and np.array_equal(cupy.asnumpy(got), plain)
-    for write in (lambda: np.add(on, t, out=on), lambda: np.add.at(on, 0, t), lambda: np.sin(t)):
+    for write in (lambda: np.add(on, t, out=on), lambda: np.add.at(on, 0, t), lambda: np.frexp(t)):
         with pytest.raises((TypeError, ValueError)):
             write()
 

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import hypergrad as hg
 import hypergrad.ops
+from hypergrad.ops import constants, initialisers
 from hypergrad.rules import REGISTRY
 from hypergrad.tape import Tape, Tensor
 
@@ -63,9 +64,13 @@ def test_every_registered_op_is_the_subject_of_a_case() -> None:
     assert set(REGISTRY) - reached == set()
 
 
+CONSTANT = [*constants.__all__, *initialisers.__all__]  # no derivative flows through their results: see test_constants.py
+
+
 def test_every_public_op_has_a_case() -> None:
     subjects = {case.name.partition("[")[0] for case in CASES}
-    assert set(hypergrad.ops.__all__) - subjects == set()
+    tried = {id(getattr(hg, name)) for name in subjects if hasattr(hg, name)}  # one of an op's names will do
+    assert [name for name in hypergrad.ops.__all__ if name not in CONSTANT and id(getattr(hg, name)) not in tried] == []
     assert all(getattr(hg, name) is getattr(hypergrad.ops, name) for name in hypergrad.ops.__all__)
 
 

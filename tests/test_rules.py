@@ -87,10 +87,10 @@ def test_a_linear_op_is_its_own_jvp_and_its_transpose_is_the_vjp() -> None:
         cut = (slice(None),) * lead + (slice(None, None, -1),)
         return b.xp.cumsum(x[cut], axis=lead)[cut]
 
-    cumsum = linear("cumsum", running, lambda bar, x, lead: reverse_cumsum(bar, lead=lead))
+    cumsum = linear("sums so far", running, lambda bar, x, lead: reverse_cumsum(bar, lead=lead))
     reverse_cumsum = linear("reverse_cumsum", backwards, lambda bar, x, lead: cumsum(bar, lead=lead))
     for shape in ((5,), (0,), (4, 3)):
-        check(Case("cumsum", lambda x: cumsum(x), lambda x: np.cumsum(x, axis=0), (shape,), exact=True))
+        check(Case("sums so far", lambda x: cumsum(x), lambda x: np.cumsum(x, axis=0), (shape,), exact=True))
         check(Case("reverse_cumsum", lambda x: reverse_cumsum(x), lambda x: np.cumsum(x[::-1], axis=0)[::-1], (shape,), exact=True))
 
 

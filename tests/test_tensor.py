@@ -60,7 +60,7 @@ def test_numpy_functions_serve_tensors_and_conversions_refuse_them() -> None:
     t = Tensor(X)
     for got, wanted in ((np.exp(t), np.exp(X)), (np.sum(t), np.sum(X)), (np.add(t, 1.0), X + 1.0)):
         assert type(got) is Tensor and np.array_equal(got.value, wanted)
-    for f in (np.asarray, np.sin, np.cumsum, lambda t: np.array([t])):
+    for f in (np.asarray, np.frexp, np.nancumsum, lambda t: np.array([t])):
         with pytest.raises(DTypeError):
             f(t)
     with pytest.raises(DTypeError, match="^Tensor: NumPy asked for its array, expected an op of hypergrad"):

@@ -11,15 +11,32 @@ from ..rules import REGISTRY as _REGISTRY
 from . import numpy_protocol as _numpy_protocol
 
 if TYPE_CHECKING:  # what the loop below exports, for type checkers
+    from .activations import *  # noqa: F403
+    from .arrangement import *  # noqa: F403
     from .arrays import *  # noqa: F403
     from .block import *  # noqa: F403
+    from .bounds import *  # noqa: F403
+    from .constants import *  # noqa: F403
     from .conv import *  # noqa: F403
+    from .decompositions import *  # noqa: F403
     from .elementwise import *  # noqa: F403
     from .head import *  # noqa: F403
+    from .initialisers import *  # noqa: F403
+    from .layers import *  # noqa: F403
     from .linalg import *  # noqa: F403
+    from .losses import *  # noqa: F403
+    from .matrices import *  # noqa: F403
     from .norm import *  # noqa: F403
     from .pooling import *  # noqa: F403
+    from .powers import *  # noqa: F403
+    from .products import *  # noqa: F403
     from .reductions import *  # noqa: F403
+    from .shapes import *  # noqa: F403
+    from .sorting import *  # noqa: F403
+    from .special import *  # noqa: F403
+    from .statistics import *  # noqa: F403
+    from .systems import *  # noqa: F403
+    from .trigonometry import *  # noqa: F403
 
 _ops = {}
 for _module in _iter_modules(__path__):  # noqa: F405

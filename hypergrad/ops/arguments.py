@@ -16,7 +16,7 @@ from ..tape import Tensor
 
 def shown(value: Any) -> str:
     """The value as a message names it: itself, or the shape of an array."""
-    if isinstance(value, Tensor) or hasattr(value, "shape") and value.shape:
+    if isinstance(value, Tensor) or not isinstance(value, type) and hasattr(value, "shape") and value.shape:
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
     return repr(value.item() if isinstance(value, np.generic) else value)
 
@@ -46,16 +46,27 @@ def _is_scalar(value: Any) -> bool:
 
 
 def number(
-    op: str, argument: str, value: Any, wanted: str, reason: str, least: float, *, excluded: bool = False, below: float = math.inf
+    op: str,
+    argument: str,
+    value: Any,
+    wanted: str,
+    reason: str,
+    least: float,
+    *,
+    excluded: bool = False,
+    below: float = math.inf,
+    infinite: bool = False,
 ) -> float:
     """A real number of at least `least` (above it where that is `excluded`) and below `below`, in Python's or NumPy's types.
+
+    Infinity is one only where `infinite` says so.
 
     Raises: ArgumentError for anything else: bools, NaN, strings, None and Tensors, whose derivative would be lost, among them.
     """
     plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if plain or _is_scalar(value) and not isinstance(value, (Tensor, np.bool_)) and value.dtype.kind in "iuf":
         found = float(value)
-        if (least < found if excluded else least <= found) and found < below:
+        if (least < found if excluded else least <= found) and (found < below or infinite and found == math.inf):
             return found
     raise ArgumentError(f"{op}: {argument} has {shown(value)}, expected {wanted} because {reason}; pass such a number")
 
@@ -68,6 +79,22 @@ def switch(op: str, argument: str, value: Any) -> bool:
     if isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1):
         return bool(value)
     raise ArgumentError(f"{op}: {argument} has {shown(value)}, expected True or False because it is a switch; pass one of them")
+
+
+def dtype_of(op: str, dtype: Any, kinds: str, wanted: str, reason: str) -> np.dtype[Any]:
+    """A dtype of one of the kinds, floats being float32 or float64, given as a NumPy dtype, its class or its name.
+
+    Raises: DTypeError for anything else.
+    """
+    found = None
+    if isinstance(dtype, (str, type, np.dtype)):
+        try:
+            found = np.dtype(dtype)
+        except TypeError:
+            found = None
+    if found is None or found.kind not in kinds or found.kind == "f" and found.itemsize not in (4, 8):
+        raise DTypeError(f"{op}: dtype has {shown(dtype)}, expected {wanted} because {reason}; pass one")
+    return found
 
 
 def array_of(op: str, argument: str, value: Any, kinds: str, wanted: str, reason: str) -> Array:

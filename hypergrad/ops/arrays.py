@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, as_array, backend_of, is_on_gpu
+from ..backends import Array, Backend, backend_of, is_on_gpu
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
 from ..rules import reshape as _reshape
 from ..tape import Node, Tensor, apply, to_tensors
-from .arguments import array_of, integer, integers, shown
+from .arguments import array_of, dtype_of, integer, integers, shown
 
-__all__ = ["broadcast_to", "concatenate", "reshape", "stack", "take", "transpose"]
+__all__ = ["astype", "broadcast_to", "concatenate", "reshape", "stack", "take", "transpose"]
 
 SHAPE, AXIS = "it counts elements", "axes are numbered"
 
@@ -26,6 +26,12 @@ def normalise_axis(name: str, axis: Any, ndim: int) -> int:
     if not -ndim <= number < ndim:
         raise ArgumentError(f"{name}: axis has {number}, expected {-ndim} to {ndim - 1} because the argument has {ndim} axes")
     return number % ndim
+
+
+def line(name: str, x: Any, axis: Any) -> tuple[Tensor, int]:
+    """x and one of its axes; with None, all elements in C order and the axis 0."""
+    (x,) = to_tensors(name, [x])
+    return (reshape(x, -1), 0) if axis is None else (x, normalise_axis(name, axis, x.ndim))
 
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
@@ -121,8 +127,8 @@ def _put_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...], shape
     return out
 
 
-_getitem: Op = linear("getitem", _getitem_value, lambda bar, x, *, lead, index: _put(bar, index=index, shape=x.shape[lead:], lead=lead))
-_put: Op = linear("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
+_getitem: Op = linear("getitem", _getitem_value, lambda bar, x, *, lead, index: put(bar, index=index, shape=x.shape[lead:], lead=lead))
+put: Op = linear("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
 
 
 def getitem(x: Any, index: Any) -> Tensor:
@@ -135,24 +141,33 @@ def getitem(x: Any, index: Any) -> Tensor:
     Raises: ArgumentError if an index is out of range; a CuPy array's entries are not read by the host and wrap around.
     """
     (x,) = to_tensors("getitem", [x])
+    return look_up("getitem", x, as_index("getitem", index))
+
+
+def as_index(name: str, index: Any) -> tuple[Any, ...]:
+    """An index as NumPy's users write it as a tuple, with lists and foreign arrays as arrays."""
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(p, Tensor) for p in parts):
-        raise ArgumentError("getitem: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
-    return _lookup(
-        "getitem", x, tuple(np.asarray(p) if isinstance(p, list) else as_array(p) if isinstance(p, np.ndarray) else p for p in parts)
-    )
+        raise ArgumentError(f"{name}: index is a Tensor, expected integers because no derivative exists in an index; use an integer array")
+    what = "integers, bools, slices, None or Ellipsis", "it chooses elements"
+    arrays = [np.asarray(p, None if p else np.intp) if isinstance(p, list) else p for p in parts]
+    return tuple([array_of(name, "index", p, "biufc", *what) if isinstance(p, np.ndarray) else p for p in arrays])
 
 
-def _lookup(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
+def look_up(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
     """x[index] for the op `name`; index arrays of the host are checked and copied to where x is."""
     try:
         if is_on_gpu(x.value) and any(isinstance(p, np.ndarray) for p in index):
             np.broadcast_to(np.int8(0), x.shape)[tuple([0 if is_on_gpu(p) else p for p in index])]  # CuPy would wrap around
-            index = tuple(backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index)
-        return _getitem(x, index=index)
+        return _getitem(x, index=beside(x, index))
     except IndexError as error:
         given = ", ".join(f"an array of shape {p.shape}" if _is_array(p) else str(p) for p in index)
         raise ArgumentError(f"{name}: index has {given}, expected one that fits shape {x.shape} because {error}") from error
+
+
+def beside(x: Tensor, index: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The index with its arrays where x is."""
+    return tuple([backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index]) if is_on_gpu(x.value) else index
 
 
 def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
@@ -168,7 +183,7 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
     """
     (x,) = to_tensors("take", [x])
     axis = normalise_axis("take", axis, x.ndim)
-    return _lookup("take", x, (slice(None),) * axis + (array_of("take", "indices", indices, "iu", "integers", "they number slices"),))
+    return look_up("take", x, (slice(None),) * axis + (array_of("take", "indices", indices, "iu", "integers", "they number slices"),))
 
 
 def _pick_value(b: Backend, x: Array, *, lead: int, index: Array) -> Array:
@@ -184,6 +199,27 @@ def _place_value(b: Backend, x: Array, *, lead: int, index: Array, size: int) ->
 
 pick: Op = linear("pick", _pick_value, lambda bar, x, *, lead, index: place(bar, index=index, size=x.shape[-1], lead=lead))
 place: Op = linear("place", _place_value, lambda bar, x, *, lead, index, size: pick(bar, index=index, lead=lead))
+
+
+# --- precision -----------------------------------------------------------------------------------------------
+
+_astype: Op = linear(
+    "astype", lambda b, x, *, lead, dtype: x.astype(dtype), lambda bar, x, *, lead, dtype: _astype(bar, dtype=x.dtype, lead=lead)
+)
+
+
+def astype(x: Any, dtype: Any) -> Tensor:
+    """x in another precision. Its derivative comes back in that of x.
+
+    Args:
+        x: array or Tensor, float32 or float64.
+        dtype: np.float32 or np.float64.
+    Returns: Tensor; x itself where it has that dtype.
+    Raises: DTypeError for another dtype.
+    """
+    (x,) = to_tensors("astype", [x])
+    found = dtype_of("astype", dtype, "f", "float32 or float64", "derivatives have these")
+    return x if found == x.dtype else _astype(x, dtype=found)
 
 
 # --- joining -------------------------------------------------------------------------------------------------
@@ -213,11 +249,14 @@ class _Concatenate(Registered):
         return cuts
 
 
-def _items(name: str, tensors: Any) -> list[Tensor]:
+def to_join(name: str, tensors: Any) -> list[Tensor]:
     """The arrays to join, as Tensors."""
     if isinstance(tensors, (str, bytes)) or not isinstance(tensors, Iterable) or hasattr(tensors, "ndim") and not tensors.ndim:
         raise ArgumentError(f"{name}: tensors has {shown(tensors)}, expected a list of arrays because several are joined; pass a list")
-    return to_tensors(name, list(tensors))
+    found = list(tensors)
+    if not found:
+        raise ArgumentError(f"{name}: tensors is empty, expected at least one array")
+    return to_tensors(name, found)
 
 
 _concatenate = _Concatenate("concatenate", arity=-1)
@@ -232,9 +271,7 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
     """
-    items = _items("concatenate", tensors)
-    if not items:
-        raise ArgumentError("concatenate: tensors is empty, expected at least one array")
+    items = to_join("concatenate", tensors)
     axis = normalise_axis("concatenate", axis, items[0].ndim)
     rest = {x.shape[:axis] + x.shape[axis + 1 :] for x in items}
     if len(rest) > 1 or len({x.ndim for x in items}) > 1:
@@ -251,11 +288,9 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     Returns: Tensor.
     Raises: ShapeError if the shapes differ; ArgumentError for an empty list.
     """
-    items = _items("stack", tensors)
+    items = to_join("stack", tensors)
     if len({x.shape for x in items}) > 1:
         raise ShapeError(f"stack: tensors have shapes {[x.shape for x in items]}, expected one shape; broadcast them first")
-    if not items:
-        raise ArgumentError("stack: tensors is empty, expected at least one array")
     axis = normalise_axis("stack", axis, items[0].ndim + 1)
     shape = items[0].shape
     return concatenate([reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in items], axis=axis)

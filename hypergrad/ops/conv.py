@@ -10,9 +10,10 @@ from ..errors import ArgumentError, ShapeError
 from ..rules import Op, bilinear, precision_now
 from ..tape import Tensor, to_tensors
 from .arguments import integer
-from .arrays import reshape
+from .arrangement import pad as padded
+from .arrays import concatenate, getitem, put, reshape
 
-__all__ = ["conv2d"]
+__all__ = ["conv1d", "conv2d", "conv_transpose2d"]
 
 Pair = tuple[int, int]
 
@@ -74,51 +75,145 @@ conv2d_wgrad: Op = bilinear(
 )
 
 
-def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> Tensor:
+def _whole(op: str, argument: str, value: Any, reason: str) -> int:
+    """A whole number of at least 1."""
+    found = integer(op, argument, value, reason)
+    if found < 1:
+        raise ArgumentError(f"{op}: {argument} has {found}, expected >= 1 because {reason}; pass 1 or more")
+    return found
+
+
+def _pixels(op: str, padding: Any, spans: tuple[int, ...]) -> tuple[int, ...]:
+    """Zeros in front of and behind each axis, of filters that span so many pixels."""
+    if isinstance(padding, str) and padding == "same":
+        if any(n % 2 == 0 for n in spans):
+            raise ArgumentError(
+                f"{op}: w has filters of {spans}, expected odd sizes because padding 'same' is symmetric; pass pixels or 'valid'"
+            )
+        return tuple([(n - 1) // 2 for n in spans])
+    if isinstance(padding, str) and padding == "valid":
+        return (0,) * len(spans)
+    pixels = -1 if isinstance(padding, str) else integer(op, "padding", padding, "it is 'same', 'valid' or whole pixels")
+    if pixels < 0:
+        raise ArgumentError(f"{op}: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0 because zeros are added; pass one")
+    return (pixels,) * len(spans)
+
+
+def _dilated(w: Tensor, dilation: int) -> Tensor:
+    """Filters with dilation - 1 zeros between neighbouring taps."""
+    if dilation == 1:
+        return w
+    sizes = tuple([(n - 1) * dilation + 1 if n else 0 for n in w.shape[-4:-2]])
+    steps = (slice(None, None, dilation),) * 2
+    return put(w, index=(*(slice(None),) * (w.ndim - 4), *steps), shape=(*w.shape[:-4], *sizes, *w.shape[-2:]))
+
+
+def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same", dilation: int = 1, groups: int = 1) -> Tensor:
     """Cross-correlation of images with filters (no bias, no flip).
 
-    y[n,p,q,k] = sum_{r,s,c} x[n, p*stride+r-pad, q*stride+s-pad, c] * w[r,s,c,k]
+    y[n,p,q,k] = sum_{r,s,c} x[n, p*stride+r*dilation-pad, q*stride+s*dilation-pad, c] * w[r,s,c,k]
 
     Args:
         x: images, (..., N, H, W, C), float32 or float64.
-        w: filters, (R, S, C, K), or (E, R, S, C, K) for one set per episode, x then being (..., E, N, H, W, C).
+        w: filters, (R, S, C // groups, K), or (E, R, S, C // groups, K) for one set per episode, x then being (..., E, N, H, W, C).
         stride: pixels between windows, >= 1.
-        padding: "same" (odd R and S only: (R-1)/2 zeros), "valid" or zero pixels per side, >= 0.
-    Returns: y, (..., N, P, Q, K), P = (H + 2*pad - R)//stride + 1.
-    Raises: ShapeError if channels or episodes differ or P < 1; DTypeError if mixed; ArgumentError for stride or padding.
+        padding: "same" (filters that span an odd number of pixels only: half of them in zeros), "valid" or zero pixels per side, >= 0.
+        dilation: pixels between neighbouring taps of a filter, >= 1. A filter spans (R - 1)*dilation + 1 pixels.
+        groups: a divisor of C and K: each group of channels has its own K // groups filters.
+    Returns: y, (..., N, P, Q, K), P = (H + 2*pad - (R - 1)*dilation - 1)//stride + 1.
+    Raises: ShapeError if channels or episodes differ or P < 1; DTypeError if mixed; ArgumentError for the other arguments.
     Rules: bilinear, transposes conv2d_dgrad and conv2d_wgrad; any order.
-    Cost: 2*N*P*Q*K*R*S*C flop; scratch one padded image per thread. On a GPU see `precision`.
+    Cost: 2*N*P*Q*K*R*S*C//groups flop; scratch one padded image per thread. A dilated filter is multiplied with its zeros, and groups run
+        one after the other. On a GPU see `precision`.
     Source: Dumoulin & Visin 2016, arXiv:1603.07285.
     """
     x, w = to_tensors("conv2d", [x, w])
     if x.ndim < 4 or w.ndim not in (4, 5):
         raise ShapeError(f"conv2d: x has shape {x.shape} and w {w.shape}, expected (..., N, H, W, C) and (R, S, C, K) or (E, R, S, C, K)")
-    if x.shape[-1] != w.shape[-2]:
-        raise ShapeError(f"conv2d: x has {x.shape[-1]} channels, expected {w.shape[-2]} because w has shape {w.shape}; channels come last")
+    count = _whole("conv2d", "groups", groups, "they divide the channels")
+    w = _dilated(w, _whole("conv2d", "dilation", dilation, "taps stand at whole pixels"))
+    if x.shape[-1] != w.shape[-2] * count:
+        raise ShapeError(
+            f"conv2d: x has {x.shape[-1]} channels, expected {w.shape[-2] * count} because w has shape {w.shape}; channels come last"
+        )
+    if count > 1 and w.shape[-1] % count:
+        raise ArgumentError(f"conv2d: groups has {count}, expected a divisor of {w.shape[-1]} because w has so many filters; pass one")
     if w.ndim == 5 and (x.ndim < 5 or x.shape[-5] != w.shape[0]):
         raise ShapeError(f"conv2d: x has shape {x.shape}, expected {w.shape[0]} episodes on axis -5 because w has shape {w.shape}")
     rs, hw = w.shape[-4:-2], x.shape[-3:-1]
-    stride = integer("conv2d", "stride", stride, "windows start at whole pixels")
-    if stride < 1:
-        raise ArgumentError(f"conv2d: stride has {stride}, expected >= 1 because windows must move; pass 1 or more")
-    words = isinstance(padding, str)
-    pixels = -1 if words else integer("conv2d", "padding", padding, "it is 'same', 'valid' or whole pixels")
-    if words and padding == "same":
-        if rs[0] % 2 == 0 or rs[1] % 2 == 0:
-            raise ArgumentError(
-                f"conv2d: w has filters of {rs}, expected odd sizes because padding 'same' is symmetric; pass pixels or 'valid'"
-            )
-        pad = ((rs[0] - 1) // 2, (rs[1] - 1) // 2)
-    elif words and padding == "valid":
-        pad = (0, 0)
-    elif pixels >= 0:
-        pad = (pixels, pixels)
-    else:
-        raise ArgumentError(f"conv2d: padding has {padding!r}, expected 'same', 'valid' or pixels >= 0 because zeros are added; pass one")
+    stride = _whole("conv2d", "stride", stride, "windows must move by whole pixels")
+    pad = _pixels("conv2d", padding, rs)
     if min(hw[0] + 2 * pad[0] - rs[0], hw[1] + 2 * pad[1] - rs[1]) < 0:
         raise ShapeError(f"conv2d: x has {hw} pixels, expected at least {rs} with padding {pad} because the filter must fit once")
-    attrs: dict[str, Any] = {"stride": int(stride), "pad": pad, "hw": hw, "rs": rs, "precision": precision_now()}
+    attrs: dict[str, Any] = {"stride": stride, "pad": pad, "hw": hw, "rs": rs, "precision": precision_now()}
+    if count > 1:
+        c, k = w.shape[-2], w.shape[-1] // count
+        channels = [(getitem(x, (..., slice(i * c, (i + 1) * c))), getitem(w, (..., slice(i * k, (i + 1) * k)))) for i in range(count)]
+        return concatenate([_correlated(one, filters, attrs) for one, filters in channels], -1)
+    return _correlated(x, w, attrs)
+
+
+def _correlated(x: Tensor, w: Tensor, attrs: dict[str, Any]) -> Tensor:
     if w.ndim == 5 or x.ndim == 4:
         return conv2d_fprop(x, w, **attrs)
     flat = conv2d_fprop(reshape(x, (-1, *x.shape[-3:])), w, **attrs)  # shared filters: every image is one batch
+    return reshape(flat, (*x.shape[:-3], *flat.shape[-3:]))
+
+
+def conv1d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same", dilation: int = 1, groups: int = 1) -> Tensor:
+    """Cross-correlation of sequences with filters (no bias, no flip): `conv2d` of images with one row.
+
+    Args:
+        x: sequences, (..., N, L, C), float32 or float64.
+        w: filters, (S, C // groups, K), or (E, S, C // groups, K) for one set per episode.
+        stride, dilation, groups: as `conv2d`.
+        padding: "same" (filters that span an odd number of elements only), "valid" or zeros per side, >= 0.
+    Returns: y, (..., N, Q, K), Q = (L + 2*pad - (S - 1)*dilation - 1)//stride + 1.
+    Raises: ShapeError, DTypeError, ArgumentError as `conv2d`.
+    """
+    x, w = to_tensors("conv1d", [x, w])
+    if x.ndim < 3 or w.ndim not in (3, 4):
+        raise ShapeError(f"conv1d: x has shape {x.shape} and w {w.shape}, expected (..., N, L, C) and (S, C, K) or (E, S, C, K)")
+    step = _whole("conv1d", "dilation", dilation, "taps stand at whole elements")
+    _whole("conv1d", "stride", stride, "windows must move by whole elements")
+    _whole("conv1d", "groups", groups, "they divide the channels")
+    (zeros,) = _pixels("conv1d", padding, ((w.shape[-3] - 1) * step + 1,))
+    x = padded(x, [(0, 0)] * (x.ndim - 2) + [(zeros, zeros), (0, 0)]) if zeros else x
+    image, filters = reshape(x, (*x.shape[:-2], 1, *x.shape[-2:])), reshape(w, (*w.shape[:-3], 1, *w.shape[-3:]))
+    y = conv2d(image, filters, stride=stride, padding="valid", dilation=step, groups=groups)
+    return reshape(y, (*y.shape[:-3], *y.shape[-2:]))
+
+
+def conv_transpose2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same") -> Tensor:
+    """The transpose of `conv2d` in its images: every pixel of x adds its filters to the pixels under its window.
+
+    Args:
+        x: images, (..., N, P, Q, K), float32 or float64: what that convolution gives.
+        w: its filters, (R, S, C, K), or (E, R, S, C, K) for one set per episode, x then being (..., E, N, P, Q, K).
+        stride, padding: of that convolution.
+    Returns: y, (..., N, H, W, C), H = (P - 1)*stride + R - 2*pad, the smallest image whose convolution has P rows.
+    Raises: ShapeError if channels or episodes differ or H < 1; DTypeError if mixed; ArgumentError for stride or padding.
+    Rules: bilinear, by the kernels of `conv2d`; any order.
+    Cost: that of `conv2d` with y and x exchanged.
+    Source: Dumoulin & Visin 2016, arXiv:1603.07285, section 4.
+    """
+    x, w = to_tensors("conv_transpose2d", [x, w])
+    if x.ndim < 4 or w.ndim not in (4, 5) or x.shape[-1] != w.shape[-1]:
+        raise ShapeError(
+            f"conv_transpose2d: x has shape {x.shape} and w {w.shape}, expected (..., N, P, Q, K) and (R, S, C, K) or (E, R, S, C, K)"
+        )
+    if w.ndim == 5 and (x.ndim < 5 or x.shape[-5] != w.shape[0]):
+        raise ShapeError(
+            f"conv_transpose2d: x has shape {x.shape}, expected {w.shape[0]} episodes on axis -5 because w has shape {w.shape}"
+        )
+    rs = w.shape[-4:-2]
+    by = _whole("conv_transpose2d", "stride", stride, "windows must move by whole pixels")
+    pad = _pixels("conv_transpose2d", padding, rs)
+    hw = tuple([(n - 1) * by + r - 2 * p for n, r, p in zip(x.shape[-3:-1], rs, pad, strict=True)])
+    if min(hw) < 1:
+        raise ShapeError(f"conv_transpose2d: x has {x.shape[-3:-1]} pixels, expected more because the result has {hw}; pad less")
+    attrs: dict[str, Any] = {"stride": by, "pad": pad, "hw": hw, "rs": rs, "precision": precision_now()}
+    if w.ndim == 5 or x.ndim == 4:
+        return conv2d_dgrad(x, w, **attrs)
+    flat = conv2d_dgrad(reshape(x, (-1, *x.shape[-3:])), w, **attrs)
     return reshape(flat, (*x.shape[:-3], *flat.shape[-3:]))

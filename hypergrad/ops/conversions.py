@@ -15,9 +15,8 @@ from ..tape import Tensor, refuse_if_followed
 from . import elementwise
 
 WITHOUT_OP = {  # NumPy's function: the stem of Python's method, its symbol, what to write instead
-    "floor_divide": ("floordiv", "//", "np.floor((x / y).value), a constant, for its derivative is zero"),
-    "remainder": ("mod", "%", "x - y * np.floor((x / y).value)"),
-    "divmod": ("divmod", "divmod()", "np.floor((x / y).value) and x - y * np.floor((x / y).value)"),
+    "floor_divide": ("floordiv", "//", "hg.floor(x / y), a constant, for its derivative is zero"),
+    "divmod": ("divmod", "divmod()", "hg.floor(x / y), a constant, and x % y"),
 }
 
 
@@ -35,7 +34,9 @@ def _without_op(symbol: str, instead: str) -> Callable[[Tensor, Any], NoReturn]:
     """The method of an operator that no op stands for."""
 
     def method(self: Tensor, other: Any) -> NoReturn:
-        raise DTypeError(f"Tensor: {symbol} got a Tensor, expected one of + - * / ** @ because there is no op for {symbol}; use {instead}")
+        raise DTypeError(
+            f"Tensor: {symbol} got a Tensor, expected one of + - * / % ** @ because there is no op for {symbol}; use {instead}"
+        )
 
     return method
 

@@ -132,7 +132,15 @@ Returns: Tensor of the broadcast shape.
 Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
 Rules: any order.
 Cost: one pass over the elements."""
-for _op, _summary in (
+
+
+def document(*ops: tuple[Op, str]) -> None:
+    """Gives elementwise ops their docstrings, from one sentence each."""
+    for op, summary in ops:
+        op.__doc__ = _FORM.format(summary, "x" if op.arity == 1 else "x, y")
+
+
+document(
     (add, "x + y."),
     (subtract, "x - y."),
     (multiply, "x * y."),
@@ -149,8 +157,7 @@ for _op, _summary in (
     (relu, "max(x, 0); its derivative at 0 is 0."),
     (maximum, "The larger of x and y; where they are equal, x gets the derivative."),
     (minimum, "The smaller of x and y; where they are equal, x gets the derivative."),
-):
-    _op.__doc__ = _FORM.format(_summary, "x" if _op.arity == 1 else "x, y")
+)
 
 
 def power(x: Any, exponent: Any) -> Tensor:
@@ -192,11 +199,17 @@ def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
 
     Args:
         x: array or Tensor.
-        mask: bool or 0/1 array that broadcasts with x; the caller draws it.
+        mask: bool or 0/1 array that broadcasts with x; or a numpy.random.Generator that draws one of the shape of x, with zeros of
+            probability `rate`. A step of an inner run is run again, so a generator must be new in each step, from a seed of its batch.
         rate: probability of a zero, 0 <= rate < 1; a Tensor of no axes gets a derivative.
     Returns: Tensor like x.
     Raises: ArgumentError for a rate outside [0, 1).
+    Rules: the mask is a constant, drawn or given. So the derivative in the rate is that of the factor 1 / (1 - rate) alone, and not that
+        of the expected loss, which also changes with the number of zeros.
     Source: Srivastava et al. 2014, JMLR 15.
     """
     found = number("dropout", "rate", rate.value if isinstance(rate, Tensor) else rate, "0 <= rate < 1", "1 - rate divides", 0, below=1)
+    if isinstance(mask, np.random.Generator):
+        (x,) = to_tensors("dropout", [x])
+        mask = backend_of(x.value).xp.asarray(mask.random(x.shape) >= found)
     return multiply(multiply(x, mask), 1.0 / (1.0 - (rate if isinstance(rate, Tensor) else found)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..backends import backend_of
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, bilinear
 from ..tape import Tensor, to_tensors
 from .arguments import shown
-from .arrays import reshape, swap_last, transpose
+from .arrays import getitem, reshape, swap_last, transpose
 from .elementwise import add, multiply
 from .reductions import sum
 
@@ -62,10 +63,11 @@ def linear(x: Any, w: Any, bias: Any = None) -> Tensor:
 
 
 def einsum(subscripts: str, *operands: Any) -> Tensor:
-    """Einstein summation of one or more arrays, by transposes, sums and matrix products, from left to right.
+    """Einstein summation of one or more arrays, by diagonals, transposes, sums and matrix products, from left to right.
 
     Args:
-        subscripts: explicit, such as "nd,dk->nk"; letters only, no ellipsis, no letter twice in one term.
+        subscripts: such as "nd,dk->nk". A letter twice in one term takes a diagonal; "..." stands for further axes, which broadcast;
+            without "->" the result has the axes of "..." and then the letters that occur once, in alphabetical order.
         operands: arrays or Tensors.
     Returns: Tensor with the axes after "->".
     Raises: ArgumentError for a malformed string; ShapeError if sizes of one letter differ.
@@ -75,30 +77,68 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
         raise ArgumentError(
             f"einsum: subscripts has {shown(subscripts)}, expected a string because it names axes; write it first, such as 'nd,dk->nk'"
         )
-    terms, arrow, result = subscripts.replace(" ", "").partition("->")
+    terms, arrow, result = subscripts.replace(" ", "").replace("...", ELLIPSIS).partition("->")
     names = terms.split(",")
     letters = set("".join(names))
+    if not arrow:
+        once = sorted(c for c in letters if terms.count(c) == 1 and c != ELLIPSIS)
+        result = ELLIPSIS * (ELLIPSIS in letters) + "".join(once)
     if (
-        not arrow
-        or len(names) != len(operands)
-        or not all(c.isalpha() for c in letters | set(result))
+        len(names) != len(operands)
+        or not all(c.isalpha() or c == ELLIPSIS for c in letters | set(result))
         or not set(result) <= letters
-        or any(len(set(n)) < len(n) for n in [*names, result])
+        or len(set(result)) < len(result)
+        or any(n.count(ELLIPSIS) > 1 for n in names)
     ):
         raise ArgumentError(
-            f"einsum: subscripts has {subscripts!r}, expected one term of distinct letters per operand and '->result'; "
-            "write the result explicitly"
+            f"einsum: subscripts has {subscripts!r}, expected one term of letters per operand, and '->' with distinct letters of them; "
+            "write such terms"
         )
     tensors = to_tensors("einsum", operands)
+    if ELLIPSIS in letters:
+        names, tensors, result = _spelt_out(names, tensors, result)
     sizes: dict[str, int] = {}
     for name, t in zip(names, tensors, strict=True):
         if len(name) != t.ndim or any(sizes.setdefault(c, n) != n for c, n in zip(name, t.shape, strict=True)):
+            name = "".join("." if c >= DOTS else c for c in name)
             raise ShapeError(f"einsum: operand {name!r} has shape {t.shape}, expected {[sizes.get(c, '?') for c in name]}")
-    name, t = names[0], tensors[0]
-    for i in range(1, len(tensors)):
-        name, t = _contract(name, t, names[i], tensors[i], set("".join(names[i + 1 :])) | set(result))
+    pairs = [_without_repeats(name, t) for name, t in zip(names, tensors, strict=True)]
+    name, t = pairs[0]
+    for i in range(1, len(pairs)):
+        name, t = _contract(name, t, *pairs[i], set("".join(n for n, _ in pairs[i + 1 :])) | set(result))
     name, t = _drop(name, t, set(result))
     return transpose(t, [name.index(c) for c in result]) if name != result else t
+
+
+ELLIPSIS, DOTS = "\u2026", "\ue000"  # one character for three dots; the first of the letters of their axes, which nobody writes
+
+
+def _spelt_out(names: list[str], tensors: list[Tensor], result: str) -> tuple[list[str], list[Tensor], str]:
+    """Terms with letters in the place of the dots; axes of length 1 that broadcast are gone."""
+    counts = [t.ndim - len(n) + 1 if ELLIPSIS in n else 0 for n, t in zip(names, tensors, strict=True)]
+    if min(counts) < 0:
+        i = counts.index(min(counts))
+        raise ShapeError(f"einsum: operand {i} has shape {tensors[i].shape}, expected at least {len(names[i]) - 1} axes beside the dots")
+    dots = "".join(chr(ord(DOTS) + i) for i in range(max(counts)))
+    names = [n.replace(ELLIPSIS, dots[len(dots) - count :]) for n, count in zip(names, counts, strict=True)]
+    wide = {c for n, t in zip(names, tensors, strict=True) for c, size in zip(n, t.shape, strict=False) if c in dots and size != 1}
+    kept = []
+    for name, t in zip(names, tensors, strict=True):
+        stay = [i for i, c in enumerate(name) if not (c in wide and t.shape[i] == 1)]
+        kept.append(("".join(name[i] for i in stay), reshape(t, [t.shape[i] for i in stay]) if len(stay) < t.ndim else t))
+    return [n for n, _ in kept], [t for _, t in kept], result.replace(ELLIPSIS, dots)
+
+
+def _without_repeats(name: str, t: Tensor) -> tuple[str, Tensor]:
+    """The diagonal of an operand along the letters that its term has more than once."""
+    while repeated := next((c for c in name if name.count(c) > 1), None):
+        i = name.index(repeated)
+        j = name.index(repeated, i + 1)
+        rest = [k for k in range(t.ndim) if k not in (i, j)]
+        along = backend_of(t.value).xp.arange(t.shape[i])
+        t = getitem(transpose(t, [*rest, i, j]), (..., along, along))
+        name = "".join(name[k] for k in rest) + repeated
+    return name, t
 
 
 def _drop(name: str, t: Tensor, needed: set[str]) -> tuple[str, Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DTypeError
 from ..tape import Tensor
-from . import arrays, elementwise, linalg, reductions
+from . import arrays, bounds, decompositions, elementwise, linalg, products, shapes
 from .conversions import WITHOUT_OP
 
 Function = Callable[..., Any]
@@ -44,30 +44,55 @@ def _concatenate(tensors: Sequence[Any], axis: int | None = 0) -> Tensor:
 
 
 def _einsum(*operands: Any, optimize: Any = False) -> Tensor:
-    """np.einsum: without "->", the result has the letters that occur once, in order. `optimize` changes no value."""
+    """np.einsum; `optimize` changes no value."""
     subscripts, *rest = operands
     if not isinstance(subscripts, str):
         raise ArgumentError(
             "einsum: the first argument is no string, expected subscripts such as 'ij,jk->ik' because the op takes no "
             "lists of axes; write a string"
         )
-    if "->" not in subscripts:
-        letters = subscripts.replace(" ", "")
-        subscripts += "->" + "".join(sorted(c for c in set(letters) - {","} if letters.count(c) == 1))
     return linalg.einsum(subscripts, *rest)
 
 
+def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Tensor:
+    """np.clip, with both names of the bounds."""
+    return bounds.clip(a, a_min if min is None else min, a_max if max is None else max)
+
+
+def _cross(a: Any, b: Any, axis: int | None = None) -> Tensor:
+    """np.cross along one axis."""
+    return products.cross(a, b, -1 if axis is None else axis)
+
+
+def _svd(a: Any, full_matrices: bool = True, compute_uv: bool = True) -> Any:
+    """np.linalg.svd, with or without the vectors."""
+    return decompositions.svd(a, full_matrices) if compute_uv else decompositions.svdvals(a)
+
+
+def _each(op: Function) -> Function:
+    """An op of one array as a function of several, whose result is then a tuple."""
+    return lambda *arrays: op(*arrays) if len(arrays) == 1 else tuple(map(op, arrays))
+
+
 ADAPTED: dict[str, Function] = {
-    "amax": reductions.max,
+    "atleast_1d": _each(shapes.atleast_1d),
+    "atleast_2d": _each(shapes.atleast_2d),
+    "atleast_3d": _each(shapes.atleast_3d),
+    "clip": _clip,
     "concatenate": _concatenate,
+    "conjugate": lambda x: x,
+    "cross": _cross,
     "einsum": _einsum,
     "fabs": elementwise.abs,
+    "linalg.svd": _svd,
     "positive": lambda x: x,
-    "reciprocal": lambda x: elementwise.divide(1.0, x),
-    "square": lambda x: elementwise.power(x, 2),
+    "real": lambda val: val,
+    "real_if_close": lambda a: a,
     "take": _take,
     "where": _where,
 }
+# Those of np.linalg that are the ops of their names; its trace, for instance, is not.
+LINALG = ("cholesky", "det", "eigh", "eigvalsh", "inv", "norm", "pinv", "qr", "slogdet", "solve", "svdvals")
 
 # Their results do not change with small changes of the arguments, or are not numbers.
 PLAIN = (
@@ -79,15 +104,19 @@ PLAIN = (
     "argpartition",
     "argsort",
     "argwhere",
+    "around",
     "array2string",
     "array_equal",
     "array_equiv",
     "array_repr",
     "array_str",
+    "ceil",
     "count_nonzero",
     "digitize",
     "empty_like",
+    "fix",
     "flatnonzero",
+    "floor",
     "full_like",
     "iscomplexobj",
     "isclose",
@@ -103,52 +132,50 @@ PLAIN = (
     "nonzero",
     "ones_like",
     "result_type",
+    "rint",
+    "round",
     "searchsorted",
     "shape",
     "shares_memory",
     "sign",
     "size",
+    "trunc",
     "zeros_like",
 )
 
-_CONSTANT = "np.{0}(x.value), a constant, for its derivative is zero"
-_SHAPED = "hg.reshape, or x[...]"
-_JOINED = "hg.concatenate or hg.stack"
+_FINITE = "hg.where(np.isnan(x.value), 0.0, x), and the function without nan"
 RELATIVES = {
     **{name: instead for name, (_, _, instead) in WITHOUT_OP.items()},
-    **dict.fromkeys(("mod", "fmod"), WITHOUT_OP["remainder"][2]),
-    **dict.fromkeys(("around", "ceil", "fix", "floor", "rint", "round", "trunc", "heaviside"), _CONSTANT),
-    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d", "expand_dims", "ravel", "squeeze", "flip", "diag", "diagonal"), _SHAPED),
-    **dict.fromkeys(("split", "array_split", "hsplit", "vsplit", "dsplit", "unstack", "delete"), "x[start:stop]"),
-    **dict.fromkeys(("hstack", "vstack", "dstack", "column_stack", "row_stack", "block", "append", "pad", "roll"), _JOINED),
-    **dict.fromkeys(("tile", "repeat"), "hg.broadcast_to, or hg.take"),
-    **dict.fromkeys(("moveaxis", "rollaxis", "swapaxes", "matrix_transpose"), "hg.transpose(x, axes)"),
-    **dict.fromkeys(("dot", "inner", "vdot", "vecdot", "matvec", "vecmat"), "hg.matmul, or hg.sum(x * y)"),
-    **dict.fromkeys(("outer", "tensordot", "kron", "trace"), "hg.einsum"),
-    **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal", "select", "choose", "piecewise"), "hg.where"),
-    **dict.fromkeys(("std", "nanstd", "var", "nanvar"), "d = x - hg.mean(x), then hg.mean(d * d), and hg.sqrt of it"),
-    **dict.fromkeys(("copy", "array", "asarray", "astype", "real", "conj", "conjugate"), "x itself, which is never written"),
+    **dict.fromkeys(("unstack", "delete"), "x[start:stop]"),
+    **dict.fromkeys(("block", "insert"), "hg.concatenate or hg.stack"),
+    **dict.fromkeys(
+        ("vecdot", "matvec", "vecmat", "linalg.vecdot", "linalg.multi_dot", "linalg.matrix_power"), "hg.matmul, or hg.sum(x * y)"
+    ),
+    **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"), "hg.where, or hg.set_at"),
+    **dict.fromkeys(("select", "choose", "piecewise", "heaviside"), "hg.where"),
+    **dict.fromkeys(("nansum", "nanprod", "nancumsum", "nancumprod"), _FINITE),
+    **dict.fromkeys(("nanmean", "nanmedian", "nanstd", "nanvar", "nanmax", "nanmin"), "x[~np.isnan(x.value)], and no nan in the name"),
+    **dict.fromkeys(("percentile", "quantile", "nanpercentile", "nanquantile"), "hg.sort(x)[i]"),
+    **dict.fromkeys(("copy", "array", "asarray"), "x itself, which is never written"),
     **dict.fromkeys(("save", "savez", "savez_compressed", "savetxt"), "x.value"),
+    **dict.fromkeys(("imag", "angle"), "zeros, for a Tensor is real"),
+    **dict.fromkeys(("linalg.eig", "linalg.eigvals"), "hg.eigh, for symmetric matrices"),
+    **dict.fromkeys(("linalg.vector_norm", "linalg.matrix_norm"), "hg.norm(x, ord, axis)"),
+    **dict.fromkeys(("linalg.cond", "linalg.matrix_rank"), "hg.svdvals"),
     "add.reduce": "hg.sum(x, axis)",
     "maximum.reduce": "hg.max(x, axis)",
     "multiply.outer": "x[:, None] * y[None, :]",
     "average": "hg.sum(weights * x) / hg.sum(weights)",
-    "clip": "hg.minimum(hg.maximum(x, low), high)",
-    "cbrt": "hg.power(x, 1 / 3)",
-    "exp2": "hg.power(2.0, x)",
-    "expm1": "hg.exp(x) - 1.0",
-    "fmax": "hg.maximum",
-    "fmin": "hg.minimum",
-    "hypot": "hg.sqrt(x * x + y * y)",
-    "linalg.norm": "hg.sqrt(hg.sum(x * x))",
-    "log10": "hg.log(x) / math.log(10)",
-    "log2": "hg.log(x) / math.log(2)",
-    "logaddexp": "hg.logsumexp(hg.stack([x, y]), axis=0)",
-    "min": "-hg.max(-x, axis)",
-    "amin": "-hg.max(-x, axis)",
-    "prod": "hg.exp(hg.sum(hg.log(x)))",
-    "sort": "hg.take(x, np.argsort(x))",
-    "take_along_axis": "hg.take",
+    "cov": "d = x - hg.mean(x, axis=1, keepdims=True), then d @ d.T / (n - 1)",
+    "gradient": "hg.diff(x)",
+    "interp": "hg.take, and a mean weighted by the distances",
+    "linalg.lstsq": "hg.lstsq(x, y), which gives the solution alone",
+    "linalg.diagonal": "hg.diagonal(x, offset, -2, -1)",
+    "linalg.trace": "hg.trace(x, offset, -2, -1)",
+    "matrix_transpose": "hg.swapaxes(x, -2, -1)",
+    "linalg.matrix_transpose": "hg.swapaxes(x, -2, -1)",
+    "polyval": "Horner's scheme, y = y * x + c",
+    "ptp": "hg.max(x, axis) - hg.min(x, axis)",
 }
 _SYMBOLS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "power": "**", "matmul": "@"}
 _DEFAULTS = {"where": True, "casting": "same_kind", "order": "K", "dtype": None, "subok": True, "keepdims": False}  # of a ufunc
@@ -166,9 +193,12 @@ def serve(ops: Mapping[str, Function]) -> None:
     """
     global _names
     _names = tuple(ops)
-    for name, op in {**ops, **ADAPTED}.items():
-        if callable(getattr(np, name, None)):
-            _served[getattr(np, name)] = op
+    named = {**ops, **{f"linalg.{name}": ops[name] for name in LINALG}, **ADAPTED}
+    for name, op in named.items():
+        head, _, tail = name.partition(".")
+        func = getattr(getattr(np, head), tail, None) if tail else getattr(np, name, None)
+        if isinstance(func, (np.ufunc, type(np.sum))) and func not in _plain:  # the others do not ask their arguments
+            _served[func] = op
 
 
 def plain(x: Any) -> Any:
@@ -251,7 +281,8 @@ def _reading(func: Function, op: Function) -> _Reading:
     theirs = _parameters(func) or ours
     positions = tuple(p.name for p in theirs.values() if p.kind in _BY_PLACE)
     required = [p.name for p in ours.values() if p.default is p.empty and p.kind in _BY_PLACE]
-    names = {**{n: n for n in ours if n in theirs}, **dict(zip(positions, required, strict=False))}
+    further = any(p.kind is p.VAR_KEYWORD for p in theirs.values())
+    names = {**{n: n for n in ours if n in theirs or further}, **dict(zip(positions, required, strict=False))}
     defaults = {n: p.default for n, p in theirs.items() if n not in names}
     return _Reading(positions, names, defaults, any(p.kind is p.VAR_POSITIONAL for p in theirs.values()))
 

@@ -16,12 +16,12 @@ from .arguments import array_of, integers, switch
 from .arrays import AXIS, broadcast_to, normalise_axis, pick, reshape, transpose
 from .elementwise import exp, scale, subtract, where
 
-__all__ = ["logsumexp", "max", "mean", "softmax", "softmax_cross_entropy", "sum"]
+__all__ = ["amax", "amin", "log_softmax", "logsumexp", "max", "mean", "min", "softmax", "softmax_cross_entropy", "sum"]
 
 Axis = int | Sequence[int] | None
 
 
-def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+def reduced_axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     axes = tuple([normalise_axis(name, a, ndim) for a in integers(name, "axis", axis, AXIS)])
@@ -66,7 +66,7 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ArgumentError for an axis that does not exist or is named twice.
     """
     (x,) = to_tensors("sum", [x])
-    axes, keepdims = _axes("sum", axis, x.ndim), switch("sum", "keepdims", keepdims)
+    axes, keepdims = reduced_axes("sum", axis, x.ndim), switch("sum", "keepdims", keepdims)
     out = _sum(x, axes=axes) if axes else x
     return reshape(out, _kept(x.shape, axes)) if keepdims else out
 
@@ -77,11 +77,33 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Raises: ShapeError over no elements.
     """
     (x,) = to_tensors("mean", [x])
-    axes, keepdims = _axes("mean", axis, x.ndim), switch("mean", "keepdims", keepdims)
+    axes, keepdims = reduced_axes("mean", axis, x.ndim), switch("mean", "keepdims", keepdims)
     if not math.prod(x.shape[a] for a in axes):
         raise ShapeError(f"mean: x has shape {x.shape}, expected at least one element along axis {axis} because 0/0 has no value")
     out = _mean(x, axes=axes) if axes else x
     return reshape(out, _kept(x.shape, axes)) if keepdims else out
+
+
+def rows_along(name: str, x: Any, axis: Axis, keepdims: bool) -> tuple[Tensor, tuple[int, ...]]:
+    """x with the elements to reduce as its last axis, in C order, and the shape of the reduced result.
+
+    Raises: ArgumentError that names the op `name`, as `sum`.
+    """
+    (x,) = to_tensors(name, [x])
+    axes, keepdims = reduced_axes(name, axis, x.ndim), switch(name, "keepdims", keepdims)
+    rest = tuple([i for i in range(x.ndim) if i not in axes])
+    shape = tuple([x.shape[i] for i in rest])
+    flat = reshape(transpose(x, rest + axes), (*shape, math.prod(x.shape[a] for a in axes)))
+    return flat, _kept(x.shape, axes) if keepdims else shape
+
+
+def _extreme(name: str, x: Any, axis: Axis, keepdims: bool) -> Tensor:
+    """The largest ("max") or smallest ("min") element over axes."""
+    flat, shape = rows_along(name, x, axis, keepdims)
+    if not flat.shape[-1]:
+        raise ShapeError(f"{name}: x has shape {np.shape(x)}, expected at least one element along axis {axis}")
+    out = pick(flat, index=flat.value.argmax(axis=-1) if name == "max" else flat.value.argmin(axis=-1))
+    return out if out.shape == shape else reshape(out, shape)
 
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -90,14 +112,19 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     Args, Returns: as `sum`.
     Raises: ShapeError over no elements.
     """
-    (x,) = to_tensors("max", [x])
-    axes, keepdims = _axes("max", axis, x.ndim), switch("max", "keepdims", keepdims)
-    rest = tuple([i for i in range(x.ndim) if i not in axes])
-    flat = reshape(transpose(x, rest + axes), (*(x.shape[i] for i in rest), int(np.prod([x.shape[a] for a in axes]))))
-    if not flat.shape[-1]:
-        raise ShapeError(f"max: x has shape {x.shape}, expected at least one element along axis {axis}")
-    out = pick(flat, index=flat.value.argmax(axis=-1))
-    return reshape(out, _kept(x.shape, axes)) if keepdims else out
+    return _extreme("max", x, axis, keepdims)
+
+
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Minimum over axes; among equal elements the first in C order gets the derivative.
+
+    Args, Returns: as `sum`.
+    Raises: ShapeError over no elements.
+    """
+    return _extreme("min", x, axis, keepdims)
+
+
+amax, amin = max, min
 
 
 def _ordinary(x: Array) -> bool:
@@ -188,6 +215,19 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
     moved, back = _last("softmax", x, axis)
     out = _softmax(moved)
     return out if back[-1] == moved.ndim - 1 else transpose(out, back)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """x - logsumexp(x) along one axis, the logarithm of `softmax`, safe from overflow.
+
+    Args:
+        x: array or Tensor with at least one axis.
+        axis: the axis along which exp(log_softmax(x)) sums to one.
+    Returns: Tensor like x. Elements of -inf stay -inf and get no derivative, unless all are.
+    """
+    (x,) = to_tensors("log_softmax", [x])
+    moved, back = _last("log_softmax", x, axis)
+    return subtract(x, transpose(_logsumexp(moved), back))
 
 
 def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: str, range_reason: str) -> Array:

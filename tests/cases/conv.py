@@ -52,6 +52,26 @@ def wgrad_reference(x: Array, y: Array, *, stride: int, pad: tuple[int, int], rs
     return np.stack(taps, axis=-3).reshape(*taps[0].shape[:-2], *rs, *taps[0].shape[-2:])
 
 
+def dilated_reference(x: Array, w: Array, d: int) -> Array:
+    """A filter with zeros between its taps."""
+    wide = np.zeros(((w.shape[0] - 1) * d + 1, (w.shape[1] - 1) * d + 1, *w.shape[2:]), w.dtype)
+    wide[::d, ::d] = w
+    return conv_reference(x, wide, pad=((wide.shape[0] - 1) // 2, (wide.shape[1] - 1) // 2))
+
+
+def grouped_reference(x: Array, w: Array) -> Array:
+    """Two groups, each with half of the channels and half of the filters."""
+    k, c = w.shape[-1] // 2, w.shape[-2]
+    parts = [conv_reference(x[..., i * c : (i + 1) * c], w[..., i * k : (i + 1) * k], pad=(1, 1)) for i in range(2)]
+    return np.concatenate(parts, -1)
+
+
+CASES += [
+    Case("conv2d[dilation 2]", partial(hg.conv2d, dilation=2), partial(dilated_reference, d=2), ((1, 4, 5, 2), (3, 3, 2, 1)), exact=True),
+    Case("conv2d[2 groups]", partial(hg.conv2d, groups=2), grouped_reference, ((1, 3, 4, 4), (3, 3, 2, 6)), exact=True),
+]
+
+
 for _name, _x, _w, _stride, _padding in (
     ("same", (2, 5, 4, 3), (3, 3, 3, 2), 1, "same"),
     ("valid", (1, 5, 5, 2), (3, 2, 2, 3), 1, "valid"),
@@ -218,3 +238,19 @@ for _name, _x, _shapes in (
             margin=lambda w, gamma, beta, x=_x: block_margin(x.astype(w.dtype), w, gamma, beta, 0.1),
         )
     )
+
+
+def sequences(x: Array, w: Array, stride: int, pad: int) -> Array:
+    wide = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(pad, pad), (0, 0)])
+    return conv_reference(wide[..., None, :, :], w[..., None, :, :, :], stride=stride)[..., 0, :, :]
+
+
+CASES += [
+    Case("conv1d[same]", hg.conv1d, partial(sequences, stride=1, pad=1), ((2, 5, 2), (3, 2, 3)), exact=True),
+    Case("conv1d[stride 2, pad 1]", partial(hg.conv1d, stride=2, padding=1), partial(sequences, stride=2, pad=1), ((2, 1, 5, 2), (2, 2, 1)),
+         exact=True),
+    Case("conv_transpose2d[same]", hg.conv_transpose2d, partial(dgrad_reference, stride=1, pad=(1, 1), hw=(3, 4)),
+         ((2, 3, 4, 2), (3, 3, 2, 2)), exact=True),
+    Case("conv_transpose2d[stride 2]", partial(hg.conv_transpose2d, stride=2, padding="valid"),
+         partial(dgrad_reference, stride=2, pad=(0, 0), hw=(4, 6)), ((2, 1, 2, 3, 2), (2, 2, 3, 2)), exact=True),
+]  # fmt: skip
