@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
+import hypergrad.interop.sklearn as module  # noqa: E402
 from hypergrad.interop.sklearn import HyperSearchClassifier, HyperSearchRegressor  # noqa: E402
 
 FEW = {"n_updates": 2}
