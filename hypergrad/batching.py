@@ -10,8 +10,8 @@ import numpy as np
 
 from .backends import Array, Backend, as_array, backend_of, is_on_gpu
 from .errors import ArgumentError, DTypeError, HypergradError, ShapeError
-from .tape import Node, Rule, Tensor, apply, to_tensors, zeros_like
-from .transforms import arrays_of, result
+from .tape import Node, Rule, Tensor, apply, to_tensors
+from .transforms import arrays_of, result, zeros_like
 from .trees import PyTree, tree_flatten, tree_named, tree_unflatten
 
 Axes = int | None | Sequence[int | None]
@@ -132,7 +132,7 @@ class _Cut:
         """See tape.Rule. The tangents have one more axis in front."""
         return apply(cast(Rule, self), dots, {"axis": node.attrs["axis"] + 1})
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """See tape.Rule."""
         full = [zeros_like(Tensor(value)) if b is None else b for (value, _), b in zip(node.outputs, bars, strict=True)]
         return apply(cast(Rule, _JOIN), full, node.attrs)
@@ -155,7 +155,7 @@ class _Join:
         full = [Tensor(xp.zeros((count, *x.shape), x.dtype)) if d is None else d for x, d in zip(inputs, dots, strict=True)]
         return apply(cast(Rule, self), full, {"axis": node.attrs["axis"] + 1})
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """See tape.Rule."""
         return apply(cast(Rule, _CUT), bars, node.attrs)
 

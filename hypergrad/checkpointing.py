@@ -78,7 +78,7 @@ class _Checkpoint:
         self.surroundings.kept.clear()
         return leaves, spec
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """The second run, on a tape of its own. Tapes that are still open record it as well, and tangents flow through it."""
         tape = Tape()
 

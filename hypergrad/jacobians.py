@@ -10,8 +10,8 @@ from .backends import backend_of
 from .errors import ArgumentError
 from .ops.arrays import reshape, stack, transpose
 from .state import current
-from .tape import Tape, Tensor, with_tangents, zeros_like
-from .transforms import Selection, arrays_of, dots_of, grad, result, seed, tree_tensors
+from .tape import Tape, Tensor, with_tangents
+from .transforms import Selection, arrays_of, dots_of, grad, result, seed, tree_tensors, zeros_like
 from .trees import PyTree, tree_flatten, tree_unflatten
 
 

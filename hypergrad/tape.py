@@ -190,7 +190,7 @@ def _recorded(state: State, mask: int) -> int:
         raise _other_thread("op")
     if mask & state.paused:
         raise DifferentiationError(
-            "unroll, scan, accumulate or checkpoint: the function uses a Tensor from outside that a gradient follows, expected its arguments "
+            "unroll, scan, accumulate, checkpoint: the function uses a Tensor from outside that a gradient follows, expected arguments "
             "only because the derivative would be lost; pass the Tensor through hparams, through shared (accumulate) or as an argument"
         )
     return mask & state.active

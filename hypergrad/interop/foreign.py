@@ -10,8 +10,8 @@ import numpy as np
 from ..backends import Array, Backend, as_array, digest, is_on_gpu
 from ..errors import ArgumentError, DeviceError, DifferentiationError, DTypeError
 from ..state import IDLE, current, within
-from ..tape import Node, Rule, Tensor, apply, levels_of, to_tensors, zeros_like
-from ..transforms import arrays_of, result, tree_tensors, vjp
+from ..tape import Node, Rule, Tensor, apply, levels_of, to_tensors
+from ..transforms import arrays_of, result, tree_tensors, vjp, zeros_like
 from ..trees import PyTree, tree_flatten, tree_unflatten
 
 Foreign = Callable[..., Sequence[Any]]
@@ -82,19 +82,18 @@ class ForeignOp:
         g = self.library.pushed(self.f, len(inputs), moving, self.check)
         return apply(cast(Rule, self._of(g)), [*inputs, *(d for d in dots if d is not None)], {})
 
-    def pull(self, node: Node, bars: list[Tensor | None], want: list[bool]) -> Sequence[Tensor | None]:
+    def pull(self, node: Node, bars: list[Tensor | None], want: Sequence[int]) -> Sequence[Tensor | None]:
         """See tape.Rule."""
         full = [zeros_like(Tensor(v)) if b is None else b for (v, _), b in zip(node.outputs, bars, strict=True)]
-        if not any(want):
-            return [None] * len(want)
+        wanted = [bool(w) for w in want]
         together = [*node.inputs, *full]
         followed = levels_of(together) or any(t.dot is not None for t in together)
         if node.saved is not None and not followed:
-            got = [Tensor(x) for x in self.library.pull_kept(node.saved, [b.value for b in full], want)]
+            got = [Tensor(x) for x in self.library.pull_kept(node.saved, [b.value for b in full], wanted)]
         else:
-            got = apply(cast(Rule, self._of(self.library.pulled(self.f, len(node.inputs), want, self.check))), together, {})
+            got = apply(cast(Rule, self._of(self.library.pulled(self.f, len(node.inputs), wanted, self.check))), together, {})
         rows = iter(got)
-        return [next(rows) if wanted else None for wanted in want]
+        return [next(rows) if w else None for w in wanted]
 
     def _of(self, g: Foreign) -> ForeignOp:
         return ForeignOp(self.library, g, self.fixed, self.name, self.proven, self.keep)
