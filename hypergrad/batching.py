@@ -29,8 +29,8 @@ def vmap(f: Callable[..., Any], in_axes: Axes = 0, out_axes: int = 0) -> Callabl
         them: ``vmap(grad(f), (None, 0))`` gives one gradient per example.
     Raises: ArgumentError for axes that do not fit the arguments, and where there is no example; ShapeError for leaves with other
         numbers of examples, and for results that differ in shape or structure; DTypeError for results that are no numbers.
-    Cost: one call of f per example: slices are views, and the results are stacked once. A loop in Python, so about 5 us for each op and
-        example. Functions of arrays with a leading axis of examples, as all ops take them, are faster.
+    Cost: a loop in Python: one call of f per example. Slices are views, and the results are stacked once. A function that is written for
+        arrays with a leading axis of examples is faster.
     Rules: those of f. Values that f decides by (``if x.value > 0``) may differ from slice to slice.
     Example: ``hg.vmap(lambda w, x: w @ x, (None, 0))(np.ones(3), np.ones((5, 3)))`` has shape (5,).
     """

@@ -50,7 +50,7 @@ class _HyperSearch(BaseEstimator):
     def __init__(
         self,
         *,
-        per_feature: bool = True,
+        per_feature: bool = False,
         l2: float = 1e-2,
         n_updates: int = 30,
         outer_lr: float = 0.3,
@@ -90,8 +90,8 @@ class _HyperSearch(BaseEstimator):
         best, losses, w, q = (np.inf, log_l2, None), [], np.zeros(n_weights), None
         outer, state = Adam(lr=self.outer_lr), None
         for t in range(self.n_updates):
-            w = self._solve(w, log_l2, train, shape)
-            solver = _Dense() if n_weights <= DENSE else CG(max_iterations=10 * n_weights)
+            w = self._solve(w, log_l2, train, shape, 1e-5)
+            solver = _Dense() if n_weights <= DENSE else CG(tolerance=1e-4, max_iterations=10 * n_weights)
             r = implicit(problem, log_l2, w, train, solver=solver, start=q)
             losses.append(float(r.value))
             if losses[-1] < best[0]:
@@ -103,7 +103,7 @@ class _HyperSearch(BaseEstimator):
         self.l2_ = np.exp(best[1]) if self.per_feature else float(np.exp(best[1][0]))
         self.n_iter_ = self.n_updates
         centre, scale = _standard(x, self.fit_intercept)
-        w = self._solve(w if best[2] is None else best[2], best[1], ((x - centre) / scale, y), shape)
+        w = self._solve(w if best[2] is None else best[2], best[1], ((x - centre) / scale, y), shape, 1e-8)
         coefficients, intercept = _parts(w, shape)
         self._coefficients = coefficients / scale[:, None]
         self._intercept = (intercept if self.fit_intercept else 0.0) - centre @ self._coefficients
@@ -131,8 +131,8 @@ class _HyperSearch(BaseEstimator):
         outputs = x @ coefficients
         return mean(self._losses(outputs + intercept if self.fit_intercept else outputs, y))
 
-    def _solve(self, start: Array, log_l2: Array, batch: tuple[Array, Array], shape: tuple[int, int]) -> Array:
-        """The minimiser of the penalised loss, by Newton's method in a trust region."""
+    def _solve(self, start: Array, log_l2: Array, batch: tuple[Array, Array], shape: tuple[int, int], tolerance: float) -> Array:
+        """The minimiser of the penalised loss, by Newton's method in a trust region, to that norm of the gradient."""
 
         def loss(w: Any) -> Tensor:
             return self._penalised(w, log_l2, batch, shape)
@@ -141,7 +141,7 @@ class _HyperSearch(BaseEstimator):
             newton: dict[str, Any] = {"method": "trust-exact", "hess": hessian(loss)}
         else:
             newton = {"method": "trust-ncg", "hessp": lambda w, v: hvp(loss, (w,), (v,))[2][0]}
-        options = {"gtol": 1e-7, "initial_trust_radius": 10.0, "maxiter": 1000}
+        options = {"gtol": tolerance, "initial_trust_radius": 10.0, "maxiter": 1000}
         found: Array = minimize(value_and_grad(loss), start, jac=True, options=options, **newton).x
         return found
 
@@ -155,7 +155,8 @@ class HyperSearchRegressor(RegressorMixin, _HyperSearch):
     """Ridge regression with one L2 strength per feature, or one for all, tuned on held-out examples by hypergradients.
 
     Args:
-        per_feature: whether each feature has its own strength. A grid could not search these.
+        per_feature: whether each feature has its own strength, which a grid could not search. So many strengths can overfit a small
+            validation split.
         l2: the strength to start from, of the mean loss of standardised features.
         n_updates: steps of Adam on the logarithms of the strengths, >= 1.
         outer_lr: its step size.

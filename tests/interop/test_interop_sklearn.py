@@ -58,10 +58,10 @@ def test_the_classifier_is_logistic_regression_at_its_strength() -> None:
 @pytest.mark.parametrize(("kind", "estimator"), [("regression", HyperSearchRegressor), ("classification", HyperSearchClassifier)])
 def test_tuning_finds_the_informative_features(kind: str, estimator: Any) -> None:
     x, y = data(kind)
-    model = estimator(random_state=0, n_updates=15).fit(x, y)
+    model = estimator(random_state=0, n_updates=15, per_feature=True).fit(x, y)
     assert model.validation_losses_.min() < 0.9 * model.validation_losses_[0]
     assert model.l2_[:2].max() < np.median(model.l2_[2:]) and model.l2_.shape == (12,)
-    again = estimator(random_state=0, n_updates=15).fit(x, y)
+    again = estimator(random_state=0, n_updates=15, per_feature=True).fit(x, y)
     assert np.array_equal(again.coef_, model.coef_)
     test_x, test_y = data(kind, n=400, seed=1)
     assert model.score(test_x, test_y) > estimator(random_state=0, n_updates=1, l2=1.0).fit(x, y).score(test_x, test_y)
@@ -77,9 +77,9 @@ def test_it_stands_in_pipelines_and_grids() -> None:
 @pytest.mark.parametrize(("kind", "estimator"), [("regression", HyperSearchRegressor), ("classification", HyperSearchClassifier)])
 def test_many_weights_are_solved_by_products_alone(kind: str, estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = data(kind)
-    formed = estimator(random_state=0, **FEW).fit(x, y)
+    formed = estimator(random_state=0, per_feature=True, **FEW).fit(x, y)
     monkeypatch.setattr(module, "DENSE", 0)
-    by_products = estimator(random_state=0, **FEW).fit(x, y)
+    by_products = estimator(random_state=0, per_feature=True, **FEW).fit(x, y)
     assert_same(by_products.l2_, formed.l2_, "strengths", 1e-3)
     assert_same(by_products.coef_, formed.coef_, "coefficients", 1e-3)
 
