@@ -6,10 +6,13 @@ checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arra
 
 from . import constraints, errors
 from .backends.host import release_memory
+from .batching import vmap
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
 from .capture import capture
+from .checkpointing import checkpoint
 from .clipping import clip_by_norm, clip_by_value
 from .errors import HypergradError
+from .jacobians import hessian, jacobian
 from .learned import LSTMOptimizer, lstm_params
 from .ops import *  # noqa: F403
 from .ops import __all__ as _op_names
@@ -58,6 +61,7 @@ __all__ = [
     "Tensor",
     "accumulate",
     "capture",
+    "checkpoint",
     "clip_by_norm",
     "clip_by_value",
     "constraints",
@@ -68,9 +72,11 @@ __all__ = [
     "full_batch",
     "fusion",
     "grad",
+    "hessian",
     "hoag",
     "hvp",
     "implicit",
+    "jacobian",
     "jvp",
     "lstm_params",
     "online",
@@ -87,5 +93,6 @@ __all__ = [
     "unroll",
     "value_and_grad",
     "vjp",
+    "vmap",
     *_op_names,
 ]

@@ -167,8 +167,8 @@ def _recorded(state: State, mask: int) -> int:
         raise _other_thread("op")
     if mask & state.paused:
         raise DifferentiationError(
-            "unroll: a function of it uses a Tensor from outside that a gradient follows, expected its arguments only because the "
-            "derivative would be lost; pass the Tensor through hparams (scan, unroll), shared (accumulate) or as an argument (checkpoint)"
+            "unroll, scan, accumulate, checkpoint: the function uses a Tensor from outside that a gradient follows, expected arguments "
+            "only because the derivative would be lost; pass the Tensor through hparams, through shared (accumulate) or as an argument"
         )
     return mask & state.active
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -154,61 +156,131 @@ def dependence(f: Callable[[PyTree], Tensor], tree: PyTree, *, tape: Tape | None
     return [bar is not None for bar in tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)]
 
 
-def value_and_grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
+class Selection:
+    """The arguments of f that a transform differentiates.
+
+    Args:
+        where: the transform, as errors name it.
+        f: the function.
+        argnums: the number of a positional argument, or a tuple of them.
+        argnames: the name of an argument, or a tuple of them, in place of argnums.
+    Raises: ArgumentError for numbers that are no integers, names that are no strings, or both at once.
+    """
+
+    def __init__(self, where: str, f: Callable[..., Any], argnums: Any, argnames: Any) -> None:
+        self.where, self.f, self.argnums = where, f, argnums
+        given = argnums if argnames is None else argnames
+        self.single = not isinstance(given, (tuple, list))
+        self.names = None if argnames is None else tuple((given,) if self.single else given)
+        if self.names is not None and (argnums != 0 or not all(isinstance(n, str) for n in self.names)):
+            raise ArgumentError(
+                f"{where}: argnames has {argnames!r} and argnums has {argnums!r}, expected names alone or numbers alone; pass "
+                "argnames='x' or argnums=1"
+            )
+        try:
+            self.numbers = tuple(operator.index(i) for i in ((given,) if self.single else given)) if self.names is None else ()
+        except TypeError:
+            raise ArgumentError(
+                f"{where}: argnums has {argnums!r}, expected an integer or a tuple of integers; pass 0 for the first argument"
+            ) from None
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Callable[[tuple[Any, ...]], Any]]:
+        """The chosen arguments of a call, and f as a function of them alone."""
+        places = self._numbered(args) if self.names is None else [self._named(name, args, kwargs) for name in self.names]
+
+        def of(chosen: tuple[Any, ...]) -> Any:
+            full, named = list(args), dict(kwargs)
+            for place, a in zip(places, chosen, strict=True):
+                if isinstance(place, int):
+                    full[place] = a
+                else:
+                    named[place] = a
+            return self.f(*full, **named)
+
+        return tuple(args[p] if isinstance(p, int) else kwargs[p] for p in places), of
+
+    def _numbered(self, args: tuple[Any, ...]) -> Sequence[int | str]:
+        if any(not 0 <= i < len(args) for i in self.numbers):
+            raise ArgumentError(
+                f"{self.where}: argnums has {self.argnums}, expected 0 to {len(args) - 1} because f got "
+                f"{len(args)} positional arguments; use argnames for one that is passed by its name"
+            )
+        return self.numbers
+
+    def _named(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+        """Where the argument of that name stands in a call: its number, or the name itself."""
+        if name in kwargs:
+            return name
+        try:
+            order = [p.name for p in inspect.signature(self.f).parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        except (TypeError, ValueError):  # a callable of C, which tells no names
+            order = []
+        if name not in order[: len(args)]:
+            raise ArgumentError(
+                f"{self.where}: argnames has {name!r}, expected an argument of the call, which passes {[*order[: len(args)], *kwargs]}; "
+                "pass it, for a default has no gradient"
+            )
+        return order.index(name)
+
+    def like(self, trees: tuple[PyTree, ...]) -> PyTree:
+        """One tree per chosen argument as the caller wants them: the tree alone for a single number or name."""
+        return trees[0] if self.single else trees
+
+
+def value_and_grad(
+    f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, argnames: str | tuple[str, ...] | None = None, has_aux: bool = False
+) -> Callable[..., Any]:
     """The function that returns f's value and its gradient, by reverse mode.
 
     Args:
         f: takes pytrees of Tensors, returns a scalar Tensor, or (scalar, aux) with `has_aux`.
-        argnums: the argument, or tuple of arguments, to differentiate.
+        argnums: the positional argument, or tuple of arguments, to differentiate.
+        argnames: the name, or tuple of names, of arguments to differentiate in place of argnums, however they are passed.
         has_aux: whether f returns a second pytree that is passed through.
     Returns: a function of the same arguments (pytrees of arrays) with result (value, grad) or
-        ((value, aux), grad); grad is like the argument, or a tuple of such for a tuple `argnums`.
-        Inside another transform the results are Tensors, so gradients nest.
+        ((value, aux), grad); grad is like the argument, or a tuple of such for a tuple of numbers or names.
+        Inside another transform the results are Tensors, so gradients nest, to any order.
     Raises: ShapeError if f's result is not a scalar; DTypeError for leaves that are not floating;
-        ArgumentError for an argnum out of range.
+        ArgumentError for an argnum out of range or the name of an argument that is not passed.
     Cost: 2 to 4 evaluations of f; memory of every intermediate value.
+    Example: ``hg.value_and_grad(lambda w, *, l2: l2 * hg.sum(w * w), argnames="l2")(np.ones(3), l2=0.5)`` gives (1.5, 3.0).
     """
-    given: Any = argnums
-    single = not isinstance(given, (tuple, list))
-    try:
-        numbers = tuple(operator.index(i) for i in ((given,) if single else given))
-    except TypeError:
-        raise ArgumentError(
-            f"value_and_grad: argnums has {argnums!r}, expected an integer or a tuple of integers; pass 0 for the first argument"
-        ) from None
+    selection = Selection("value_and_grad", f, argnums, argnames)
 
-    def wrapped(*args: Any) -> Any:
-        if any(not 0 <= i < len(args) for i in numbers):
-            raise ArgumentError(
-                f"value_and_grad: argnums has {argnums}, expected 0 to {len(args) - 1} because f got "
-                f"{len(args)} arguments; name positional arguments only"
-            )
-
-        def of(chosen: tuple[Any, ...]) -> Any:
-            full = list(args)
-            for i, a in zip(numbers, chosen, strict=True):
-                full[i] = a
-            return f(*full)
-
-        value, aux, grads = tensor_value_and_grad(of, tuple(args[i] for i in numbers), has_aux=has_aux)
-        value, grads = result((value, grads[0] if single else grads), arrays_of(args))
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        chosen, of = selection.of(args, kwargs)
+        value, aux, grads = tensor_value_and_grad(of, chosen, has_aux=has_aux)
+        value, grads = result((value, selection.like(grads)), arrays_of(args, kwargs))
         return (value, result(aux, copy=True)) if has_aux else value, grads
 
     return wrapped
 
 
-def grad(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    """The function that returns the gradient of scalar f; see `value_and_grad` for arguments, errors and cost."""
-    both = value_and_grad(f, argnums)
-    return lambda *args: both(*args)[1]
+def grad(
+    f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, argnames: str | tuple[str, ...] | None = None, has_aux: bool = False
+) -> Callable[..., Any]:
+    """The function that returns the gradient of scalar f, or (gradient, aux) with `has_aux`.
+
+    For argnums, argnames, errors and cost see `value_and_grad`.
+    """
+    both = value_and_grad(f, argnums, argnames=argnames, has_aux=has_aux)
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        value, gradient = both(*args, **kwargs)
+        return (gradient, value[1]) if has_aux else gradient
+
+    return wrapped
 
 
-def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, ...]]]:
+def vjp(f: Callable[..., Any], *primals: PyTree, **kwargs: Any) -> tuple[PyTree, Callable[[PyTree], tuple[PyTree, ...]]]:
     """f's output and the function that pulls cotangents of it back to the inputs.
 
     Args:
         f: takes pytrees of Tensors, returns a pytree of Tensors.
         primals: where to evaluate, pytrees of float32 or float64 arrays.
+        kwargs: passed on to f by name, and not differentiated.
     Returns: (out, pullback); pullback(out_bar), with out_bar like out, gives a tuple like primals and may
         be called again.
     Raises: ShapeError if a cotangent is not shaped like its output; DTypeError if its dtype differs.
@@ -219,7 +291,7 @@ def vjp(f: Callable[..., Any], *primals: PyTree) -> tuple[PyTree, Callable[[PyTr
 
     def taped() -> tuple[list[Tensor], PyTree]:
         watched = [tape.watch(x) for x in leaves]
-        return watched, tree_tensors(f(*tree_unflatten(spec, watched)), "vjp")
+        return watched, tree_tensors(f(*tree_unflatten(spec, watched), **kwargs), "vjp")
 
     watched, out = tape.run(taped)
     outs, out_spec = tree_flatten(out)
@@ -309,13 +381,14 @@ def dots_of(tree: PyTree, count: int, batched: bool = True) -> PyTree:
     return tree_unflatten(spec, out)
 
 
-def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]) -> tuple[PyTree, PyTree]:
+def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree], **kwargs: Any) -> tuple[PyTree, PyTree]:
     """f's output and its directional derivative, by forward mode.
 
     Args:
         f: takes pytrees of Tensors, returns a pytree of Tensors.
         primals: tuple of arguments, pytrees of float32 or float64 arrays.
         dots: tangents like primals (None for zero), or all with a leading axis P, for P directions in one run.
+        kwargs: passed on to f by name, and not differentiated.
     Returns: (out, out_dot); out_dot is like out, with the leading axis P if the tangents have it.
     Raises: ShapeError for tangents that do not fit; DifferentiationError inside another jvp.
     Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
@@ -323,20 +396,21 @@ def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
 
     def tangent() -> tuple[PyTree, PyTree]:
         seeded, count, batched = seed(tuple(primals), tuple(dots), "jvp")
-        out = tree_tensors(f(*seeded), "jvp")
+        out = tree_tensors(f(*seeded, **kwargs), "jvp")
         return tree_map(lambda x: Tensor(x.value.copy()) if constant(x) else primal(x), out), dots_of(out, count, batched)
 
-    both: tuple[PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots))
+    both: tuple[PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots, kwargs))
     return both
 
 
-def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]) -> tuple[Any, PyTree, PyTree]:
+def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree], **kwargs: Any) -> tuple[Any, PyTree, PyTree]:
     """Value, gradient and Hessian product of a scalar f in one pass: forward over reverse.
 
     Args:
         f: takes pytrees of Tensors, returns a scalar Tensor.
         primals: tuple of arguments.
         dots: direction of each argument (None for zero), or P directions on a leading axis.
+        kwargs: passed on to f by name, and not differentiated.
     Returns: (value, grad, hvp); grad and hvp are tuples like primals (hvp with a leading axis P if the tangents have it).
         With a tangent on one argument alone, hvp holds the mixed derivatives for the other arguments.
     Raises: as `jvp` and `value_and_grad`.
@@ -345,10 +419,10 @@ def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
 
     def tangent() -> tuple[Tensor, PyTree, PyTree]:
         seeded, count, batched = seed(tuple(primals), tuple(dots), "hvp")
-        value, _, grads = tensor_value_and_grad(lambda args: f(*args), seeded, where="hvp")
+        value, _, grads = tensor_value_and_grad(lambda args: f(*args, **kwargs), seeded, where="hvp")
         return primal(value), tree_map(primal, grads), dots_of(grads, count, batched)
 
-    three: tuple[Any, PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots))
+    three: tuple[Any, PyTree, PyTree] = result(with_tangents(tangent), arrays_of(primals, dots, kwargs))
     return three
 
 

@@ -47,11 +47,16 @@ def passes():
                 lambda x, y: (f(x, y), {"x": x, "y": hg.reshape(y, -1), "c": hg.stop_gradient(CLOSED)}), argnums=(0, 1), has_aux=True
             )(x, y),
         )
+        yield f"hessian of {name}", lambda x, y, f=f: hg.hessian(f, argnums=(0, 1))(x, y)
         yield f"hvp of {name}", lambda x, y, f=f: hg.hvp(f, (x, y), (y, x))
         yield f"hvp of {name}, one direction", lambda x, y, f=f: hg.hvp(f, (x, y), (y, None))
     for name, f in MAPS.items():
         yield f"jvp of {name}", lambda x, y, f=f: hg.jvp(f, (x, y), (y, x))
         yield f"jvp of {name}, directions", lambda x, y, f=f: hg.jvp(f, (x, y), (np.stack([y, x]), None))
+        for mode in ("forward", "reverse"):
+            yield f"jacobian of {name}, {mode}", lambda x, y, f=f, mode=mode: hg.jacobian(f, argnums=(0, 1), mode=mode)(x, y)
+        yield f"vmap of {name}", lambda x, y, f=f: hg.vmap(f)(np.stack([x, y]), np.stack([y, x]))
+        yield f"vmap of {name}, one slice", lambda x, y, f=f: hg.vmap(f, (0, None))(x[None], y)
         yield f"vjp of {name}", lambda x, y, f=f: pulled(f, x, y)
     for name, optimizer in OPTIMIZERS.items():
         for n_steps in (0, 1, 3):
@@ -193,7 +198,7 @@ def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
     other = """Bilevel HyperGradient HypergradError Optimizer Stats Tensor clip_by_norm clip_by_value errors full_batch fusion
     precision schedule stop_gradient SGD Adagrad Adam AdamW RMSprop CG NormalCG FixedPoint Neumann Nystrom Online
-    Hoag SingleLoop Plan plan constraints LSTMOptimizer release_memory""".split()
+    Hoag SingleLoop Plan plan constraints LSTMOptimizer release_memory checkpoint""".split()
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - set(other)
     assert public == named - {"step"}, public ^ named
