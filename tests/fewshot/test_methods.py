@@ -12,6 +12,7 @@ from hypergrad.fewshot.method import Method
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.fewshot.methods.hyper_representation import HyperRepresentation
 from hypergrad.fewshot.methods.maml import BIAS, HEAD, MAML, WEIGHT
+from hypergrad.fewshot.methods.matching_net import MatchingNet
 from hypergrad.fewshot.methods.protonet import ProtoNet
 from hypergrad.fewshot.network import feature_size, features, init_network
 from hypergrad.fewshot.problem import Evaluation, evaluate
@@ -50,6 +51,8 @@ VARIANTS = [
     MAML(n_way=3, n_steps=3, moves="head"),
     ProtoNet(n_way=3),
     ProtoNet(n_way=3, temperature=4.0),
+    MatchingNet(n_way=3),
+    MatchingNet(n_way=3, temperature=1.0, context_steps=2),
 ]
 
 
@@ -193,6 +196,29 @@ def test_prototypes_are_class_means_and_logits_are_squared_distances():
     distances = -np.sum((query[:, None] - means) ** 2, axis=-1) / 2.0
     logits = method.predict(hparams, prototypes, episodes).value[0]
     np.testing.assert_allclose(logits - logits[:, :1], distances - distances[:, :1], rtol=1e-9, atol=1e-9)
+
+
+def test_attention_gives_the_labels_of_the_support_images():
+    """In any order of the support images, and for any number of them in a class."""
+    method, labels = MatchingNet(n_way=3, temperature=0.5), np.array([[2, 0, 1, 0, 2, 2]])
+    episodes = make_episodes(np.random.default_rng(12), episodes=1, k_shot=2)._replace(support_labels=labels)
+    hparams = drawn(method)
+    g, f = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features(hparams, x).value[0] for x in (episodes.support, episodes.query))
+    )
+    attention = np.exp(f @ g.T / 0.5)
+    attention /= attention.sum(axis=1, keepdims=True)
+    found = hg.softmax(method.predict(hparams, method.adapt(hparams, episodes), episodes)).value[0]
+    np.testing.assert_allclose(found, attention @ np.eye(3)[labels[0]], rtol=1e-7)  # a norm has 1e-12 added to its square
+
+
+def test_full_context_embeddings_of_silent_lstms_change_nothing():
+    method, episodes = MatchingNet(n_way=3, context_steps=2), make_episodes(np.random.default_rng(13))
+    hparams = drawn(method)
+    silent = {name: np.zeros_like(value) if name.startswith("context") else value for name, value in hparams.items()}
+    plain = MatchingNet(n_way=3).meta_loss(hparams, episodes)[0]
+    assert float(method.meta_loss(silent, episodes)[0]) == pytest.approx(float(plain), rel=1e-12)
+    assert float(method.meta_loss(hparams, episodes)[0]) != pytest.approx(float(plain), rel=1e-3)
 
 
 def test_features_have_the_promised_size_and_bad_images_are_refused():
