@@ -78,7 +78,7 @@ def test_learning_happens_and_the_record_is_complete(uninterrupted):
     with RunDirectory(path) as run:
         hparams, metadata = load_model(run)
     score = {"iteration": best["iteration"], "validation_score": best["validation_accuracy"]}
-    assert metadata == {**score, "image_shape": [8, 8, 1]}
+    assert metadata == {**score, "image_shape": [8, 8, 1], "train_classes": 12}
     assert all(np.array_equal(hparams[name], value) for name, value in state.best_hparams.items())
 
 

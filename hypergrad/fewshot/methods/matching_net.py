@@ -14,15 +14,14 @@ from numpy.typing import DTypeLike
 from ...backends import backend_of
 from ...data import Episodes
 from ...learned import lstm_layer
-from ...ops import concatenate, logsumexp, matmul, reshape, softmax, sqrt, stack, transpose, where
-from ...ops import sum as sum_
+from ...ops import concatenate, logsumexp, matmul, reshape, softmax, stack, transpose
 from ...runs.configuration import option
 from ...tape import Tensor
 from ..method import HParams, Method
+from ..metric import of_each_class, unit
 from ..network import feature_size, features, init_network
 
 FORWARD, BACKWARD, QUERY = "context.forward", "context.backward", "context.query"  # the three LSTMs
-SMALLEST_SQUARE = 1e-12  # keeps the derivative of the norm finite where all features are zero
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,8 @@ class MatchingNet(Method):
         f = features(hparams, episodes.query)
         if self.context_steps:
             f = self._in_context(hparams, f, learner)
-        cosines = matmul(_unit(f), transpose(_unit(learner), (0, 2, 1))) / self.temperature  # (E, Q, S)
-        labels = episodes.support_labels
-        of_class = labels[:, None, None] == backend_of(labels).xp.arange(self.n_way)[:, None]  # (E, 1, n_way, S)
-        return logsumexp(where(of_class, cosines[:, :, None], -np.inf), axis=-1)
+        cosines = matmul(unit(f), transpose(unit(learner), (0, 2, 1))) / self.temperature  # (E, Q, S)
+        return logsumexp(of_each_class(cosines, episodes.support_labels, self.n_way), axis=-1)
 
     def _in_context(self, hparams: Mapping[str, Any], f: Tensor, g: Any) -> Tensor:
         """f of the query images after some steps of an LSTM that attends to g; its output and its cell begin with zero."""
@@ -104,9 +101,3 @@ def _outputs(hparams: Mapping[str, Any], name: str, x: Tensor) -> Tensor:
         h, cell = _layer(hparams, name, x[:, i], h, cell)
         outputs.append(h)
     return stack(outputs, axis=1)
-
-
-def _unit(x: Any) -> Tensor:
-    """Vectors of length 1 along the last axis."""
-    unit: Tensor = x / sqrt(sum_(x * x, axis=-1, keepdims=True) + SMALLEST_SQUARE)
-    return unit
