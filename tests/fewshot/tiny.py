@@ -8,6 +8,7 @@ from hypergrad.data import ImageClasses, MetaDataset
 from hypergrad.errors import RunError
 from hypergrad.fewshot.config import Config, make_config, save_config
 from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.pretrained import PretrainedMethod
 from hypergrad.fewshot.problem import FewShot
 from hypergrad.runs.directory import RunDirectory
 from hypergrad.runs.loop import State, train
@@ -33,7 +34,8 @@ def tiny_config(method: str = "hyper-representation", **changes: object) -> Conf
         **{"iterations": 60, "eval_every": 7, "eval_episodes": 10, "test_episodes": 10},
     }
     steps = {"n_steps": 3, "sweep": (1, 2, 3)} if METHODS[method]().usual_steps else {}
-    return make_config(method=method, **{**sizes, **steps, **changes})
+    batch = {"batch_size": 16} if issubclass(METHODS[method], PretrainedMethod) else {}
+    return make_config(method=method, **{**sizes, **steps, **batch, **changes})
 
 
 def tiny_train(run: RunDirectory, config: Config, *args: object, data: MetaDataset | None = None, **options: object) -> State:
