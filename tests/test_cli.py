@@ -249,6 +249,8 @@ def test_an_option_of_another_method_is_refused(train_args, tmp_path):
 def test_methods_and_version():
     result = invoke("methods")
     assert result.exit_code == 0 and all(word in result.output for word in ("hyper-representation", "maml", "protonet", "paper", "arXiv"))
+    help_text = " ".join(re.sub("[│\n]", " ", invoke("train", "--help").output).split())
+    assert re.search(r"Which method: hyper-representation, [a-z, -]*\. \[default: hyper-representation\]", help_text)
     assert re.fullmatch(r"hypergrad \d+\.\d+\.\d+\n", invoke("--version").output)
 
 

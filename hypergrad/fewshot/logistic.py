@@ -33,7 +33,7 @@ class LogisticMethod(LinearMethod):
 
     batch_norm: ClassVar[str] = "support and query images each by their own (separate) or by all (joint)"
 
-    n_steps: int = option(5, "Inner steps T in meta-training.", low=1)
+    n_steps: int = option(5, "Inner steps T in validation.", low=1)
     step_size: float = option(1.0, "Inner step size.", above=0)
     centred: bool = option(True, "Subtract the mean feature of the support set from support and query features.")
     normalized: bool = option(False, "Divide both by the root mean square norm of the support features, after centring.")

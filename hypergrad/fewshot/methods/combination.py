@@ -41,7 +41,7 @@ class Combination(LinearMethod):
     Source: Franceschi et al. 2017, arXiv:1712.06283, section 4, which announces both combinations.
     """
 
-    title: ClassVar[str] = "hyper-representation with adapted filters"
+    title: ClassVar[str] = "shared and adapted filters"
     batch_norm: ClassVar[str] = "support and query images each by their own"
     source: ClassVar[str] = "Franceschi et al. 2017, arXiv:1712.06283"
     settings: ClassVar[Settings] = {

@@ -12,7 +12,7 @@ from ...optimizers import SGD
 from ...passes.unroll import unroll
 from ...runs.configuration import option
 from ...tape import Tensor
-from ..method import LinearMethod
+from ..method import LinearMethod, Settings
 from ..network import features
 from ..pretrained import OUTPUT_WEIGHT, PretrainedMethod
 from .maml import BIAS, WEIGHT, network_loss
@@ -29,6 +29,7 @@ class FineTuning(PretrainedMethod, LinearMethod):
     title: ClassVar[str] = "fine-tuning"
     batch_norm: ClassVar[str] = "support and query images each by their own"
     source: ClassVar[str] = "Ravi & Larochelle 2017, ICLR"
+    settings: ClassVar[Settings] = {(None, "miniimagenet"): {"step_size": 0.01}, (None, "folder"): {"step_size": 0.01}}  # as in MAML
 
     n_steps: int = option(5, "Inner steps T in validation.", low=1)
     step_size: float = option(0.05, "Inner step size.", above=0)

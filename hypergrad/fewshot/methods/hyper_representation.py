@@ -59,6 +59,7 @@ class HyperRepresentation(LogisticMethod):
         ("paper", "omniglot"): {"iterations": 5000, "eval_every": 250, "eval_episodes": 200},
     }
 
+    n_steps: int = option(5, "Inner steps T in meta-training.", low=1)
     step_size: float = option(1.0, "Initial inner step size; it is learned.", above=0)
     log_step_size: bool = option(False, "Learn the logarithm of the step size: it stays positive and moves by factors.")
     last_gamma: float = option(1.0, "Initial scale of the last block's normalization, so of the features.")
