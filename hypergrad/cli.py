@@ -22,7 +22,7 @@ from .data import cache_dir
 from .data.images import check_number
 from .data.report import Reporter
 from .errors import ArgumentError, HypergradError
-from .fewshot.config import DATA, Config, load_config, make_config, quick, save_config
+from .fewshot.config import DATA, FIRST_METHOD, Config, load_config, make_config, quick, save_config
 from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
 from .fewshot.jobs import EVALUATION, evaluate_again, open_data, train_run
 from .fewshot.methods import METHODS
@@ -117,7 +117,11 @@ def _defaults(name: str) -> str:
     return "; ".join(of_data + [f"{method} on {data} {table[name]}" for method, data, table in chosen if name in table])
 
 
-app.command("train")(with_options(train_command, OPTIONS, {"method": METHODS}, {o.name: _defaults(o.name) for o in OPTIONS}))
+app.command("train")(
+    with_options(
+        train_command, OPTIONS, {"method": {FIRST_METHOD: METHODS[FIRST_METHOD], **METHODS}}, {o.name: _defaults(o.name) for o in OPTIONS}
+    )
+)
 
 
 @app.command("evaluate")

@@ -114,7 +114,7 @@ class LSTMOptimizer(Optimizer):
             whole = 1.0 - self.decay ** (t + 1)  # the weight of the gradients in an average that began with zero
             x = concatenate([after["m"] / whole, flat], axis=1) / sqrt(after["v"] / whole + TINY**2)
         for layer in LAYERS:
-            x, cell = _layer(x, state[f"h{layer}"], state[f"c{layer}"], self.params[f"w{layer}"], self.params[f"b{layer}"])
+            x, cell = lstm_layer(x, state[f"h{layer}"], state[f"c{layer}"], self.params[f"w{layer}"], self.params[f"b{layer}"])
             after |= {f"h{layer}": x, f"c{layer}": cell}
         out = linear(x, self.params["w_out"], self.params["b_out"])
         step, at, moved = self.scale * (out if self.decay is None else tanh(out)), 0, []
@@ -172,8 +172,16 @@ def _average(before: Any, x: Any, decay: float) -> Any:
     return decay * before + (1.0 - decay) * x
 
 
-def _layer(x: Any, h: Any, c: Any, w: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """One layer of an LSTM. Returns: its output and its cell."""
+def lstm_layer(x: Any, h: Any, c: Any, w: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """One step of one layer of an LSTM.
+
+    Args:
+        x: input, (n, I); h: recurrent input, such as the layer's last output, (n, R); c: cell, (n, H).
+        w: (I + R, 4H), with the columns of the input, forget and output gates and of the candidates; b: (4H,).
+    Returns: the output and the new cell, each (n, H).
+    Cost: 8 n (I + R) H flop.
+    Source: Hochreiter & Schmidhuber 1997, Long short-term memory; forget gates: Gers et al. 2000.
+    """
     n = c.shape[1]
     z = linear(concatenate([x, h], axis=1), w, b)
     gates = sigmoid(z[:, : 3 * n])

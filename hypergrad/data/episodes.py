@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..backends import Array, backend_of
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from .images import ImageClasses, check_choice, check_classes, check_number, gather
 from .report import Tick
 
@@ -87,9 +87,8 @@ class EpisodeSampler:
         Cost: O(n_way * (k_shot + n_query)) draws.
         """
         check_number("EpisodeSampler: episode number", i, 0, 2**64 - 1)
-        per_class, key = self.k_shot + self.n_query, [self.seed, zlib.crc32(self.split.name.encode())]
-        bits = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, 0, 0, i], np.uint64))
-        words = iter(bits.random_raw(self.n_way * (1 + per_class)).tolist())
+        per_class = self.k_shot + self.n_query
+        words = iter(_words(self.seed, self.split.name, 0, i, self.n_way * (1 + per_class)))
         classes = np.array(_draw(words, self.split.n_classes, self.n_way), np.int64)
         sizes = np.diff(self.split.offsets)[classes].tolist()
         rows = self.split.offsets[classes, None] + np.array([_draw(words, size, per_class) for size in sizes], np.int64)
@@ -117,6 +116,72 @@ class EpisodeSampler:
     def batch(self, i: int) -> Episodes:
         """Meta-batch i: episodes i * meta_batch to (i + 1) * meta_batch - 1. Raises: as `episodes`."""
         return self.episodes(i * self.meta_batch, (i + 1) * self.meta_batch)
+
+
+class LabelledBatch(NamedTuple):
+    """Images with the numbers of their classes within a split; a pytree of arrays.
+
+    Args: images: (B, H, W, C), float32 or float64; labels: (B,), int64.
+    """
+
+    images: Any
+    labels: Any
+
+
+@dataclass(eq=False)
+class ImageSampler:
+    """Draws batches of labelled images from a split, to train or test a classifier of all its classes.
+
+    A batch has different images, drawn uniformly. Batch i is a function of (seed, the split's name, i) and of the number of images
+    alone, by the generator of `EpisodeSampler` with the counter (0, 0, 1, i).
+
+    Args:
+        split: the images to draw from.
+        batch_size: images of a batch, >= 1.
+        held_out: share of the images to hold out, from 0 to below 1; drawn uniformly, with the counter (0, 0, 2, 0).
+        of_held_out: whether to draw from these instead of the others.
+        seed: 0 to 2**64 - 1.
+        dtype: float32 or float64.
+    Raises: ArgumentError if a number is out of its range; DataError if there are fewer images than batch_size to draw from.
+    Cost: O(images of the split) once, for the list of those to draw from.
+    """
+
+    split: ImageClasses
+    batch_size: int
+    held_out: float = 0.0
+    of_held_out: bool = False
+    seed: int = 0
+    dtype: DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        check_number("ImageSampler: batch_size", self.batch_size, 1)
+        check_number("ImageSampler: seed", self.seed, 0, 2**64 - 1)
+        if not 0.0 <= self.held_out < 1.0:
+            raise ArgumentError(f"ImageSampler: held_out is {self.held_out}, expected a share from 0 to below 1; pass for instance 0.1")
+        count = round(self.held_out * self.split.n_images)
+        chosen = np.zeros(self.split.n_images, bool)
+        chosen[_draw(iter(_words(self.seed, self.split.name, 2, 0, count)), self.split.n_images, count)] = True
+        self._rows = np.flatnonzero(chosen == self.of_held_out)
+        if self.batch_size > len(self._rows):
+            raise DataError(
+                f"ImageSampler: batch_size is {self.batch_size}, expected at most {len(self._rows)} because there are so many "
+                f"{'held-out ' if self.of_held_out else ''}images in split '{self.split.name}' to draw from; lower it, or change held_out"
+            )
+
+    def batch(self, i: int) -> LabelledBatch:
+        """Batch i, on the device of the split's images. Raises: ArgumentError if i is out of its range. Cost: reads its images."""
+        check_number("ImageSampler: batch number", i, 0, 2**64 - 1)
+        rows = self._rows[_draw(iter(_words(self.seed, self.split.name, 1, i, self.batch_size)), len(self._rows), self.batch_size)]
+        xp = backend_of(self.split.images).xp
+        labels = np.searchsorted(self.split.offsets, rows, side="right") - 1
+        return LabelledBatch(gather(self.split.images, xp.asarray(rows[None]), self.dtype)[0], xp.asarray(labels))
+
+
+def _words(seed: int, name: str, stream: int, i: int, count: int) -> list[int]:
+    """`count` numbers of 64 bits: the i-th draw of a stream, from a split of that name."""
+    key, counter = [seed, zlib.crc32(name.encode())], [0, 0, stream, i]
+    numbers: list[int] = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64)).random_raw(count).tolist()
+    return numbers
 
 
 def _draw(words: Iterator[int], n: int, k: int) -> list[int]:

@@ -94,10 +94,9 @@ class Config(Section):
         """The method's name on the command line."""
         return next(name for name, kind in METHODS.items() if kind is type(self.method))
 
-    @property
-    def sized_method(self) -> Method:
-        """The method, for episodes of this configuration's number of classes."""
-        return dataclasses.replace(self.method, n_way=self.episodes.n_way)
+    def sized_method(self, train_classes: int) -> Method:
+        """The method, for episodes of this configuration's number of classes. Args: train_classes: those of the meta-training split."""
+        return dataclasses.replace(self.method, n_way=self.episodes.n_way, train_classes=train_classes)
 
     @property
     def task(self) -> str:

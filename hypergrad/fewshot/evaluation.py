@@ -33,7 +33,7 @@ def evaluate_run(
     Raises: RunError if a figure cannot be written.
     Cost: 2 * n_episodes runs of the method with the most inner steps that are tried.
     """
-    method = config.sized_method
+    method = config.sized_method(data.train.n_classes)
     placed = {name: place(value, config.device) for name, value in hparams.items()}
     hparams = {name: to_host(value) for name, value in hparams.items()}  # for the figures
     found: dict[str, Evaluation] = {}

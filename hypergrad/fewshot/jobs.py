@@ -26,9 +26,10 @@ def open_data(config: Config, reporter: Reporter) -> MetaDataset:
     backend_on(config.device)
     chosen, network = config.dataset, config.network
     data = open_dataset(chosen.data, chosen.root, n_way=config.episodes.n_way, reporter=reporter, image_size=chosen.image_size)
-    for split in (data.train, data.validation, data.test):
-        sampler(config, split)
-    config.sized_method.init(config.seed, data.image_shape, network.filters, network.blocks)
+    method = config.sized_method(data.train.n_classes)
+    train, validation, _ = (sampler(config, split) for split in (data.train, data.validation, data.test))
+    method.samplers(train, validation)
+    method.init(config.seed, data.image_shape, network.filters, network.blocks)
     return data
 
 

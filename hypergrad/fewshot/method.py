@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..backends import backend_of, is_on_gpu
-from ..data import Episodes
+from ..data import Episodes, EpisodeSampler
 from ..ops import linear_cross_entropy, matmul, mean, softmax_cross_entropy
 from ..ops import sum as sum_
 from ..passes.accumulate import accumulate
@@ -38,6 +38,7 @@ class Method(Section, ABC):
         settings: options that presets and data sets change, by (preset, data set); None stands for any. `presets` lists the presets.
     Args:
         n_way: classes of an episode; comes with the episodes and is no option of the method.
+        train_classes: classes of the meta-training split; comes with the data and is no option either.
     """
 
     title: ClassVar[str]
@@ -45,6 +46,7 @@ class Method(Section, ABC):
     batch_norm: ClassVar[str] = ""
     settings: ClassVar[Settings] = {}
     n_way: int = 5
+    train_classes: int = 1
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
@@ -66,6 +68,15 @@ class Method(Section, ABC):
     def usual_steps(self) -> int:
         """The number of inner steps in meta-training and validation: the option `n_steps`, 0 for a method without it."""
         return int(getattr(self, "n_steps", 0))
+
+    def samplers(self, train: EpisodeSampler, validation: EpisodeSampler) -> tuple[Any, Any]:
+        """What meta-training and its validation draw their batches from: by default the samplers of episodes themselves.
+
+        Args: train, validation: of the configuration's episodes.
+        Returns: two objects whose batch(i) gives what `meta_loss` and what `evaluate` takes, a function of i alone.
+        Raises: DataError if the data have not enough images. Cost: O(1).
+        """
+        return train, validation
 
     @abstractmethod
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:

@@ -1,6 +1,6 @@
 """The four-block convolutional network of few-shot learning, as functions on a flat dictionary of arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,15 @@ def features(params: Mapping[str, Any], images: Any) -> Tensor:
     episodes, count, height, width = images.shape[:4]
     blocks = count_blocks(params)
     size = feature_size(height, width, params[f"block{blocks}.gamma"].shape[-1], blocks)
-    x = images
-    for block in range(1, blocks + 1):
+    return reshape(run_blocks(params, images, range(1, blocks + 1)), (episodes, count, size))
+
+
+def run_blocks(params: Mapping[str, Any], x: Any, blocks: Iterable[int]) -> Any:
+    """Some blocks of the network, one after the other.
+
+    Args: params: of `init_network`; x: images or an earlier block's output, (E, N, H, W, C); blocks: their numbers, from 1.
+    Returns: (E, N, H', W', K), each side halved by each block. Cost: see `features`.
+    """
+    for block in blocks:
         x = conv_bn_relu_pool(x, params[f"block{block}.filters"], params[f"block{block}.gamma"], params[f"block{block}.beta"])
-    return reshape(x, (episodes, count, size))
+    return x

@@ -72,7 +72,7 @@ def predict(
     shape = (height, width, channels)
     images, labels, classes, resized = read_support_folder(support, shape, invert=invert)
     asked, also_resized = read_images(paths, shape, invert=invert)
-    method: Method = dataclasses.replace(config.method, n_way=len(classes))
+    method: Method = dataclasses.replace(config.method, n_way=len(classes), train_classes=metadata.get("train_classes", 1))
     network = config.network
     drawn = method.init(config.seed, shape, network.filters, network.blocks)
     if {name: value.shape for name, value in drawn.items()} != {name: value.shape for name, value in hparams.items()}:

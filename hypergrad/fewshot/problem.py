@@ -25,8 +25,9 @@ class FewShot:
     """
 
     def __init__(self, config: Config, data: MetaDataset) -> None:
-        self.config, self.method, self.data = config, config.sized_method, data
-        self.train, self.validation = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
+        self.config, self.method, self.data = config, config.sized_method(data.train.n_classes), data
+        splits = (data.train.on(config.device), data.validation.on(config.device))
+        self.train, self.validation = self.method.samplers(*(sampler(config, split) for split in splits))
         gradient = value_and_grad(self.method.meta_loss, has_aux=True)
         self._gradient = capture(gradient) if config.graphs else gradient
 
@@ -37,8 +38,8 @@ class FewShot:
 
     @property
     def metadata(self) -> Record:
-        """What the images are that the model was trained for."""
-        return {"image_shape": list(self.data.image_shape)}
+        """What the images are that the model was trained for, and how many classes they had."""
+        return {"image_shape": list(self.data.image_shape), "train_classes": self.data.train.n_classes}
 
     def init(self) -> HParams:
         """Hyperparameters to start from, on the configuration's device. Cost: one draw a parameter."""

@@ -23,7 +23,7 @@ def with_options(
     Args:
         command: takes its own parameters and `changes`, the options that were given, by name.
         options: of `options_of`; those of several kinds with one name become one option.
-        kinds: section names that a command chooses by name, with what may be chosen ({"method": METHODS}).
+        kinds: section names that a command chooses by name, with what may be chosen, the default first ({"method": METHODS}).
         tables: further text for the help of an option, such as its defaults for single data sets.
     Returns: a function for `typer.Typer.command`.
     Raises: ArgumentError (when called) for a list of numbers that is none. Whether an option fits the chosen kind, `changed` says.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypergrad.data import Accuracy, EpisodeSampler, ImageClasses, pixel_baseline, to_float
+from hypergrad.data import Accuracy, EpisodeSampler, ImageClasses, ImageSampler, pixel_baseline, to_float
 from hypergrad.errors import ArgumentError, DataError
 
 
@@ -143,6 +143,36 @@ def test_episode_numbers_out_of_range():
             call()
     with pytest.raises(ArgumentError, match="stop is 3, expected at least 4"):
         sampler.episodes(3, 3)
+
+
+def test_batches_of_labelled_images():
+    """Different images with their labels; the held-out ones are never among the others, and a draw is a function of its number."""
+    split = make([7, 12, 11])
+    images = ImageSampler(split, 6, held_out=0.3, seed=3)
+    held_out = ImageSampler(split, 6, held_out=0.3, of_held_out=True, seed=3)
+    seen = [set(), set()]
+    for rows, sampler in zip(seen, (images, held_out), strict=True):
+        for i in range(60):
+            batch = sampler.batch(i)
+            found = [
+                np.flatnonzero((split.images == pixels).all(axis=(1, 2, 3)))[0] for pixels in np.rint(255 * batch.images).astype(np.uint8)
+            ]
+            assert len(set(found)) == 6 and np.array_equal(split.labels[found], batch.labels)
+            rows.update(found)
+    assert len(seen[1]) == 9 and seen[0] | seen[1] == set(range(30)) and not seen[0] & seen[1]
+    assert np.array_equal(images.batch(5).labels, ImageSampler(split, 6, held_out=0.3, seed=3).batch(5).labels)
+    assert not np.array_equal(images.batch(5).images, images.batch(6).images)
+
+
+def test_batches_that_cannot_be_drawn():
+    with pytest.raises(DataError, match="batch_size is 31, expected at most 30"):
+        ImageSampler(make([10, 20]), 31)
+    with pytest.raises(DataError, match="batch_size is 4, expected at most 3 because there are so many held-out images in split 'train'"):
+        ImageSampler(make([10, 20]), 4, held_out=0.1, of_held_out=True)
+    with pytest.raises(ArgumentError, match="held_out is 1.0, expected a share from 0 to below 1"):
+        ImageSampler(make([10, 20]), 4, held_out=1.0)
+    with pytest.raises(ArgumentError, match="batch_size is 0, expected at least 1"):
+        ImageSampler(make([10, 20]), 0)
 
 
 def test_pixel_baseline_by_hand():

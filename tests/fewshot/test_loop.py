@@ -78,7 +78,7 @@ def test_learning_happens_and_the_record_is_complete(uninterrupted):
     with RunDirectory(path) as run:
         hparams, metadata = load_model(run)
     score = {"iteration": best["iteration"], "validation_score": best["validation_accuracy"]}
-    assert metadata == {**score, "image_shape": [8, 8, 1]}
+    assert metadata == {**score, "image_shape": [8, 8, 1], "train_classes": 12}
     assert all(np.array_equal(hparams[name], value) for name, value in state.best_hparams.items())
 
 
@@ -173,6 +173,25 @@ def test_divergence_is_told_and_the_last_good_state_stays(tmp_path):
         assert all(math.isfinite(record["loss"]) for record in run.read_metrics() if "loss" in record)
 
 
+def test_what_meta_training_draws_from():
+    """Validation episodes are those of the configuration, whatever the shape of the training episodes."""
+    data = tiny.tiny_data()
+    problem = FewShot(tiny.tiny_config(outer_images="support", train_k_shot=3), data)
+    assert problem.train.batch(0).support.shape[1] == 9 and problem.train.batch(0).query.shape[1] == 3
+    assert problem.validation.batch(0).support.shape[1] == 3 and problem.validation.batch(0).query.shape[1] == 12
+    cycle = FewShot(tiny.tiny_config("multitask", train_episodes=3), data).train
+    assert [cycle.batch(i).numbers.tolist() for i in range(3)] == [[0, 1], [2, 0], [1, 2]]
+    assert np.array_equal(cycle.batch(0).episodes.support[0], cycle.batch(1).episodes.support[1])
+    images = FewShot(tiny.tiny_config("multiclass", held_out=0.25), data)
+    assert images.validation.batch(0).labels.max() < 12 and len(images.validation.batch(0).labels) == 16
+    with pytest.raises(ArgumentError, match="held_out is 1.5, expected a share"):
+        FewShot(tiny.tiny_config("multiclass", held_out=1.5), data)
+    with pytest.raises(DataError, match="batch_size is 16, expected at most 12 because .* held-out images in split 'train'"):
+        FewShot(tiny.tiny_config("multiclass", held_out=0.1), data)
+    with pytest.raises(ArgumentError, match="adapted_blocks is 3, expected at most 2"):
+        FewShot(tiny.tiny_config("combination", adapted_blocks=3), data).init()
+
+
 def test_too_many_ways_are_refused_by_the_sampler():
     with pytest.raises(DataError, match="classes, expected at least 13 "):
         sampler(tiny.tiny_config(n_way=13), tiny.tiny_data().train)
@@ -215,11 +234,24 @@ def test_a_state_of_format_2_is_read(tmp_path, uninterrupted):
         assert load_state(run, config.training, start(FewShot(config, tiny.tiny_data()))).best_score == uninterrupted[1].best_score
 
 
-@pytest.mark.parametrize("method", ["maml", "protonet"])
-def test_the_other_methods_train_and_resume_bit_for_bit(tmp_path, method):
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("maml", {}),
+        ("protonet", {}),
+        ("matching-net", {}),
+        ("multitask", {"train_episodes": 5, "train_k_shot": 2}),
+        ("nearest-neighbour", {"representation": "linear"}),
+        ("multiclass", {"held_out": 0.2}),
+        ("fine-tuning", {}),
+        ("combination", {"mixture": "width"}),
+        ("hyper-representation", {"gradient": "approximate", "outer_images": "support", "train_k_shot": 3}),
+    ],
+)
+def test_methods_learn_and_resume_bit_for_bit(tmp_path, method, options):
     models = []
     for stop in (None, 11):
-        run, config = open_run(tmp_path / f"run{stop}", method=method, iterations=20, n_way=3)
+        run, config = open_run(tmp_path / f"run{stop}", method=method, iterations=20, eval_every=10, n_way=3, **options)
 
         def interrupt(record, stop=stop):
             if record["iteration"] == stop:
@@ -232,3 +264,5 @@ def test_the_other_methods_train_and_resume_bit_for_bit(tmp_path, method):
             tiny.tiny_train(run, config)
         models.append((run.path / MODEL).read_bytes())
     assert models[0] == models[1]
+    losses = [record["loss"] for record in untimed(run.path) if "loss" in record]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])

@@ -1,19 +1,27 @@
 """Every method: its meta-gradient against finite differences, independence of batching, its sweep; then what each promises."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.data import Episodes
+from hypergrad.data import Episodes, LabelledBatch
 from hypergrad.errors import ArgumentError, ShapeError
 from hypergrad.fewshot.method import Method
 from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.methods.combination import Combination
+from hypergrad.fewshot.methods.fine_tuning import FineTuning
 from hypergrad.fewshot.methods.hyper_representation import HyperRepresentation
 from hypergrad.fewshot.methods.maml import BIAS, HEAD, MAML, WEIGHT
+from hypergrad.fewshot.methods.matching_net import MatchingNet
+from hypergrad.fewshot.methods.multiclass import Multiclass
+from hypergrad.fewshot.methods.multitask import Multitask, Numbered
+from hypergrad.fewshot.methods.nearest_neighbour import NearestNeighbour
 from hypergrad.fewshot.methods.protonet import ProtoNet
 from hypergrad.fewshot.network import feature_size, features, init_network
+from hypergrad.fewshot.pretrained import PretrainedMethod
 from hypergrad.fewshot.problem import Evaluation, evaluate
 from hypergrad.testing import check_gradients
 
@@ -32,6 +40,13 @@ def part(episodes, index):
     return Episodes(*(value[index : index + 1] for value in episodes))
 
 
+def training_batch(method, episodes):
+    """What the method's meta-loss takes, of the images of some episodes."""
+    if isinstance(method, PretrainedMethod):
+        return LabelledBatch(episodes.query[0], np.arange(episodes.query.shape[1]) % method.train_classes)
+    return Numbered(episodes, np.array([2, 0])) if isinstance(method, Multitask) else episodes
+
+
 def drawn(method, filters=3, away=0.1):
     """Hyperparameters away from the symmetric start, where many ReLU inputs would sit exactly on the kink."""
     hparams = method.init(1, (9, 9, 1), filters=filters, blocks=2, dtype=np.float64)
@@ -45,11 +60,21 @@ VARIANTS = [
     HyperRepresentation(n_way=3, n_steps=1, log_step_size=True),
     HyperRepresentation(n_way=3, n_steps=4, normalized=True, step_size=5.0),
     HyperRepresentation(n_way=3, n_steps=4, step_size=0.3, statistics="joint", log_step_size=True),
+    HyperRepresentation(n_way=3, n_steps=2, step_size=0.3, outer_images="support"),
+    Multitask(n_way=3, n_steps=2, train_episodes=3),
+    Multiclass(n_way=3, n_steps=2, train_classes=4, representation="linear"),
+    NearestNeighbour(n_way=3, train_classes=4, representation="softmax"),
+    NearestNeighbour(n_way=3, train_classes=4, distance="cosine"),
+    FineTuning(n_way=3, n_steps=2, train_classes=4),
     MAML(n_way=3, n_steps=1),
     MAML(n_way=3, n_steps=3, step_size=0.1),
     MAML(n_way=3, n_steps=3, moves="head"),
+    Combination(n_way=3, n_steps=2),
+    Combination(n_way=3, n_steps=2, mixture="width", adapted_share=0.3),
     ProtoNet(n_way=3),
     ProtoNet(n_way=3, temperature=4.0),
+    MatchingNet(n_way=3),
+    MatchingNet(n_way=3, temperature=1.0, context_steps=2),
 ]
 
 
@@ -60,9 +85,9 @@ def test_every_method_has_a_variant():
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("method", VARIANTS, ids=repr)
 def test_meta_gradient_equals_finite_differences(method, fused):
-    episodes = make_episodes(np.random.default_rng(0), k_shot=2)
+    batch = training_batch(method, make_episodes(np.random.default_rng(0), k_shot=2))
     with hg.fusion(fused):
-        check_gradients(lambda hparams: method.meta_loss(hparams, episodes)[0], drawn(method), order=1, rtol=1e-5)
+        check_gradients(lambda hparams: method.meta_loss(hparams, batch)[0], drawn(method), order=1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=repr)
@@ -114,24 +139,35 @@ def test_hyper_representation_starts_at_chance():
 
 
 def test_a_planted_fault_in_the_meta_gradient_is_seen():
-    """Cutting the dependence of w_T on the features (the paper's "approx") changes the gradient visibly."""
     method = HyperRepresentation(n_way=3, n_steps=4, step_size=0.5)
     episodes, hparams = make_episodes(np.random.default_rng(0)), drawn(method, away=0.0)
-
-    def approximate(tree):
-        learner = method.adapt(hparams, episodes)
-        query = method.head(tree, {**method.represent(tree, episodes), "weight": None, "bias": learner["bias"].value}, episodes)[0]
-        logits = hg.matmul(query, learner["weight"].value) + learner["bias"].value
-        return hg.mean(hg.softmax_cross_entropy(logits, episodes.query_labels))
-
-    exact = hg.grad(lambda tree: method.meta_loss(tree, episodes)[0])(hparams)
-    cut = hg.grad(approximate)(hparams)
-    assert float(approximate(hparams)) == pytest.approx(float(method.meta_loss(hparams, episodes)[0]), rel=1e-12)
-    assert np.abs(exact["block2.filters"] - cut["block2.filters"]).max() > 1e-4
     with pytest.raises(AssertionError, match="finite difference"):
         check_gradients(
             lambda tree: method.meta_loss({**tree, "block2.gamma": tree["block2.gamma"].detach()}, episodes)[0], hparams, order=1
         )
+
+
+@pytest.mark.parametrize("outer_images", ["query", "support"])
+def test_the_approximate_gradient_takes_the_weights_for_constants(outer_images):
+    """It is the derivative of the outer loss in the representation, at the weights that it was trained to."""
+    method = HyperRepresentation(n_way=3, n_steps=4, step_size=0.5, outer_images=outer_images)
+    approximate = dataclasses.replace(method, gradient="approximate")
+    episodes = make_episodes(np.random.default_rng(0), k_shot=2)
+    hparams = drawn(method)
+    w = {name: method.adapt(hparams, episodes)[name].value for name in ("weight", "bias")}
+
+    def at_these_weights(tree):
+        judged = episodes if outer_images == "query" else episodes._replace(query=episodes.support, query_labels=episodes.support_labels)
+        x = method.head(tree, {**method.represent(tree, episodes), **w}, judged)[0]
+        return hg.mean(hg.softmax_cross_entropy(hg.matmul(x, w["weight"]) + w["bias"], judged.query_labels))
+
+    (value, _), found = hg.value_and_grad(approximate.meta_loss, has_aux=True)(hparams, episodes)
+    (same, _), exact = hg.value_and_grad(method.meta_loss, has_aux=True)(hparams, episodes)
+    assert value == same and found["inner.step_size"] == 0.0
+    assert np.abs(exact["block2.filters"] - found["block2.filters"]).max() > 1e-4
+    check_gradients(at_these_weights, hparams, order=1, rtol=1e-5)
+    for name, slope in hg.grad(at_these_weights)(hparams).items():
+        np.testing.assert_allclose(found[name], slope, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_centred_features_have_mean_zero():
@@ -193,6 +229,96 @@ def test_prototypes_are_class_means_and_logits_are_squared_distances():
     distances = -np.sum((query[:, None] - means) ** 2, axis=-1) / 2.0
     logits = method.predict(hparams, prototypes, episodes).value[0]
     np.testing.assert_allclose(logits - logits[:, :1], distances - distances[:, :1], rtol=1e-9, atol=1e-9)
+
+
+def test_attention_gives_the_labels_of_the_support_images():
+    """In any order of the support images, and for any number of them in a class."""
+    method, labels = MatchingNet(n_way=3, temperature=0.5), np.array([[2, 0, 1, 0, 2, 2]])
+    episodes = make_episodes(np.random.default_rng(12), episodes=1, k_shot=2)._replace(support_labels=labels)
+    hparams = drawn(method)
+    g, f = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features(hparams, x).value[0] for x in (episodes.support, episodes.query))
+    )
+    attention = np.exp(f @ g.T / 0.5)
+    attention /= attention.sum(axis=1, keepdims=True)
+    found = hg.softmax(method.predict(hparams, method.adapt(hparams, episodes), episodes)).value[0]
+    np.testing.assert_allclose(found, attention @ np.eye(3)[labels[0]], rtol=1e-7)  # a norm has 1e-12 added to its square
+
+
+def test_full_context_embeddings_of_silent_lstms_change_nothing():
+    method, episodes = MatchingNet(n_way=3, context_steps=2), make_episodes(np.random.default_rng(13))
+    hparams = drawn(method)
+    silent = {name: np.zeros_like(value) if name.startswith("context") else value for name, value in hparams.items()}
+    plain = MatchingNet(n_way=3).meta_loss(hparams, episodes)[0]
+    assert float(method.meta_loss(silent, episodes)[0]) == pytest.approx(float(plain), rel=1e-12)
+    assert float(method.meta_loss(hparams, episodes)[0]) != pytest.approx(float(plain), rel=1e-3)
+
+
+def test_joint_training_reads_the_classifier_of_each_episode():
+    method, episodes = Multitask(n_way=3, train_episodes=3), make_episodes(np.random.default_rng(14))
+    hparams = drawn(method)
+    slopes = hg.grad(lambda tree: method.meta_loss(tree, Numbered(episodes, np.array([2, 0])))[0])(hparams)
+    assert [bool(np.any(slope)) for slope in slopes["heads.weight"]] == [True, False, True]
+    alone = [float(method.meta_loss(hparams, Numbered(part(episodes, e), np.array([n])))[0]) for e, n in ((0, 2), (1, 0))]
+    assert float(method.meta_loss(hparams, Numbered(episodes, np.array([2, 0])))[0]) == pytest.approx(np.mean(alone), rel=1e-12)
+
+
+@pytest.mark.parametrize("representation", ["conv", "linear", "softmax"])
+def test_the_nearest_support_image_decides(representation):
+    """In any order of the support images, and for any number of them in a class."""
+    method, labels = NearestNeighbour(n_way=3, train_classes=4, representation=representation), np.array([[2, 0, 1, 0, 2, 2]])
+    episodes = make_episodes(np.random.default_rng(15), episodes=1, k_shot=2)._replace(support_labels=labels)
+    hparams = drawn(method)
+    g, f = (features(hparams, x).value[0] for x in (episodes.support, episodes.query))
+    if representation != "conv":
+        g, f = (x @ hparams["output.weight"] + hparams["output.bias"] for x in (g, f))
+    if representation == "softmax":
+        g, f = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (g, f))
+    distances = np.sum((f[:, None] - g) ** 2, axis=-1)
+    logits = method.predict(hparams, method.adapt(hparams, episodes), episodes).value[0]
+    assert np.array_equal(logits.argmax(axis=1), labels[0][distances.argmin(axis=1)])
+    nearest = np.stack([-distances[:, labels[0] == c].min(axis=1) for c in range(3)], axis=1)
+    np.testing.assert_allclose(logits - logits[:, :1], nearest - nearest[:, :1], rtol=1e-7, atol=1e-9)
+
+
+def test_held_out_images_are_judged_by_the_classifier():
+    method, episodes = Multiclass(n_way=3, train_classes=4), make_episodes(np.random.default_rng(16))
+    hparams, batch = drawn(method), training_batch(method, episodes)
+    loss, accuracy = method.meta_loss(hparams, batch)
+    losses, accuracies = method.evaluate(hparams, batch, [1, 5])
+    assert losses.tolist() == [[float(loss)] * 2] and accuracies.tolist() == [[accuracy[0]] * 2]
+    assert method.evaluate(hparams, episodes, [1, 5])[0].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "combined, plain",
+    [
+        ({"adapted_blocks": 2}, {}),
+        ({"mixture": "width", "adapted_share": 1.0}, {}),
+        ({"adapted_blocks": 0}, {"moves": "head"}),
+        ({"mixture": "width", "adapted_share": 0.0}, {"moves": "head"}),
+    ],
+)
+def test_a_combination_has_maml_at_its_ends(combined, plain):
+    episodes = make_episodes(np.random.default_rng(17))
+    both = Combination(n_way=3, n_steps=2, step_size=0.2, **combined), MAML(n_way=3, n_steps=2, step_size=0.2, **plain)
+    hparams = drawn(both[1])
+    (a, _), found = hg.value_and_grad(both[0].meta_loss, has_aux=True)({**hparams, "inner.step_size": np.array(0.2)}, episodes)
+    (b, _), expected = hg.value_and_grad(both[1].meta_loss, has_aux=True)(hparams, episodes)
+    assert a == pytest.approx(b, rel=1e-12)
+    for name, slope in expected.items():
+        np.testing.assert_allclose(found[name], slope, rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+def test_shared_filters_stay_and_the_others_move():
+    method, episodes = Combination(n_way=3, mixture="width", adapted_share=0.4), make_episodes(np.random.default_rng(18))
+    hparams = drawn(method, filters=5)
+    learner = method.adapt(hparams, episodes)
+    assert learner["block1.filters"].shape == (2, 3, 3, 1, 2) and learner["block2.gamma"].shape == (2, 2)
+    moved = np.abs(learner["block2.filters"].value - hparams["block2.filters"][..., 3:])
+    assert moved.max() > 1e-6 and set(method.shared(hparams)) == {f"block{i}.{p}" for i in (1, 2) for p in ("filters", "gamma", "beta")}
+    deep = Combination(n_way=3)
+    assert set(deep.adapt(hparams, episodes)) == {"block2.filters", "block2.gamma", "block2.beta", *HEAD} and not deep.shared(hparams)
 
 
 def test_features_have_the_promised_size_and_bad_images_are_refused():

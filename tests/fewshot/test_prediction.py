@@ -83,7 +83,7 @@ def test_a_model_of_letters_labels_drawings(drawings, tmp_path, monkeypatch):
     assert "resized to 28x28, the model's size" in result.output and "cross" in result.output
 
 
-@pytest.mark.parametrize("method", ["hyper-representation", "maml", "protonet"])
+@pytest.mark.parametrize("method", ["hyper-representation", "maml", "protonet", "multiclass"])
 def test_an_images_label_depends_on_nothing_but_it_and_the_support(drawings, run_of, method):
     support, images = drawings
     run, config = run_of(method)

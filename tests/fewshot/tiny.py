@@ -7,6 +7,8 @@ import numpy as np
 from hypergrad.data import ImageClasses, MetaDataset
 from hypergrad.errors import RunError
 from hypergrad.fewshot.config import Config, make_config, save_config
+from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.pretrained import PretrainedMethod
 from hypergrad.fewshot.problem import FewShot
 from hypergrad.runs.directory import RunDirectory
 from hypergrad.runs.loop import State, train
@@ -31,8 +33,9 @@ def tiny_config(method: str = "hyper-representation", **changes: object) -> Conf
         **{"n_way": 3, "k_shot": 1, "n_query": 4, "filters": 4, "blocks": 2, "meta_batch": 2, "outer_lr": 0.01},
         **{"iterations": 60, "eval_every": 7, "eval_episodes": 10, "test_episodes": 10},
     }
-    steps = {} if method == "protonet" else {"n_steps": 3, "sweep": (1, 2, 3)}
-    return make_config(method=method, **{**sizes, **steps, **changes})
+    steps = {"n_steps": 3, "sweep": (1, 2, 3)} if METHODS[method]().usual_steps else {}
+    batch = {"batch_size": 16} if issubclass(METHODS[method], PretrainedMethod) else {}
+    return make_config(method=method, **{**sizes, **steps, **batch, **changes})
 
 
 def tiny_train(run: RunDirectory, config: Config, *args: object, data: MetaDataset | None = None, **options: object) -> State:
