@@ -8,10 +8,11 @@ import pytest
 import hypergrad as hg
 from hypergrad.data import Episodes
 from hypergrad.errors import ArgumentError, ShapeError
+from hypergrad.fewshot.learner import BIAS, HEAD, WEIGHT
 from hypergrad.fewshot.method import Method
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.fewshot.methods.hyper_representation import HyperRepresentation
-from hypergrad.fewshot.methods.maml import BIAS, HEAD, MAML, WEIGHT
+from hypergrad.fewshot.methods.maml import MAML
 from hypergrad.fewshot.methods.protonet import ProtoNet
 from hypergrad.fewshot.network import feature_size, features, init_network
 from hypergrad.fewshot.problem import Evaluation, evaluate
