@@ -26,8 +26,12 @@ class FewShot:
     def __init__(self, config: Config, data: MetaDataset) -> None:
         self.config, self.method, self.data = config, config.sized_method, data
         self.train, self.validation = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
-        gradient = value_and_grad(self.method.meta_loss, has_aux=True)
-        self._gradient = capture(gradient) if config.graphs else gradient
+        self._phase, self._gradient = self._objective(self.method)
+
+    def _objective(self, method: Method) -> tuple[Method, Callable[..., Any]]:
+        """A method, and the gradient of its meta-loss."""
+        gradient = value_and_grad(method.meta_loss, has_aux=True)
+        return method, capture(gradient) if self.config.graphs and method.recordable else gradient
 
     @property
     def description(self) -> str:
@@ -47,6 +51,9 @@ class FewShot:
 
     def gradient(self, hparams: HParams, iteration: int) -> tuple[Array, HParams, Mapping[str, Any]]:
         """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step."""
+        phase = self.method.during(iteration / self.config.training.iterations)
+        if phase != self._phase:
+            self._phase, self._gradient = self._objective(phase)
         (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration))
         return loss, grad, {"accuracy": accuracies.mean()}
 
