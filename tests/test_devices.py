@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import hypergrad as hg
 import hypergrad.backends as backends
 import hypergrad.data
-from hypergrad.backends import as_array, backend_of, is_on_gpu
+from hypergrad.backends import as_array, backend_of, is_on_gpu, to_host
 from hypergrad.backends.cuda import CUDA, MISSING
 from hypergrad.backends.host import HOST
 from hypergrad.cli import app
@@ -26,6 +26,7 @@ from hypergrad.errors import DeviceError, DTypeError, ExtensionError, ShapeError
 from hypergrad.fewshot.config import save_config
 from hypergrad.fewshot.evaluation import evaluate_run
 from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.problem import FewShot
 from hypergrad.runs.directory import RESULT, RunDirectory
 
 on_devices = pytest.mark.backends("pretended", "gpu")
@@ -133,6 +134,21 @@ def test_sides_may_not_mix(cupy):
 
 @on_devices
 @pytest.mark.parametrize("method", METHODS)
+def test_a_meta_step_of_every_method(method, cupy):
+    """Loss and hypergradient, and a validation: nothing of it needs the host, and the results are the host's up to rounding."""
+    found = []
+    for device in ("cpu", "cuda"):
+        problem = FewShot(tiny.tiny_config(method, device=device, eval_episodes=2), tiny.tiny_data())
+        loss, grad, _ = problem.gradient(problem.init(), 0)
+        assert all(is_on_gpu(a) == (device == "cuda") for a in (loss, *grad.values()))
+        validation = np.array(problem.validate(problem.init())[1]["validation_loss"])
+        found.append({name: to_host(a) for name, a in {**grad, "loss": loss, "validation": validation}.items()})
+    for name, expected in found[0].items():
+        np.testing.assert_allclose(found[1][name], expected, rtol=0, atol=2e-4 * max(1.0, np.abs(expected).max()), err_msg=name)
+
+
+@on_devices
+@pytest.mark.parametrize("method", ["hyper-representation", "maml", "protonet"])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_training(graphs, method, cupy, tmp_path):
     """A whole run on the device: the images stay there as bytes, the result is the host's up to rounding, a resumed run its own."""
