@@ -21,7 +21,7 @@ PREFIX = "step_size."
 
 @dataclass(frozen=True)
 class MetaSGD(MAML):
-    """The method and its options; see `NetworkMethod`. The paper takes one inner step; the default is MAML's number, which does better here.
+    """The method and its options; see `NetworkMethod`. The paper takes one inner step; MAML's five do better here.
 
     Args: see the options' help; n_way: classes of an episode, and outputs of the network.
     Source: Li et al. 2017, arXiv:1707.09835, Algorithm 1.
