@@ -78,20 +78,20 @@ class MAMLPlusPlus(NetworkMethod):
         return {name: hparams[of_step(t, name)] for name in names}
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
-        """The weights, and the number of steps that led to them. Steps after the T of meta-training are as its last one."""
-        w, done = learner or (start(hparams, episodes, self.moving(hparams)), 0)
+        """The weights of each episode, by the number of steps that led to them. Steps after the T of meta-training are as its last one."""
+        ((done, w),) = (learner or {0: start(hparams, episodes, self.moving(hparams))}).items()
         n_steps = self.n_steps if n_steps is None else n_steps
         if n_steps == 0:
-            return w, done
+            return {done: w}
         steps = [min(t, self.n_steps - 1) for t in range(done, done + n_steps)]
         sizes = {name: stack([hparams[PREFIX + name][t] for t in steps]) for name in w}
         norms = {t: self.norms(hparams, t) for t in set(steps)}
         batches = [(episodes.support, episodes.support_labels, t) for t in steps]
         optimizer = SGD(lr=schedule(sizes))
-        return unroll(step_loss, w, norms, batches, optimizer=optimizer, first_order=self.first_order), done + n_steps
+        return {done + n_steps: unroll(step_loss, w, norms, batches, optimizer=optimizer, first_order=self.first_order)}
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
-        w, done = learner
+        ((done, w),) = learner.items()
         norms = self.norms(hparams, min(max(done, 1), self.n_steps) - 1)  # those of the last step
         return features({**w, **norms}, episodes.query), w[WEIGHT], w[BIAS]
 

@@ -78,14 +78,14 @@ class MetaLearnerLSTM(NetworkMethod):
         return {**network, **drawn, **{name: np.asarray(x, dtype) for name, x in biases.items()}}
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
-        """The state: "w" (M, 1), the M weights of all episodes side by side; the LSTM's "h" and "c" (M, H); gates (M, 1)."""
+        """The state: "w" (E, N, 1), the N weights of each episode side by side; the LSTM's "h" and "c" (E, N, H); gates (E, N, 1)."""
         names = weight_names(hparams)
         if learner is None:
             count = len(episodes.support)
             flat = [reshape(x, (count, -1)) for x in start(hparams, episodes, names).values()]
-            w = reshape(concatenate(flat, axis=1), (-1, 1))
-            zeros = backend_of(w.value).xp.zeros
-            learner = {"w": w, **{k: zeros((len(w), n), w.dtype) for k, n in (*((k, self.hidden) for k in "hc"), *((k, 1) for k in GATES))}}
+            w = concatenate(flat, axis=1)[..., None]
+            sizes, zeros = {"h": self.hidden, "c": self.hidden, **dict.fromkeys(GATES, 1)}, backend_of(w.value).xp.zeros
+            learner = {"w": w, **{k: zeros((*w.shape[:2], n), w.dtype) for k, n in sizes.items()}}
         n_steps = self.n_steps if n_steps is None else n_steps
         if n_steps == 0:
             return learner
@@ -98,7 +98,7 @@ class MetaLearnerLSTM(NetworkMethod):
         return scan(step, learner, own, full_batch((episodes.support, episodes.support_labels), n_steps))[0]
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
-        w = split(learner["w"], {name: hparams[name].shape for name in weight_names(hparams)}, len(episodes.query))
+        w = split(learner["w"], {name: hparams[name].shape for name in weight_names(hparams)})
         return super().head(hparams, w, episodes)
 
     def metrics(self, hparams: Mapping[str, Any]) -> dict[str, float]:
@@ -107,14 +107,14 @@ class MetaLearnerLSTM(NetworkMethod):
 
 
 def observed(w: Any, shapes: Mapping[str, tuple[int, ...]], batch: Any) -> tuple[Tensor, Tensor]:
-    """What a step sees, constants: the loss of each episode (E,), and the gradient of each weight (M, 1).
+    """What a step sees, constants: the loss of each episode (E,), and the gradient of each weight (E, N, 1).
 
-    Args: w: (M, 1); shapes: of the network's parameters, by name; batch: images (E, S, H, W, C) and labels (E, S). Cost: one gradient.
+    Args: w: (E, N, 1); shapes: of the network's parameters, by name; batch: images (E, S, H, W, C) and labels (E, S). Cost: one gradient.
     """
     images, labels = batch
 
     def support_loss(w: Tensor) -> tuple[Tensor, Tensor]:
-        tree = split(w, shapes, len(labels))
+        tree = split(w, shapes)
         losses = mean(linear_cross_entropy(features(tree, images), tree[WEIGHT], tree[BIAS], labels), axis=-1)
         return sum_(losses), losses
 
@@ -125,22 +125,26 @@ def observed(w: Any, shapes: Mapping[str, tuple[int, ...]], batch: Any) -> tuple
 def moved(state: Any, own: Mapping[str, Any], losses: Tensor, slope: Tensor) -> dict[str, Tensor]:
     """The state after one step of all weights.
 
-    Args: state: see `adapt`; own: the hyperparameters but for w_0; losses, slope: of `observed`. Cost: 8MH (H + 4) flop.
+    Args: state: see `adapt`; own: the hyperparameters but for w_0; losses, slope: of `observed`. Cost: 8H (H + 4) flop a weight.
     """
-    w, (count,) = state["w"], losses.shape
-    of_losses = broadcast_to(seen(losses[:, None], SEEN)[:, None], (count, len(w) // count, 2))
+    shape = state["w"].shape
+    of_losses = broadcast_to(seen(losses[:, None], SEEN)[:, None], (*shape[:2], 2))
+    w, before_h, before_c = (reshape(state[k], (-1, state[k].shape[-1])) for k in "whc")  # all weights in one axis
+    before = {k: reshape(state[k], (-1, 1)) for k in GATES}
+    slope = reshape(slope, (-1, 1))
     x = concatenate([seen(slope, SEEN), reshape(of_losses, (-1, 2))], axis=1)
-    h, c = lstm_layer(x, state["h"], state["c"], own["lstm.weight"], own["lstm.bias"])
-    gates = {k: sigmoid(linear(concatenate([h, w, state[k]], axis=1), own[f"{k}.weight"], own[f"{k}.bias"])) for k in GATES}
-    return {"w": gates["forget"] * w - gates["input"] * slope, "h": h, "c": c, **gates}
+    h, c = lstm_layer(x, before_h, before_c, own["lstm.weight"], own["lstm.bias"])
+    gates = {k: sigmoid(linear(concatenate([h, w, before[k]], axis=1), own[f"{k}.weight"], own[f"{k}.bias"])) for k in GATES}
+    after = {"w": gates["forget"] * w - gates["input"] * slope, "h": h, "c": c, **gates}
+    return {k: reshape(v, (*shape[:2], -1)) for k, v in after.items()}
 
 
-def split(w: Any, shapes: Mapping[str, tuple[int, ...]], count: int) -> dict[str, Tensor]:
-    """The weights of `count` episodes by name, each with a leading axis of episodes. Args: w: (M, 1). Cost: O(M)."""
-    rows, at, found = reshape(w, (count, -1)), 0, dict[str, Tensor]()
+def split(w: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights by name, each with a leading axis of episodes. Args: w: (E, N, 1); shapes: by name. Cost: O(size)."""
+    at, found = 0, dict[str, Tensor]()
     for name, shape in shapes.items():
         size = int(np.prod(shape))
-        found[name] = reshape(rows[:, at : at + size], (count, *shape))
+        found[name] = reshape(w[:, at : at + size], (len(w), *shape))
         at += size
     return found
 

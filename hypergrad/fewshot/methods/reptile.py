@@ -18,7 +18,7 @@ from ...runs.configuration import option
 from ...tape import Tensor
 from ...transforms import stop_gradient
 from ..learner import NetworkMethod, network_loss, start, weight_names
-from ..method import Array, Settings, accuracies, directed
+from ..method import Array, Settings, directed
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ class Reptile(NetworkMethod):
     def meta_loss(self, hparams: Mapping[str, Any], episodes: Episodes) -> tuple[Tensor, Array]:
         """The query loss of `Method.meta_loss`; its gradient is `direction`. Cost: that of `adapt`, `judge` and `direction`."""
         fixed = stop_gradient(dict(hparams))
-        losses, logits = self.judge(fixed, self.adapt(fixed, episodes), episodes)
-        return directed(mean(losses), hparams, self.direction(fixed, episodes)), accuracies(logits, episodes.query_labels)
+        loss, shares = super().meta_loss(fixed, episodes)
+        return directed(loss, hparams, self.direction(fixed, episodes)), shares
