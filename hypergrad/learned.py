@@ -108,7 +108,7 @@ class LSTMOptimizer(Optimizer):
         flat = concatenate([reshape(d, (d.size, 1)) for d in tree_leaves(g)])
         after: dict[str, Any] = {}
         if self.decay is None:
-            x = self._seen(flat)
+            x = seen(flat, self.p)
         else:
             after = {"m": _average(state["m"], flat, self.decay), "v": _average(state["v"], flat * flat, self.decay)}
             whole = 1.0 - self.decay ** (t + 1)  # the weight of the gradients in an average that began with zero
@@ -122,13 +122,6 @@ class LSTMOptimizer(Optimizer):
             moved.append(leaf + reshape(step[at : at + leaf.size], leaf.shape))
             at += leaf.size
         return tree_unflatten(spec, moved), after
-
-    def _seen(self, g: Tensor) -> Tensor:
-        """What the network sees of the gradients, (n, 1): two numbers for each, (n, 2). The masks and signs are constants."""
-        xp = backend_of(g.value).xp
-        large = xp.abs(g.value) >= math.exp(-self.p)
-        size = where(large, log(where(large, abs_(g), 1.0)) / self.p, -1.0)  # the inner one keeps log from 0, and its slope finite
-        return concatenate([size, where(large, Tensor(xp.sign(g.value)), math.exp(self.p) * g)], axis=1)
 
     def _units(self, leaves: list[Any]) -> int:
         """H. Raises: an error that names what does not fit."""
@@ -170,6 +163,17 @@ def _array(x: Any) -> Array:
 
 def _average(before: Any, x: Any, decay: float) -> Any:
     return decay * before + (1.0 - decay) * x
+
+
+def seen(x: Tensor, p: float) -> Tensor:
+    """What a network sees of numbers of any size, (n, 1): two for each, (n, 2). The masks and signs are constants.
+
+    They are (log|x| / p, sign x) where |x| >= e^-p, and (-1, e^p x) elsewhere. Source: Andrychowicz et al. 2016, appendix A.
+    """
+    xp = backend_of(x.value).xp
+    large = xp.abs(x.value) >= math.exp(-p)
+    size = where(large, log(where(large, abs_(x), 1.0)) / p, -1.0)  # the inner one keeps log from 0, and its slope finite
+    return concatenate([size, where(large, Tensor(xp.sign(x.value)), math.exp(p) * x)], axis=1)
 
 
 def lstm_layer(x: Any, h: Any, c: Any, w: Any, b: Any) -> tuple[Tensor, Tensor]:

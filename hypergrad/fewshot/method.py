@@ -15,11 +15,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..backends import backend_of, is_on_gpu
 from ..data import Episodes, EpisodeSampler
-from ..ops import linear_cross_entropy, matmul, mean, softmax_cross_entropy
+from ..ops import linear_cross_entropy, matmul, mean, softmax_cross_entropy, stack
 from ..ops import sum as sum_
 from ..passes.accumulate import accumulate
 from ..runs.configuration import Section
 from ..tape import Tensor
+from ..transforms import stop_gradient
 
 Array = NDArray[Any]
 HParams = dict[str, Array]
@@ -35,6 +36,7 @@ class Method(Section, ABC):
         title: in words, for tables and figures.
         source: the paper.
         batch_norm: whose statistics normalize support and query images, if there is batch normalization.
+        recordable: whether the GPU never has to wait for the host in `meta_loss`, so that a CUDA graph can hold it; see `capture`.
         settings: options that presets and data sets change, by (preset, data set); None stands for any. `presets` lists the presets.
     Args:
         n_way: classes of an episode; comes with the episodes and is no option of the method.
@@ -44,6 +46,7 @@ class Method(Section, ABC):
     title: ClassVar[str]
     source: ClassVar[str] = ""
     batch_norm: ClassVar[str] = ""
+    recordable: ClassVar[bool] = True
     settings: ClassVar[Settings] = {}
     n_way: int = 5
     train_classes: int = 1
@@ -77,6 +80,13 @@ class Method(Section, ABC):
         Raises: DataError if the data have not enough images. Cost: O(1).
         """
         return train, validation
+
+    def during(self, progress: float) -> "Method":
+        """The method as it is while a share `progress` (0 to 1) of the meta-training is done: itself, where nothing is annealed.
+
+        On a GPU, each different method is recorded as a CUDA graph of its own, so it should change in few stages. Cost: O(options).
+        """
+        return self
 
     @abstractmethod
     def init(self, seed: int, image_shape: Sequence[int], filters: int, blocks: int = 4, dtype: DTypeLike = np.float32) -> HParams:
@@ -183,3 +193,16 @@ def accuracies(logits: Array, labels: Array) -> Array:
     """Share of right answers of each episode. Args: logits: (E, Q, n_way); labels: (E, Q). Returns: float64 (E,). Cost: O(size)."""
     hits: Array = (logits.argmax(axis=-1) == labels).mean(axis=-1)
     return hits
+
+
+def directed(loss: Tensor, hparams: Mapping[str, Any], direction: Mapping[str, Array]) -> Tensor:
+    """A meta-loss whose gradient is given: the value of `loss` with `direction` in the place of its gradient.
+
+    It is loss + sum_i <direction_i, hparams_i - their values>, where `loss` and `direction` count as constants. The second term is zero.
+    So are its second derivatives, and the gradient in what `direction` does not name.
+
+    Args: loss: a scalar; hparams: Tensors by name; direction: arrays like some of them. Returns: a scalar Tensor. Cost: O(size).
+    """
+    zeros = [sum_(d * (hparams[name] - stop_gradient(hparams[name]))) for name, d in direction.items()]
+    total: Tensor = stop_gradient(loss) + sum_(stack(zeros))
+    return total

@@ -28,8 +28,12 @@ class FewShot:
         self.config, self.method, self.data = config, config.sized_method(data.train.n_classes), data
         splits = (data.train.on(config.device), data.validation.on(config.device))
         self.train, self.validation = self.method.samplers(*(sampler(config, split) for split in splits))
-        gradient = value_and_grad(self.method.meta_loss, has_aux=True)
-        self._gradient = capture(gradient) if config.graphs else gradient
+        self._phase, self._gradient = self._objective(self.method)
+
+    def _objective(self, method: Method) -> tuple[Method, Callable[..., Any]]:
+        """A method, and the gradient of its meta-loss."""
+        gradient = value_and_grad(method.meta_loss, has_aux=True)
+        return method, capture(gradient) if self.config.graphs and method.recordable else gradient
 
     @property
     def description(self) -> str:
@@ -49,6 +53,9 @@ class FewShot:
 
     def gradient(self, hparams: HParams, iteration: int) -> tuple[Array, HParams, Mapping[str, Any]]:
         """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step."""
+        phase = self.method.during(iteration / self.config.training.iterations)
+        if phase != self._phase:
+            self._phase, self._gradient = self._objective(phase)
         (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration))
         return loss, grad, {"accuracy": accuracies.mean()}
 

@@ -239,6 +239,9 @@ def test_a_state_of_format_2_is_read(tmp_path, uninterrupted):
     [
         ("maml", {}),
         ("protonet", {}),
+        ("maml-plus-plus", {}),
+        ("reptile", {}),
+        ("meta-learner-lstm", {}),
         ("matching-net", {}),
         ("multitask", {"train_episodes": 5, "train_k_shot": 2}),
         ("nearest-neighbour", {"representation": "linear"}),

@@ -5,24 +5,31 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 
 import hypergrad as hg
 from hypergrad.data import Episodes, LabelledBatch
 from hypergrad.errors import ArgumentError, ShapeError
+from hypergrad.fewshot.learner import BIAS, HEAD, WEIGHT, start, weight_names
 from hypergrad.fewshot.method import Method
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.fewshot.methods.combination import Combination
 from hypergrad.fewshot.methods.fine_tuning import FineTuning
 from hypergrad.fewshot.methods.hyper_representation import HyperRepresentation
-from hypergrad.fewshot.methods.maml import BIAS, HEAD, MAML, WEIGHT
+from hypergrad.fewshot.methods.imaml import IMAML
+from hypergrad.fewshot.methods.maml import MAML
+from hypergrad.fewshot.methods.maml_plus_plus import MAMLPlusPlus
 from hypergrad.fewshot.methods.matching_net import MatchingNet
+from hypergrad.fewshot.methods.meta_learner_lstm import MetaLearnerLSTM, moved, observed
+from hypergrad.fewshot.methods.meta_sgd import MetaSGD
 from hypergrad.fewshot.methods.multiclass import Multiclass
 from hypergrad.fewshot.methods.multitask import Multitask, Numbered
 from hypergrad.fewshot.methods.nearest_neighbour import NearestNeighbour
 from hypergrad.fewshot.methods.protonet import ProtoNet
+from hypergrad.fewshot.methods.reptile import Reptile
 from hypergrad.fewshot.network import feature_size, features, init_network
 from hypergrad.fewshot.pretrained import PretrainedMethod
-from hypergrad.fewshot.problem import Evaluation, evaluate
+from hypergrad.fewshot.problem import Evaluation, FewShot, evaluate
 from hypergrad.testing import check_gradients
 
 
@@ -75,15 +82,23 @@ VARIANTS = [
     ProtoNet(n_way=3, temperature=4.0),
     MatchingNet(n_way=3),
     MatchingNet(n_way=3, temperature=1.0, context_steps=2),
+    MetaSGD(n_way=3, n_steps=2, step_size=0.1),
+    MAMLPlusPlus(n_way=3, n_steps=2),
+    MAMLPlusPlus(n_way=3, n_steps=2, step_norms=False, earlier=0.5),
+    MetaLearnerLSTM(n_way=3, n_steps=2, hidden=3),
+    Reptile(n_way=3, n_steps=2, train_steps=3),
+    IMAML(n_way=3, n_steps=3),
 ]
+OF_THEIR_OWN = (MetaLearnerLSTM, Reptile, IMAML)  # methods whose meta-gradient is by definition not that of the run; each has a test below
+CHECKED = [(method, True) for method in VARIANTS if not isinstance(method, OF_THEIR_OWN)]
+CHECKED += [(method, False) for method in VARIANTS if type(method) in (HyperRepresentation, MAML, ProtoNet)]  # others have their ops
 
 
 def test_every_method_has_a_variant():
     assert {type(method) for method in VARIANTS} == set(METHODS.values())
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("method", VARIANTS, ids=repr)
+@pytest.mark.parametrize("method, fused", CHECKED, ids=repr)
 def test_meta_gradient_equals_finite_differences(method, fused):
     batch = training_batch(method, make_episodes(np.random.default_rng(0), k_shot=2))
     with hg.fusion(fused):
@@ -214,6 +229,126 @@ def test_first_order_maml_takes_the_gradient_where_the_run_ends():
 def test_anil_moves_the_head_alone():
     method, episodes = MAML(n_way=3, moves="head"), make_episodes(np.random.default_rng(10))
     assert set(method.adapt(drawn(method), episodes)) == set(HEAD)
+
+
+def test_meta_sgd_with_equal_step_sizes_is_maml():
+    method, episodes = MetaSGD(n_way=3, n_steps=2, step_size=0.2), make_episodes(np.random.default_rng(12))
+    hparams = method.init(1, (9, 9, 1), 3, 2, np.float64)
+    plain = MAML(n_way=3, n_steps=2, step_size=0.2).adapt(hparams, episodes)
+    for name, value in method.adapt(hparams, episodes).items():
+        np.testing.assert_allclose(value.value, plain[name].value, rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+def test_maml_plus_plus_takes_each_steps_own_numbers():
+    """The step sizes of a step move the weights in this step alone, its normalizations act on its images; later steps are as the last."""
+    method, episodes = MAMLPlusPlus(n_way=3, n_steps=2), make_episodes(np.random.default_rng(13))
+    hparams = drawn(method)
+
+    def losses(n_steps, **changes):
+        changed = {**hparams, **{name: hparams[name] + value for name, value in changes.items()}}
+        return method.evaluate(changed, episodes, [n_steps])[0]
+
+    second = {"step_sizes.block1.filters": np.array([0.0, 0.1])}, {"step2.block1.gamma": np.array(0.1)}
+    for change in second:
+        assert np.array_equal(losses(1), losses(1, **change)) and not np.array_equal(losses(2), losses(2, **change))
+        assert not np.array_equal(losses(3), losses(3, **change))
+    assert not np.array_equal(losses(1), losses(1, **{"block1.gamma": np.array(0.1)}))
+    assert "block1.gamma" not in method.moving(hparams) and "block1.gamma" in MAMLPlusPlus(step_norms=False).moving(hparams)
+
+
+def test_the_losses_of_maml_plus_plus_are_annealed():
+    method, episodes = MAMLPlusPlus(n_way=3, n_steps=2, all_losses=0.5, first_order_share=0.2), make_episodes(np.random.default_rng(14))
+    hparams = drawn(method)
+    phases = [method.during(progress) for progress in (0.0, 0.1, 0.24, 0.25, 0.5, 1.0)]
+    assert [phase.earlier for phase in phases] == [1.0, 0.8, 0.6, 0.5, 0.0, 0.0] and phases[-1] == method
+    assert [phase.first_order for phase in phases] == [True, True, False, False, False, False]
+    first, last = method.evaluate(hparams, episodes, [1, 2])[0].mean(axis=0)
+    for phase in phases:
+        share = phase.earlier / 2
+        assert float(phase.meta_loss(hparams, episodes)[0]) == pytest.approx(share * first + (1.0 - share) * last, rel=1e-12)
+
+
+def test_a_method_that_changes_with_progress_changes_the_gradient_of_the_problem():
+    config = tiny.tiny_config("maml-plus-plus", iterations=10, all_losses=0.5)
+    problem = FewShot(config, tiny.tiny_data())
+    hparams = problem.init()
+    for iteration in (0, 9, 0):
+        phase = config.sized_method.during(iteration / 10)
+        (loss, _), _ = hg.value_and_grad(phase.meta_loss, has_aux=True)(hparams, problem.train.batch(iteration))
+        assert problem.gradient(hparams, iteration)[0] == loss
+
+
+def test_reptile_moves_towards_where_training_leads():
+    """Its direction is w_0 - mean w_T, bit for bit; w_T is where a plain loop leads over minibatches of all images of the episode."""
+    method, episodes = Reptile(n_way=3, n_steps=2, train_steps=3, minibatches=2), make_episodes(np.random.default_rng(15))
+    hparams = drawn(method)
+    (loss, _), found = hg.value_and_grad(method.meta_loss, has_aux=True)(hparams, episodes)
+    assert float(loss) == pytest.approx(method.evaluate(hparams, episodes, [2])[0].mean(), rel=1e-12)
+    moved_to = {name: np.zeros_like(value) for name, value in hparams.items()}
+    for e in range(2):
+        one = part(episodes, e)
+        images, labels = np.concatenate([one.support, one.query], 1), np.concatenate([one.support_labels, one.query_labels], 1)
+        w = hparams
+        for t in (0, 1, 0):
+            x, y = images[:, t::2], labels[:, t::2]
+            slopes = hg.grad(lambda w, x=x, y=y: hg.mean(hg.softmax_cross_entropy(features(w, x) @ w[WEIGHT] + w[BIAS], y)))(w)
+            w = {name: w[name] - method.step_size * slope for name, slope in slopes.items()}
+        moved_to = {name: moved_to[name] + w[name] / 2 for name in w}
+    direction = method.direction(hparams, episodes)
+    for name in hparams:
+        np.testing.assert_array_equal(found[name], direction[name])
+        np.testing.assert_allclose(found[name], hparams[name] - moved_to[name], rtol=1e-8, atol=1e-13, err_msg=name)
+
+
+def test_imaml_takes_the_gradient_of_the_inner_solution():
+    """Where the inner problem and the linear system are solved, it is that of the query loss at the solution, by finite differences."""
+    method, episodes = (
+        IMAML(n_way=3, n_steps=60, step_size=0.03, proximal=20.0, cg_steps=30),
+        make_episodes(np.random.default_rng(0), k_shot=2),
+    )
+    hparams, rng = drawn(method), np.random.default_rng(5)
+    (loss, _), found = hg.value_and_grad(method.meta_loss, has_aux=True)(hparams, episodes)
+    w = {name: value.value for name, value in method.adapt(hparams, episodes).items()}
+    w_0, batch = start(hparams, episodes, weight_names(hparams)), (episodes.support, episodes.support_labels)
+    slopes = hg.grad(lambda w: method.inner_loss(w, {"start": w_0}, batch))(w)
+    assert max(np.abs(x).max() for x in slopes.values()) < 1e-12 and set(found) == set(w)
+    for _ in range(2):
+        v = {name: rng.standard_normal(value.shape) for name, value in hparams.items()}
+
+        def value(step, v=v):
+            return method.evaluate({name: hparams[name] + step * v[name] for name in v}, episodes, [45])[0].mean()
+
+        assert float(loss) == pytest.approx(value(0.0), rel=1e-12)
+        slope = sum(np.sum(found[name] * v[name]) for name in v)
+        assert (value(1e-6) - value(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-5)
+
+
+def test_the_lstm_learns_from_gradients_that_count_as_constants():
+    """Its meta-gradient is that of the same steps with the gradients and losses of the inner steps held fixed."""
+    method, episodes = MetaLearnerLSTM(n_way=3, n_steps=3, hidden=3), make_episodes(np.random.default_rng(16))
+    hparams = drawn(method)
+    shapes = {name: hparams[name].shape for name in weight_names(hparams)}
+    batch = (episodes.support, episodes.support_labels)
+    fixed = [observed(hg.stop_gradient(method.adapt(hparams, episodes, t)["w"]), shapes, batch) for t in range(3)]
+
+    def replayed(hparams):
+        state = method.adapt(hparams, episodes, 0)
+        for losses, slope in fixed:
+            state = moved(state, hparams, losses, slope)
+        return hg.mean(method.judge(hparams, state, episodes)[0])
+
+    check_gradients(replayed, hparams, order=1, rtol=1e-5)
+    found, expected = (hg.grad(f)(hparams) for f in (lambda hparams: method.meta_loss(hparams, episodes)[0], replayed))
+    for name in hparams:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, atol=1e-16, err_msg=name)
+        assert np.abs(found[name]).max() > 0.0
+
+
+def test_the_lstm_begins_nearly_as_gradient_descent():
+    method, episodes = MetaLearnerLSTM(n_way=3, n_steps=2, step_size=0.2, forget=1e-9), make_episodes(np.random.default_rng(17))
+    hparams = method.init(1, (9, 9, 1), 3, 2, np.float64)
+    maml = MAML(n_way=3, n_steps=2, step_size=0.2)
+    np.testing.assert_allclose(method.evaluate(hparams, episodes, [2])[0], maml.evaluate(hparams, episodes, [2])[0], rtol=1e-3)
 
 
 def test_prototypes_are_class_means_and_logits_are_squared_distances():

@@ -26,6 +26,7 @@ TINY = {  # options for the checks in float64, beside those of the short form
     "ridge": {"n_steps": 6},
     "task-interaction": {"n_steps": 5},
     "augmentation": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 3, "batch": 4, "hidden": 3},
+    "sine": {"k_shot": 3, "n_query": 3, "hidden": 3, "n_train": 2, "n_validation": 3, "n_test": 3, "pretraining": 5},
     "distillation": {"n_train": 10, "n_validation": 10, "n_test": 10, "n_steps": 3, "hidden": 3},
 }
 LOOPS = [name for name, kind in PROBLEMS.items() if not kind.single_run]

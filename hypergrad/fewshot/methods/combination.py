@@ -21,9 +21,9 @@ from ...optimizers import SGD
 from ...passes.unroll import unroll
 from ...runs.configuration import option
 from ...tape import Tensor
+from ..learner import BIAS, HEAD, WEIGHT, head_loss
 from ..method import HParams, LinearMethod, Settings
 from ..network import count_blocks, feature_size, features, init_network, run_blocks
-from .maml import BIAS, HEAD, WEIGHT, head_loss
 
 STEP_SIZE = "inner.step_size"
 PARTS = ("filters", "gamma", "beta")  # of a block; their last axis numbers the filters

@@ -12,10 +12,10 @@ from ...optimizers import SGD
 from ...passes.unroll import unroll
 from ...runs.configuration import option
 from ...tape import Tensor
+from ..learner import BIAS, WEIGHT, network_loss
 from ..method import LinearMethod, Settings
 from ..network import features
 from ..pretrained import OUTPUT_WEIGHT, PretrainedMethod
-from .maml import BIAS, WEIGHT, network_loss
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Cycle:
     def batch(self, i: int) -> Numbered:
         """Meta-batch i, of `sampler.meta_batch` episodes. Cost: that of the sampler's."""
         numbers = np.arange(i * self.sampler.meta_batch, (i + 1) * self.sampler.meta_batch) % self.count
-        single = [self.sampler.episode(int(n)) for n in numbers]
+        single = [self.sampler.episodes(int(n), int(n) + 1) for n in numbers]
         backend = backend_of(single[0].support)
         parts = (backend.concatenate(list(part), 0) for part in zip(*single, strict=True))
         return Numbered(Episodes(*parts), backend.xp.asarray(numbers))
