@@ -273,7 +273,7 @@ def test_a_method_that_changes_with_progress_changes_the_gradient_of_the_problem
     problem = FewShot(config, tiny.tiny_data())
     hparams = problem.init()
     for iteration in (0, 9, 0):
-        phase = config.sized_method.during(iteration / 10)
+        phase = problem.method.during(iteration / 10)
         (loss, _), _ = hg.value_and_grad(phase.meta_loss, has_aux=True)(hparams, problem.train.batch(iteration))
         assert problem.gradient(hparams, iteration)[0] == loss
 
