@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import cache
 from typing import Any
 
 from ..backends import Array, Backend
@@ -80,15 +78,14 @@ erfc = elementwise("erfc", lambda b, x: _erf_value(b, x, complement=True), lambd
 
 # --- the gamma function: Stirling's series from SHIFT on, the recurrence below, the reflection of negative numbers ----------------------
 
-SHIFT, TERMS = 8, 12  # the first term left out is below 1e-16 of the result
+SHIFT = 8  # the first term left out is below 1e-16 of the result
 
 
-@cache
-def _bernoulli(n: int) -> Fraction:
-    """The Bernoulli number B_n, by its recurrence."""
-    if n == 0:
-        return Fraction(1)
-    return -sum((math.comb(n + 1, k) * _bernoulli(k) for k in range(n)), Fraction(0)) / (n + 1)
+BERNOULLI = tuple(  # B_2, B_4, ... (Abramowitz & Stegun, table 23.2)
+    a / b for a, b in ((1, 6), (-1, 30), (1, 42), (-1, 30), (5, 66), (-691, 2730), (7, 6), (-3617, 510), (43867, 798), (-174611, 330),
+                       (854513, 138), (-236364091, 2730))
+)  # fmt: skip
+TERMS = range(len(BERNOULLI), 0, -1)  # of the series, the smallest first
 
 
 def _shifted(xp: Any, z: Array) -> tuple[Array, Array, Array]:
@@ -102,19 +99,18 @@ def _gammaln_positive(xp: Any, z: Array) -> Array:
     product = xp.ones_like(base)
     for i in range(SHIFT):
         product = product * (base + i)
-    series = sum(float(_bernoulli(2 * k) / (2 * k * (2 * k - 1))) * y ** (1.0 - 2 * k) for k in range(TERMS, 0, -1))
+    series = sum(BERNOULLI[k - 1] / (2 * k * (2 * k - 1)) * y ** (1.0 - 2 * k) for k in TERMS)
     return (y - 0.5) * (xp.log(y) - 1.0) + (0.5 * math.log(2 * math.pi) - 0.5) + series - xp.where(below, xp.log(product), 0.0)
 
 
 def _polygamma_positive(xp: Any, z: Array, n: int) -> Array:
     below, base, y = _shifted(xp, z)
     steps = sum((base + i) ** (-1.0 - n) for i in range(SHIFT - 1, -1, -1))
-    terms = range(TERMS, 0, -1)
     if n == 0:
-        series = xp.log(y) - 0.5 / y - sum(float(_bernoulli(2 * k) / (2 * k)) * y ** (-2.0 * k) for k in terms)
+        series = xp.log(y) - 0.5 / y - sum(BERNOULLI[k - 1] / (2 * k) * y ** (-2.0 * k) for k in TERMS)
     else:
-        rise = [float(_bernoulli(2 * k) * math.factorial(2 * k + n - 1) / math.factorial(2 * k)) for k in terms]
-        series = sum(c * y ** (-2.0 * k - n) for c, k in zip(rise, terms, strict=True))
+        rise = [BERNOULLI[k - 1] * math.perm(2 * k + n - 1, n - 1) for k in TERMS]
+        series = sum(c * y ** (-2.0 * k - n) for c, k in zip(rise, TERMS, strict=True))
         series = -((-1.0) ** n) * (series + math.factorial(n - 1) * y ** (-1.0 * n) + 0.5 * math.factorial(n) * y ** (-1.0 - n))
     return series - xp.where(below, (-1.0) ** n * math.factorial(n) * steps, 0.0)
 
