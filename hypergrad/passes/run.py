@@ -177,7 +177,10 @@ class Run:
                 row = [None if b is None else _row(b, t) for b in stacked]
                 pulled = self.dynamics.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
                 if store.exact:
-                    self._check(t, pulled.loss, pulled.trace)
+                    # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
+                    rounded = pulled.trace and pulled.trace != self.traces[t]
+                    again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
+                    self._check(t, again.loss, again.trace)
                 bar = pulled.state_bar
                 for total, b in zip(totals, pulled.args_bar, strict=True):
                     total.add(b, t)

@@ -330,3 +330,29 @@ def test_what_is_refused():
     for batches in (iter(range(3)), (x for x in range(3)), {0: 1, 1: 2}, {1, 2}, "ab", 3, None):
         with pytest.raises(ArgumentError, match=r"scan: batches is a .*expected something with len\(batches\) and batches\[t\]"):
             run(lambda s, h, b: (s * h, None), batches=batches)
+
+
+@pytest.mark.parametrize("checkpoints", ["all", 1])
+def test_a_step_that_takes_a_gradient_of_fused_ops_is_differentiated_as_unroll_does(checkpoints):
+    """On the tape such a gradient is that of the composed references, which differs in the last bits: no sign of an impure step."""
+    x, labels = np.random.default_rng(1).standard_normal((6, 8, 8, 8)), np.arange(6) % 2
+
+    def inner_loss(w, h, batch):
+        features = hg.reshape(hg.conv_bn_relu_pool(x, w["filters"], h["gamma"], np.zeros(8)), (6, -1))
+        return hg.mean(hg.linear_cross_entropy(features, w["head"], np.zeros(2), labels))
+
+    def step(w, h, batch):
+        g = hg.grad(inner_loss)(w, h, batch)
+        return {name: w[name] - 0.1 * g[name] for name in w}, ()
+
+    rng = np.random.default_rng(2)
+    w_0 = {"filters": 0.3 * rng.standard_normal((3, 3, 8, 8)), "head": 0.1 * rng.standard_normal((128, 2))}
+    h, steps = {"gamma": np.linspace(0.5, 1.5, 8)}, hg.full_batch(None, 3)
+
+    def by_scan(w, h):
+        return hg.sum(hg.scan(step, w, h, steps, checkpoints=checkpoints)[0]["head"] ** 2)
+
+    def by_unroll(w, h):
+        return hg.sum(hg.unroll(inner_loss, w, h, steps, optimizer=hg.SGD(lr=0.1))["head"] ** 2)
+
+    close(*(hg.grad(f, (0, 1))(w_0, h) for f in (by_scan, by_unroll)), rtol=1e-9)
