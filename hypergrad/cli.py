@@ -1,4 +1,4 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `tune`, `plan`, `methods`, `problems` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `tune`, `plan`, `methods`, `problems` and `info`."""
 
 import contextlib
 import importlib.metadata
@@ -27,6 +27,7 @@ from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
 from .fewshot.jobs import EVALUATION, evaluate_again, open_data, train_run
 from .fewshot.methods import METHODS
 from .fewshot.prediction import Predictions, predict, write_csv
+from .fewshot.reproduction import TABLES, reproduce
 from .hpo import jobs as tuning
 from .hpo.planning import figure as plan_figure
 from .hpo.planning import plan_problem
@@ -157,6 +158,32 @@ def predict_command(
         if csv is not None:
             write_csv(found, csv)
         _show_predictions(found)
+
+
+@app.command("reproduce")
+def reproduce_command(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"One of {', '.join(TABLES)}.", show_default=False)],
+    data: Annotated[str, typer.Option(help=f"Data set. One of {', '.join(DATA)}.")] = "miniimagenet",
+    root: Annotated[str | None, typer.Option(help="Folder with the files of the data set.")] = None,
+    budget: Annotated[str, typer.Option(help="Of each run: iterations (2000), minutes (30min), or paper.")] = "2000",
+    out: Annotated[Path, typer.Option(help="Folder of the runs and the result; the same one goes on where it stopped.")] = Path(
+        "reproduction"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the networks and of the episodes.")] = 0,
+    device: Annotated[str, typer.Option(help=f"Where to compute: {', '.join(DEVICES)}.")] = "cpu",
+    shorten: Annotated[bool, typer.Option("--quick", help="30 iterations, 20 episodes a run: to try it out.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the systems of the paper's tables and figures, beside its figures (Franceschi et al. 2017, arXiv:1712.06283)."""
+    with _clear_errors(debug):
+        changes = {"data": data, "root": root, "seed": seed, "device": device}
+        try:
+            files = reproduce(target, out, budget, changes, lambda c: open_data(c, _reporter()), _reporter(), echo, shorten)
+        except KeyboardInterrupt:
+            echo("\nInterrupted; what is done is saved. The same command goes on.")
+            raise typer.Exit(130) from None
+        for file in files:
+            echo(f"written: {file}")
 
 
 def tune_command(  # its other options are made from those of the configuration, below
