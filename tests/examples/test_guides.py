@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def test_the_list_and_an_unknown_name(capsys: Any) -> None:
     assert captured.out == "" and "there is no guide nothing, expected some of " in captured.err
 
 
-def test_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "hypergrad.examples", "laws"], capture_output=True, text=True, check=True)
+def test_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hypergrad.examples", "laws"]  # elsewhere: in a checkout it would find the sources
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "steps run again" in done.stdout
