@@ -108,7 +108,7 @@ class LSTMOptimizer(Optimizer):
         flat = concatenate([reshape(d, (d.size, 1)) for d in tree_leaves(g)])
         after: dict[str, Any] = {}
         if self.decay is None:
-            x = seen(flat, self.p)
+            x = preprocess(flat, self.p)
         else:
             after = {"m": _average(state["m"], flat, self.decay), "v": _average(state["v"], flat * flat, self.decay)}
             whole = 1.0 - self.decay ** (t + 1)  # the weight of the gradients in an average that began with zero
@@ -165,7 +165,7 @@ def _average(before: Any, x: Any, decay: float) -> Any:
     return decay * before + (1.0 - decay) * x
 
 
-def seen(x: Tensor, p: float) -> Tensor:
+def preprocess(x: Tensor, p: float) -> Tensor:
     """What a network sees of numbers of any size, (n, 1): two for each, (n, 2). The masks and signs are constants.
 
     They are (log|x| / p, sign x) where |x| >= e^-p, and (-1, e^p x) elsewhere. Source: Andrychowicz et al. 2016, appendix A.

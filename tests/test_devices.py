@@ -29,6 +29,7 @@ from hypergrad.fewshot.methods import METHODS
 from hypergrad.runs.directory import RESULT, RunDirectory
 
 on_devices = pytest.mark.backends("pretended", "gpu")
+RESUMED = ("hyper-representation", "maml", "protonet")  # methods whose runs are also resumed, and made without graphs
 built = pytest.mark.skipif(MISSING is not None, reason=f"_cuda is not built: {MISSING}")
 # Cases with an array of the host bound in them are no jobs for a GPU; getitem and softmax_cross_entropy reach put, pick, place.
 OF_THE_HOST = (
@@ -132,7 +133,7 @@ def test_sides_may_not_mix(cupy):
 
 
 @on_devices
-@pytest.mark.parametrize("method, graphs", [("hyper-representation", False), *((name, True) for name in METHODS)])
+@pytest.mark.parametrize("method, graphs", [*((name, False) for name in RESUMED), *((name, True) for name in METHODS)])
 def test_training(graphs, method, cupy, tmp_path):
     """A whole run on the device: the images stay there as bytes, and the result is the host's up to rounding."""
     changes = {"iterations": 2, "eval_every": 2, "eval_episodes": 2, "test_episodes": 2, "graphs": graphs}
@@ -151,9 +152,10 @@ def test_training(graphs, method, cupy, tmp_path):
 
 
 @on_devices
+@pytest.mark.parametrize("method", RESUMED)
 @pytest.mark.parametrize("graphs", [True, False])
-def test_a_run_on_the_device_is_resumed_bit_for_bit(graphs, cupy, tmp_path):
-    config = tiny.tiny_config(iterations=4, eval_every=2, eval_episodes=4, graphs=graphs, device="cuda")
+def test_a_run_on_the_device_is_resumed_bit_for_bit(graphs, method, cupy, tmp_path):
+    config = tiny.tiny_config(method, iterations=4, eval_every=2, eval_episodes=4, graphs=graphs, device="cuda")
     with RunDirectory.create(tmp_path / "whole", save_config(config)) as run:
         whole = tiny.tiny_train(run, config)
     with RunDirectory.create(tmp_path / "parts", save_config(config)) as run:

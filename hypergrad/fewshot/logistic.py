@@ -14,9 +14,9 @@ from ..passes.unroll import unroll
 from ..runs.configuration import option
 from ..tape import Tensor
 from .method import Array, LinearMethod
+from .metric import SMALLEST_SQUARE
 from .network import features
 
-SMALLEST_SQUARE = 1e-12  # keeps the derivative of the norm finite where all features are zero
 LARGE_IMAGES = {"normalized": True, "step_size": 10.0}  # 84x84 images give 800 features instead of 32
 
 
@@ -76,7 +76,7 @@ class LogisticMethod(LinearMethod):
             support = support / found["divided"]
         return {**found, "support": support}
 
-    def once(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
+    def prepare(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
         return learner if "query" in learner else {**learner, "query": self.embed(hparams, episodes.query)}
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
@@ -99,7 +99,7 @@ class LogisticMethod(LinearMethod):
         return {name: xp.zeros(shape, support.dtype) for name, shape in shapes.items()}
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
-        query = self.once(hparams, learner, episodes)["query"]
+        query = self.prepare(hparams, learner, episodes)["query"]
         if self.centred:
             query = query - learner["centred"]
         if self.normalized:

@@ -24,7 +24,7 @@ from ..transforms import stop_gradient
 
 Array = NDArray[Any]
 HParams = dict[str, Array]
-PIXELS_AT_ONCE = 100_000  # of query images that a meta-loss judges at a time on the host: two cores are busy, and the values stay in caches
+PIXELS_AT_ONCE = 100_000  # of query images that a meta-loss judges at a time on the host: one episode of MiniImagenet or Omniglot
 Settings = Mapping[tuple[str | None, str | None], Mapping[str, Any]]
 
 
@@ -154,11 +154,11 @@ class Method(Section, ABC):
     def _judged(self, hparams: Mapping[str, Any], episodes: Episodes, steps: Sequence[int]) -> Iterator[tuple[Array, Array]]:
         learner, done = None, 0
         for n_steps in steps:
-            learner, done = self.once(hparams, self.adapt(hparams, episodes, n_steps - done, learner), episodes), n_steps
+            learner, done = self.prepare(hparams, self.adapt(hparams, episodes, n_steps - done, learner), episodes), n_steps
             losses, logits = self.judge(hparams, learner, episodes)
             yield mean(losses, axis=-1).value, accuracies(logits, episodes.query_labels)
 
-    def once(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
+    def prepare(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> Any:
         """The learner with what `judge` would otherwise compute again after each number of inner steps; by default as it is.
 
         Cost: none by default.
@@ -195,7 +195,7 @@ def accuracies(logits: Array, labels: Array) -> Array:
     return hits
 
 
-def directed(loss: Tensor, hparams: Mapping[str, Any], direction: Mapping[str, Array]) -> Tensor:
+def with_gradient(loss: Tensor, hparams: Mapping[str, Any], direction: Mapping[str, Array]) -> Tensor:
     """A meta-loss whose gradient is given: the value of `loss` with `direction` in the place of its gradient.
 
     It is loss + sum_i <direction_i, hparams_i - their values>, where `loss` and `direction` count as constants. The second term is zero.

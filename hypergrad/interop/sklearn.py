@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class _Dense:
         return found
 
 
-class _HyperSearch(BaseEstimator):
+class _HyperSearch(BaseEstimator, ABC):
     """What the two estimators share.
 
     min over l of E(w*(l)), the mean loss on the validation examples, where w*(l) minimises over w, on the training examples,
@@ -66,9 +67,9 @@ class _HyperSearch(BaseEstimator):
         self.fit_intercept = fit_intercept
         self.random_state = random_state
 
+    @abstractmethod
     def _losses(self, outputs: Any, y: Array) -> Tensor:
         """The loss of each example. Args: outputs: (n, n_outputs); y: (n,)."""
-        raise NotImplementedError
 
     def _search(self, x: Array, y: Array, n_outputs: int, stratify: Array | None) -> None:
         """Tunes the strengths on a split, and fits all examples with the best ones."""

@@ -97,6 +97,19 @@ def test_inside_the_outer_loss_of_every_pass():
     same(reverse.grad, hg.forward(p, hparams, steps).grad)
 
 
+def test_f_runs_once_a_slice_and_the_later_sweep_runs_nothing():
+    runs = []
+
+    def counted(shared, part, rows):
+        runs.append(rows.start)
+        return term(shared, part, rows)
+
+    _, pullback = hg.vjp(lambda t: hg.accumulate(counted, {"w": t["w"]}, {"scale": t["scale"]}, 7, 2)[0], tree())
+    assert runs == [0, 2, 4, 6]
+    pullback(np.array(1.0))
+    assert runs == [0, 2, 4, 6]
+
+
 def test_memory_is_that_of_one_slice():
     x, w = np.ones((64, 20_000)), np.ones(20_000)
 

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 from ...backends import backend_of
 from ...bilevel import full_batch
 from ...data import Episodes
-from ...ops import broadcast_to
 from ...optimizers import SGD
 from ...passes.unroll import unroll
 from ...runs.configuration import option
 from ...tape import Tensor
-from ..learner import BIAS, WEIGHT, network_loss
+from ..learner import BIAS, WEIGHT, network_loss, start
 from ..method import LinearMethod, Settings
 from ..network import features
 from ..pretrained import OUTPUT_WEIGHT, PretrainedMethod
@@ -36,17 +35,17 @@ class FineTuning(PretrainedMethod, LinearMethod):
     sweep: tuple[int, ...] = option((1, 2, 3, 5, 7, 10, 20), "Inner steps tried at the end; the best on meta-validation counts.", low=0)
 
     def adapt(self, hparams: Mapping[str, Any], episodes: Episodes, n_steps: int | None = None, learner: Any = None) -> Any:
-        w = learner or self.start(hparams, episodes)
+        w = learner or self.pretrained(hparams, episodes)
         n_steps = self.n_steps if n_steps is None else n_steps
         if n_steps == 0:
             return w
         steps = full_batch((episodes.support, episodes.support_labels), n_steps)
         return unroll(network_loss, w, {}, steps, optimizer=SGD(lr=self.step_size))
 
-    def start(self, hparams: Mapping[str, Any], episodes: Episodes) -> dict[str, Any]:
+    def pretrained(self, hparams: Mapping[str, Any], episodes: Episodes) -> dict[str, Any]:
         """The pretrained blocks and an output layer of zeros, for each episode. Cost: no copy."""
         count, xp = len(episodes.support), backend_of(episodes.support).xp
-        w = {name: broadcast_to(x, (count, *x.shape)) for name, x in hparams.items() if name.startswith("block")}
+        w = start(hparams, episodes, [name for name in hparams if name.startswith("block")])
         size, dtype = hparams[OUTPUT_WEIGHT].shape[0], hparams[OUTPUT_WEIGHT].dtype
         return {**w, WEIGHT: xp.zeros((count, size, self.n_way), dtype), BIAS: xp.zeros((count, self.n_way), dtype)}
 

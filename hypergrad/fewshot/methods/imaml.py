@@ -23,7 +23,7 @@ from ...runs.configuration import option
 from ...tape import Tensor
 from ...transforms import stop_gradient, tree_values
 from ..learner import NetworkMethod, network_loss, start, weight_names
-from ..method import Array, Settings, accuracies, directed
+from ..method import Array, Settings, accuracies, with_gradient
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,16 @@ class IMAML(NetworkMethod):
     def meta_loss(self, hparams: Mapping[str, Any], episodes: Episodes) -> tuple[Tensor, Array]:
         """The query loss of `Method.meta_loss`; its gradient is the implicit one. Cost: also `cg_steps` + 1 Hessian products."""
         fixed = stop_gradient(dict(hparams))
-        learner = self.adapt(fixed, episodes)
-        losses, logits = self.judge(fixed, learner, episodes)
+        learner, judged = self.adapt(fixed, episodes), []
 
         def query_loss(w: Any, _: Any) -> Tensor:
-            return mean(self.judge(fixed, w, episodes)[0])
+            losses, logits = self.judge(fixed, w, episodes)
+            judged.append(logits)
+            return mean(losses)
 
         problem = Bilevel(self.inner_loss, query_loss, lambda lam: lam["start"], lambda lam: SGD(lr=self.step_size))
         w_0, w_star = tree_values((start(fixed, episodes, tuple(learner)), learner))
         batch, solver = (episodes.support, episodes.support_labels), CG(max_iterations=self.cg_steps)
         found = at_point(Losses("imaml", problem), {"start": w_0}, w_star, batch, lambda _: solver, check=False)
         direction = {name: slope.sum(axis=0) for name, slope in found.grad["start"].items()}
-        return directed(mean(losses), hparams, direction), accuracies(logits, episodes.query_labels)
+        return with_gradient(found.value, hparams, direction), accuracies(judged[-1], episodes.query_labels)

@@ -17,7 +17,7 @@ from ...backends import backend_of
 from ...bilevel import full_batch
 from ...data import Episodes
 from ...errors import ArgumentError
-from ...learned import lstm_layer, seen
+from ...learned import lstm_layer, preprocess
 from ...ops import broadcast_to, concatenate, linear, linear_cross_entropy, mean, reshape, sigmoid
 from ...ops import sum as sum_
 from ...passes.scan import scan
@@ -29,7 +29,7 @@ from ..method import HParams, Settings
 from ..network import features
 
 GATES = ("forget", "input")
-SEEN = 10.0  # p of `learned.seen`
+PREPROCESS_P = 10.0  # p of `learned.preprocess`
 SMALL = 0.01  # of the network's initial weights
 
 
@@ -128,11 +128,11 @@ def moved(state: Any, own: Mapping[str, Any], losses: Tensor, slope: Tensor) -> 
     Args: state: see `adapt`; own: the hyperparameters but for w_0; losses, slope: of `observed`. Cost: 8H (H + 4) flop a weight.
     """
     shape = state["w"].shape
-    of_losses = broadcast_to(seen(losses[:, None], SEEN)[:, None], (*shape[:2], 2))
+    of_losses = broadcast_to(preprocess(losses[:, None], PREPROCESS_P)[:, None], (*shape[:2], 2))
     w, before_h, before_c = (reshape(state[k], (-1, state[k].shape[-1])) for k in "whc")  # all weights in one axis
     before = {k: reshape(state[k], (-1, 1)) for k in GATES}
     slope = reshape(slope, (-1, 1))
-    x = concatenate([seen(slope, SEEN), reshape(of_losses, (-1, 2))], axis=1)
+    x = concatenate([preprocess(slope, PREPROCESS_P), reshape(of_losses, (-1, 2))], axis=1)
     h, c = lstm_layer(x, before_h, before_c, own["lstm.weight"], own["lstm.bias"])
     gates = {k: sigmoid(linear(concatenate([h, w, before[k]], axis=1), own[f"{k}.weight"], own[f"{k}.bias"])) for k in GATES}
     after = {"w": gates["forget"] * w - gates["input"] * slope, "h": h, "c": c, **gates}

@@ -18,7 +18,7 @@ from ...runs.configuration import option
 from ...tape import Tensor
 from ...transforms import stop_gradient
 from ..learner import NetworkMethod, network_loss, start, weight_names
-from ..method import Array, Settings, directed
+from ..method import Array, Settings, with_gradient
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ class Reptile(NetworkMethod):
         """The query loss of `Method.meta_loss`; its gradient is `direction`. Cost: that of `adapt`, `judge` and `direction`."""
         fixed = stop_gradient(dict(hparams))
         loss, shares = super().meta_loss(fixed, episodes)
-        return directed(loss, hparams, self.direction(fixed, episodes)), shares
+        return with_gradient(loss, hparams, self.direction(fixed, episodes)), shares
