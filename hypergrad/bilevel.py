@@ -122,6 +122,7 @@ class Stats:
         peak_device_bytes: peak of the bytes taken from CuPy's memory pool, or None unless tracemalloc is tracing and the
             arrays are on a GPU.
         seconds: wall-clock time of the whole pass.
+        program: what of the steps was recorded and replayed, or why nothing was.
     """
 
     mode: str
@@ -135,6 +136,7 @@ class Stats:
     peak_bytes: int | None = None
     peak_device_bytes: int | None = None
     seconds: float = 0.0
+    program: str = ""
     _held: dict[int, int] = field(default_factory=dict, repr=False)
     _held_bytes: int = field(default=0, repr=False)
 

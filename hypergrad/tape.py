@@ -279,7 +279,7 @@ def to_tensors(name: str, args: Sequence[Any]) -> list[Tensor]:
     backend = backend_of(*[a.value if isinstance(a, Tensor) else a for a in raw])
 
     def convert(a: Any) -> Tensor:
-        if backend.xp is not np and isinstance(a, np.ndarray):
+        if backend.name == "cuda" and isinstance(a, np.ndarray):
             a = a.item()  # 0-d, or backend_of would have refused it
         return Tensor(backend.number(a, dtype) if isinstance(a, (int, float)) else backend.xp.asarray(a, dtype))
 

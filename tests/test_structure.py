@@ -35,7 +35,7 @@ LAYERS = [
     ("backends",),
     ("state",),
     ("tape",),
-    ("rules", "transforms"),
+    ("rules", "transforms", "program"),
     ("capture", "checkpointing", "batching"),
     ("ops",),
     ("clipping", "constraints", "jacobians"),

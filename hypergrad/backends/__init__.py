@@ -13,6 +13,7 @@ from ..errors import ArgumentError, DeviceError, DTypeError
 from .cuda import CUDA, CudaBackend
 from .cuda import MISSING as NO_CUDA
 from .host import HOST, HostBackend
+from .tracing import TRACING, Traced
 
 __all__ = ["DEVICES", "Array", "Backend", "as_array", "backend_of", "backend_on", "digest", "is_on_gpu", "place", "to_host"]
 
@@ -40,7 +41,9 @@ def backend_of(*arrays: Any) -> Backend:
 
 
 def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
-    """The CUDA backend, where `first` is a CuPy array and no other array is in host memory."""
+    """The CUDA backend, where `first` is a CuPy array and no other array is in host memory; that of recordings for their arrays."""
+    if type(first) is Traced:
+        return TRACING
     if not is_on_gpu(first):
         raise _no_backend("backend_of", first)
     for a in arrays:
@@ -99,6 +102,8 @@ def digest(x: Any) -> int | None:
     """
     if is_on_gpu(x):
         return None
+    if type(x) is Traced:
+        raise x.recording.refuse("a digest of an array is taken")
     flat: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
     if flat.nbytes < 1 << 16:
         return zlib.crc32(flat)
@@ -121,7 +126,7 @@ def as_array(x: Any) -> Array:
         not made of numbers, or is a masked array or a matrix, which mean more than their elements.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
-    if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative or is_on_gpu(x):
+    if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative or type(x) is Traced or is_on_gpu(x):
         return x
     if isinstance(x, np.ndarray):
         return _plain(x)

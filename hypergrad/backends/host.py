@@ -98,6 +98,10 @@ class HostBackend:
         Of float32 and float64 by a kernel: the bits of an element depend on its row of `x` and its column of `y`, and on whether either
         matrix is a vector. Those of NumPy's libraries change with the number of threads. Other element types go to NumPy.
         """
+        return self.matmul_into(x, y)
+
+    def matmul_into(self, x: Any, y: Any, out: Any = None) -> Any:
+        """As `matmul`, written to `out` where that is given, both factors have the dtype of `out` and neither is a vector."""
         dtype = x.dtype
         if dtype != y.dtype or dtype not in _FLOATS:
             dtype = np.result_type(x, y)
@@ -105,12 +109,12 @@ class HostBackend:
                 return np.matmul(x, y)
             x, y = np.asarray(x, dtype), np.asarray(y, dtype)
         if not (x.ndim == 2 == y.ndim and x.flags.aligned and y.flags.aligned):
-            return self._matmul_of_any(x, y)
-        out = self.empty((x.shape[0], y.shape[1]), dtype)
+            return self._matmul_of_any(x, y, out)
+        out = self.empty((x.shape[0], y.shape[1]), dtype) if out is None else out
         self.run("matmul", x=x[None, None], y=y[None, None], out=out[None, None])  # an array that is given saves the call time
         return out
 
-    def _matmul_of_any(self, x: Any, y: Any) -> Any:
+    def _matmul_of_any(self, x: Any, y: Any, out: Any = None) -> Any:
         """The product of floating-point arrays with any number of axes."""
         if not x.ndim or not y.ndim:
             return np.matmul(x, y)  # which says what is wrong
@@ -123,7 +127,7 @@ class HostBackend:
         if batch != y.shape[:-2]:
             batch = np.broadcast_shapes(batch, y.shape[:-2])
             x, y = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
-        out = self.empty((*batch, x.shape[-2], y.shape[-1]), x.dtype)
+        out = self.empty((*batch, x.shape[-2], y.shape[-1]), x.dtype) if out is None else out
         lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
         self.run("matmul", **{name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))})
         return out

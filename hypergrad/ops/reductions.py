@@ -243,7 +243,7 @@ def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: 
     if is_on_gpu(index):
         backend_of(x.value, index)  # raises where x is the host's
         return index
-    if index.size and (int(index.min()) < 0 or int(index.max()) >= classes):
+    if index.size and (index.min() < 0 or index.max() >= classes):
         raise ArgumentError(
             f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
             f"because {range_reason}; renumber the classes"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..bilevel import batch_of
-from ..optimizers import Optimizer, Schedule, digests
-from ..tape import Tape, Tensor, primal, with_tangents
+from ..optimizers import Optimizer, Schedule
+from ..tape import Tape, Tensor, primal, untaped, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from . import reversible
-from .dynamics import Bars, Pulled, Residue, Reversible, Step, transposed_by_tape
+from .dynamics import Bars, OneBatch, Pulled, Residue, Reversible, Step, transposed_by_tape
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class Descent(Reversible):
     first: int = 0
     name: str = "unroll"
 
+    def unrecordable(self) -> str | None:
+        return None if self.running_loss is None else "the running loss is a function of the step's number"
+
+    def batch(self, t: int) -> tuple[Any, int]:
+        return self._batch(t), self._number(t)
+
+    def with_batch(self, batch: Any) -> Descent:
+        return replace(self, batches=OneBatch(batch), first=0)
+
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         return start, self._optimizer(args).begin(start)
 
@@ -44,7 +53,11 @@ class Descent(Reversible):
         return self.optimizer.with_hyperparameters({k: f.values if isinstance(f, Schedule) else f for k, f in args["fields"].items()})
 
     def _batch(self, t: int) -> Any:
-        return batch_of(self.name, self.batches, self.first + t)
+        return batch_of(self.name, self.batches, self._number(t))
+
+    def _number(self, t: int) -> int:
+        """The number of step t in the whole run."""
+        return self.first + t if self.first else t
 
     def _gradient(self, w: PyTree, hparams: PyTree, t: int) -> tuple[Tensor, PyTree, bool]:
         """The inner loss, its gradient in w, and whether both are made of proven ops."""
@@ -71,11 +84,11 @@ class Descent(Reversible):
         w, v = state
         loss, g, proven = self._gradient(w, args["hparams"], t)
         optimizer = self._optimizer(args)
-        after = optimizer.advance(w, v, g, self.first + t)
+        after = optimizer.advance(w, v, g, self._number(t))
         output = None
         if self.running_loss is not None:
             output = self._running(w, args["hparams"], t) if t else 0.0 * loss.detach()
-        return Step(after, output, loss, () if optimizer.is_known() else digests(after), proven), g
+        return Step(after, output, loss, None if optimizer.is_known() else after, proven), g
 
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
         """Cotangents of a step, by one second-order pass.
@@ -97,7 +110,7 @@ class Descent(Reversible):
             return transposed_by_tape(self, state, args, t, state_bar, output_bar)
         w, hparams, fields = state[0], args["hparams"], args["fields"]
         optimizer = self._optimizer(args)
-        # The last transposition of the update needs g itself for the cotangents of fields and for the trace of an update that is checked.
+        # The last transposition of the update needs g itself for the cotangents of fields and for the result of an update that is compared.
         linear, wants_g = optimizer.is_linear(), bool(tree_leaves(fields)) or not optimizer.is_known()
         loss, g, products, hparams_bar = None, w, None, None  # a linear update has the same slope at any g, so w will do for g
         if not linear or self.first_order and wants_g:
@@ -105,9 +118,9 @@ class Descent(Reversible):
         if linear and wants_g and not self.first_order:
             beta = self._update_transposed(state, g, fields, t, state_bar, wanted=("g",))[0]["g"]
             loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta, True)
-            bars, trace = self._update_transposed(state, g, fields, t, state_bar)
+            bars, compared = self._update_transposed(state, g, fields, t, state_bar)
         else:
-            bars, trace = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, state_bar)
+            bars, compared = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, state_bar)
             if not self.first_order:
                 loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"], False)
         w_bar = bars["w"] if products is None else _sums(bars["w"], products)
@@ -116,24 +129,24 @@ class Descent(Reversible):
             _, _, both = tensor_value_and_grad(lambda both: self._running(both[0], both[1], t), (w, hparams), where="running_loss")
             terms = [x * output_bar[0] for x in tree_leaves(both)]
             w_bar, hparams_bar = _sums(w_bar, terms[: len(w_bar)]), _sums(hparams_bar, terms[len(w_bar) :])
-        return Pulled([*w_bar, *bars["v"]], [*bars["fields"], *hparams_bar], loss, trace)
+        return Pulled([*w_bar, *bars["v"]], [*bars["fields"], *hparams_bar], loss, compared)
 
     def _update_transposed(
         self, state: PyTree, g: PyTree, fields: PyTree, t: int, state_bar: Bars, *, wanted: tuple[str, ...] = ("w", "v", "g", "fields")
-    ) -> tuple[dict[str, Bars], tuple[int | None, ...]]:
-        """Cotangents of the wanted arguments of the update, and the trace of its result."""
+    ) -> tuple[dict[str, Bars], PyTree]:
+        """Cotangents of the wanted arguments of the update, and its result where it is compared."""
         arguments = {k: tree_flatten(x) for k, x in (("w", state[0]), ("v", state[1]), ("g", g), ("fields", fields))}
         tape = Tape()
 
         def taped() -> tuple[dict[str, list[Tensor]], PyTree]:
             leaves = {k: [tape.watch(x) for x in xs] if k in wanted else xs for k, (xs, _) in arguments.items()}
             a = {k: tree_unflatten(spec, leaves[k]) for k, (_, spec) in arguments.items()}
-            return leaves, self._optimizer(a).advance(a["w"], a["v"], a["g"], self.first + t)
+            return leaves, self._optimizer(a).advance(a["w"], a["v"], a["g"], self._number(t))
 
         leaves, after = tape.run(taped)
-        trace = () if self.optimizer.is_known() else digests(after)
+        compared = None if self.optimizer.is_known() else tree_map(untaped, after)
         bars = iter(tape.gradients(tree_leaves(after), state_bar, [x for k in wanted for x in leaves[k]]))
-        return {k: [next(bars) for _ in leaves[k]] for k in wanted}, trace
+        return {k: [next(bars) for _ in leaves[k]] for k in wanted}, compared
 
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars, wants_g: bool) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient where it is wanted, H_ww beta and H_lambda,w beta."""

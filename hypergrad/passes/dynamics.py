@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from ..backends import Array
 from ..bilevel import batch_of
 from ..errors import ArgumentError
-from ..optimizers import digests, same_kind
-from ..tape import Tape, Tensor
+from ..optimizers import same_kind
+from ..tape import Tape, Tensor, untaped
 from ..transforms import tree_tensors
-from ..trees import PyTree, tree_flatten, tree_leaves, tree_unflatten
+from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Bars = list[Tensor | None]
 """Cotangents of the leaves of a tree, None where they are zero."""
@@ -25,24 +25,24 @@ class Step(NamedTuple):
         state: the state after it, a pytree of Tensors.
         output: what is stacked over all steps, a pytree of Tensors; None for nothing.
         loss: the inner loss, where the step descends one.
-        trace: digests that, with the loss, show whether the step is the same when it is run again.
+        compared: Tensors that, with the loss, show whether the step is the same when it is run again; None for nothing.
         proven: whether the loss was made of proven ops alone, so that its Hessian is symmetric; see rules.Registered.
     """
 
     state: PyTree
     output: PyTree
     loss: Tensor | None
-    trace: tuple[int | None, ...]
+    compared: PyTree
     proven: bool = True
 
 
 class Pulled(NamedTuple):
-    """Cotangents of a step's state and arguments, and the loss and trace that the step gave when it was run again for them."""
+    """Cotangents of a step's state and arguments, and of the step that was run again for them what `Step` says of it."""
 
     state_bar: Bars
     args_bar: Bars
     loss: Tensor | None
-    trace: tuple[int | None, ...]
+    compared: PyTree
 
 
 class Dynamics(Protocol):
@@ -51,6 +51,15 @@ class Dynamics(Protocol):
     @property
     def name(self) -> str:
         """The op's name in messages."""
+
+    def unrecordable(self) -> str | None:
+        """Why no step can be recorded and replayed; None where it can be tried."""
+
+    def batch(self, t: int) -> tuple[Any, int]:
+        """What step t reads beside its state and arguments: its batch, and its number in the whole run."""
+
+    def with_batch(self, batch: Any) -> Dynamics:
+        """The same dynamics where every step reads this batch, and is given the number that came with it."""
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         """The state before the first step, made from the caller's start. It is ordinary code, which open tapes record."""
@@ -119,7 +128,20 @@ def transposed_by_tape(dynamics: Dynamics, state: PyTree, args: PyTree, t: int, 
     n_state = len(state_bar)
     outs = [*tree_leaves(after.state), *tree_leaves(after.output)]
     bars = tape.gradients(outs, [*state_bar, *output_bar], watched)
-    return Pulled(bars[:n_state], bars[n_state:], after.loss, after.trace)
+    return Pulled(bars[:n_state], bars[n_state:], after.loss, tree_map(untaped, after.compared))
+
+
+class OneBatch(Sequence[Any]):
+    """The same batch for a step of any number."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, t: Any) -> Any:
+        return self.batch
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,15 @@ class Stepping(Dynamics):
     f: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
     batches: Any
     name: str = "scan"
+
+    def unrecordable(self) -> str | None:
+        return None
+
+    def batch(self, t: int) -> tuple[Any, int]:
+        return batch_of(self.name, self.batches, t), t
+
+    def with_batch(self, batch: Any) -> Stepping:
+        return replace(self, batches=OneBatch(batch))
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         return start
@@ -142,7 +173,7 @@ class Stepping(Dynamics):
             )
         after, output = tree_tensors(result, "scan")
         same_kind("scan: step", (state,), (after,), ("state",))
-        return Step(after, output, None, digests((after, output)))
+        return Step(after, output, None, (after, output))
 
     def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
         return transposed_by_tape(self, state, args, t, state_bar, output_bar)

@@ -13,12 +13,14 @@ from ..backends import backend_of, is_on_gpu
 from ..bilevel import Stats
 from ..errors import DifferentiationError
 from ..ops.arrays import stack
+from ..optimizers import digests
 from ..rules import Surroundings
 from ..state import is_idle, set_aside
 from ..tape import Node, Rule, Tensor, levels_of, record, untaped
 from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from .dynamics import Bars, Dynamics, Residue, Reversible
+from .replay import Replayed
 from .schedule import Schedule
 from .store import Store, n_bytes
 
@@ -57,6 +59,7 @@ class Run:
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
+        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs)
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
         self.losses: list[Tensor] = []
@@ -109,12 +112,12 @@ class Run:
                 self.residues.append(residue)
                 self.stats.residue_bytes += residue.nbytes
             else:
-                step = self.dynamics.step(state, self._args(args, t), t)
+                step = self.steps.step(state, self._args(args, t), t)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
             self.proven_steps &= step.proven
-            self.traces.append(step.trace)
+            self.traces.append(digests(step.compared))
             if step.loss is not None:
                 self.losses.append(step.loss.detach())
             outputs.append(step.output)
@@ -162,8 +165,8 @@ class Run:
             if action == "load":
                 state = store.get(t)
             elif action == "step":
-                step = self.dynamics.step(state, self._args(args, t), t)
-                self._check(t, step.loss, step.trace)
+                step = self.steps.step(state, self._args(args, t), t)
+                self._check(t, step.loss, digests(step.compared))
                 self.stats.steps_rerun += 1
                 state = step.state
             elif action == "undo":
@@ -175,12 +178,12 @@ class Run:
                 store.drop(t)
             else:
                 row = [None if b is None else _row(b, t) for b in stacked]
-                pulled = self.dynamics.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
+                pulled = self.steps.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
                 if store.exact:
                     # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
-                    rounded = pulled.trace and pulled.trace != self.traces[t]
+                    rounded = pulled.compared is not None and digests(pulled.compared) != self.traces[t]
                     again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
-                    self._check(t, again.loss, again.trace)
+                    self._check(t, again.loss, digests(again.compared))
                 bar = pulled.state_bar
                 for total, b in zip(totals, pulled.args_bar, strict=True):
                     total.add(b, t)

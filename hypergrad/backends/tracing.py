@@ -1,0 +1,389 @@
+"""Arrays that write down what is done with them, so that it can be done again on other numbers without the engine.
+
+A `Traced` stands for a NumPy array while a function is recorded. It has the array's shape, dtype and strides, and the numbers of this
+one run. Every NumPy function, operator, method and kernel that takes a Traced becomes an `Instruction`, and its results are Traced, too.
+So rules, tapes and tangents run as always, and what is left of them is a list of instructions; program.py replays it.
+
+What a recording cannot follow raises `Untraceable`: a number taken out of an array (`float`, `int`, `item`, `__array__`), and writing
+into an array. A truth value may be asked for: it becomes a guard, which a replay asks again, because another answer could have led
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .host import HOST, HostBackend
+
+
+class Untraceable(Exception):
+    """The function cannot be recorded. Its text says why."""
+
+
+class Slot(NamedTuple):
+    """The place of a value in a recording: where an instruction reads it."""
+
+    number: int
+
+
+class Instruction(NamedTuple):
+    """One call of a function.
+
+    Attributes:
+        call: the function.
+        args, kwargs: what it takes, with a Slot in the place of each array.
+        reads: numbers of those slots, in order.
+        writes: slots of the arrays among its results.
+        layout: its result, with a Slot in the place of each array.
+        errors: how NumPy is told to treat floating-point errors meanwhile; None as in the rest of the recording.
+    """
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    layout: Any
+    errors: dict[str, Any] | None
+
+
+def replace(x: Any, kind: type | tuple[type, ...], by: Callable[[Any], Any]) -> Any:
+    """x with `by` of everything in it that is of that kind, inside tuples, lists, dictionaries and slices."""
+    if isinstance(x, kind):
+        return by(x)
+    if type(x) is tuple or type(x) is list:
+        return type(x)([replace(y, kind, by) for y in x])
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*[replace(y, kind, by) for y in x])
+    if type(x) is dict:
+        return {k: replace(y, kind, by) for k, y in x.items()}
+    if type(x) is slice:
+        return slice(replace(x.start, kind, by), replace(x.stop, kind, by), replace(x.step, kind, by))
+    return x
+
+
+_STATIC = (np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.broadcast_shapes, np.iscomplexobj, np.isrealobj)
+_WRITING = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
+_ARRAYS = (np.ndarray, np.generic)
+
+
+class Like(NamedTuple):
+    """What an array is but for its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    strides: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Recording:
+    """The instructions of one run of a function.
+
+    Attributes:
+        likes: of each slot, what its array is like; None for the number of a step.
+        owners: of each slot, the slot whose memory it lies in: its own, or that of the array that it is a view of.
+        inputs: slots of the arguments.
+        constants: slots of arrays that are no arguments and no results, and so the same in every replay.
+        instructions: in order.
+        guards: of each truth value that was asked for, its slot and the answer.
+        reason: why the function cannot be replayed; None where it can. It is kept here as well as raised, because the function might
+            catch what is raised.
+    """
+
+    def __init__(self) -> None:
+        self.likes: list[Like | None] = []
+        self.owners: list[int] = []
+        self.inputs: list[int] = []
+        self.constants: dict[int, Any] = {}
+        self.instructions: list[Instruction] = []
+        self.guards: list[tuple[int, bool]] = []
+        self.reason: str | None = None
+        self._errors = np.geterr()
+        self._known: dict[Any, int] = {}
+        self._digests: dict[int, int] = {}
+
+    def input(self, x: Any) -> Traced:
+        """An argument to record with."""
+        self.inputs.append(len(self.likes))
+        return Traced(self, self._new(x), x)
+
+    def agrees(self, other: Recording) -> bool:
+        """Whether both are the same but for the numbers: instructions, guards, and constants with their elements."""
+        mine, theirs = ([(identity(one.call), *one[1:]) for one in r.instructions] for r in (self, other))
+        if repr((mine, self.guards)) != repr((theirs, other.guards)) or self.constants.keys() != other.constants.keys():
+            return False
+        return all(x is other.constants[n] or _same(x, other.constants[n]) for n, x in self.constants.items())
+
+    def is_unchanged(self) -> bool:
+        """Whether the constants still have the elements that they had when they were first read."""
+        return all(digest == _digest(self.constants[n]) for n, digest in self._digests.items())
+
+    def slot(self, x: Any) -> int:
+        """The slot of a value: of a Traced its own, of an array that of a constant."""
+        return self._read(x).number
+
+    def _new(self, x: Any, owner: int | None = None) -> int:
+        number = len(self.likes)
+        self.likes.append(None if type(x) is int else Like(x.shape, x.dtype, x.strides))
+        self.owners.append(number if owner is None else owner)
+        return number
+
+    def refuse(self, why: str) -> Untraceable:
+        """The error to raise."""
+        self.reason = self.reason or why
+        return Untraceable(why)
+
+    def _read(self, x: Any) -> Slot:
+        """The slot of a Traced; of an array that of a constant."""
+        if type(x) is Traced:
+            if x.recording is not self:
+                raise self.refuse("an array of another recording is used")
+            return Slot(x.number)
+        key = (x.dtype, x.tobytes()) if not x.ndim else id(x)  # numbers are the same where they are equal
+        if key not in self._known:
+            number = self._known[key] = self._new(x)
+            self.constants[number], self._digests[number] = x, _digest(x)
+        return Slot(self._known[key])
+
+    def emit(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The function's result, recorded."""
+        read: dict[int, Any] = {}
+
+        def slot(x: Any) -> Slot:
+            found = self._read(x)
+            read[found.number] = x.value if type(x) is Traced else x
+            return found
+
+        own_args, own_kwargs = replace((args, kwargs), (Traced, *_ARRAYS), slot)
+        if call is not run_kernel and any(type(x) is int for x in read.values()):
+            raise self.refuse("the number of the step is computed with")
+        args, kwargs = replace((args, kwargs), Traced, lambda x: x.value)
+        result = call(*args, **kwargs)
+        writes: list[int] = []
+
+        def write(x: Any) -> Traced:
+            x = np.asarray(x)  # a number as an array without axes, of which a reshape is a view in every run
+            owner = next((self.owners[n] for n, y in read.items() if isinstance(y, np.ndarray) and np.may_share_memory(x, y)), None)
+            writes.append(self._new(x, owner))
+            return Traced(self, writes[-1], x)
+
+        traced = replace(result, _ARRAYS, write)
+        if not writes and result is not None:
+            raise self.refuse(f"{_name(call)} gives a {type(result).__name__}, which control flow could depend on")
+        layout = replace(traced, Traced, lambda x: Slot(x.number))
+        errors = np.geterr()
+        self.instructions.append(
+            Instruction(call, own_args, own_kwargs, tuple(read), tuple(writes), layout, None if errors == self._errors else {**errors})
+        )
+        return traced
+
+    def guard(self, x: Traced) -> bool:
+        """The truth value of a Traced, which a replay compares."""
+        found = bool(x.value)
+        self.guards.append((x.number, found))
+        return found
+
+
+def identity(call: Callable[..., Any]) -> tuple[Any, ...]:
+    """What all objects for one function have in common: a method of an object is made anew whenever it is asked for."""
+    owner = getattr(call, "__self__", None)
+    return (id(call), "") if owner is None or isinstance(call, functools.partial) else (id(owner), call.__name__)
+
+
+def _digest(x: Any) -> int:
+    flat: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    return zlib.crc32(flat)
+
+
+def _same(x: Any, y: Any) -> bool:
+    return bool(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes())
+
+
+def _name(call: Callable[..., Any]) -> str:
+    return getattr(call, "__qualname__", getattr(call, "__name__", repr(call)))
+
+
+class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of a recording. See the module."""
+
+    __slots__ = ("recording", "number", "value")
+    __hash__ = object.__hash__
+
+    def __init__(self, recording: Recording, number: int, value: Any) -> None:
+        self.recording, self.number, self.value = recording, number, value
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+    nbytes = property(lambda self: self.value.nbytes)
+    itemsize = property(lambda self: self.value.itemsize)
+    strides = property(lambda self: self.value.strides)
+    flags = property(lambda self: self.value.flags)
+    T = property(lambda self: self.transpose())
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __repr__(self) -> str:
+        return f"Traced(shape {self.shape}, {self.dtype})"
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(hasattr(x, "__array_ufunc__") and not isinstance(x, (Traced, *_ARRAYS)) for x in inputs):
+            return NotImplemented  # a Tensor, which knows what to do
+        if kwargs.get("out") is not None or method == "at":
+            raise self.recording.refuse(f"numpy.{ufunc.__name__} writes into an array")
+        return self.recording.emit(ufunc if method == "__call__" else getattr(ufunc, method), inputs, kwargs)
+
+    def __array_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(not issubclass(t, (Traced, *_ARRAYS)) for t in types):
+            return NotImplemented
+        if func in _STATIC:
+            return func(*replace(args, Traced, lambda x: x.value), **kwargs)
+        if func in _WRITING or kwargs.get("out") is not None:
+            raise self.recording.refuse(f"numpy.{_name(func)} writes into an array")
+        reduce = _REDUCTIONS.get(func.__name__)
+        return self.recording.emit(func, args, kwargs) if reduce is None else self._reduced(reduce, func, *args, **kwargs)
+
+    def _reduced(self, reduce: Callable[..., Any], func: Callable[..., Any], x: Any, axis: Any = None, **kwargs: Any) -> Any:
+        """The reduction by its ufunc, as NumPy's function of that name does it."""
+        if type(x) is Traced and set(kwargs) <= {"keepdims"} and (x.dtype.kind != "O"):
+            return self.recording.emit(reduce, (x,), {"axis": axis, **kwargs})
+        return self.recording.emit(func, (x, axis), kwargs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.recording.emit(_item, (self, index), {})
+
+    def __bool__(self) -> bool:
+        return self.recording.guard(self)
+
+    def astype(self, dtype: Any, **kwargs: Any) -> Any:
+        """As numpy.ndarray.astype; of the same dtype without a copy, since nobody writes."""
+        return self if np.dtype(dtype) == self.dtype else self.recording.emit(cast, (self, np.dtype(dtype)), {})
+
+
+def _item(x: Any, index: Any) -> Any:
+    return x[index]
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """x with another dtype, as an instruction calls it."""
+    return x.astype(dtype)
+
+
+_REDUCTIONS = {
+    "sum": np.add.reduce,
+    "max": np.maximum.reduce,
+    "amax": np.maximum.reduce,
+    "min": np.minimum.reduce,
+    "amin": np.minimum.reduce,
+    "any": np.logical_or.reduce,
+    "all": np.logical_and.reduce,
+}
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, name)(*args, **kwargs)
+
+    call.__qualname__ = call.__name__ = name
+
+    def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        if name in _REDUCTIONS:
+            return self._reduced(_REDUCTIONS[name], call, self, *args, **kwargs)
+        return self.recording.emit(call, (self, *args), kwargs)
+
+    return method
+
+
+for _each in (
+    *("reshape", "transpose", "ravel", "flatten", "squeeze", "swapaxes", "diagonal", "trace", "copy", "repeat", "take", "compress"),
+    *("sum", "mean", "prod", "max", "min", "std", "var", "any", "all", "argmax", "argmin", "argsort", "cumsum", "cumprod", "clip", "round"),
+    *("dot", "conj", "nonzero", "searchsorted", "view"),
+):
+    setattr(Traced, _each, _method(_each))
+
+
+def _refusal(name: str, what: str) -> Callable[..., Any]:
+    def refused(self: Traced, *_: Any, **__: Any) -> Any:
+        raise self.recording.refuse(f"{what} ({name}) while the step is recorded")
+
+    return refused
+
+
+for _each in ("__array__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "tobytes"):
+    setattr(Traced, _each, _refusal(_each, "a number is taken out of an array"))
+for _each in ("__setitem__", "fill", "sort", "partition", "put", "resize", "itemset"):
+    setattr(Traced, _each, _refusal(_each, "an array is written to"))
+
+
+class _Namespace:
+    """NumPy for Traced arrays: what NumPy does not hand on to them, and all else as it is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """As numpy.asarray."""
+        if type(x) is not Traced:
+            return np.asarray(x, dtype)
+        return x if dtype is None else x.astype(dtype)
+
+    def ascontiguousarray(self, x: Any) -> Any:
+        """As numpy.ascontiguousarray."""
+        if type(x) is not Traced:
+            return np.ascontiguousarray(x)
+        return x if x.flags.c_contiguous and x.ndim else x.recording.emit(np.ascontiguousarray, (x,), {})
+
+
+class TracingBackend(HostBackend):
+    """The host's backend for calls with Traced arrays among their arguments."""
+
+    name = "tracing"
+    xp: Any = _Namespace()
+
+    def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Runs one kernel, recorded; it makes its outputs itself."""
+        recording = recording_of(arguments)
+        if recording is None:
+            return HOST.run(name, **arguments)
+        if any(isinstance(arguments.get(k), (list, Traced, np.ndarray)) and _holds_arrays(arguments[k]) for k in HOST.kernels()[name][1]):
+            raise recording.refuse(f"the kernel {name} is given an array to write to")
+        found: dict[str, Any] = recording.emit(run_kernel, (name,), arguments)
+        return found
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        """The matrix product, recorded."""
+        recording = recording_of((x, y))
+        assert recording is not None
+        plain = x.ndim > 1 < y.ndim and x.dtype == y.dtype and x.dtype.char in "fd"  # then the product can be told where to write
+        return recording.emit(HOST.matmul_into if plain else HOST.matmul, (x, y), {})
+
+
+def run_kernel(name: str, **arguments: Any) -> dict[str, Any]:
+    """The host's `run`, as an instruction calls it."""
+    return HOST.run(name, **arguments)
+
+
+def _holds_arrays(x: Any) -> bool:
+    return any(isinstance(y, (Traced, np.ndarray)) for y in (x if isinstance(x, list) else [x]))
+
+
+def recording_of(x: Any) -> Recording | None:
+    """The recording of the first Traced inside x, if there is one."""
+    found: list[Traced] = []
+    replace(x, Traced, found.append)
+    return found[0].recording if found else None
+
+
+TRACING = TracingBackend()
