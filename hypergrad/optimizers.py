@@ -170,6 +170,13 @@ class Optimizer:
         """Whether a step is linear in the gradient: the class that defines `update` declares it, and nothing is clipped."""
         return self.clip is None and bool(_definer(type(self)).__dict__.get("linear_in_gradient", False))
 
+    def direction(self, state: PyTree) -> PyTree | None:
+        """What lr multiplies in the step after which the state is this one, like the weights; None where it cannot be told.
+
+        Only an optimiser whose other fields and states have cotangents that do not depend on the gradient may tell it.
+        """
+        return None
+
     def is_known(self) -> bool:
         """Whether a step is this package's own `update` without clipping, which its tests prove. Other steps are checked as they run."""
         return self.clip is None and _definer(type(self)).__module__.startswith(f"{__package__}.")
@@ -332,6 +339,10 @@ class SGD(Optimizer):
     def init(self, w: PyTree) -> PyTree:
         """Zero velocity, or nothing without momentum."""
         return () if is_zero(self.momentum) else tree_map(zeros_like, w)
+
+    def direction(self, state: PyTree) -> PyTree | None:
+        """The velocity; nothing without one, and with Nesterov's momentum, whose step adds the gradient to it."""
+        return None if self.nesterov or isinstance(state, tuple) and not state else state
 
     def update(self, w: PyTree, state: PyTree, g: PyTree, t: int) -> tuple[PyTree, PyTree]:
         velocity = None if isinstance(state, tuple) and not state else state  # a momentum that falls to 0 keeps it

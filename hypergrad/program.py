@@ -44,12 +44,13 @@ class Program:
     def __init__(self, recording: Recording, outputs: Sequence[int]) -> None:
         self._inputs, self._outputs = recording.inputs, [*outputs]
         self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
-        code = self._live(self._without_repeats(recording.instructions))
+        code = _with_kernels_together(self._live(self._without_repeats(recording.instructions)), self._like)
         self._last = self._last_uses(code)
         leaving = {self._owners[n] for n in self._outputs}
         self.arena_bytes, places = self._places(code, leaving)
         self._registers: list[Any] = [None] * len(self._likes)
         self._fixed = {*recording.constants, *places}  # slots whose registers never change
+        self._known = {n for n, x in recording.constants.items() if not x.ndim}  # of these, what no one can write to
         for number, x in recording.constants.items():
             self._registers[number] = x
         arena = HOST.empty((self.arena_bytes + ALIGNMENT,), np.uint8)
@@ -81,7 +82,7 @@ class Program:
             registers[number] = x
         for call in self._calls:
             call()
-        found = [registers[n] for n in self._outputs]
+        found = [registers[n].copy() if n in self._known else registers[n] for n in self._outputs]
         for n in (*self._inputs, *self._outputs):
             if n not in self._fixed:
                 registers[n] = None
@@ -155,6 +156,11 @@ class Program:
     def _add(self, one: Instruction) -> None:
         """Adds the call of an instruction, or makes the view that it is."""
         args, kwargs, call = one.args, one.kwargs, one.call
+        if self._known.issuperset(one.reads) and call is not run_kernel:
+            _assign(self._registers, one.layout, call(*self._filled(args), **self._filled(kwargs)))
+            self._known.update(one.writes)
+            self._fixed.update(one.writes)
+            return
         into = _into(one)
         stores = not self._fixed.issuperset(one.writes)
         if into is not None and not stores:
@@ -192,6 +198,68 @@ def _joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             found.append((offset, size))
     return found
+
+
+# --- kernels that do the work of several ---
+
+_TOGETHER: dict[tuple[str, ...], tuple[str, Callable[[dict[str, Any]], bool]]] = {}
+
+
+def do_together(names: tuple[str, ...], name: str, serves: Callable[[dict[str, Any]], bool] = lambda shapes: True) -> None:
+    """Declares that the kernel `name` does what the kernels `names` do one after the other, with the same bits.
+
+    Their arguments of one name must be the same. What a later one takes from an earlier one has the name of that output.
+
+    Args: serves: whether it takes arguments of these shapes, by name.
+    """
+    _TOGETHER[names] = name, serves
+
+
+def _with_kernels_together(code: list[Instruction], like: Callable[[int], Like]) -> list[Instruction]:
+    """The code with one kernel in the place of several where there is one; the longest groups first."""
+    for names in sorted(_TOGETHER, key=len, reverse=True):
+        for one in [x for x in code if x.call is run_kernel and x.args == names[:1]]:
+            group = [one]
+            for name in names[1:]:
+                group += [x for x in code if x.call is run_kernel and x.args == (name,) and _continues(x, group)][:1]
+            if len(group) == len(names):
+                code = _replaced(code, group, *_TOGETHER[names], like)
+    return code
+
+
+def _continues(one: Instruction, group: list[Instruction]) -> bool:
+    """Whether a kernel reads outputs of the group under their names, and otherwise the same arguments as the group."""
+    outputs = {k: x for x in group for k, x in x.layout.items()}
+    inputs = {k: x for y in group for k, x in y.kwargs.items()}
+    shared = [k for k in one.kwargs if k in outputs]
+    return bool(shared) and all(one.kwargs[k] == outputs[k] for k in shared) and all(inputs.get(k, x) == x for k, x in one.kwargs.items())
+
+
+def _replaced(
+    code: list[Instruction], group: list[Instruction], name: str, serves: Callable[[dict[str, Any]], bool], like: Callable[[int], Like]
+) -> list[Instruction]:
+    """The code with one kernel in the place of the group, and what needs its outputs after it; unchanged where that cannot be."""
+    outputs = {k: x for one in group for k, x in one.layout.items()}
+    kwargs = {k: x for one in group for k, x in one.kwargs.items() if k not in outputs or not isinstance(x, Slot)}
+    if not serves({k: like(x.number).shape for k, x in {**kwargs, **outputs}.items() if isinstance(x, Slot)}):
+        return code
+    first, last = code.index(group[0]), code.index(group[-1])
+    made = {n for one in group for n in one.writes}
+    given = {x.number for x in kwargs.values() if isinstance(x, Slot)}
+    before, after = [], []
+    for one in code[first : last + 1]:
+        if one in group:
+            continue
+        if made.intersection(one.reads):
+            made.update(one.writes)
+            after.append(one)
+        else:
+            before.append(one)
+    if given & made:
+        return code
+    writes = tuple([n for one in group for n in one.writes])
+    together = Instruction(run_kernel, (name,), kwargs, tuple(given), writes, outputs, group[0].errors)
+    return [*code[:first], *before, together, *after, *code[last + 1 :]]
 
 
 # --- instructions that can be told where to write ---

@@ -4,7 +4,10 @@
 //   z_dot = x_dot w + x w_dot + bias_dot;  y_dot = sum over classes of residual*z_dot
 //   z_bar_dot = y_bar_dot*residual + y_bar*softmax*(z_dot - sum over classes of softmax*z_dot)
 //   x_bar_dot = z_bar_dot w' + z_bar w_dot';  w_bar_dot = x_dot' z_bar + x' z_bar_dot
-// A task of the value and of the jvp owns a few examples, one of the others a band of features.
+//
+// A task owns some examples of an episode and goes through them in blocks of kFlush, which stay in the cache. Sums over examples are
+// those of the tasks, added in order. The last two kernels do several rungs to a block while it is there: `value_vjp` the value and the
+// vjp, `value_jvp_vjp_jvp` the value, the jvp and the jvp of the vjp in one direction. Their bits are those of the single rungs.
 #include "../registry.h"
 
 // Axes: P directions, E episodes, N examples, D features, K classes.
@@ -14,17 +17,24 @@ HG_SIGNATURE(linear_cross_entropy_jvp, "residual=E|NK x=E|ND w=E|DK x_dot?=PE|ND
 HG_SIGNATURE(linear_cross_entropy_vjp_jvp,
              "y_bar=EN| y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK z_dot=PE|NK"
              " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
+HG_SIGNATURE(linear_cross_entropy_value_vjp,
+             "y_bar=EN| x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK x_bar?=E|ND w_bar?=E|DK bias_bar=E|K")
+HG_SIGNATURE(linear_cross_entropy_value_jvp_vjp_jvp,
+             "y_bar=EN| y_bar_dot?=PE|N label:i64=E|N x=E|ND w=E|DK bias=E|K x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K"
+             " -> y=E|N residual=E|NK y_dot=PE|N z_dot=PE|NK x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
 
 #ifdef HG_SIMD
 #include <cmath>
 
+#include "exponential.h"
 #include "simd.h"
 
 namespace hg::HG_SIMD {
 namespace {
 
 constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
-enum Slot : int { kSlotLogits = 0, kSlotTotals, kSlotW = kSharedSlots, kSlotWDot, kSlotZBar, kSlotZBarDot };
+constexpr int64_t kMostChunks = 16;                  // tasks of an episode
+enum Slot : int { kSlotLogits = 0, kSlotZBar, kSlotZBarDot, kSlotW = kSharedSlots, kSlotWDot, kSlotTotals };
 
 // As parallel_for; calls too small to be worth waking a thread stay on this one.
 template <class Body>
@@ -38,20 +48,16 @@ void spread(int64_t tasks, int64_t products, const Body& body) {
 struct Head {
   int64_t P, E, N, D, K;
   int64_t Dp;             // D rounded up to whole vectors: the length of a packed row
-  int64_t chunk, chunks;  // examples per task, tasks per episode
-  int64_t band, bands;    // features per task, tasks per episode
+  int64_t chunk, chunks;  // examples per task, whole blocks; tasks per episode
   int64_t products() const { return E * N * D * K; }
 };
 
 template <class T, class S>
 Head head_of(const Call& call) {
-  Head h{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(D), HG_DIM(K), 0, 0, 0, 0, 0};
+  Head h{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(D), HG_DIM(K), 0, 0, 0};
   h.Dp = round_up(h.D, kLanes<T>);
-  h.chunk = higher(1, lower(h.N, kTaskProducts / higher(1, h.D * h.K)));
+  h.chunk = higher(kFlush, round_up(ceil_div(h.N, kMostChunks), kFlush));
   h.chunks = ceil_div(h.N, h.chunk);
-  const int64_t widest = higher(128, kTaskProducts / higher(1, h.N * h.K));
-  h.band = higher(1, round_up(ceil_div(h.D, higher(2, round_up(ceil_div(h.D, widest), 2))), kLanes<T>));  // an even number of them
-  h.bands = ceil_div(h.D, h.band);
   return h;
 }
 
@@ -85,30 +91,45 @@ Rows<T> pack(const Head& h, const Batch<const T>& w, int64_t P, int slot) {
   return rows;
 }
 
-// out[i*K + k] += x_i . w_k for I examples and J classes.
+// --- A block of n examples: x, z and the like point to its first one ---
+
+// The lanes of a vector, in double.
+template <class T>
+struct Doubles {
+  typedef double type __attribute__((vector_size(sizeof(double) * kLanes<T>)));
+};
+template <class T>
+HG_INLINE typename Doubles<T>::type doubled(const Vec<T>& v) {
+  return __builtin_convertvector(v, typename Doubles<T>::type);
+}
+
+// out[i*K + k] += x_i . w_k over the features [first, last), for I examples and J classes.
 template <class T, int I, int J>
-HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, double* out) {
+HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, int64_t first, int64_t last, double* out) {
   constexpr int64_t V = kLanes<T>;
-  double total[I][J] = {};
-  const int64_t whole = h.D / V * V;
-  for (int64_t d0 = 0; d0 < h.D; d0 += kFlush * V) {
-    Vec<T> acc[I][J] = {};
-    for (int64_t d = d0; d < lower(whole, d0 + kFlush * V); d += V)
-      for (int i = 0; i < I; ++i) {
-        const Vec<T> v = load(x + i * h.D + d);
-        for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + d);
-      }
-    if (whole < h.D && d0 + kFlush * V > whole)
-      for (int i = 0; i < I; ++i) {
-        const Vec<T> v = load<T, false>(x + i * h.D + whole, static_cast<int>(h.D - whole));
-        for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + whole);
-      }
-    for (int i = 0; i < I; ++i)
-      for (int j = 0; j < J; ++j)
-        for (int v = 0; v < V; ++v) total[i][j] += static_cast<double>(acc[i][j][v]);
+  Vec<T> acc[I][J] = {};
+  int64_t d = first;
+  for (; d + V <= last; d += V) {
+    Vec<T> v[I];
+    for (int i = 0; i < I; ++i) v[i] = load(x + i * h.D + d);
+    for (int j = 0; j < J; ++j) {
+      const Vec<T> u = load(w + j * h.Dp + d);
+      for (int i = 0; i < I; ++i) acc[i][j] += v[i] * u;
+    }
+  }
+  for (int i = 0; i < I && d < last; ++i) {
+    const Vec<T> v = load<T, false>(x + i * h.D + d, static_cast<int>(last - d));
+    for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + d);
   }
   for (int i = 0; i < I; ++i)
-    for (int j = 0; j < J; ++j) out[i * h.K + j] += total[i][j];
+    for (int j = 0; j < J; ++j) {
+      const typename Doubles<T>::type lanes = doubled<T>(acc[i][j]);
+      double sums[V];
+      __builtin_memcpy(sums, &lanes, sizeof sums);
+      for (int64_t half = V / 2; half > 0; half /= 2)
+        for (int64_t v = 0; v < half; ++v) sums[v] += sums[v + half];
+      out[i * h.K + j] += sums[0];
+    }
 }
 
 // body(k, classes): all classes in groups that fill a tile, whose width is a compile-time constant.
@@ -121,79 +142,103 @@ HG_INLINE void for_classes(int64_t K, const Body& body) {
   if (k < K) body(k, std::integral_constant<int, 1>{});
 }
 
-// out[n, k] += x w for n examples.
+// out[n, k] += x w, by bands of features for which all weights stay in the first-level cache.
 template <class T>
 void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out) {
-  int64_t i = 0;
-  for (; i + 2 <= n; i += 2)
-    for_classes(h.K, [&](int64_t k, auto J) { dot_tile<T, 2, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k); });
-  if (i < n)
-    for_classes(h.K, [&](int64_t k, auto J) { dot_tile<T, 1, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, out + i * h.K + k); });
-}
-
-template <class T, class S>
-void value(const Call& call) {
-  const Head h = head_of<T, S>(call);
-  HG_ARGS(x, w, bias, label, y, residual)
-  for (int64_t i = 0; i < h.E * h.N; ++i) {
-    const int64_t l = label.at(i / h.N)[i % h.N];
-    if (l < 0 || l >= h.K)
-      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l), static_cast<long long>(h.K - 1));
+  const int64_t bands = higher(1, ceil_div(h.D, kFlush * kLanes<T>)), band = round_up(ceil_div(h.D, bands), kLanes<T>);
+  for (int64_t first = 0; first < h.D; first += band) {
+    const int64_t last = lower(h.D, first + band);
+    const auto rows = [&](int64_t i, auto I) {
+      for_classes(h.K, [&](int64_t k, auto J) {
+        dot_tile<T, decltype(I)::value, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, first, last, out + i * h.K + k);
+      });
+    };
+    int64_t i = 0;
+    for (; i + 2 <= n; i += 2) rows(i, std::integral_constant<int, 2>{});
+    if (i < n) rows(i, std::integral_constant<int, 1>{});
   }
-  const Rows<T> rows = pack(h, w, 1, kSlotW);
-  spread(h.E * h.chunks, h.products(), [&](int64_t index) {
-    const int64_t e = index / h.chunks, first = index % h.chunks * h.chunk, n = lower(h.chunk, h.N - first);
-    double* const z = scratch_of<double>(kSlotLogits, n * h.K);
-    for (int64_t i = 0; i < n * h.K; ++i) z[i] = static_cast<double>(bias.at(e)[i % h.K]);
-    add_products(h, x.at(e) + first * h.D, rows.at(0, e), n, z);
-    for (int64_t i = 0; i < n; ++i) {
-      double* const row = z + i * h.K;
-      const int64_t l = label.at(e)[first + i];
-      double top = row[0], sum = 0;
-      for (int64_t k = 1; k < h.K; ++k) top = row[k] > top ? row[k] : top;
-      const double at_label = row[l] - top;
-      for (int64_t k = 0; k < h.K; ++k) sum += row[k] = std::exp(row[k] - top);
-      y.at(e)[first + i] = static_cast<T>(std::log(sum) - at_label);
-      T* const to = residual.at(e) + (first + i) * h.K;
-      for (int64_t k = 0; k < h.K; ++k) to[k] = static_cast<T>(row[k] / sum - (k == l ? 1.0 : 0.0));
-    }
-  });
 }
 
-template <class T, class S>
-void jvp(const Call& call) {
-  const Head h = head_of<T, S>(call);
-  HG_ARGS(residual, x, w, x_dot, w_dot, bias_dot, y_dot, z_dot)
-  const Rows<T> rows = x_dot ? pack(h, w, 1, kSlotW) : Rows<T>{}, rows_dot = pack(h, w_dot, h.P, kSlotWDot);
-  spread(h.P * h.E * h.chunks, h.P * h.products(), [&](int64_t index) {
-    const int64_t pe = index / h.chunks, p = pe / h.E, e = pe % h.E;
-    const int64_t first = index % h.chunks * h.chunk, n = lower(h.chunk, h.N - first);
-    double* const z = scratch_of<double>(kSlotLogits, n * h.K);
-    for (int64_t i = 0; i < n * h.K; ++i) z[i] = bias_dot ? static_cast<double>(bias_dot.at(p, e)[i % h.K]) : 0.0;
-    if (x_dot) add_products(h, x_dot.at(p, e) + first * h.D, rows.at(0, e), n, z);
-    if (w_dot) add_products(h, x.at(e) + first * h.D, rows_dot.at(p, e), n, z);
-    for (int64_t i = 0; i < n; ++i) {
-      const T* const r = residual.at(e) + (first + i) * h.K;
-      T* const to = z_dot.at(p, e) + (first + i) * h.K;
-      double sum = 0;
-      for (int64_t k = 0; k < h.K; ++k) {
-        sum += static_cast<double>(r[k]) * z[i * h.K + k];
-        to[k] = static_cast<T>(z[i * h.K + k]);
-      }
-      y_dot.at(p, e)[first + i] = static_cast<T>(sum);
-    }
-  });
+// The losses y and residuals of n examples.
+template <class T>
+void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t* label, int64_t n, T* y, T* residual) {
+  double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
+  for (int64_t i = 0; i < n * h.K; ++i) z[i] = static_cast<double>(bias[i % h.K]);
+  add_products(h, x, w, n, z);
+  for (int64_t i = 0; i < n; ++i) {
+    double* const row = z + i * h.K;
+    double top = row[0];
+    for (int64_t k = 1; k < h.K; ++k) top = row[k] > top ? row[k] : top;
+    for (int64_t k = 0; k < h.K; ++k) row[k] -= top;
+  }
+  double at_label[kFlush];
+  for (int64_t i = 0; i < n; ++i) at_label[i] = z[i * h.K + label[i]];
+  exponentials(z, n * h.K);
+  for (int64_t i = 0; i < n; ++i) {
+    const double* const row = z + i * h.K;
+    double sum = 0;
+    for (int64_t k = 0; k < h.K; ++k) sum += row[k];
+    y[i] = static_cast<T>(std::log(sum) - at_label[i]);
+    for (int64_t k = 0; k < h.K; ++k) residual[i * h.K + k] = static_cast<T>(row[k] / sum - (k == label[i] ? 1.0 : 0.0));
+  }
 }
 
-// Cotangents of the logits, (N, K), times what they were multiplied with. The second pair may be null.
+// Their tangents y_dot and those of the logits. Null where there are none: x_dot, and w_dot, and bias_dot.
+template <class T>
+void losses_dot(const Head& h, const T* residual, const T* x, const T* w, const T* x_dot, const T* w_dot, const T* bias_dot, int64_t n,
+                T* y_dot, T* z_dot) {
+  double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
+  for (int64_t i = 0; i < n * h.K; ++i) z[i] = bias_dot != nullptr ? static_cast<double>(bias_dot[i % h.K]) : 0.0;
+  if (x_dot != nullptr) add_products(h, x_dot, w, n, z);
+  if (w_dot != nullptr) add_products(h, x, w_dot, n, z);
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t k = 0; k < h.K; ++k) {
+      sum += static_cast<double>(residual[i * h.K + k]) * z[i * h.K + k];
+      z_dot[i * h.K + k] = static_cast<T>(z[i * h.K + k]);
+    }
+    y_dot[i] = static_cast<T>(sum);
+  }
+}
+
+// y_bar*residual; y_bar's elements are `step` bytes apart.
+template <class T>
+T* logits_bar(const Head& h, const T* y_bar, int64_t step, const T* residual, int64_t n) {
+  T* const z_bar = scratch_of<T>(kSlotZBar, n * h.K + 1);
+  for (int64_t i = 0; i < n; ++i) {
+    const T bar = *Batch<const T>{y_bar, 0, step}.at(i);
+    for (int64_t k = 0; k < h.K; ++k) z_bar[i * h.K + k] = bar * residual[i * h.K + k];
+  }
+  return z_bar;
+}
+
+template <class T>
+T* logits_bar_dot(const Head& h, const T* y_bar, int64_t step, const T* y_bar_dot, const T* residual, const int64_t* label, const T* z_dot,
+                  int64_t n) {
+  T* const z_bar_dot = scratch_of<T>(kSlotZBarDot, n * h.K + 1);
+  for (int64_t i = 0; i < n; ++i) {
+    const T *const r = residual + i * h.K, *const dot = z_dot + i * h.K;
+    const auto softmax = [&](int64_t k) { return static_cast<double>(r[k]) + (k == label[i] ? 1.0 : 0.0); };
+    double mean = 0;
+    for (int64_t k = 0; k < h.K; ++k) mean += softmax(k) * static_cast<double>(dot[k]);
+    const double bar = static_cast<double>(*Batch<const T>{y_bar, 0, step}.at(i));
+    const double bar_dot = y_bar_dot != nullptr ? static_cast<double>(y_bar_dot[i]) : 0.0;
+    T* const to = z_bar_dot + i * h.K;
+    for (int64_t k = 0; k < h.K; ++k)
+      to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
+  }
+  return z_bar_dot;
+}
+
+// Cotangents of the logits, (n, K), times what they were multiplied with. The second pair may be null.
 template <class T>
 struct Factor {
   const T *z, *other;
 };
 
-// x_bar[n, band] = sum over classes of z*w (+ the second pair), I examples from n on.
+// x_bar = sum over classes of z*w (+ the second pair), I examples from n on.
 template <class T, int I>
-HG_INLINE void features_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, int64_t first, int64_t last, T* x_bar) {
+HG_INLINE void features_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, T* x_bar) {
   constexpr int64_t V = kLanes<T>;
   const auto column = [&](int64_t d, int lanes, auto full) {
     Vec<T> sum[I] = {};
@@ -207,140 +252,225 @@ HG_INLINE void features_tile(const Head& h, const Factor<T>& a, const Factor<T>&
     if (b.z != nullptr) add(b);
     for (int i = 0; i < I; ++i) store<T, decltype(full)::value>(x_bar + (n + i) * h.D + d, sum[i], lanes);
   };
-  int64_t d = first;
-  for (; d + V <= last; d += V) column(d, 0, std::true_type{});
-  if (d < last) column(d, static_cast<int>(last - d), std::false_type{});
+  for_channels<T>(h.D, column);
 }
 
 template <class T>
-void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* x_bar) {
-  int64_t n = 0;
-  for (; n + 4 <= h.N; n += 4) features_tile<T, 4>(h, a, b, n, first, last, x_bar);
-  for (; n < h.N; ++n) features_tile<T, 1>(h, a, b, n, first, last, x_bar);
+void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, T* x_bar) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) features_tile<T, 4>(h, a, b, i, x_bar);
+  for (; i < n; ++i) features_tile<T, 1>(h, a, b, i, x_bar);
 }
 
-// total[k, d] += sum over the examples [n, end) of z*x, for J classes from k on and M vectors of features from d on.
+// total[k, d] += sum over the n examples of z*x, for J classes from k on and M vectors of features from d on.
 template <class T, int J, int M, bool Full>
-HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t end, int64_t k, int64_t d, int lanes, double* total,
-                            int64_t width) {
+HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t k, int64_t d, int lanes, double* total) {
   constexpr int V = kLanes<T>;
   Vec<T> acc[J][M] = {};
-  for (; n < end; ++n) {
+  for (int64_t i = 0; i < n; ++i) {
     Vec<T> x[M];
-    for (int m = 0; m < M; ++m) x[m] = load<T, Full>(f.other + n * h.D + d + m * V, lanes);
+    for (int m = 0; m < M; ++m) x[m] = load<T, Full>(f.other + i * h.D + d + m * V, lanes);
     for (int j = 0; j < J; ++j)
-      for (int m = 0; m < M; ++m) acc[j][m] += f.z[n * h.K + k + j] * x[m];
+      for (int m = 0; m < M; ++m) acc[j][m] += f.z[i * h.K + k + j] * x[m];
   }
   for (int j = 0; j < J; ++j)
     for (int m = 0; m < M; ++m) {
-      T sums[V];
-      __builtin_memcpy(sums, &acc[j][m], sizeof sums);
-      double* const to = total + j * width + m * V;
-      for (int v = 0; v < V; ++v) to[v] += static_cast<double>(sums[v]);
+      double* const to = total + (k + j) * h.Dp + d + m * V;
+      typename Doubles<T>::type sums;
+      __builtin_memcpy(&sums, to, sizeof sums);
+      sums += doubled<T>(acc[j][m]);
+      __builtin_memcpy(to, &sums, sizeof sums);
     }
 }
 
-// w_bar[band, k] = sum over examples of x*z (+ the second pair). A block of examples stays in the cache for all classes.
+// What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias.
 template <class T>
-void weights_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t first, int64_t last, T* w_bar) {
-  constexpr int64_t V = kLanes<T>;
-  const int64_t width = round_up(last - first, V);
-  double* const total = scratch_of<double>(kSlotTotals, h.K * width);
-  for (int64_t i = 0; i < h.K * width; ++i) total[i] = 0;
-  for (const Factor<T>* f : {&a, &b})
-    for (int64_t n = 0; f->z != nullptr && n < h.N; n += kFlush) {
-      const int64_t end = lower(h.N, n + kFlush);
-      for_classes(h.K, [&](int64_t k, auto J) {
-        constexpr int j = decltype(J)::value;
-        double* const to = total + k * width;
-        int64_t d = first;
-        for (; d + 2 * V <= last; d += 2 * V) weights_tile<T, j, 2, true>(h, *f, n, end, k, d, 0, to + d - first, width);
-        for (; d + V <= last; d += V) weights_tile<T, j, 1, true>(h, *f, n, end, k, d, 0, to + d - first, width);
-        if (d < last) weights_tile<T, j, 1, false>(h, *f, n, end, k, d, static_cast<int>(last - d), to + d - first, width);
-      });
-    }
-  for (int64_t d = first; d < last; ++d)
-    for (int64_t k = 0; k < h.K; ++k) w_bar[d * h.K + k] = static_cast<T>(total[k * width + d - first]);
+void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, bool weights, double* total) {
+  for (const Factor<T>* f : {&a, &b}) {
+    if (!weights || f->z == nullptr) continue;
+    for_classes(h.K, [&](int64_t k, auto J) {
+      constexpr int j = decltype(J)::value;
+      constexpr int64_t V = kLanes<T>;
+      int64_t d = 0;
+      for (; d + 2 * V <= h.D; d += 2 * V) weights_tile<T, j, 2, true>(h, *f, n, k, d, 0, total);
+      for (; d + V <= h.D; d += V) weights_tile<T, j, 1, true>(h, *f, n, k, d, 0, total);
+      if (d < h.D) weights_tile<T, j, 1, false>(h, *f, n, k, d, static_cast<int>(h.D - d), total);
+    });
+  }
+  double* const bias = total + h.K * h.Dp;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < h.K; ++k) bias[k] += static_cast<double>(a.z[i * h.K + k]);
 }
 
-// bias_bar[k] = sum over examples of z[n, k].
+// --- Whole calls ---
+
+// Sums of all tasks, `count` of which belong to one cotangent; added in order.
 template <class T>
-void sum_examples(const Head& h, const T* z, T* out) {
-  for (int64_t k = 0; k < h.K; ++k) {
-    double sum = 0;
-    for (int64_t n = 0; n < h.N; ++n) sum += static_cast<double>(z[n * h.K + k]);
-    out[k] = static_cast<T>(sum);
+struct Totals {
+  const Head& h;
+  int64_t size;
+  double* data;
+  Totals(const Head& head, int64_t cotangents) : h(head), size(head.K * head.Dp + head.K) {
+    data = scratch_of<double>(kSlotTotals, cotangents * h.chunks * size + 1);
   }
+  double* of(int64_t index) const {
+    double* const total = data + index * size;
+    for (int64_t i = 0; i < size; ++i) total[i] = 0;
+    return total;
+  }
+  // Cotangent `index` of the weights (null where it is not wanted) and of the bias.
+  void add_up(int64_t index, T* w_bar, T* bias_bar) const {
+    const double* const first = data + index * h.chunks * size;
+    const auto sum = [&](int64_t at) {
+      double all = 0;
+      for (int64_t chunk = 0; chunk < h.chunks; ++chunk) all += first[chunk * size + at];
+      return static_cast<T>(all);
+    };
+    for (int64_t k = 0; k < h.K; ++k) bias_bar[k] = sum(h.K * h.Dp + k);
+    if (w_bar == nullptr) return;
+    constexpr int64_t kBand = 64;  // of features
+    spread(ceil_div(h.D, kBand), h.chunks * h.D * h.K * 8, [&](int64_t band) {
+      for (int64_t k = 0; k < h.K; ++k)
+        for (int64_t d = band * kBand; d < lower(h.D, (band + 1) * kBand); ++d) w_bar[d * h.K + k] = sum(k * h.Dp + d);
+    });
+  }
+};
+
+// body(first, n) for the blocks of a task.
+template <class Body>
+HG_INLINE void for_blocks(const Head& h, int64_t chunk, const Body& body) {
+  const int64_t end = lower(h.N, (chunk + 1) * h.chunk);
+  for (int64_t n = chunk * h.chunk; n < end; n += kFlush) body(n, lower(kFlush, end - n));
 }
 
-// z_bar = y_bar*residual, (E, N, K).
+inline void check_labels(const Call& call, const Head& h, const Batch<const int64_t>& label) {
+  for (int64_t e = 0; e < h.E; ++e)
+    for (int64_t n = 0; n < h.N; ++n)
+      if (label.at(e)[n] < 0 || label.at(e)[n] >= h.K)
+        fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(label.at(e)[n]), static_cast<long long>(h.K - 1));
+}
+
+// The rungs that a kernel does to every block, in this order.
+enum Rung : int { kValue = 1, kJvp = 2, kVjp = 4, kVjpJvp = 8 };
+
+// All arguments that some rung has. One that a kernel does not have is null.
 template <class T>
-T* logits_bar(const Head& h, const Batch<const T>& y_bar, const Batch<const T>& residual) {
-  T* const z_bar = scratch_of<T>(kSlotZBar, h.E * h.N * h.K + 1);
-  for (int64_t en = 0; en < h.E * h.N; ++en) {
-    const int64_t e = en / h.N, n = en % h.N;
-    for (int64_t k = 0; k < h.K; ++k) z_bar[en * h.K + k] = *y_bar.at(e, n) * residual.at(e)[n * h.K + k];
-  }
-  return z_bar;
+struct Given {
+  Batch<const T> x, w, bias, y_bar, y_bar_dot, x_dot, w_dot, bias_dot;
+  Batch<const int64_t> label;
+  Batch<const T> residual_in, z_dot_in;
+  Batch<T> y, residual, y_dot, z_dot, x_bar, w_bar, bias_bar, x_bar_dot, w_bar_dot, bias_bar_dot;
+};
+
+template <class T>
+HG_INLINE auto* at_or_null(const Batch<T>& b, int64_t p, int64_t e, int64_t offset) {
+  return b ? b.at(p, e) + offset : nullptr;
+}
+
+template <class T, int kRungs>
+void run(const Head& h, const Given<T>& g) {
+  const bool by_w = (kRungs & kValue) || g.x_dot || g.x_bar || g.x_bar_dot;
+  const Rows<T> rows = by_w ? pack(h, g.w, 1, kSlotW) : Rows<T>{};
+  const bool by_w_dot = (kRungs & kJvp) || g.x_bar_dot;
+  const Rows<T> rows_dot = by_w_dot ? pack(h, g.w_dot, h.P, kSlotWDot) : Rows<T>{};
+  const int64_t P = (kRungs & (kJvp | kVjpJvp)) ? h.P : 1;
+  const Totals<T> totals(h, (kRungs & (kVjp | kVjpJvp)) ? P * h.E : 0);
+  spread(P * h.E * h.chunks, P * h.products(), [&](int64_t index) {
+    const int64_t pe = index / h.chunks, p = pe / h.E, e = pe % h.E;
+    double* const total = (kRungs & (kVjp | kVjpJvp)) ? totals.of(index) : nullptr;
+    for_blocks(h, index % h.chunks, [&](int64_t first, int64_t n) {
+      const int64_t D = first * h.D, K = first * h.K;
+      const T* const x = g.x.at(e) + D;
+      const T* const w = rows ? rows.at(0, e) : nullptr;
+      const T* const w_dot = rows_dot ? rows_dot.at(p, e) : nullptr;
+      const T* const x_dot = at_or_null(g.x_dot, p, e, D);
+      const int64_t* const label = at_or_null(g.label, 0, e, first);
+      if constexpr ((kRungs & kValue) != 0) losses(h, x, w, g.bias.at(e), label, n, g.y.at(e) + first, g.residual.at(e) + K);
+      const T* const residual = (kRungs & kValue) ? g.residual.at(e) + K : g.residual_in.at(e) + K;
+      if constexpr ((kRungs & kJvp) != 0)
+        losses_dot(h, residual, x, w, x_dot, w_dot, at_or_null(g.bias_dot, p, e, 0), n, g.y_dot.at(p, e) + first, g.z_dot.at(p, e) + K);
+      if constexpr ((kRungs & (kVjp | kVjpJvp)) == 0) return;
+      const Factor<T> none{nullptr, nullptr};
+      const int64_t step = g.y_bar.stride_1;
+      const T* const y_bar = g.y_bar.at(e, first);
+      const T* const z_bar = logits_bar(h, y_bar, step, residual, n);
+      if constexpr ((kRungs & kVjp) != 0) {
+        if (g.x_bar) features_bar(h, {z_bar, w}, none, n, g.x_bar.at(e) + D);
+        add_sums(h, {z_bar, x}, none, n, bool(g.w_bar), total);
+      }
+      if constexpr ((kRungs & kVjpJvp) != 0) {
+        const T* const z_dot = (kRungs & kJvp) ? g.z_dot.at(p, e) + K : g.z_dot_in.at(p, e) + K;
+        const T* const z_bar_dot = logits_bar_dot(h, y_bar, step, at_or_null(g.y_bar_dot, p, e, first), residual, label, z_dot, n);
+        if (g.x_bar_dot) features_bar(h, {z_bar_dot, w}, w_dot != nullptr ? Factor<T>{z_bar, w_dot} : none, n, g.x_bar_dot.at(p, e) + D);
+        add_sums(h, {z_bar_dot, x}, x_dot != nullptr ? Factor<T>{z_bar, x_dot} : none, n, bool(g.w_bar_dot), total);
+      }
+    });
+  });
+  if constexpr ((kRungs & kVjp) != 0)
+    for (int64_t e = 0; e < h.E; ++e) totals.add_up(e, at_or_null(g.w_bar, 0, e, 0), g.bias_bar.at(e));
+  if constexpr ((kRungs & kVjpJvp) != 0)
+    for (int64_t pe = 0; pe < P * h.E; ++pe)
+      totals.add_up(pe, at_or_null(g.w_bar_dot, pe / h.E, pe % h.E, 0), g.bias_bar_dot.at(pe / h.E, pe % h.E));
+}
+template <class T, class S>
+void value(const Call& call) {
+  const Head h = head_of<T, S>(call);
+  Given<T> a{};
+  HG_MEMBERS(x, w, bias, label, y, residual)
+  check_labels(call, h, a.label);
+  run<T, kValue>(h, a);
+}
+
+template <class T, class S>
+void jvp(const Call& call) {
+  Given<T> a{};
+  HG_MEMBERS(x, w, x_dot, w_dot, bias_dot, y_dot, z_dot)
+  a.residual_in = HG_ARG(residual);
+  run<T, kJvp>(head_of<T, S>(call), a);
 }
 
 template <class T, class S>
 void vjp(const Call& call) {
-  const Head h = head_of<T, S>(call);
-  HG_ARGS(y_bar, residual, x, w, x_bar, w_bar, bias_bar)
-  const T* const z_bar = logits_bar(h, y_bar, residual);
-  const Rows<T> rows = x_bar ? pack(h, w, 1, kSlotW) : Rows<T>{};
-  for (int64_t e = 0; e < h.E; ++e) sum_examples(h, z_bar + e * h.N * h.K, bias_bar.at(e));
-  if (!x_bar && !w_bar) return;
-  spread(h.E * h.bands, h.products(), [&](int64_t index) {
-    const int64_t e = index / h.bands, first = index % h.bands * h.band, last = lower(h.D, first + h.band);
-    const T* const z = z_bar + e * h.N * h.K;
-    if (x_bar) features_bar(h, {z, rows.at(0, e)}, {nullptr, nullptr}, first, last, x_bar.at(e));
-    if (w_bar) weights_bar(h, {z, x.at(e)}, {nullptr, nullptr}, first, last, w_bar.at(e));
-  });
+  Given<T> a{};
+  HG_MEMBERS(y_bar, x, w, x_bar, w_bar, bias_bar)
+  a.residual_in = HG_ARG(residual);
+  run<T, kVjp>(head_of<T, S>(call), a);
 }
 
 template <class T, class S>
 void vjp_jvp(const Call& call) {
+  Given<T> a{};
+  HG_MEMBERS(y_bar, y_bar_dot, label, x, w, x_dot, w_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
+  a.residual_in = HG_ARG(residual);
+  a.z_dot_in = HG_ARG(z_dot);
+  run<T, kVjpJvp>(head_of<T, S>(call), a);
+}
+
+template <class T, class S>
+void value_vjp(const Call& call) {
   const Head h = head_of<T, S>(call);
-  HG_ARGS(y_bar, y_bar_dot, residual, x, w, x_dot, w_dot, z_dot, label, x_bar_dot, w_bar_dot, bias_bar_dot)
-  const T* const z_bar = logits_bar(h, y_bar, residual);
-  const int64_t size = h.N * h.K;
-  T* const z_bar_dot = scratch_of<T>(kSlotZBarDot, h.P * h.E * size + 1);
-  spread(h.P * h.E, h.P * h.E * size * 8, [&](int64_t pe) {
-    const int64_t p = pe / h.E, e = pe % h.E;
-    for (int64_t n = 0; n < h.N; ++n) {
-      const T *const r = residual.at(e) + n * h.K, *const dot = z_dot.at(p, e) + n * h.K;
-      const int64_t l = label.at(e)[n];
-      const auto softmax = [&](int64_t k) { return static_cast<double>(r[k]) + (k == l ? 1.0 : 0.0); };
-      double mean = 0;
-      for (int64_t k = 0; k < h.K; ++k) mean += softmax(k) * static_cast<double>(dot[k]);
-      const double bar = static_cast<double>(*y_bar.at(e, n));
-      const double bar_dot = y_bar_dot ? static_cast<double>(y_bar_dot.at(p, e)[n]) : 0.0;
-      T* const to = z_bar_dot + pe * size + n * h.K;
-      for (int64_t k = 0; k < h.K; ++k)
-        to[k] = static_cast<T>(bar_dot * static_cast<double>(r[k]) + bar * softmax(k) * (static_cast<double>(dot[k]) - mean));
-    }
-    sum_examples(h, z_bar_dot + pe * size, bias_bar_dot.at(p, e));
-  });
-  if (!x_bar_dot && !w_bar_dot) return;
-  const Rows<T> rows = x_bar_dot ? pack(h, w, 1, kSlotW) : Rows<T>{};
-  const Rows<T> rows_dot = x_bar_dot ? pack(h, w_dot, h.P, kSlotWDot) : Rows<T>{};
-  spread(h.P * h.E * h.bands, h.P * h.products(), [&](int64_t index) {
-    const int64_t pe = index / h.bands, p = pe / h.E, e = pe % h.E;
-    const int64_t first = index % h.bands * h.band, last = lower(h.D, first + h.band);
-    const T *const z = z_bar + e * size, *const dot = z_bar_dot + pe * size;
-    const Factor<T> none{nullptr, nullptr};
-    if (x_bar_dot)
-      features_bar(h, {dot, rows.at(0, e)}, rows_dot ? Factor<T>{z, rows_dot.at(p, e)} : none, first, last, x_bar_dot.at(p, e));
-    if (w_bar_dot) weights_bar(h, {dot, x.at(e)}, x_dot ? Factor<T>{z, x_dot.at(p, e)} : none, first, last, w_bar_dot.at(p, e));
-  });
+  Given<T> a{};
+  HG_MEMBERS(y_bar, x, w, bias, label, y, residual, x_bar, w_bar, bias_bar)
+  check_labels(call, h, a.label);
+  run<T, kValue | kVjp>(h, a);
+}
+
+template <class T, class S>
+void value_jvp_vjp_jvp(const Call& call) {
+  const Head h = head_of<T, S>(call);
+  if (h.P != 1) fail_argument(call, "P is %lld, expected one direction", static_cast<long long>(h.P));
+  Given<T> a{};
+  HG_MEMBERS(y_bar, y_bar_dot, label, x, w, bias, x_dot, w_dot, bias_dot, y, residual, y_dot, z_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
+  check_labels(call, h, a.label);
+  run<T, kValue | kJvp | kVjpJvp>(h, a);
 }
 
 HG_KERNEL(linear_cross_entropy_value, value)
 HG_KERNEL(linear_cross_entropy_jvp, jvp)
 HG_KERNEL(linear_cross_entropy_vjp, vjp)
 HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
+HG_KERNEL(linear_cross_entropy_value_vjp, value_vjp)
+HG_KERNEL(linear_cross_entropy_value_jvp_vjp_jvp, value_jvp_vjp_jvp)
 
 }  // namespace
 }  // namespace hg::HG_SIMD

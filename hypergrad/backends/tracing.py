@@ -252,6 +252,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             return func(*replace(args, Traced, lambda x: x.value), **kwargs)
         if func in _WRITING or kwargs.get("out") is not None:
             raise self.recording.refuse(f"numpy.{_name(func)} writes into an array")
+        make = _FILLED.get(func)
+        if make is not None and len(args) == 1 and not kwargs and self.flags.c_contiguous:
+            return self.recording.emit(make, (self.shape, self.dtype), {})  # it reads no numbers
         reduce = _REDUCTIONS.get(func.__name__)
         return self.recording.emit(func, args, kwargs) if reduce is None else self._reduced(reduce, func, *args, **kwargs)
 
@@ -281,6 +284,7 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.astype(dtype)
 
 
+_FILLED = {np.zeros_like: np.zeros, np.ones_like: np.ones, np.empty_like: np.zeros}
 _REDUCTIONS = {
     "sum": np.add.reduce,
     "max": np.maximum.reduce,

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..backends import Array, Backend, backend_of
 from ..errors import ShapeError
+from ..program import do_together
 from ..rules import Fused
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
@@ -68,6 +69,10 @@ def _vjp_jvp(
     out = b.run("linear_cross_entropy_vjp_jvp", **given, **tangents(b, ARGUMENTS[:2], dots), x_bar_dot=want[0], w_bar_dot=want[1])
     return wanted(out, want)
 
+
+_NAME = "linear_cross_entropy_"
+do_together((f"{_NAME}value", f"{_NAME}vjp"), f"{_NAME}value_vjp")
+do_together((f"{_NAME}value", f"{_NAME}jvp", f"{_NAME}vjp_jvp"), f"{_NAME}value_jvp_vjp_jvp", lambda shapes: shapes["z_dot"][0] == 1)
 
 _head = Fused("linear_cross_entropy", 3, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
 

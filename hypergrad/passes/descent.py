@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..bilevel import batch_of
-from ..optimizers import Optimizer, Schedule
+from ..optimizers import SGD, Optimizer, Schedule
 from ..tape import Tape, Tensor, primal, untaped, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -90,7 +90,9 @@ class Descent(Reversible):
             output = self._running(w, args["hparams"], t) if t else 0.0 * loss.detach()
         return Step(after, output, loss, None if optimizer.is_known() else after, proven), g
 
-    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+    def step_transposed(
+        self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
+    ) -> Pulled:
         """Cotangents of a step, by one second-order pass.
 
         Let U(s, g, fields) be the optimiser's update, L the inner loss and beta = g_bar the cotangent of the gradient. Then
@@ -98,7 +100,8 @@ class Descent(Reversible):
             w_bar = (dU/dw)^T bars + H_ww beta,    hparams_bar = H_lambda,w beta,    every other bar (dU/d.)^T bars.
 
         One pass gives H_ww beta and H_lambda,w beta: the gradient of L in (w, lambda) while w carries the tangent beta. It gives
-        g as well, so an update that is linear in g needs no separate gradient.
+        g as well, so an update that is linear in g needs no separate gradient. Momentum's state after the step is all that the cotangent
+        of lr needs, so there g is not computed at all.
 
         The pass gives H beta, and the step needs H^T beta. The two are equal where H is symmetric. That holds where every op of L
         has rules that are proven to be the derivatives of its value; values cut by `stop_gradient` are constants to all of them.
@@ -112,6 +115,8 @@ class Descent(Reversible):
         optimizer = self._optimizer(args)
         # The last transposition of the update needs g itself for the cotangents of fields and for the result of an update that is compared.
         linear, wants_g = optimizer.is_linear(), bool(tree_leaves(fields)) or not optimizer.is_known()
+        direction = optimizer.direction(after[1]) if linear and optimizer.is_known() else None
+        wants_g = wants_g and direction is None
         loss, g, products, hparams_bar = None, w, None, None  # a linear update has the same slope at any g, so w will do for g
         if not linear or self.first_order and wants_g:
             loss, g, _ = self._gradient(w, hparams, t)
@@ -123,6 +128,8 @@ class Descent(Reversible):
             bars, compared = self._update_transposed(state, tree_map(Tensor.detach, g), fields, t, state_bar)
             if not self.first_order:
                 loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"], False)
+        if direction is not None and "lr" in fields:
+            bars["fields"] = self._with_lr_bar(bars["fields"], w, direction, fields, t, state_bar)
         w_bar = bars["w"] if products is None else _sums(bars["w"], products)
         hparams_bar = [None] * len(tree_leaves(hparams)) if hparams_bar is None else hparams_bar
         if self.running_loss is not None and t and output_bar[0] is not None:
@@ -145,8 +152,16 @@ class Descent(Reversible):
 
         leaves, after = tape.run(taped)
         compared = None if self.optimizer.is_known() else tree_map(untaped, after)
-        bars = iter(tape.gradients(tree_leaves(after), state_bar, [x for k in wanted for x in leaves[k]]))
+        outs = tree_leaves(after)
+        bars = iter(tape.gradients(outs, state_bar[: len(outs)], [x for k in wanted for x in leaves[k]]))
         return {k: [next(bars) for _ in leaves[k]] for k in wanted}, compared
+
+    def _with_lr_bar(self, bars: Bars, w: PyTree, direction: PyTree, fields: PyTree, t: int, state_bar: Bars) -> Bars:
+        """The fields' cotangents with those of lr for a step w - lr*direction."""
+        plain = replace(self, optimizer=SGD(lr=fields["lr"]))
+        lr_bars = plain._update_transposed((w, ()), direction, {"lr": fields["lr"]}, t, state_bar, wanted=("fields",))[0]["fields"]
+        start = sum(len(tree_leaves(fields[k])) for k in fields if k < "lr")  # leaves of a dictionary are in order of its keys
+        return [*bars[:start], *lr_bars, *bars[start + len(lr_bars) :]]
 
     def _second_order(self, w: PyTree, hparams: PyTree, t: int, beta: Bars, wants_g: bool) -> tuple[Tensor, PyTree, Bars, Bars]:
         """The loss, its gradient where it is wanted, H_ww beta and H_lambda,w beta."""

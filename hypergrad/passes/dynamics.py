@@ -73,11 +73,14 @@ class Dynamics(Protocol):
             t: number of steps done so far.
         """
 
-    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+    def step_transposed(
+        self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
+    ) -> Pulled:
         """Cotangents of a step's state and arguments from those of its results.
 
         Args:
             state, args, t: as in `step`, without tangents.
+            after: the state after the step.
             state_bar, output_bar: cotangents of the leaves of the state after the step and of its output.
             proven: whether every step of the first run was proven.
         """
@@ -175,5 +178,7 @@ class Stepping(Dynamics):
         same_kind("scan: step", (state,), (after,), ("state",))
         return Step(after, output, None, (after, output))
 
-    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+    def step_transposed(
+        self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
+    ) -> Pulled:
         return transposed_by_tape(self, state, args, t, state_bar, output_bar)

@@ -51,13 +51,15 @@ class Replayed:
         step: Step = self._run("step", t, (state, args), lambda dynamics, t, state, args: dynamics.step(state, args, t))
         return step
 
-    def step_transposed(self, state: PyTree, args: PyTree, t: int, state_bar: Bars, output_bar: Bars, proven: bool) -> Pulled:
+    def step_transposed(
+        self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
+    ) -> Pulled:
         """As `Dynamics.step_transposed`."""
 
-        def pull(dynamics: Dynamics, t: int, state: PyTree, args: PyTree, state_bar: Bars, output_bar: Bars) -> Pulled:
-            return dynamics.step_transposed(state, args, t, state_bar, output_bar, proven)
+        def pull(dynamics: Dynamics, t: int, state: PyTree, args: PyTree, after: PyTree, state_bar: Bars, output_bar: Bars) -> Pulled:
+            return dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
 
-        pulled: Pulled = self._run(f"transposed step, proven {proven}", t, (state, args, state_bar, output_bar), pull)
+        pulled: Pulled = self._run(f"transposed step, proven {proven}", t, (state, args, after, state_bar, output_bar), pull)
         return pulled
 
     def _run(self, kind: str, t: int, trees: tuple[Any, ...], f: Callable[..., Any]) -> Any:
@@ -78,7 +80,7 @@ class Replayed:
         elif known is not None or len(self._known) < MOST_PROGRAMS:
             recorded = self._record(f, leaves, spec, arguments)
             if recorded is not None:
-                result = recorded.result
+                result, recorded.result = recorded.result, None
                 if known is None:
                     self._known[key] = recorded
                 elif type(known) is _Recorded and recorded.agrees(known):
@@ -160,7 +162,6 @@ class _Replay:
     def __init__(self, recorded: _Recorded) -> None:
         self.recorded, self.slots = recorded, recorded.slots()
         self.program = Program(recorded.recording, self.slots)
-        recorded.result = None
 
     def __call__(self, arguments: Sequence[Any]) -> Any:
         found = dict(zip(self.slots, self.program(arguments), strict=True))

@@ -148,14 +148,16 @@ class Run:
                 for t, (loss, trace) in enumerate(again):
                     self._check(t, loss, trace)
             assert self.store is not None
-            got = set_aside(self.surroundings.run, self._pull, self.store, inputs, [None if b is None else untaped(b) for b in bars])
+            last = tree_unflatten(self.state_spec, [Tensor(value) for value, _ in node.outputs[: self.n_state]])
+            own_bars = [None if b is None else untaped(b) for b in bars]
+            got = set_aside(self.surroundings.run, self._pull, self.store, inputs, last, own_bars)
         finally:  # after an error, too: the next pullback runs the steps again and compares them with the first run
             self.losses, self.traces, self.store = losses, traces, None
             self.residues.clear()
             self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
-    def _pull(self, store: Store, inputs: list[Tensor], bars: Bars) -> Bars:
+    def _pull(self, store: Store, inputs: list[Tensor], after: PyTree, bars: Bars) -> Bars:
         args = inputs[self.n_state :]
         bar, stacked = bars[: self.n_state], bars[self.n_state :]
         totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
@@ -178,13 +180,13 @@ class Run:
                 store.drop(t)
             else:
                 row = [None if b is None else _row(b, t) for b in stacked]
-                pulled = self.steps.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
+                pulled = self.steps.step_transposed(state, self._args(args, t), t, after, bar, row, self.proven_steps)
                 if store.exact:
                     # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
                     rounded = pulled.compared is not None and digests(pulled.compared) != self.traces[t]
                     again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
                     self._check(t, again.loss, digests(again.compared))
-                bar = pulled.state_bar
+                bar, after = pulled.state_bar, state
                 for total, b in zip(totals, pulled.args_bar, strict=True):
                     total.add(b, t)
         if t > 0:  # truncated: what would flow on into the state before step t
