@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar, cast
 
-from .backends import Array, Backend, backend_of
+from .backends import TRACING, Array, Backend, backend_of
 from .errors import ArgumentError
 from .tape import Node, Rule, Tape, Tensor, apply, levels_of
 
@@ -83,6 +83,8 @@ class Op(Registered):
 
     def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
         """The value; nothing is saved."""
+        if backend is TRACING:
+            return (TRACING.value(self.value, values, attrs),), None
         return (self.value(backend, *values, **attrs),), None
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:

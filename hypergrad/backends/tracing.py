@@ -356,6 +356,18 @@ class TracingBackend(HostBackend):
     name = "tracing"
     xp: Any = _Namespace()
 
+    def value(self, value: Callable[..., Any], values: list[Any], attrs: dict[str, Any]) -> Any:
+        """An op's value(backend, *values, **attrs), recorded by its parts; as one instruction where a part cannot be recorded."""
+        recording = recording_of((values, attrs))
+        assert recording is not None
+        done, asked = len(recording.instructions), len(recording.guards)
+        try:
+            return value(self, *values, **attrs)
+        except (Untraceable, TypeError, ValueError):  # of an array in the place of its Traced, or the value's own, which comes again
+            del recording.instructions[done:], recording.guards[asked:]
+            recording.reason = None
+            return recording.emit(value, (HOST, *values), attrs)
+
     def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """Runs one kernel, recorded; it makes its outputs itself."""
         recording = recording_of(arguments)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of
+from ..backends import Array, Backend, backend_of, is_on_gpu
 from ..rules import Op, align, bilinear, elementwise, linear, sum_to
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, number
@@ -191,7 +191,8 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     """
     x, y = to_tensors("where", [x, y])
     condition = array_of("where", "condition", condition, "biu", "bools", "it chooses between x and y")
-    return _where(x, y, condition=backend_of(x.value).xp.asarray(condition, dtype=bool))
+    condition = condition if condition.dtype == bool else condition.astype(bool)
+    return _where(x, y, condition=backend_of(x.value).xp.asarray(condition) if is_on_gpu(x.value) else condition)
 
 
 def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:

@@ -1,0 +1,247 @@
+"""Steps that are recorded and replayed: the same bits as the engine's, whatever the op, and the engine's step wherever that could fail."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import CASES
+from checks import Weights
+
+import hypergrad as hg
+from hypergrad.errors import ArgumentError, DifferentiationError, ShapeError
+from hypergrad.passes import replay
+from hypergrad.trees import tree_leaves
+
+T = 12
+
+
+def eagerly(patch, run):
+    """The result without recordings."""
+    with patch.context() as p:
+        p.setattr(replay, "LEAST_STEPS", 10**9)
+        return run()
+
+
+def same(a, b):
+    """Whether two results of a pass have the same bits everywhere."""
+    trees = [(r.value, r.grad, r.params, r.state, r.losses) for r in (a, b)]
+    rows = [[x.tobytes() for x in tree_leaves(t)] for t in trees]
+    return rows[0] == rows[1]
+
+
+def check(patch, run, replayed=True):
+    """The pass with and without recordings."""
+    r = run()
+    assert same(r, eagerly(patch, run))
+    assert r.stats.program.startswith("none") != replayed, r.stats.program
+    return r
+
+
+# --- every op ---------------------------------------------------------------------------------------------
+
+
+def one_case_of_each_op():
+    chosen = {}
+    for case in CASES:
+        size = sum(int(np.prod(s)) for s in case.shapes)
+        name = case.name.partition("[")[0]
+        if name not in chosen or (chosen[name][0] < size <= 600):
+            chosen[name] = size, case
+    return [case for _, case in chosen.values()]
+
+
+READ = ("huber_loss",)  # it reads its slope, a Tensor here, to refuse one that is not positive
+
+
+@pytest.mark.parametrize("case", one_case_of_each_op(), ids=str)
+def test_bits_of_every_op(case, monkeypatch):
+    args = case.arguments(np.float64)
+    y = case.f(*[hg.stop_gradient(a) for a in args])
+    weights = Weights.draw(args, y.shape, np.float64)
+    loss = weights.loss(case.f)
+    problem = hg.Bilevel(
+        lambda w, h, batch: h["scale"] * batch * loss(*w),
+        lambda w, h: sum((hg.sum(x * d[0]) for x, d in zip(w, weights.dots, strict=True)), h["scale"] * 0.0),
+        lambda h: args,
+        lambda h: hg.SGD(lr=h["lr"], momentum=0.5),
+    )
+    hparams = {"scale": np.float64(1e-3), "lr": np.float64(1e-3)}
+    batches = [np.float64(1.0 + 0.1 * t) for t in range(T)]
+    for run in (hg.reverse, hg.forward):
+        check(monkeypatch, lambda run=run: run(problem, hparams, batches), replayed=case.name.partition("[")[0] not in READ)
+
+
+# --- every optimiser, policy and kind of run ---------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+X, Y = RNG.standard_normal((20, 4)), RNG.integers(0, 3, 20)
+ROWS = RNG.integers(0, 20, (T, 8))
+W = {"a": 0.3 * RNG.standard_normal((4, 5)), "b": np.zeros(5), "c": 0.3 * RNG.standard_normal((5, 3)), "d": np.zeros(3)}
+H = {"l2": np.full(4, 1e-2), "lr": np.float64(0.1), "other": np.float64(0.9)}
+
+
+def network_loss(w, h, batch):
+    x, y = batch
+    z = hg.linear_cross_entropy(hg.tanh(hg.linear(x, w["a"], w["b"])), w["c"], w["d"], y)
+    return hg.mean(z) + hg.sum(h["l2"] * hg.sum(w["a"] ** 2, axis=1))
+
+
+def network(optimizer, loss=network_loss, **more):
+    return hg.Bilevel(loss, lambda w, h: hg.mean(hg.softmax_cross_entropy(X @ w["a"] @ w["c"], Y)), lambda h: W, optimizer, **more)
+
+
+class Minibatches:
+    def __len__(self):
+        return T
+
+    def __getitem__(self, t):
+        return X[ROWS[t]], Y[ROWS[t]]
+
+
+OPTIMIZERS = {
+    "sgd": lambda h: hg.SGD(lr=h["lr"]),
+    "momentum": lambda h: hg.SGD(lr=h["lr"], momentum=h["other"], weight_decay=h["lr"]),
+    "nesterov": lambda h: hg.SGD(lr=h["lr"], momentum=h["other"], nesterov=True),
+    "adam": lambda h: hg.Adam(lr=h["lr"], beta1=h["other"]),
+    "adamw": lambda h: hg.AdamW(lr=h["lr"], weight_decay=h["other"]),
+    "rmsprop": lambda h: hg.RMSprop(lr=h["lr"], decay=h["other"]),
+    "adagrad": lambda h: hg.Adagrad(lr=h["lr"]),
+    "schedule": lambda h: hg.SGD(lr=hg.schedule(h["lr"] * np.linspace(1.0, 0.5, T)), momentum=h["other"]),
+    "a rate for each leaf": lambda h: hg.SGD(lr={k: h["lr"] for k in W}, momentum=0.5),
+    "clipped": lambda h: hg.SGD(lr=h["lr"], clip=hg.clip_by_norm(0.5)),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_bits_of_every_optimiser(optimizer, monkeypatch):
+    problem = network(OPTIMIZERS[optimizer])
+    results = [check(monkeypatch, lambda c=c: hg.reverse(problem, H, Minibatches(), checkpoints=c)) for c in ("all", "sqrt", 3)]
+    assert all(same(r, results[0]) for r in results)
+    check(monkeypatch, lambda: hg.forward(problem, H, Minibatches()))
+
+
+@pytest.mark.parametrize("more", [{"first_order": True}, {"last": 5}, {"checkpoints": "reversible"}, {"checkpoints": "host"}], ids=str)
+def test_bits_of_options(more, monkeypatch):
+    check(monkeypatch, lambda: hg.reverse(network(OPTIMIZERS["momentum"]), H, Minibatches(), **more))
+
+
+def test_bits_of_a_running_loss(monkeypatch):
+    """It is a function of the step's number, so its steps are not replayed."""
+    problem = network(OPTIMIZERS["sgd"], running_loss=lambda w, h, t: hg.sum(w["b"]) * (0.5 if t < 4 else 0.25))
+    check(monkeypatch, lambda: hg.reverse(problem, H, Minibatches()), replayed=False)
+
+
+def test_bits_of_a_scan(monkeypatch):
+    def outcome(mode):
+        def run(h):
+            step = lambda s, h, b: ((hg.tanh(s[0] @ h + b), s[1] + hg.sum(s[0])), hg.sum(s[0] ** 2))  # noqa: E731
+            (s, total), outs = hg.scan(step, (np.ones(4), np.float64(0.0)), h, list(X[:T]), stats=stats)
+            return hg.sum(s) + total + hg.sum(outs)
+
+        stats = hg.Stats("scan")
+        got = hg.grad(run)(0.3 * X[:4]) if mode == "reverse" else hg.jvp(run, (0.3 * X[:4],), (X[4:8],))
+        return [x.tobytes() for x in tree_leaves(got)], stats
+
+    for mode in ("reverse", "forward"):
+        got, stats = outcome(mode)
+        assert got == eagerly(monkeypatch, lambda mode=mode: outcome(mode))[0]
+        assert not stats.program.startswith("none"), stats.program
+
+
+# --- what a recording cannot know -------------------------------------------------------------------------
+
+
+def test_a_branch_on_a_truth_value_is_taken_anew(monkeypatch):
+    """The recorded branch holds until the numbers change; then the engine computes the steps."""
+
+    def loss(w, h, batch):
+        return hg.sum(w * w) if (w.value > 0.5).all() else 3.0 * hg.sum(w * w * w * w)
+
+    problem = hg.Bilevel(loss, lambda w, h: hg.sum(w), lambda h: np.array([1.0, 2.0]), lambda h: hg.SGD(lr=h))
+    for run in (hg.reverse, hg.forward):
+        r = eagerly(monkeypatch, lambda run=run: run(problem, np.float64(0.05), hg.full_batch(None, 40)))
+        assert min(r.params) < 0.5 < min(run(problem, np.float64(0.05), hg.full_batch(None, 5)).params)  # it crosses on the way
+        assert same(r, run(problem, np.float64(0.05), hg.full_batch(None, 40)))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda w: float(w.value.sum()), lambda w: w.value.sum().item(), lambda w: np.asarray(w.value).max(), lambda w: int(w.value[0])]
+)
+def test_numbers_that_are_read_are_never_frozen(read, monkeypatch):
+    problem = hg.Bilevel(
+        lambda w, h, b: h * hg.sum(w * w) * read(w), lambda w, h: hg.sum(w), lambda h: np.ones(3), lambda h: hg.SGD(lr=0.1)
+    )
+    r = check(monkeypatch, lambda: hg.reverse(problem, np.float64(0.1), hg.full_batch(None, T)), replayed=False)
+    assert "a number is taken out of an array" in r.stats.program
+
+
+def test_what_numpy_computes_of_a_value_is_replayed(monkeypatch):
+    def loss(w, h, batch):
+        return hg.sum(w * w * (1.0 + np.abs(np.sort(w.value))) * np.where(batch > 0, h.value, 2.0))
+
+    problem = hg.Bilevel(loss, lambda w, h: hg.sum(w * h), lambda h: X[0], lambda h: hg.SGD(lr=0.01))
+    check(monkeypatch, lambda: hg.reverse(problem, X[1], list(X[:T])))
+
+
+def test_labels_out_of_range_are_found_in_a_replay():
+    class Wrong(Minibatches):
+        def __getitem__(self, t):
+            x, y = super().__getitem__(t)
+            return x, np.where(t == 9, 3, y)
+
+    for loss in (network_loss, lambda w, h, b: hg.mean(hg.softmax_cross_entropy(b[0] @ w["a"] @ w["c"], b[1])) + hg.sum(h["l2"])):
+        with pytest.raises(ArgumentError, match="labels has values 0 to 3, expected 0 to 2|labels has values 3 to 3"):
+            hg.reverse(network(OPTIMIZERS["sgd"], loss), H, Wrong())
+
+
+def test_a_step_that_is_not_pure_is_not_replayed(monkeypatch):
+    rng = np.random.default_rng(0)
+    problem = network(OPTIMIZERS["momentum"], lambda w, h, b: network_loss(w, h, b) + hg.sum(w["b"] * rng.standard_normal(5)))
+    r = hg.forward(problem, H, Minibatches())
+    assert "two recordings of the step differ" in r.stats.program
+    with pytest.raises(DifferentiationError, match="is run again, expected the same bits"):
+        hg.reverse(problem, H, Minibatches())
+
+
+def test_batches_of_changing_shapes(monkeypatch):
+    sizes = [8, 8, 8, 5, 8, 8, 3, 8, 5, 8, 8, 5]
+    check(monkeypatch, lambda: hg.reverse(network(OPTIMIZERS["adam"]), H, [(X[:n], Y[:n]) for n in sizes]))
+
+
+def test_arrays_that_do_not_lie_in_order(monkeypatch):
+    wide = np.asfortranarray(X)
+    batches = [(wide[::-1][:8], Y[:8]), (X.T.copy().T[:8], Y[:8])] * (T // 2)
+    check(monkeypatch, lambda: hg.reverse(network(OPTIMIZERS["momentum"]), H, batches))
+
+
+def test_results_belong_to_the_caller():
+    """A result that is a constant of the program is given away as a copy."""
+    start = {"x": X[0], "y": X[1]}
+    problem = hg.Bilevel(lambda w, h, b: hg.sum(h * w["x"]), lambda w, h: hg.sum(w["x"]), lambda h: start, lambda h: hg.Adam(lr=0.1))
+    hparams = np.ones(4)
+    first = hg.reverse(problem, hparams, hg.full_batch(None, T))
+    kept = [x.copy() for x in tree_leaves(first.params)]
+    for x in tree_leaves((first.params, first.state, first.grad)):
+        x[...] = np.nan
+    again = hg.reverse(problem, hparams, hg.full_batch(None, T))
+    assert all(np.array_equal(a, b) for a, b in zip(kept, tree_leaves(again.params), strict=True))
+
+
+def test_an_error_in_a_later_step_is_the_engines_own(monkeypatch):
+    def batches(t):
+        return X[0] if t < 9 else X[0, :3]
+
+    problem = hg.Bilevel(lambda w, h, b: hg.sum(h * w * b), lambda w, h: hg.sum(w), lambda h: X[1], lambda h: hg.SGD(lr=0.1))
+    texts = []
+    for run in (lambda f: f(), lambda f: eagerly(monkeypatch, f)):
+        with pytest.raises(ShapeError) as caught:
+            run(lambda: hg.reverse(problem, np.float64(1.0), [batches(t) for t in range(T)]))
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+def test_no_recording_where_fusion_is_off_or_the_run_is_short():
+    problem = network(OPTIMIZERS["momentum"])
+    with hg.fusion(False):
+        assert hg.reverse(problem, H, Minibatches()).stats.program == "none: fusion is switched off"
+    assert hg.reverse(problem, H, [(X, Y)] * 3).stats.program.startswith("none: the run has 3 steps")
