@@ -23,6 +23,7 @@ from .backends.host import HOST
 from .backends.tracing import Instruction, Like, Recording, Slot, cast, identity, replace, run_kernel
 
 ALIGNMENT = 64  # bytes, of every array in the arena
+SMALL = 4096  # bytes: smaller arguments and results are copied, so that what reads or writes them can be bound once
 
 
 class Diverged(Exception):
@@ -45,14 +46,19 @@ class Program:
         self._inputs, self._outputs = recording.inputs, [*outputs]
         self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
         code = _with_kernels_together(self._live(self._without_repeats(recording.instructions)), self._like)
-        self._last = self._last_uses(code)
-        leaving = {self._owners[n] for n in self._outputs}
+        leaving = {self._owners[n] for n in self._outputs if self._like(self._owners[n]).nbytes > SMALL}
+        self._last = {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
+        self._last |= {self._owners[n]: len(code) for n in self._outputs}
         self.arena_bytes, places = self._places(code, leaving)
         self._registers: list[Any] = [None] * len(self._likes)
-        self._fixed = {*recording.constants, *places}  # slots whose registers never change
+        self._copied = [(i, n) for i, n in enumerate(self._inputs) if _is_small(self._likes[n])]
+        self._fixed = {*recording.constants, *places, *[n for _, n in self._copied]}  # slots whose registers never change
         self._known = {n for n, x in recording.constants.items() if not x.ndim}  # of these, what no one can write to
         for number, x in recording.constants.items():
             self._registers[number] = x
+        for _, number in self._copied:
+            like = self._like(number)
+            self._registers[number] = np.ndarray(like.shape, like.dtype, None, 0, like.strides)
         arena = HOST.empty((self.arena_bytes + ALIGNMENT,), np.uint8)
         first = -arena.ctypes.data % ALIGNMENT
         for number, offset in places.items():
@@ -71,6 +77,9 @@ class Program:
             if dead:
                 self._calls.append(partial(_clear, self._registers, dead))
         self.n_calls = len(self._calls)
+        self._held = [(i, n) for i, n in enumerate(self._inputs) if n not in self._fixed]
+        self._given_away = [(n, n in self._fixed and (n not in recording.constants or n in self._known)) for n in self._outputs]
+        self._let_go = [n for n in {*self._inputs, *self._outputs} if n not in self._fixed]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """The outputs for these arguments.
@@ -78,14 +87,15 @@ class Program:
         Raises: Diverged where a guard answers otherwise.
         """
         registers = self._registers
-        for number, x in zip(self._inputs, arguments, strict=True):
-            registers[number] = x
+        for i, n in self._copied:
+            np.copyto(registers[n], arguments[i])
+        for i, n in self._held:
+            registers[n] = arguments[i]
         for call in self._calls:
             call()
-        found = [registers[n].copy() if n in self._known else registers[n] for n in self._outputs]
-        for n in (*self._inputs, *self._outputs):
-            if n not in self._fixed:
-                registers[n] = None
+        found = [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
+        for n in self._let_go:
+            registers[n] = None
         return found
 
     # --- what need not be computed ---
@@ -125,10 +135,6 @@ class Program:
         found = self._likes[number]
         assert found is not None
         return found
-
-    def _last_uses(self, code: Sequence[Instruction]) -> dict[int, int]:
-        """Of each array, the last instruction that reads or writes it or a view of it."""
-        return {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
 
     def _places(self, code: Sequence[Instruction], leaving: set[int]) -> tuple[int, dict[int, int]]:
         """Bytes of the arena, and the offset of each array in it: the smallest gap that is large enough, else the end."""
@@ -176,17 +182,49 @@ class Program:
         numbers: list[int] = []
         replace((args, kwargs), Slot, lambda s: numbers.append(s.number))
         if self._fixed.issuperset(numbers):
-            call = partial(call, *self._filled(args), **self._filled(kwargs))
-        elif not kwargs and all(type(x) is Slot for x in args):
-            call = partial(_apply, self._registers, call, [s.number for s in args])
+            args, kwargs = self._filled(args), self._filled(kwargs)
+            if call == HOST.matmul_into and args[0].flags.aligned and args[1].flags.aligned:
+                call, args, kwargs = run_kernel, ("matmul",), HOST.product(*args, **kwargs)
+            call = partial(call, *args, **kwargs)
         else:
-            call = partial(_apply_nested, self._registers, call, args, kwargs)
+            call = partial(_apply, call, self._reader(args), self._reader(kwargs))
         if stores:
             call = partial(_store, self._registers, one.layout, call)
         self._calls.append(call)
 
     def _filled(self, x: Any) -> Any:
         return replace(x, Slot, lambda s: self._registers[s.number])
+
+    def _reader(self, x: Any) -> Callable[[], Any]:
+        """A function that gives x with arrays in its slots. What never changes is looked up once."""
+        if not self._changes(x):
+            return partial(_same, self._filled(x))
+        if type(x) is Slot:
+            return partial(self._registers.__getitem__, x.number)
+        if type(x) is dict:
+            fixed = {k: self._filled(y) for k, y in x.items()}
+            return partial(_read_dict, fixed, [(k, self._reader(y)) for k, y in x.items() if self._changes(y)])
+        if type(x) in (tuple, list):
+            row = [self._filled(y) for y in x]
+            return partial(_read_row, type(x), row, [(i, self._reader(y)) for i, y in enumerate(x) if self._changes(y)])
+        return partial(replace, x, Slot, lambda s: self._registers[s.number])
+
+    def _changes(self, x: Any) -> bool:
+        changing: list[int] = []
+        replace(x, Slot, lambda s: changing.append(s.number))
+        return not self._fixed.issuperset(changing)
+
+
+def _is_small(like: Like | None) -> bool:
+    """Whether an argument is small and its elements lie side by side, in whatever order of axes."""
+    if like is None or like.nbytes > SMALL:
+        return False
+    expected = like.dtype.itemsize
+    for stride, size in sorted((stride, size) for stride, size in zip(like.strides, like.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return like.nbytes > 0
 
 
 def _joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -303,13 +341,26 @@ def _outputs_of_kernel(one: Instruction, fixed: set[int]) -> dict[str, Any]:
 # --- what calls are made of ---
 
 
-def _apply(registers: list[Any], call: Callable[..., Any], numbers: list[int]) -> Any:
-    return call(*[registers[n] for n in numbers])
+def _apply(call: Callable[..., Any], args: Callable[[], Any], kwargs: Callable[[], Any]) -> Any:
+    return call(*args(), **kwargs())
 
 
-def _apply_nested(registers: list[Any], call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    args, kwargs = replace((args, kwargs), Slot, lambda s: registers[s.number])
-    return call(*args, **kwargs)
+def _same(x: Any) -> Any:
+    return x
+
+
+def _read_dict(fixed: dict[str, Any], changing: list[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
+    found = fixed.copy()
+    for k, read in changing:
+        found[k] = read()
+    return found
+
+
+def _read_row(kind: type, fixed: list[Any], changing: list[tuple[int, Callable[[], Any]]]) -> Any:
+    found = fixed.copy()
+    for i, read in changing:
+        found[i] = read()
+    return found if kind is list else tuple(found)
 
 
 def _store(registers: list[Any], layout: Any, call: Callable[[], Any]) -> None:

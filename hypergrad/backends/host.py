@@ -123,14 +123,17 @@ class HostBackend:
         if y.ndim == 1:
             return self.matmul(x, y[:, None])[..., 0]
         x, y = (a if a.flags.aligned else a.copy() for a in (x, y))
-        batch = x.shape[:-2]
-        if batch != y.shape[:-2]:
-            batch = np.broadcast_shapes(batch, y.shape[:-2])
-            x, y = np.broadcast_to(x, (*batch, *x.shape[-2:])), np.broadcast_to(y, (*batch, *y.shape[-2:]))
-        out = self.empty((*batch, x.shape[-2], y.shape[-1]), x.dtype) if out is None else out
-        lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
-        self.run("matmul", **{name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))})
+        if out is None:
+            out = self.empty((*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1]), x.dtype)
+        self.run("matmul", **self.product(x, y, out))
         return out
+
+    def product(self, x: Any, y: Any, out: Any) -> dict[str, Any]:
+        """The arguments of the kernel `matmul` for aligned factors that are no vectors, with axes in front that broadcast."""
+        batch = out.shape[:-2]
+        x, y = (a if a.shape[:-2] == batch else np.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (x, y))
+        lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
+        return {name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))}
 
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""

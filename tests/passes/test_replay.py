@@ -99,16 +99,16 @@ class Minibatches:
 
 
 OPTIMIZERS = {
-    "sgd": lambda h: hg.SGD(lr=h["lr"]),
+    "sgd": lambda h: hg.SGD(lr=h["lr"], weight_decay=h["other"]),
     "momentum": lambda h: hg.SGD(lr=h["lr"], momentum=h["other"], weight_decay=h["lr"]),
     "nesterov": lambda h: hg.SGD(lr=h["lr"], momentum=h["other"], nesterov=True),
     "adam": lambda h: hg.Adam(lr=h["lr"], beta1=h["other"]),
     "adamw": lambda h: hg.AdamW(lr=h["lr"], weight_decay=h["other"]),
     "rmsprop": lambda h: hg.RMSprop(lr=h["lr"], decay=h["other"]),
-    "adagrad": lambda h: hg.Adagrad(lr=h["lr"]),
+    "adagrad": lambda h: hg.Adagrad(lr=h["lr"], eps=h["other"]),
     "schedule": lambda h: hg.SGD(lr=hg.schedule(h["lr"] * np.linspace(1.0, 0.5, T)), momentum=h["other"]),
-    "a rate for each leaf": lambda h: hg.SGD(lr={k: h["lr"] for k in W}, momentum=0.5),
-    "clipped": lambda h: hg.SGD(lr=h["lr"], clip=hg.clip_by_norm(0.5)),
+    "a rate for each leaf": lambda h: hg.SGD(lr={k: h["lr"] for k in W}, momentum=h["other"]),
+    "clipped": lambda h: hg.SGD(lr=h["lr"], momentum=h["other"], clip=hg.clip_by_norm(0.5)),
 }
 
 
