@@ -31,6 +31,7 @@ from .passes.solvers import CG, FixedPoint, Neumann, NormalCG, Nystrom
 from .passes.t1t2 import t1t2
 from .passes.unroll import unroll
 from .plan import Plan, plan
+from .profiling import Profile, profile
 from .rules import fusion, precision
 from .tape import Tensor
 from .transforms import grad, hvp, jvp, stop_gradient, value_and_grad, vjp
@@ -55,6 +56,7 @@ __all__ = [
     "Online",
     "Optimizer",
     "Plan",
+    "Profile",
     "RMSprop",
     "SingleLoop",
     "Stats",
@@ -82,6 +84,7 @@ __all__ = [
     "online",
     "plan",
     "precision",
+    "profile",
     "release_memory",
     "reverse",
     "saba",

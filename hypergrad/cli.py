@@ -1,9 +1,10 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `tune`, `plan`, `methods`, `problems` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `tune`, `plan`, `profile`, `methods`, `problems` and `info`."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,10 @@ from .hpo import jobs as tuning
 from .hpo.planning import figure as plan_figure
 from .hpo.planning import plan_problem
 from .hpo.problems import PROBLEMS
+from .profiling import profile
 from .runs.command import check_resume, with_default, with_options
 from .runs.configuration import changed, options_of
-from .runs.curves import CURVE_PNG
+from .runs.curves import CURVE_PNG, seconds_of_instructions
 from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
 from .runs.events import require_tensorboard
 from .runs.loop import check_extension
@@ -237,6 +239,22 @@ def plan_command(  # its other options are made from those of the configuration,
 
 
 app.command("plan")(with_options(plan_command, tuning.OPTIONS, {}, tuning.defaults()))
+
+
+@app.command("profile", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def profile_command(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="A Python script; what follows it are its own arguments.", exists=True)],
+    plot: Annotated[Path | None, typer.Option(help="Also draw the table into this PNG file; give it before SCRIPT.")] = None,
+) -> None:
+    """Run a script and show where the time of its replayed steps went: seconds, bytes and flop of every instruction."""
+    sys.argv = [str(script), *context.args]
+    with profile() as found:
+        runpy.run_path(str(script), run_name="__main__")
+    echo(str(found))
+    if plot is not None:
+        plot.write_bytes(seconds_of_instructions(found, f"replayed steps of {script.name}"))
+        echo(f"written: {plot}")
 
 
 @app.command("problems")

@@ -15,15 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from .backends.host import HOST
 from .backends.tracing import Instruction, Like, Recording, Slot, cast, identity, replace, run_kernel
+from .profiling import Label, current_profile
 
 ALIGNMENT = 64  # bytes, of every array in the arena
 SMALL = 4096  # bytes: smaller arguments and results are copied, so that what reads or writes them can be bound once
+
+
+_BOOKKEEPING: Label = ("guards and arrays let go", "", 0, 0)
 
 
 class Diverged(Exception):
@@ -65,17 +70,21 @@ class Program:
             like = self._like(number)
             self._registers[number] = np.ndarray(like.shape, like.dtype, arena.data, first + offset, like.strides)
         self._calls: list[Callable[[], Any]] = []
+        self._labels: list[Label] = []
         asked = dict(self._guards)
         last = {n: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
         for number in {*self._inputs} & asked.keys():
             self._calls.append(partial(_compare, self._registers, number, asked[number]))
+        self._labels += [_BOOKKEEPING] * len(self._calls)
         for at, one in enumerate(code):
             self._add(one)
+            self._labels += [self._label(one)] * (len(self._calls) - len(self._labels))
             for number in asked.keys() & {*one.writes}:
                 self._calls.append(partial(_compare, self._registers, number, asked[number]))
             dead = [n for n in {*one.reads, *one.writes} if last[n] == at and n not in self._fixed and n not in self._outputs]
             if dead:
                 self._calls.append(partial(_clear, self._registers, dead))
+            self._labels += [_BOOKKEEPING] * (len(self._calls) - len(self._labels))
         self.n_calls = len(self._calls)
         self._held = [(i, n) for i, n in enumerate(self._inputs) if n not in self._fixed]
         self._given_away = [(n, n in self._fixed and (n not in recording.constants or n in self._known)) for n in self._outputs]
@@ -91,8 +100,15 @@ class Program:
             np.copyto(registers[n], arguments[i])
         for i, n in self._held:
             registers[n] = arguments[i]
-        for call in self._calls:
-            call()
+        profile = current_profile()
+        if profile is None:
+            for call in self._calls:
+                call()
+        else:
+            for call, label in zip(self._calls, self._labels, strict=True):
+                start = perf_counter()
+                call()
+                profile.add(label, perf_counter() - start)
         found = [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
         for n in self._let_go:
             registers[n] = None
@@ -191,6 +207,16 @@ class Program:
         if stores:
             call = partial(_store, self._registers, one.layout, call)
         self._calls.append(call)
+
+    def _label(self, one: Instruction) -> Label:
+        reads, writes = ([like for n in numbers if (like := self._likes[n]) is not None] for numbers in (one.reads, one.writes))
+        name = str(one.args[0] if one.call is run_kernel else getattr(one.call, "__name__", "call"))
+        flop = sum(like.nbytes // like.dtype.itemsize for like in writes)
+        if one.call == HOST.matmul_into:
+            name, flop = "matmul", flop * 2 * reads[0].shape[-1]
+        elif isinstance(getattr(one.call, "__self__", None), np.ufunc):
+            name = f"{one.call.__self__.__name__}.{name}"  # type: ignore[attr-defined]
+        return name, str(writes[0].shape) if writes else "", sum(like.nbytes for like in (*reads, *writes)), flop
 
     def _filled(self, x: Any) -> Any:
         return replace(x, Slot, lambda s: self._registers[s.number])

@@ -198,7 +198,7 @@ def test_every_public_function_that_hands_out_arrays_is_tried():
     """A new one must be added above: ops hand out Tensors, and the rest hand out no arrays."""
     other = """Bilevel HyperGradient HypergradError Optimizer Stats Tensor clip_by_norm clip_by_value errors full_batch fusion
     precision schedule stop_gradient SGD Adagrad Adam AdamW RMSprop CG NormalCG FixedPoint Neumann Nystrom Online
-    Hoag SingleLoop Plan plan constraints LSTMOptimizer release_memory checkpoint""".split()
+    Hoag SingleLoop Plan plan Profile profile constraints LSTMOptimizer release_memory checkpoint""".split()
     named = {n.split()[0].rstrip(",") for n in ALL}
     public = set(hg.__all__) - set(hg.ops.__all__) - set(other)
     assert public == named - {"step"}, public ^ named

@@ -245,3 +245,17 @@ def test_no_recording_where_fusion_is_off_or_the_run_is_short():
     with hg.fusion(False):
         assert hg.reverse(problem, H, Minibatches()).stats.program == "none: fusion is switched off"
     assert hg.reverse(problem, H, [(X, Y)] * 3).stats.program.startswith("none: the run has 3 steps")
+
+
+def test_a_profile_counts_every_instruction_of_the_replays():
+    problem = network(OPTIMIZERS["momentum"])
+    with hg.profile() as found:
+        hg.forward(problem, H, Minibatches())
+    rows = {row.name: row for row in found.rows}
+    assert rows["sgd_step_value"].calls < T  # the first steps are the engine's
+    product = next(row for row in found.rows if row.name == "matmul" and row.shape == "(8, 5)")
+    assert product.flop == product.calls * 2 * 8 * 5 * 4 and product.bytes == product.calls * 8 * (8 * 4 + 4 * 5 + 8 * 5)
+    assert "matmul" in str(found) and len(str(found).splitlines()) == len(found.rows) + 2
+    with hg.profile() as nothing:
+        hg.forward(problem, H, [(X, Y)] * 3)
+    assert not nothing.rows and "no step was replayed" in str(nothing)
