@@ -7,6 +7,8 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..guards import printable
+
 Tick = Callable[[int], None]  # called as work proceeds, with the number of items done since the last call
 
 
@@ -21,7 +23,7 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Show one line of text that the user should see, such as a cache that is being rebuilt."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from ..errors import RunError
+from ..guards import printable
 from .view import PERCENT, is_validation
 
 Array = NDArray[Any]
@@ -47,6 +49,9 @@ def curve(
     """
     train = [record for record in metrics if not is_validation(record)]
     validation = [record for record in metrics if is_validation(record)]
+    for records, needed in ((train, {"loss", score}), (validation, {"validation_loss", f"validation_{score}"})):
+        if missing := {name for record in records for name in needed - record.keys()}:
+            raise RunError(f"curve: a record has no {' and no '.join(sorted(missing))}, expected one in each; restore metrics.jsonl")
     figure, (top, bottom) = new_figure(7.5, 7.0, 2, 1, sharex=True)
     steps = np.array([record["iteration"] for record in train])
     at = np.array([record["iteration"] for record in validation])
@@ -79,6 +84,11 @@ def curve(
 
 def _value(score: str, value: float) -> str:
     return f"{100 * value:.1f} %" if score in PERCENT else f"{value:.4g}"
+
+
+def plain(text: str) -> str:
+    """Text of others, such as the name of a folder, for a figure: no dollar begins a formula, and no control code is left. Cost: O(n)."""
+    return printable(text, lines=True).replace("$", r"\$")
 
 
 def percent_axis(axes: Any) -> None:
