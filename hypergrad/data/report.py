@@ -1,7 +1,7 @@
 """Where loaders tell of their progress and of anything a user should see: a progress bar on standard error, or nothing."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from rich.console import Console
@@ -23,7 +23,8 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Show one line of text that the user should see, such as a cache that is being rebuilt."""
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a closed or full standard error costs only the words
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:

@@ -85,11 +85,11 @@ class RunDirectory:
         Cost: one small file.
         """
         parent = Path("runs") if path is None else Path(path).parent
-        with _writing(parent):
+        with _writing(parent if path is None else Path(path)):
             parent.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
-            with _writing(parent):
+            with _writing(parent if path is None else Path(path)):
                 os.chmod(fresh, 0o755)
                 _replace_in(fresh, CONFIG, _json(config))
                 target = _publish(fresh, path, stem)

@@ -38,9 +38,9 @@ class Training(Section):
         "linear", "How it falls: linear to 0, inverse-time: outer_lr / (1 + outer_decay * i), or constant."
     )
     outer_decay: float = option(1e-5, "Of the inverse-time schedule.", low=0)
-    iterations: int = option(800, "Outer iterations at most.", low=1, on_resume=True)
-    eval_every: int = option(100, "Iterations between two validations.", low=1)
-    patience: int = option(40, "Validations without progress before training stops.", low=1, on_resume=True)
+    iterations: int = option(800, "Outer iterations at most.", low=1, high=10**9, on_resume=True)
+    eval_every: int = option(100, "Iterations between two validations.", low=1, high=10**9)
+    patience: int = option(40, "Validations without progress before training stops.", low=1, high=10**9, on_resume=True)
 
     def step_size(self, iteration: int) -> float:
         """Of the outer optimizer in an iteration, 0 <= iteration < iterations. Cost: O(1)."""
