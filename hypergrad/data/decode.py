@@ -48,8 +48,8 @@ def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
-    """A picture as (H, W, C), uint8: upright by its EXIF data, 16-bit grey brought to 8 bits, transparency laid on white paper, resized by
-    Lanczos' filter. Raises: ValueError for numbers of other types, whose white is not known."""
+    """A picture as (H, W, C), uint8: made upright in place by its EXIF data, 16-bit grey brought to 8 bits, transparency laid on white
+    paper, resized by Lanczos' filter. Raises: ValueError for numbers of other types, whose white is not known."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "I" or image.mode.startswith("I;16"):
         deep = np.asarray(image)
@@ -61,7 +61,7 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
         numbers = np.asarray(image)
         raise ValueError(f"its pixels are fractions from {numbers.min():g} to {numbers.max():g}, expected 8 or 16 bits; convert it")
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image if image.mode == "RGBA" else image.convert("RGBA"))
     image = image.convert("L" if look.channels == 1 else "RGB")
     height, width = look.size
     if image.size != (width, height):
@@ -71,31 +71,28 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
 
 
 def decode(file: File, look: Look) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The image and its height and width on disk. Raises: DataError naming the file if it is not a whole image."""
+    """The image, and its height and width before it was resized. Raises: DataError naming the file if it is not a whole image."""
     with _one_at_a_time(file.n_bytes > _LARGE_BYTES):
         contents = file.read()
         with reading("image", file), Image.open(io.BytesIO(contents), formats=FORMATS) as image:
-            n_pixels, size = image.width * image.height, _upright_size(image)
+            n_pixels = image.width * image.height
             if n_pixels > MAX_PIXELS:
                 raise ValueError(f"it has {n_pixels} pixels, expected at most {MAX_PIXELS}")
             with _one_at_a_time(n_pixels > _LARGE_PIXELS):
-                return to_array(image, look), size
+                return to_array(image, look), (image.height, image.width)  # in this order: the first makes it upright
 
 
 def _one_at_a_time(large: bool) -> contextlib.AbstractContextManager[object]:
     return _LARGE if large else contextlib.nullcontext()
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an image that is not loaded yet, once it is upright."""
-    lying = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _LYING  # Pillow turns TIFF itself
-    return (image.width, image.height) if lying else (image.height, image.width)
-
-
 def header(file: File) -> tuple[bool, tuple[int, int]]:
     """Whether an image is grey, and its height and width, from its first bytes. Raises: DataError as `decode`."""
     with reading("image", file), open_plain(file.path, MAX_BYTES) as opened, Image.open(opened, formats=FORMATS) as image:
-        return image.mode.startswith(("1", "L", "I")), _upright_size(image)
+        known = image.format != "PNG" or "exif" in image.info  # of other PNG files Pillow would decode all to look for it
+        lying = known and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _LYING  # Pillow turns TIFF itself
+        size = (image.width, image.height) if lying else (image.height, image.width)
+        return image.mode.startswith(("1", "L", "I")), size
 
 
 def decode_all(files: Sequence[File], look: Look) -> NDArray[np.uint8]:

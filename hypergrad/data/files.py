@@ -32,7 +32,8 @@ def reading(kind: str, place: object) -> Iterator[None]:
     except HypergradError:
         raise
     except Exception as error:  # the system, zipfile, Pillow and each of its formats raise their own
-        raise DataError(f"{kind}: {place} has unreadable contents ({error}), expected a whole {kind}; restore or remove it") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{kind}: {place} has unreadable contents ({reason}), expected a whole {kind}; restore or remove it") from error
 
 
 def check_root(name: str, root: str | os.PathLike[str] | None, where: str) -> Path:
