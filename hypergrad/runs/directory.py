@@ -281,8 +281,8 @@ class RunDirectory:
             ) from error
         except Exception as error:  # the system, JSON, NumPy and safetensors raise their own
             raise RunError(
-                f"run: {path} is damaged ({str(error) or type(error).__name__}), expected a whole safetensors file written by hypergrad; restore "
-                "it from a copy, or start a new run"
+                f"run: {path} is damaged ({str(error) or type(error).__name__}), expected a whole safetensors file written by hypergrad; "
+                "restore it from a copy, or start a new run"
             ) from error
 
 
