@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,11 +57,13 @@ class Kind:
         make: writes it into an empty folder and returns the file to damage.
         read: reads it from the folder, and returns anything with a `repr` that stands for the result.
         checked: whether a checksum covers it.
+        values: whether its JSON values are exchanged, and its checksum made right again, in place of damaging its bytes.
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
     checked: bool = False
+    values: bool = False
 
 
 # ---------------------------------------------------------------------------------------------- the kinds
@@ -245,6 +248,10 @@ KINDS = {
     METRICS: Kind(_make_run(METRICS), _resume, checked=True),
     CONFIG: Kind(_make_run(CONFIG), _read_config),
     RESULT: Kind(_make_run(RESULT), _read_result),
+    f"{MODEL}, values": Kind(_make_run(MODEL), _read_model, values=True),
+    f"{STATE}, values": Kind(_make_run(STATE), _resume, values=True),
+    f"{METRICS}, values": Kind(_make_run(METRICS), _resume, values=True),
+    f"{CONFIG}, values": Kind(_make_run(CONFIG), _read_config, values=True),
 }
 
 
@@ -280,6 +287,47 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
                 to = draw.randrange(len(found) + 1)
                 found[to:to] = moved
     return bytes(found)
+
+
+def exchange(victim: Path, draw: random.Random) -> None:
+    """Exchange one to four JSON values of a run's file, as somebody who knows the format and its checksum would."""
+    name = victim.name
+    with RunDirectory(victim.parent, locked=False) as run:
+        if name == METRICS:
+            lines = victim.read_bytes().splitlines()
+            at = draw.randrange(len(lines))
+            lines[at] = json.dumps(_exchanged(json.loads(lines[at]), draw)).encode()
+            victim.write_bytes(b"\n".join(lines) + b"\n")
+            tensors, numbers = run.read_tensors(STATE)
+            counted = {"metrics_bytes": run.metrics_bytes(), "metrics_crc": zlib.crc32(victim.read_bytes())}
+            run.write_tensors(STATE, tensors, {**numbers, **counted})
+        elif name in (MODEL, STATE):
+            tensors, numbers = run.read_tensors(name)
+            arrays = {key: draw.choice((value, value[:1], value.astype(np.int32), np.float32(0))) for key, value in tensors.items()}
+            run.write_tensors(name, arrays if draw.random() < 0.3 else tensors, _exchanged(numbers, draw))
+        else:
+            run.write_json(name, _exchanged(run.read_json(name), draw))
+
+
+def _exchanged(value: Any, draw: random.Random) -> Any:
+    """The value with some of its parts replaced by another type, lost, doubled or out of range."""
+    for _ in range(draw.choice((1, 1, 2, 4))):
+        numbers, containers = (
+            (True, 0, -1, 10**30, 1e300, float("nan"), float("inf")),
+            ([], {}, [[]], [1, "a"], {"name": "x"}, {"name": []}),
+        )
+        other = draw.choice((None, *numbers, "", "x", "\x1b[2J", *containers))
+        inner, key = value, None
+        while isinstance(inner, (dict, list)) and inner and (key is None or draw.random() < 0.7):
+            outer, key = inner, draw.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+            inner = inner[key]
+        if key is None or draw.random() < 0.05:
+            value = other
+        elif draw.random() < 0.2 and isinstance(outer, dict):
+            outer.pop(key)
+        else:
+            outer[key] = other
+    return value
 
 
 @contextlib.contextmanager
@@ -330,7 +378,8 @@ def attack(name: str, mutations: int, seed: int = 0) -> tuple[Counter[str], list
             folder = Path(scratch) / "copy"
             shutil.copytree(whole, folder)
             if i >= 0:
-                (folder / victim.relative_to(whole)).write_bytes(mutate(content, random.Random(f"{name} {seed} {i}")))
+                damaged, draw = folder / victim.relative_to(whole), random.Random(f"{name} {seed} {i}")
+                exchange(damaged, draw) if kind.values else damaged.write_bytes(mutate(content, draw))
                 how, words = outcome(kind, folder, expected)
                 counts[how] += 1
                 if how in OUTCOMES[3:]:

@@ -62,7 +62,7 @@ def curve(
         axes.plot(at, [r[f"validation_{name}"] for r in validation], "o-", color=ORANGE, markersize=3, linewidth=1.4, label=names[1])
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
-    if validation and "validation_interval" in validation[0]:
+    if validation and all("validation_interval" in record for record in validation):
         middle = np.array([record[f"validation_{score}"] for record in validation])
         half = np.array([record["validation_interval"] for record in validation])
         bottom.fill_between(at, middle - half, middle + half, color=ORANGE, alpha=0.2, linewidth=0, label="its 95 % interval")
