@@ -9,8 +9,8 @@ another error is written to the working directory, and the exit status is not 0;
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -63,7 +63,10 @@ def main() -> None:
     read, kinds = TARGETS[options.target]
     warnings.simplefilter("ignore")  # Pillow's, of what it can mend
     scratch = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, scratch)  # libFuzzer ends the process itself
+    if child := os.fork():  # libFuzzer ends its process itself
+        _, status = os.waitpid(child, 0)
+        shutil.rmtree(scratch)
+        sys.exit(os.waitstatus_to_exitcode(status))
     place, corpus = scratch / "place", scratch / "corpus"
     for folder in (place, corpus):
         folder.mkdir()

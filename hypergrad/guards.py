@@ -15,13 +15,13 @@ _MAX_SHOWN = 4000  # characters of one text
 def printable(text: str, lines: bool = False) -> str:
     """Text without what a terminal would obey or cannot show.
 
-    Args: text: any, such as a name found in a file; lines: whether it may have several lines.
-    Returns: the text, control codes, direction marks and the like written as \\x1b or \\u202e, cut after 4,000 characters.
+    Args: text: any, such as a name found in a file; lines: whether it may have several lines, and any length.
+    Returns: the text, control codes, direction marks and the like written as \\x1b or \\u202e; a single line is cut after 4,000 characters.
     Cost: O(len(text)).
     """
-    kept = "\n" if lines else ""
-    shown = "".join(c if c.isprintable() or c == kept else repr(c)[1:-1] for c in text[: _MAX_SHOWN + 1])
-    return shown if len(text) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+    cut = not lines and len(text) > _MAX_SHOWN
+    shown = "".join(c if c.isprintable() or (lines and c == "\n") else repr(c)[1:-1] for c in (text[:_MAX_SHOWN] if cut else text))
+    return f"{shown}…" if cut else shown
 
 
 def check_size(place: object, n_bytes: int, most: int) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import DataError
@@ -86,8 +87,9 @@ def _vinyals(root: Path, characters: Classes, train_on: str) -> Turns:
                 raise DataError(f"omniglot: {file} names '{match[1]}', expected a character of the images under {root}; {WHERE}")
             turns[split].setdefault(match[1], []).extend(range(4) if match[2] is None else [int(match[2]) // 90])
         check_once(f"omniglot: {file}", ((f"{n}/rot{90 * turn:03d}", "") for n, own in turns[split].items() for turn in own), WHERE_LISTS)
-    apart = [split for split in turns if split != "validation" or train_on == "train"]
-    check_once("omniglot: a character of the split lists:", ((name, split) for split in apart for name in turns[split]), WHERE_LISTS)
+    for pair in combinations(turns, 2):
+        if train_on == "train" or pair != ("train", "validation"):
+            check_once("omniglot: a character of the split lists:", ((name, split) for split in pair for name in turns[split]), WHERE_LISTS)
     return turns
 
 

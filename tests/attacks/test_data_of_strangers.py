@@ -277,6 +277,17 @@ def test_character_lists_of_strangers(tmp_path, stem, lines, words):
         opened("omniglot", tmp_path, tmp_path / "cache", image_size=12)
 
 
+def test_validation_characters_are_trained_on_by_name_only(tmp_path):
+    """With train_on="trainval"; none of them may be a test character."""
+    attacks._make_omniglot(tmp_path)
+    (tmp_path / "trainval.txt").write_text((tmp_path / "train.txt").read_text() + (tmp_path / "val.txt").read_text())
+    options = {"image_size": 12, "train_on": "trainval"}
+    assert opened("omniglot", tmp_path, tmp_path / "cache", **options).train.n_classes == 16
+    (tmp_path / "val.txt").write_text((tmp_path / "test.txt").read_text())
+    with pytest.raises(DataError, match=r"has 'Alpha2/character01' twice \(validation and test\)"):
+        opened("omniglot", tmp_path, tmp_path / "cache", **options)
+
+
 def test_a_character_of_both_trees(tmp_path):
     attacks._make_omniglot(tmp_path)
     (tmp_path / "images_evaluation" / "Alpha0" / "character01").mkdir(parents=True)
