@@ -204,13 +204,17 @@ def _resume(folder: Path) -> str:
     with RunDirectory(folder / "run") as run:
         state = train(run, Training(iterations=16, eval_every=4), _Quadratic())
         records = [{name: value for name, value in record.items() if name != "seconds"} for record in run.read_metrics()]
-        return _digest(*state.hparams.values(), *state.best_hparams.values(), state.best_score, state.waited, records)
+        return _digest(*_sorted(state.hparams), *_sorted(state.best_hparams), state.best_score, state.waited, records)
 
 
 def _read_model(folder: Path) -> str:
     with RunDirectory(folder / "run", locked=False) as run:
         hparams, metadata = load_model(run, _Quadratic().init())
-        return _digest(*hparams.values(), metadata)
+        return _digest(*_sorted(hparams), metadata)
+
+
+def _sorted(arrays: dict[str, Any]) -> list[Any]:
+    return [arrays[name] for name in sorted(arrays)]
 
 
 def _read_config(folder: Path) -> str:

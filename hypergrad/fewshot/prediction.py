@@ -95,11 +95,10 @@ def predict(
 
 def _best_steps(run: RunDirectory) -> int:
     """The number of inner steps that was best on meta-validation."""
-    result = run.read_json(RESULT)
-    steps = result.get("n_steps") if isinstance(result, dict) else None
-    if not isinstance(steps, int) or not 0 <= steps <= _MOST_STEPS:
-        raise RunError(f"predict: {run.path / RESULT} has n_steps {steps!r}, expected 0 to {_MOST_STEPS}; restore the file")
-    return steps
+    steps = run.read_result("n_steps")["n_steps"]
+    if not fits(steps, int) or not 0 <= steps <= _MOST_STEPS:
+        raise RunError(f"predict: {run.path / RESULT} has n_steps {steps}, expected 0 to {_MOST_STEPS}; restore the file")
+    return int(steps)
 
 
 def _judge(method: Method, hparams: Mapping[str, Any], known: Array, labels: Array, image: Array, steps: int) -> Array:

@@ -167,6 +167,18 @@ class RunDirectory:
                 "run"
             ) from error
 
+    def read_result(self, *numbers: str) -> dict[str, Any]:
+        """What result.json holds. Args: numbers: names that must stand for numbers. Raises: RunError, as `read_json`. Cost: one read."""
+        found = self.read_json(RESULT)
+        lacks = [name for name in numbers if not isinstance(found, dict) or not isinstance(found.get(name), (int, float))]
+        if lacks:
+            raise RunError(
+                f"run: {self.path / RESULT} has no number for {', '.join(lacks)}, expected what the end of training wrote; restore the "
+                "file, or remove it and resume the run"
+            )
+        result: dict[str, Any] = found
+        return result
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl. Raises: RunError if it cannot be written. Cost: one write."""
         with _writing(self.path / METRICS):
@@ -266,7 +278,8 @@ class RunDirectory:
         try:
             content = self._read(name, _MAX_TENSORS)
             header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            metadata, tensors = parse_json(header[METADATA if METADATA in header else OLD_METADATA]), load(content)
+            metadata = parse_json(header[METADATA if METADATA in header else OLD_METADATA])
+            tensors = dict(sorted(load(content).items()))  # the package gives them in any order
             if METADATA in header:
                 digest, metadata = metadata["sha256"], metadata["metadata"]
                 if digest != _digest(tensors, metadata):

@@ -225,7 +225,7 @@ def test_a_configuration_of_other_types_is_one_error(path, value):
             read_config(record, "config.json")
 
 
-@pytest.mark.parametrize("result", [[], {}, {"n_steps": "5"}, {"n_steps": -1}, {"n_steps": 10**9}])
+@pytest.mark.parametrize("result", [[], {}, {"n_steps": "5"}, {"n_steps": 1.5}, {"n_steps": -1}, {"n_steps": 10**9}])
 def test_predict_says_what_is_wrong_with_a_result(tmp_path, result):
     config = tiny.tiny_config(iterations=1, eval_every=1)
     with RunDirectory.create(tmp_path / "run", {"format": 3, **to_json(config)}) as run:
@@ -234,7 +234,7 @@ def test_predict_says_what_is_wrong_with_a_result(tmp_path, result):
         for name in ("a", "b", "c"):
             (tmp_path / "support" / name).mkdir(parents=True)
             (tmp_path / "support" / name / "0.png").write_bytes(attacks._png(50))
-        with pytest.raises(RunError, match="result.json has n_steps"):
+        with pytest.raises(RunError, match="result.json has (n_steps|no number for n_steps)"):
             predict(run, load_config(run), tmp_path / "support", [tmp_path / "support/a/0.png"])
         hparams, metadata = run.read_tensors(MODEL)
         for shape in ([8, 8], "808", {"a": 1}, [8, 8, -1], [8.0, 8, 1]):
