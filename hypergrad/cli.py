@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer import echo
 
 from . import __version__
 from .backends import DEVICES
@@ -37,9 +36,10 @@ from .profiling import profile
 from .runs.command import check_resume, with_default, with_options
 from .runs.configuration import changed, options_of
 from .runs.curves import CURVE_PNG, seconds_of_instructions
-from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
+from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory, write_file
 from .runs.events import require_tensorboard
 from .runs.loop import check_extension
+from .runs.terminal import Commands, cell, echo, show
 from .runs.view import EVENTS
 
 PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
@@ -58,7 +58,7 @@ FILES = {
 OPTIONS = tuple(options_of(Config))
 ON_RESUME = {o.name: o.flag for o in OPTIONS if o.field.metadata["on_resume"]}
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 ProblemName = Annotated[
     str | None, typer.Argument(metavar="PROBLEM", help=f"One of {', '.join(PROBLEMS)}; none with --resume.", show_default=False)
@@ -234,7 +234,7 @@ def plan_command(  # its other options are made from those of the configuration,
         echo(f"{config.problem_name}: one hypergradient, as measured on this device just now")
         echo(str(found))
         if plot is not None:
-            plot.write_bytes(plan_figure(found, config.problem.title))
+            write_file(plot, plan_figure(found, config.problem.title))
             echo(f"written: {plot}")
 
 
@@ -253,7 +253,7 @@ def profile_command(
         runpy.run_path(str(script), run_name="__main__")
     echo(str(found))
     if plot is not None:
-        plot.write_bytes(seconds_of_instructions(found, f"replayed steps of {script.name}"))
+        write_file(plot, seconds_of_instructions(found, f"replayed steps of {script.name}"))
         echo(f"written: {plot}")
 
 
@@ -263,7 +263,7 @@ def problems_command() -> None:
     table = Table("PROBLEM", "what it is", "hypergradients by", "source", box=None, pad_edge=False)
     for name, kind in PROBLEMS.items():
         table.add_row(name, kind.title, ", ".join(kind.modes), kind.source)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show(table, 200)
 
 
 @app.command("methods")
@@ -272,7 +272,7 @@ def methods_command() -> None:
     table = Table("--method", "what it is", "presets", "batch normalization by the statistics of", "source", box=None, pad_edge=False)
     for name, kind in METHODS.items():
         table.add_row(name, kind.title, ", ".join(kind.presets()), kind.batch_norm, kind.source)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show(table, 200)
 
 
 @app.command("info")
@@ -339,10 +339,10 @@ def _show(run: RunDirectory, config: Config, result: dict[str, Any]) -> None:
 
 def _show_predictions(found: Predictions) -> None:
     """A line for each image, and what was done to the images."""
-    table = Table("image", "label", *found.classes, box=None, pad_edge=False)
+    table = Table("image", "label", *map(cell, found.classes), box=None, pad_edge=False)
     for name, label, shares in zip(found.paths, found.labels, found.probabilities, strict=True):
-        table.add_row(name, label, *(f"{100 * share:.1f} %" for share in shares))
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        table.add_row(cell(name), cell(label), *(f"{100 * share:.1f} %" for share in shares))
+    show(table, 10_000)
     if found.resized:
         height, width, _ = found.image_shape
         echo(f"resized to {height}x{width}, the model's size: {', '.join(found.resized)}")

@@ -31,7 +31,7 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".
 # A module may import from lower layers and from its own directory. Names in one layer stand side by side.
 LAYERS = [
     ("errors",),
-    ("meter", "methods", "profiling", "trees", "_host", "_cuda", "_emulated"),
+    ("guards", "meter", "methods", "profiling", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("state",),
     ("tape",),

@@ -2,14 +2,16 @@
 
 A cache entry is one file: the images of all splits as a .npy file, and behind them a description as JSON. It is written under a
 temporary name and renamed when whole, so a reader never sees half of one, and two writers at once are fine. On opening, a CRC-32 of the
-description and of up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
+entry's name, the description and up to 48 MiB of the images (all of a smaller file, evenly spaced blocks of a larger one) is compared.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -23,16 +25,18 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, HypergradError, ShapeError
+from ..guards import open_plain, parse_json
 from .files import reading
 from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter
 
-FORMAT = 3
+FORMAT = 4
 _BLOCK_BYTES, _N_BLOCKS = 1 << 16, 768
 _THREADS, _AHEAD = 4, 16  # threads that decode, and the most blocks that they hold
 _THREADS_FROM_BYTES = 1 << 14  # of smaller files one thread decodes: the interpreter's lock costs more than a second one gains
 _STALE_S = 86400.0
+_LEFTOVER = re.compile(r"\.[a-z]+-[0-9a-f]{20}-\w{8}\.tmp")  # the name of an entry that is being written
 
 
 class Block(NamedTuple):
@@ -100,7 +104,7 @@ def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> Me
     key = hashlib.sha256(json.dumps({"format": FORMAT, **source.key}, sort_keys=True).encode()).hexdigest()
     entry = folder / f"{source.name}-{key[:20]}.images"
     splits: dict[str, ImageClasses] = {}
-    if entry.exists():
+    if os.path.lexists(entry):
         try:
             splits = _read(entry)
         except DataError as fault:
@@ -108,9 +112,12 @@ def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> Me
     if not splits:
         try:
             _write(source, entry, reporter, n_way)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, HypergradError):
+                raise
+            reason = getattr(error, "strerror", None) or error
             raise DataError(
-                f"cache: writing under {folder} failed ({error.strerror or error}), expected room and permission to write because decoded "
+                f"cache: writing under {folder} failed ({reason}), expected room and permission to write because decoded "
                 "images are kept there (nothing of this attempt was left behind); free space, or set HYPERGRAD_CACHE to another folder"
             ) from error
         splits = _read(entry)
@@ -121,11 +128,11 @@ def load(source: Source, folder: Path, reporter: Reporter, n_way: int = 1) -> Me
 
 def _read(entry: Path) -> dict[str, ImageClasses]:
     splits = {}
-    with reading("cache", entry), open(entry, "rb") as file:
+    with reading("cache", entry), open_plain(entry, 1 << 62) as file:
         images = np.load(entry, mmap_mode="r", allow_pickle=False)
         n_bytes = file.seek(images.offset + images.nbytes)
-        meta = json.loads(file.read())
-        if _crc(file, n_bytes, meta["splits"]) != meta["crc32"]:
+        meta = parse_json(file.read())
+        if _crc(file, n_bytes, [entry.name, meta["splits"]]) != meta["crc32"]:
             raise ValueError("other checksum")
         for name, class_names, counts in meta["splits"]:
             offsets = np.cumsum([0, *counts])
@@ -134,9 +141,9 @@ def _read(entry: Path) -> dict[str, ImageClasses]:
     return splits
 
 
-def _crc(file: BinaryIO, n_bytes: int, splits: Any) -> int:
-    """CRC-32 of the description and the first n_bytes, or of _N_BLOCKS evenly spaced blocks of them, the first and the last among them."""
-    crc, n_all = zlib.crc32(json.dumps(splits).encode()), -(-n_bytes // _BLOCK_BYTES)
+def _crc(file: BinaryIO, n_bytes: int, described: Any) -> int:
+    """CRC-32 of what describes the images and of the first n_bytes, or of _N_BLOCKS evenly spaced blocks of them, the ends included."""
+    crc, n_all = zlib.crc32(json.dumps(described).encode()), -(-n_bytes // _BLOCK_BYTES)
     for i in np.linspace(0, n_all - 1, min(n_all, _N_BLOCKS)).astype(int).tolist():
         file.seek(i * _BLOCK_BYTES)
         crc = zlib.crc32(file.read(min(_BLOCK_BYTES, n_bytes - i * _BLOCK_BYTES)), crc)
@@ -149,9 +156,10 @@ def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
     for name, class_names, counts in splits:
         check_classes(name, class_names, counts, n_way)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".*.tmp"):  # what processes that were killed while writing left behind
+    for path in filter(lambda path: _LEFTOVER.fullmatch(path.name), folder.iterdir()):  # of processes that were killed while writing
         with suppress(OSError):  # its owner has just finished, or it is another's
-            if time.time() - path.stat().st_mtime > _STALE_S:
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > _STALE_S:
                 path.unlink()
     n_images = sum(sum(counts) for _, _, counts in splits)
     need, free = n_images * math.prod(shape) + (1 << 20), shutil.disk_usage(folder).free
@@ -176,7 +184,7 @@ def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
                     file.write(images.data)
                     tick(len(images))
             n_bytes = file.tell()
-            text = json.dumps({"crc32": _crc(file, n_bytes, splits), "splits": splits}).encode()
+            text = json.dumps({"crc32": _crc(file, n_bytes, [entry.name, splits]), "splits": splits}).encode()
             file.seek(n_bytes)
             file.write(text)
             file.flush()

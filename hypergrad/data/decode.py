@@ -1,7 +1,9 @@
 """From files of images to bytes of one size: for the data sets, class by class, and for a person's own images."""
 
+import contextlib
 import io
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,11 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import ArgumentError, DataError
+from ..guards import open_plain
 from .cache import Block, Plan
-from .files import Classes, File, list_classes, reading
+from .files import MAX_BYTES, Classes, File, list_classes, reading
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others may start programs: EPS does
+MAX_PIXELS = 1 << 25
+_LARGE_BYTES, _LARGE_PIXELS = 1 << 22, 1 << 22  # larger images are decoded one at a time, so that threads do not multiply their memory
+_LARGE = threading.RLock()
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # the tag of EXIF, and its values that exchange height and width
 
 
 class Look(NamedTuple):
@@ -39,11 +48,20 @@ def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
-    """A picture as (H, W, C), uint8: 16-bit grey is brought to 8 bits, transparency laid on white paper, resized by Lanczos' filter."""
+    """A picture as (H, W, C), uint8: made upright in place by its EXIF data, 16-bit grey brought to 8 bits, transparency laid on white
+    paper, resized by Lanczos' filter. Raises: ValueError for numbers of other types, whose white is not known."""
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+        deep = np.asarray(image)
+        low, high = int(deep.min()), int(deep.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"its pixels go from {low} to {high}, expected 0 to {0xFFFF}, those of 16 bits")
+        image = Image.fromarray((deep.astype(np.int32) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        numbers = np.asarray(image)
+        raise ValueError(f"its pixels are fractions from {numbers.min():g} to {numbers.max():g}, expected 8 or 16 bits; convert it")
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image if image.mode == "RGBA" else image.convert("RGBA"))
     image = image.convert("L" if look.channels == 1 else "RGB")
     height, width = look.size
     if image.size != (width, height):
@@ -53,16 +71,28 @@ def to_array(image: Image.Image, look: Look) -> NDArray[np.uint8]:
 
 
 def decode(file: File, look: Look) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The image and its height and width on disk. Raises: DataError naming the file if it is not a whole image."""
-    contents = file.read()
-    with reading("image", file), Image.open(io.BytesIO(contents)) as image:
-        return to_array(image, look), (image.height, image.width)
+    """The image, and its height and width before it was resized. Raises: DataError naming the file if it is not a whole image."""
+    with _one_at_a_time(file.n_bytes > _LARGE_BYTES):
+        contents = file.read()
+        with reading("image", file), Image.open(io.BytesIO(contents), formats=FORMATS) as image:
+            n_pixels = image.width * image.height
+            if n_pixels > MAX_PIXELS:
+                raise ValueError(f"it has {n_pixels} pixels, expected at most {MAX_PIXELS}")
+            with _one_at_a_time(n_pixels > _LARGE_PIXELS):
+                return to_array(image, look), (image.height, image.width)  # in this order: the first makes it upright
+
+
+def _one_at_a_time(large: bool) -> contextlib.AbstractContextManager[object]:
+    return _LARGE if large else contextlib.nullcontext()
 
 
 def header(file: File) -> tuple[bool, tuple[int, int]]:
     """Whether an image is grey, and its height and width, from its first bytes. Raises: DataError as `decode`."""
-    with reading("image", file), Image.open(file.path) as image:
-        return image.mode.startswith(("1", "L", "I;16")), (image.height, image.width)
+    with reading("image", file), open_plain(file.path, MAX_BYTES) as opened, Image.open(opened, formats=FORMATS) as image:
+        known = image.format != "PNG" or "exif" in image.info  # of other PNG files Pillow would decode all to look for it
+        lying = known and image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _LYING  # Pillow turns TIFF itself
+        size = (image.width, image.height) if lying else (image.height, image.width)
+        return image.mode.startswith(("1", "L", "I")), size
 
 
 def decode_all(files: Sequence[File], look: Look) -> NDArray[np.uint8]:

@@ -1,23 +1,26 @@
 """The files of a data set: listed and read alike in folders and in zip files, behind one guard.
 
-Nothing is unpacked to disk. Hidden names are left out, and with them `..`. A file has a largest size, and no more of a zip member is
-decompressed than its entry says, so a small file cannot fill the memory.
+Nothing is unpacked to disk. Hidden names are left out, and with them `..`. Only plain files are read. A file has a largest size, and no
+more of a zip member is decompressed than its entry says, so a small file cannot fill the memory.
 """
 
 import hashlib
 import os
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ..errors import DataError, HypergradError
+from ..guards import check_size, open_plain, read_plain
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 26
+_MAX_LIST_BYTES = 1 << 23  # of a split list
+_MAX_DIRECTORY_BYTES = 1 << 25  # of a zip file's list of members, 300,000 or so
 _ZIP_LOCK = threading.Lock()  # zipfile counts the open members of a file without one
 
 
@@ -29,13 +32,18 @@ def reading(kind: str, place: object) -> Iterator[None]:
     except HypergradError:
         raise
     except Exception as error:  # the system, zipfile, Pillow and each of its formats raise their own
-        raise DataError(f"{kind}: {place} has unreadable contents ({error}), expected a whole {kind}; restore or remove it") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{kind}: {place} has unreadable contents ({reason}), expected a whole {kind}; restore or remove it") from error
 
 
 def check_root(name: str, root: str | os.PathLike[str] | None, where: str) -> Path:
     """The folder of a data set's files. Raises: DataError saying what belongs `where`, if there is no such folder."""
-    folder = None if root is None else Path(root).expanduser().resolve()
-    if folder is None or not folder.is_dir():
+    try:
+        folder = None if root is None else Path(root).expanduser().resolve()
+        found = folder is not None and folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, no working directory, a NUL
+        raise DataError(f"{name}: root {root} cannot be looked up ({error}), expected a folder with its files; {where}") from error
+    if folder is None or not found:
         have = f"'{name}' has no root" if folder is None else f"root {folder} is no folder"
         raise DataError(f"{name}: {have}, expected one (--root) with its files because nothing is downloaded; {where}")
     return folder
@@ -56,30 +64,55 @@ class File(NamedTuple):
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else self.path
 
-    def read(self) -> bytes:
-        """The contents. Safe among threads. Raises: DataError naming the file if it is missing, unreadable, truncated or too large."""
+    def read(self, most: int = MAX_BYTES) -> bytes:
+        """The contents. Safe among threads. Raises: DataError naming the file if it is missing, unreadable, no plain file, truncated or
+        larger than `most` bytes."""
         with reading("file", self):
-            info = self.archive.getinfo(self.member) if self.archive else None
-            n_bytes = info.file_size if info else os.stat(self.path).st_size
-            if n_bytes > MAX_BYTES:
-                raise DataError(f"file: {self} has {n_bytes} bytes, expected at most {MAX_BYTES}; replace or remove it")
-            if self.archive is None or info is None:
-                return Path(self.path).read_bytes()
+            if self.archive is None:
+                return read_plain(self.path, most)
+            info = self.archive.getinfo(self.member)
+            check_size(self, info.file_size, most)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(f"file: {self} has another compression, expected stored or deflated; zip it again")  # zipfile bounds these
             with _ZIP_LOCK, self.archive.open(info) as stream:
-                return stream.read(n_bytes + 1)  # a number, since read() decompresses whatever there is
+                return stream.read(info.file_size + 1)  # a number, since read() decompresses whatever there is
 
 
 Classes = dict[str, list[File]]  # class -> its images
 
 
 def open_zip(path: Path) -> list[File]:
-    """The members of a zip file, by name. Raises: DataError naming it if it is missing or damaged."""
+    """The members of a zip file, by name. Raises: DataError naming it if it is missing or damaged, or if two members have one name."""
     with reading("zip file", path):
+        with open_plain(path, 1 << 62) as file:
+            check_size(f"{path}, its list of members,", _directory_bytes(file), _MAX_DIRECTORY_BYTES)
         archive, changed_ns = zipfile.ZipFile(path), path.stat().st_mtime_ns
     members = sorted(archive.infolist(), key=attrgetter("filename"))
+    check_once(f"zip file: {path}", ((member.filename, "") for member in members), "remove one of the two")
     return [File(str(path), member.filename, member.file_size, changed_ns, archive) for member in members]
+
+
+def _directory_bytes(file: BinaryIO) -> int:
+    """Size of a zip file's list of members, by the record at the file's end."""
+    file.seek(-min(file.seek(0, os.SEEK_END), 66_000), os.SEEK_END)
+    tail = file.read()
+    fields = ((b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8))  # of the record and of that of large files: begin, place and bytes of the size
+    found = [(tail.rfind(begin) + at, n) for begin, at, n in fields if begin in tail]
+    return max((int.from_bytes(tail[at : at + n], "little") for at, n in found if tail[at : at + n] != b"\xff" * n), default=0)
+
+
+def check_once(where: str, items: Iterable[tuple[Hashable, str]], remedy: str) -> None:
+    """Raise DataError if something comes twice. Args: where: it is listed; items: with the place of each, such as its split."""
+    seen: dict[Hashable, str] = {}
+    for item, place in items:
+        if item in seen:
+            name = "/".join(map(str, item)) if isinstance(item, tuple) else item
+            places = " and ".join(dict.fromkeys(part for part in (seen[item], place) if part))
+            raise DataError(
+                f"{where} has '{name}' twice{f' ({places})' if places else ''}, expected it once because an image that is both learned "
+                f"from and asked for falsifies the result; {remedy}"
+            )
+        seen[item] = place
 
 
 def list_classes(place: Path, levels: int, within: str = "") -> Classes:
@@ -89,10 +122,11 @@ def list_classes(place: Path, levels: int, within: str = "") -> Classes:
     `place` is a folder, or the folder `within` of a zip file. Raises: DataError if it cannot be read. Cost: one stat a file.
     """
     found: Classes = {}
-    if not place.is_file():
-        with reading("folder", place):
+    with reading("folder", place):
+        if not place.is_file():
             _list_folder(str(place), levels, "", found)
-        return found
+            check_once(f"folder: {place}", ((os.path.realpath(place / name), "") for name in found), "remove the link")
+            return found
     for file in open_zip(place):
         *folders, name = file.member.split("/")
         if folders[:1] == [within] and len(folders) == levels + 1 and all(part and part[0] != "." for part in folders):
@@ -130,7 +164,7 @@ def find_list(root: Path, name: str, folders: tuple[str, ...], hint: str, expect
     if not files:
         raise DataError(f"split list: {root} has no {name}, expected {expected}")
     with reading("split list", files[0]):
-        return files[0], files[0].read().decode("utf-8-sig")
+        return files[0], files[0].read(_MAX_LIST_BYTES).decode("utf-8-sig")
 
 
 def digest(splits: Mapping[str, Classes]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ArgumentError, DataError
 from .cache import Source
 from .decode import Look, header, plan_files, sides
-from .files import Classes, digest, list_classes
+from .files import Classes, check_once, digest, list_classes
 from .images import SPLITS, check_choice, check_number
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
@@ -63,6 +63,9 @@ def find_classes(root: Path, fractions: tuple[float, float, float], seed: int, n
         raise ArgumentError(f"folder: fractions is {fractions}, expected three positive numbers that sum to 1; correct them")
     places = {split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_NAMES.items()}
     missing = [split for split in SPLITS if not places[split]]
+    check_once(f"folder: {root}", ((place.resolve(), split) for split, found in places.items() for place in found), "remove the link")
+    if twice := next((found for found in places.values() if len(found) > 1), None):
+        raise DataError(f"folder: {root} has {' and '.join(p.name for p in twice)}, expected one folder for this split; remove the others")
     if not missing:
         return {split: list_classes(places[split][0], 1) for split in SPLITS}, {"form": "splits"}
     if len(missing) < len(SPLITS):

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .files import MAX_BYTES, check_root, reading
+from ..guards import open_plain
+from .files import check_root, reading
 
+MAX_BYTES = 1 << 28
 PARTS = {"train": "train", "test": "t10k"}  # our name of a part, and the beginning of its files' names
 WHERE = "put MNIST's four files there (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-…), gzipped or not"
 
@@ -26,8 +28,8 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> NDArray[np.uint8]:
     Cost: one read.
     """
     name, head = Path(path), 4 + 4 * axes
-    with reading("idx file", name), (gzip.open if name.suffix == ".gz" else open)(name, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    with reading("idx file", name), open_plain(name, MAX_BYTES) as file:
+        content = (gzip.GzipFile(fileobj=file) if name.suffix == ".gz" else file).read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise DataError(f"mnist: {name} has more than {MAX_BYTES} bytes, expected MNIST's original file; get it again")
     magic, *sizes = np.frombuffer(content[:head].ljust(head, b"\0"), ">u4").tolist()

@@ -14,7 +14,7 @@ from ..errors import DataError
 from . import folder
 from .cache import Block, Plan, Source
 from .decode import Look, plan_files, sides, to_array
-from .files import Classes, File, digest, find_list, list_classes, reading
+from .files import Classes, File, check_once, digest, find_list, list_classes, reading
 from .unpickle import read_pickle
 
 STEMS = {"train": "train", "validation": "val", "test": "test"}
@@ -67,6 +67,7 @@ def _read_csv(root: Path) -> dict[str, Classes]:
     if not images:
         raise DataError(f"miniimagenet: {root} has neither images/ nor zip files that hold it, expected what the csv files name; {WHERE}")
     splits: dict[str, Classes] = {}
+    named, labels = list[tuple[str, str]](), list[tuple[str, str]]()  # files and classes, with the list of each
     for split, stem in STEMS.items():
         file, text = find_list(root, f"{stem}.csv", (".",), "mini", f"it beside images/, whose classes it gives; {WHERE}")
         splits[split] = {}
@@ -79,6 +80,10 @@ def _read_csv(root: Path) -> dict[str, Classes]:
                 if filename not in images:
                     raise DataError(f"miniimagenet: {file} names {filename}, expected it in images/ or a zip file of {root}; {WHERE}")
                 splits[split].setdefault(label, []).append(images[filename])
+                named.append((filename, f"{stem}.csv"))
+        labels += [(label, f"{stem}.csv") for label in splits[split]]
+    check_once("split list: an image:", named, f"restore the csv files; {WHERE}")
+    check_once("split list: a class:", labels, f"restore the csv files; {WHERE}")
     return splits
 
 
@@ -91,7 +96,7 @@ def _find_pickles(root: Path) -> dict[str, Classes]:
 
 
 def _plan_pickles(splits: Mapping[str, Classes], look: Look) -> Plan:
-    plan = {}
+    plan, labels = {}, list[tuple[str, str]]()
     for split, classes in splits.items():
         file, right = classes[""][0], False
         contents = read_pickle(Path(file.path))
@@ -105,7 +110,10 @@ def _plan_pickles(splits: Mapping[str, Classes], look: Look) -> Plan:
                 f"miniimagenet: {file} has another form, expected a dict of image_data, uint8 (N, H, W, 3), and class_dict, a dict from "
                 "class names to lists of numbers 0 to N - 1; fetch it again or use folders of images"
             )
+        check_once(f"miniimagenet: {file}, class_dict,", ((row, name) for name, own in rows.items() for row in own), "fetch it again")
+        labels += [(name, split) for name in rows]
         plan[split] = [Block((name,), len(own), partial(_take, images, own, look)) for name, own in sorted(rows.items())]
+    check_once("miniimagenet: the pickles", labels, "fetch them again")
     return plan
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import DataError
 from .cache import Plan, Source
 from .decode import Look, plan_files, sides
-from .files import Classes, digest, find_list, list_classes
+from .files import Classes, check_once, digest, find_list, list_classes
 from .images import SPLITS, check_choice
 
 TREES = ("images_background", "images_evaluation")
@@ -43,6 +44,7 @@ def source(root: Path, image_size: int | None = None, split: str = "vinyals", tr
     check_choice("omniglot: train_on", train_on, ("train", "trainval"))
     look = Look(sides(28 if image_size is None else image_size), 1, invert=True)
     trees = {tree: _characters(root, tree) for tree in TREES}
+    check_once("omniglot: a character of", ((name, tree) for tree, own in trees.items() for name in own), f"remove one; {WHERE}")
     characters = {name: files for tree in trees.values() for name, files in tree.items()}
     turns = _vinyals(root, characters, train_on) if split == "vinyals" else _alphabets(trees, train_on)
     if not rotations:
@@ -84,6 +86,10 @@ def _vinyals(root: Path, characters: Classes, train_on: str) -> Turns:
             if match[1] not in characters:
                 raise DataError(f"omniglot: {file} names '{match[1]}', expected a character of the images under {root}; {WHERE}")
             turns[split].setdefault(match[1], []).extend(range(4) if match[2] is None else [int(match[2]) // 90])
+        check_once(f"omniglot: {file}", ((f"{n}/rot{90 * turn:03d}", "") for n, own in turns[split].items() for turn in own), WHERE_LISTS)
+    for pair in combinations(turns, 2):
+        if train_on == "train" or pair != ("train", "validation"):
+            check_once("omniglot: a character of the split lists:", ((name, split) for split in pair for name in turns[split]), WHERE_LISTS)
     return turns
 
 

@@ -1,11 +1,13 @@
 """Where loaders tell of their progress and of anything a user should see: a progress bar on standard error, or nothing."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..guards import printable
 
 Tick = Callable[[int], None]  # called as work proceeds, with the number of items done since the last call
 
@@ -21,7 +23,8 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Show one line of text that the user should see, such as a cache that is being rebuilt."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a closed or full standard error costs only the words
+            self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Tick]:

@@ -4,14 +4,22 @@ A pickle is a program that may call any function it names. Here it can only writ
 `_value` then does the work, since NumPy's own reconstruction trusts its arguments.
 """
 
+import mmap
 import pickle
+import pickletools
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..guards import open_plain
 from .files import reading
+
+_MAX_BYTES, _MAX_STEPS = 1 << 31, 1 << 20
+_OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
+_COUNTED = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4, pickletools.TAKEN_FROM_ARGUMENT4U: 4}
+_COUNTED |= {pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # bytes of the count before an operand
 
 _NAMES = {"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar"}
 _NAMES |= {"numpy.core.numeric._frombuffer", "collections.OrderedDict", "_codecs.encode", "builtins.bytes"}
@@ -55,8 +63,36 @@ def read_pickle(path: Path) -> Any:
         functions), or if the file is not a whole pickle. Nothing is executed.
     Cost: the contents once in memory.
     """
-    with reading("pickle", path), open(path, "rb") as file:
+    with reading("pickle", path), open_plain(path, _MAX_BYTES) as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+            _check_program(program)
         return _value(_Unpickler(file, fix_imports=False, encoding="latin-1").load(), {})
+
+
+def _check_program(program: mmap.mmap) -> None:
+    """Refuse a pickle of too many steps, and one that reserves memory which its bytes do not fill: nine bytes can ask for gigabytes."""
+    at = steps = 0
+    name = ""
+    while name != "STOP":
+        steps += 1
+        code = program[at : at + 1].decode("latin-1")
+        if code not in _OPERATIONS or steps > _MAX_STEPS:
+            raise pickle.UnpicklingError("it is cut off or no pickle" if steps <= _MAX_STEPS else f"it has more than {_MAX_STEPS} steps")
+        operation = _OPERATIONS[code]
+        name, operand, start = operation.name, operation.arg, at + 1
+        at, n = start, 0 if operand is None else operand.n
+        if n == pickletools.UP_TO_NEWLINE:
+            for _ in range(2 if name in ("GLOBAL", "INST") else 1):
+                at = program.find(b"\n", at) + 1 or len(program) + 1
+        elif n in _COUNTED:
+            at += _COUNTED[n] + int.from_bytes(program[at : at + _COUNTED[n]], "little")
+        else:
+            at += n
+        number = program[start : min(at, start + 20)]
+        index = int(number) if name == "PUT" else int.from_bytes(number, "little") if name.endswith("BINPUT") else 0
+        end = at + int.from_bytes(number, "little") if name == "FRAME" else at
+        if end > len(program) or not 0 <= index <= steps:
+            raise pickle.UnpicklingError("it is cut off, or it asks for more memory than its contents need")
 
 
 def _value(value: Any, done: dict[int, Any]) -> Any:

@@ -43,15 +43,15 @@ class EpisodeSizes(Section):
     n_way: int = option(5, "Classes of an episode.", low=2)
     k_shot: int = option(1, "Support images per class.", low=1)
     n_query: int = option(15, "Query images per class.", low=1)
-    meta_batch: int = option(4, "Episodes per outer iteration.", low=1)
+    meta_batch: int = option(4, "Episodes per outer iteration.", low=1, high=2**16)
 
 
 @dataclass(frozen=True)
 class Network(Section):
     """The network. Args: see the options' help."""
 
-    filters: int = option(32, "Filters of every block.", low=1)
-    blocks: int = option(4, "Blocks of the network.", low=1)
+    filters: int = option(32, "Filters of every block.", low=1, high=2**16)
+    blocks: int = option(4, "Blocks of the network.", low=1, high=32)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Config(Section):
     """
 
     preset: str = option("default", "A method's settings by name; paper is the published protocol.")
-    seed: int = option(0, "Seed of the network and of the episodes.", low=0)
+    seed: int = option(0, "Seed of the network and of the episodes.", low=0, high=2**64 - 1)
     device: str = option("cpu", "Where to compute; on a GPU images are kept there as bytes.", choices=DEVICES)
     graphs: bool = option(True, "On a GPU, replay each meta-step as a CUDA graph.")
     dataset: Dataset = section(Dataset)

@@ -8,7 +8,7 @@ import numpy as np
 from ..backends import place, to_host
 from ..data import Accuracy, ImageClasses, MetaDataset, pixel_baseline
 from ..data.report import Reporter
-from ..runs.curves import CURVE_PNG, Reference, curve
+from ..runs.curves import CURVE_PNG, Reference, curve, plain
 from ..runs.directory import RunDirectory
 from . import plots
 from .config import Config
@@ -73,7 +73,7 @@ def _numbers(**accuracies: Accuracy) -> dict[str, float]:
 def title_of(run: RunDirectory, config: Config, data: MetaDataset) -> str:
     """What a figure shows: method, data, n-way k-shot and the run's name. Cost: O(1)."""
     sizes = f"{config.episodes.n_way}-way {config.episodes.k_shot}-shot"
-    return f"{config.method.title} on {data.name}, {sizes} (run {run.path.name})"
+    return f"{config.method.title} on {data.name}, {sizes} (run {plain(run.path.name)})"
 
 
 def first_images(config: Config, split: ImageClasses) -> tuple[Array, list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..data.images import check_number
-from ..runs.curves import BLUE, GREEN, GREY, ORANGE, Array, legend_below, new_figure, percent_axis, png
+from ..runs.curves import BLUE, GREEN, GREY, ORANGE, Array, legend_below, new_figure, percent_axis, plain, png
 from .network import features
 from .problem import Evaluation
 
@@ -111,5 +111,5 @@ def _image(axes: Axes, image: Array, name: str, color: str) -> None:
     shown = np.clip(image, 0.0, 1.0)
     axes.imshow(shown if image.shape[-1] == 3 else shown[..., 0], cmap="gray_r", vmin=0.0, vmax=1.0)
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(name if len(name) <= 24 else f"…{name[-23:]}", fontsize=7)
+    axes.set_xlabel(plain(name if len(name) <= 24 else f"…{name[-23:]}"), fontsize=7)
     axes.spines[:].set(color=color, linewidth=2.0)

@@ -14,10 +14,13 @@ import numpy as np
 from ..data import Episodes, read_images, read_support_folder, to_float
 from ..errors import RunError
 from ..ops import softmax
+from ..runs.configuration import fits
 from ..runs.directory import MODEL, RESULT, RunDirectory, write_file
 from ..runs.loop import load_model
 from .config import Config
 from .method import Array, Method
+
+_MOST_STEPS = 100_000  # of inner training
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def predict(
     known_shape = metadata.get("image_shape") or (old_image_shape() if old_image_shape is not None else None)
     if known_shape is None:
         raise RunError(f"predict: {run.path / MODEL} does not say the size of its images, expected old_image_shape; pass it")
+    if not fits(tuple(known_shape), tuple[int, ...]) or len(known_shape) != 3:
+        raise RunError(f"predict: {run.path / MODEL} has images of size {known_shape}, expected (H, W, C); restore the file")
     height, width, channels = known_shape
     shape = (height, width, channels)
     images, labels, classes, resized = read_support_folder(support, shape, invert=invert)
@@ -83,9 +88,17 @@ def predict(
         )
     dtype = next(iter(hparams.values())).dtype
     known, new = (to_float(part, dtype) for part in (images, asked))
-    steps = run.read_json(RESULT)["n_steps"] if (run.path / RESULT).is_file() else method.usual_steps
+    steps = _best_steps(run) if (run.path / RESULT).is_file() else method.usual_steps
     probabilities = np.concatenate([_judge(method, hparams, known, labels, image[None], steps) for image in new])
     return Predictions(tuple(map(str, paths)), tuple(classes), probabilities, (*map(str, resized), *map(str, also_resized)), shape)
+
+
+def _best_steps(run: RunDirectory) -> int:
+    """The number of inner steps that was best on meta-validation."""
+    steps = run.read_result("n_steps")["n_steps"]
+    if not fits(steps, int) or not 0 <= steps <= _MOST_STEPS:
+        raise RunError(f"predict: {run.path / RESULT} has n_steps {steps}, expected 0 to {_MOST_STEPS}; restore the file")
+    return int(steps)
 
 
 def _judge(method: Method, hparams: Mapping[str, Any], known: Array, labels: Array, image: Array, steps: int) -> Array:

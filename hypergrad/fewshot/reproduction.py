@@ -146,7 +146,7 @@ def _run(path: Path, config: Config, budget: str, open_data: Callable[[Config], 
             )
         if not (path / RESULT).is_file():
             train_run(run, before, open_data(changed(before, {"root": config.dataset.root})), reporter)
-        result: dict[str, Any] = run.read_json(RESULT)
+        result = run.read_result("test_accuracy", "test_interval", "n_steps", "episodes", "n_way")
         return {**result, "iterations": before.training.iterations, "data": before.dataset.data}
 
 

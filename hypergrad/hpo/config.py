@@ -24,7 +24,7 @@ class Config(Section):
     Raises: ArgumentError for a value out of its range.
     """
 
-    seed: int = option(0, "Seed of everything random.", low=0)
+    seed: int = option(0, "Seed of everything random.", low=0, high=2**64 - 1)
     problem: Problem = section(PROBLEMS[FIRST_PROBLEM], kinds=PROBLEMS)
     hypergradient: Hypergradient = section(Hypergradient)
     training: Training = section(Training)

@@ -11,7 +11,7 @@ from ..backends import to_host
 from ..errors import ArgumentError
 from ..runs.command import check_resume
 from ..runs.configuration import changed, options_of
-from ..runs.curves import CURVE_PNG, curve
+from ..runs.curves import CURVE_PNG, curve, plain
 from ..runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
 from ..runs.loop import Record, State, check_extension, train
 from ..runs.usage import usage
@@ -88,7 +88,7 @@ def tune_run(run: RunDirectory, config: Config, task: Task | SingleRun, events: 
         else:
             state = train(run, config.training, Tuning(config, task), view)
             evaluate = functools.partial(task.evaluate, state.best_hparams)
-    title = f"{config.problem.title} (run {run.path.name})\n{task.description}"
+    title = f"{config.problem.title} (run {plain(run.path.name)})\n{task.description}"
     found = evaluate(title)
     for name, content in found.figures.items():
         run.write(name, content)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from ..errors import ArgumentError, RunError
 
 C = TypeVar("C", bound="Section")
+MOST = 10**6  # of a whole number, where an option says nothing else
 
 
 def option(
@@ -26,6 +27,7 @@ def option(
     *,
     low: float | None = None,
     above: float | None = None,
+    high: float | None = None,
     choices: Mapping[str, Any] | tuple[str, ...] | None = None,
     on_resume: bool = False,
 ) -> Any:
@@ -34,12 +36,15 @@ def option(
     Args:
         default: its value where nothing else is said; an old run that lacks the field gets it, too.
         help: one sentence for the command's help.
-        low, above: the value is at least `low`, larger than `above` (and finite).
+        low, above, high: the value is at least `low`, larger than `above` (and finite), at most `high`; a whole number has at most a
+            million where nothing else is said.
         choices: the values allowed, where the annotation is no Literal.
         on_resume: whether a resumed run may change it.
     Returns: a dataclass field. Cost: O(1).
     """
-    return dataclasses.field(default=default, metadata=dict(help=help, low=low, above=above, choices=choices, on_resume=on_resume))
+    return dataclasses.field(
+        default=default, metadata=dict(help=help, low=low, above=above, high=high, choices=choices, on_resume=on_resume)
+    )
 
 
 def section(default: Any, kinds: Mapping[str, type] | None = None) -> Any:
@@ -74,7 +79,7 @@ def _check(field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
     optional = value is None and fits(None, hint)
-    if choices is not None and value not in choices and not optional:
+    if choices is not None and value not in tuple(choices) and not optional:
         raise ArgumentError(f"config: {field.name} is {value!r}, expected one of {', '.join(choices)}; pass one of these")
     if not fits(value, hint):
         kind = getattr(hint, "__name__", hint)
@@ -82,6 +87,9 @@ def _check(field: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     members = () if value is None else value if isinstance(value, tuple) else (value,)
     if data["low"] is not None and not all(v >= data["low"] for v in members):
         raise ArgumentError(f"config: {field.name} is {value}, expected at least {data['low']}; pass a larger number")
+    high = data["high"] if data["high"] is not None else MOST
+    if any(isinstance(v, int) and v > high for v in members):
+        raise ArgumentError(f"config: {field.name} is {value}, expected at most {high}; pass a smaller number")
     if data["above"] is not None and not all(data["above"] < v < float("inf") for v in members):
         raise ArgumentError(
             f"config: {field.name} is {value}, expected a finite number > {data['above']}; pass for instance {field.default}"
@@ -166,7 +174,7 @@ def _changed(config: Any, left: dict[str, Any], known: list[str]) -> Any:
             known.append(field.name)
         if kinds is not None and field.name in left:
             name = left.pop(field.name)
-            if name not in kinds:
+            if name not in tuple(kinds):  # a tuple compares what cannot be hashed, too
                 raise ArgumentError(f"config: {field.name} is {name!r}, expected one of {', '.join(kinds)}; pass one of these")
             own = kinds[name]() if kinds[name] is not type(own) else own
         if dataclasses.is_dataclass(own):

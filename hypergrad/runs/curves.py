@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from ..errors import RunError
+from ..guards import printable
 from ..profiling import Profile
 from .view import PERCENT, is_validation
 
@@ -48,6 +50,9 @@ def curve(
     """
     train = [record for record in metrics if not is_validation(record)]
     validation = [record for record in metrics if is_validation(record)]
+    for records, needed in ((train, {"loss", score}), (validation, {"validation_loss", f"validation_{score}"})):
+        if missing := {name for record in records for name in needed - record.keys()}:
+            raise RunError(f"curve: a record has no {' and no '.join(sorted(missing))}, expected one in each; restore metrics.jsonl")
     figure, (top, bottom) = new_figure(7.5, 7.0, 2, 1, sharex=True)
     steps = np.array([record["iteration"] for record in train])
     at = np.array([record["iteration"] for record in validation])
@@ -58,7 +63,7 @@ def curve(
         axes.plot(at, [r[f"validation_{name}"] for r in validation], "o-", color=ORANGE, markersize=3, linewidth=1.4, label=names[1])
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
-    if validation and "validation_interval" in validation[0]:
+    if validation and all("validation_interval" in record for record in validation):
         middle = np.array([record[f"validation_{score}"] for record in validation])
         half = np.array([record["validation_interval"] for record in validation])
         bottom.fill_between(at, middle - half, middle + half, color=ORANGE, alpha=0.2, linewidth=0, label="its 95 % interval")
@@ -95,6 +100,11 @@ def seconds_of_instructions(found: Profile, title: str) -> bytes:
 
 def _value(score: str, value: float) -> str:
     return f"{100 * value:.1f} %" if score in PERCENT else f"{value:.4g}"
+
+
+def plain(text: str) -> str:
+    """Text of others, such as the name of a folder, for a figure: no dollar begins a formula, and no control code is left. Cost: O(n)."""
+    return printable(text, lines=True).replace("$", r"\$")
 
 
 def percent_axis(axes: Any) -> None:

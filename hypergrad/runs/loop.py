@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ import optree
 from ..backends import backend_of, to_host
 from ..errors import ArgumentError, RunError
 from ..optimizers import SGD, Adam, Optimizer
-from .configuration import Section, option
+from .configuration import Section, fits, option
 from .directory import MODEL, STATE, RunDirectory
 
 Record = dict[str, Any]
@@ -37,9 +38,9 @@ class Training(Section):
         "linear", "How it falls: linear to 0, inverse-time: outer_lr / (1 + outer_decay * i), or constant."
     )
     outer_decay: float = option(1e-5, "Of the inverse-time schedule.", low=0)
-    iterations: int = option(800, "Outer iterations at most.", low=1, on_resume=True)
-    eval_every: int = option(100, "Iterations between two validations.", low=1)
-    patience: int = option(40, "Validations without progress before training stops.", low=1, on_resume=True)
+    iterations: int = option(800, "Outer iterations at most.", low=1, high=10**9, on_resume=True)
+    eval_every: int = option(100, "Iterations between two validations.", low=1, high=10**9)
+    patience: int = option(40, "Validations without progress before training stops.", low=1, high=10**9, on_resume=True)
 
     def step_size(self, iteration: int) -> float:
         """Of the outer optimizer in an iteration, 0 <= iteration < iterations. Cost: O(1)."""
@@ -103,7 +104,7 @@ class State:
         data: description of the data set.
         best_hparams, best_score, best_iteration: of the best validation; score None before the first.
         waited: validations since the best one.
-        metrics_bytes: length of metrics.jsonl after these iterations.
+        metrics_bytes: length of metrics.jsonl after these iterations; metrics_crc: its CRC-32, None where an older version wrote the state.
         seconds: spent so far; for information only.
     """
 
@@ -117,6 +118,7 @@ class State:
     waited: int = 0
     metrics_bytes: int = 0
     seconds: float = 0.0
+    metrics_crc: int | None = None
 
 
 def start(problem: Problem) -> State:
@@ -126,7 +128,7 @@ def start(problem: Problem) -> State:
 
 
 def save_state(run: RunDirectory, state: State) -> None:
-    """Write `state` to the run, atomically.
+    """Write `state` to the run, atomically, after the metrics that it counts.
 
     Raises: RunError; the previous state then stays. Cost: one file.
     """
@@ -135,6 +137,7 @@ def save_state(run: RunDirectory, state: State) -> None:
     if state.optimizer is not None:
         tensors |= {f"adam/{i:04d}": leaf for i, leaf in enumerate(optree.tree_leaves(state.optimizer))}
     numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in _GROUPS}
+    run.sync_metrics()
     run.write_tensors(STATE, {name: to_host(value) for name, value in tensors.items()}, numbers)
 
 
@@ -161,11 +164,13 @@ def load_state(run: RunDirectory, training: Training, fresh: State) -> State:
         optimizer = optree.tree_unflatten(structure, [groups["adam"][key] for key in sorted(groups["adam"])])
     if "best_accuracy" in numbers:  # its name up to format 2
         numbers["best_score"] = numbers.pop("best_accuracy")
-    names = {field.name for field in dataclasses.fields(State)} - _GROUPS.keys()
-    if set(numbers) != names:
+    numbers.setdefault("metrics_crc", None)  # older states have none
+    hints = {name: hint for name, hint in typing.get_type_hints(State).items() if name not in _GROUPS}
+    right = set(numbers) == set(hints) and all(fits(numbers[name], hint) for name, hint in hints.items())
+    if not right or min(numbers["iteration"], numbers["waited"], numbers["metrics_bytes"]) < 0:
         raise RunError(
-            f"run: {where} holds {sorted(numbers)}, expected {sorted(names)} because another version of hypergrad wrote it; use that "
-            "version, or start a new run"
+            f"run: {where} holds {sorted(numbers)}, expected {sorted(hints)} of their types because another version of hypergrad wrote it; "
+            "use that version, or start a new run"
         )
     if numbers["data"] != fresh.data:
         raise RunError(
@@ -245,8 +250,8 @@ def check_extension(run: RunDirectory, before: Training, after: Training) -> Non
                 f"train: {name} is {new}, expected at least {old}, as the run has; pass a larger number, or start a new run"
             )
     if after.iterations > before.iterations and (run.path / STATE).exists():
-        waited = run.read_tensors(STATE)[1]["waited"]
-        if waited >= after.patience:
+        waited = run.read_tensors(STATE)[1].get("waited")
+        if isinstance(waited, int) and waited >= after.patience:
             raise ArgumentError(
                 f"train: the run stopped after {waited} validations without progress, expected a larger patience with more iterations; "
                 f"pass --patience {2 * waited}, say"
@@ -274,7 +279,7 @@ def train(
     state = start(problem)
     if (run.path / STATE).exists():
         state = load_state(run, training, state)
-    run.truncate_metrics(state.metrics_bytes)
+    run.truncate_metrics(state.metrics_bytes, state.metrics_crc)
     saved = begun = time.monotonic()
     spent = state.seconds
     try:
@@ -290,7 +295,7 @@ def train(
                 record["seconds"] = round(seconds, 4)
                 run.append_metrics(record)
             # one assignment: an interrupt finds the iteration done with its metrics, or not done
-            state = dataclasses.replace(done, metrics_bytes=run.metrics_bytes(), seconds=seconds)
+            state = dataclasses.replace(done, metrics_bytes=run.metrics_bytes(), metrics_crc=run.metrics_crc(), seconds=seconds)
             if report is not None:
                 for record in records:
                     report(record)
@@ -320,6 +325,8 @@ def load_model(run: RunDirectory, expected: Mapping[str, Any] | None = None) -> 
     Raises: RunError if the file is missing, damaged or of another network. Cost: one file.
     """
     hparams, metadata = run.read_tensors(MODEL)
+    if not fits(metadata.get("iteration"), int):
+        raise RunError(f"run: {run.path / MODEL} has no iteration in its metadata, expected a model that hypergrad wrote; restore the file")
     if expected is not None:
         check_like(hparams, expected, f"{run.path / MODEL}")
     return hparams, metadata

@@ -30,7 +30,7 @@ def usage(run: RunDirectory, training: Training, state: State, command_s: float)
 
 def _iteration_s(metrics: list[Record]) -> float | None:
     """The median seconds of an outer iteration, so that validations do not count; None for a single one."""
-    ends = [record["seconds"] for record in metrics if not is_validation(record)]
+    ends = [record["seconds"] for record in metrics if not is_validation(record) and "seconds" in record]
     return round(float(np.median(np.diff(ends))), 5) if len(ends) > 1 else None
 
 

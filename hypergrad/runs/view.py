@@ -1,6 +1,7 @@
 """What a person sees of a run while it trains: a progress bar on a terminal, a line for each validation elsewhere."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .events import OF_THE_LOOP, EventWriter
 from .loop import Record
+from .terminal import speaking
 
 EVENTS = "tensorboard"
 PERCENT = ("accuracy",)  # metrics that are shares
@@ -51,7 +53,8 @@ def training_view(iterations: int, events: Path | None = None) -> Iterator[Calla
         def view(record: Record) -> None:
             nonlocal writer
             if is_validation(record):
-                console.print(validation_line(record), markup=False, highlight=False, soft_wrap=True)
+                with speaking(sys.stdout):
+                    console.print(validation_line(record), markup=False, highlight=False, soft_wrap=True)
             else:
                 numbers = {name: value for name, value in record.items() if name not in OF_THE_LOOP}
                 status = "  ".join(formatted(name, value) for name, value in numbers.items())

@@ -246,12 +246,26 @@ def test_four_writers_at_once(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
-    old, young = tmp_path / ".toy-1-x.tmp", tmp_path / ".toy-2-x.tmp"
-    for path in (old, young):
+    old, young, foreign = (tmp_path / f".{name}.tmp" for name in (f"toy-{'0' * 20}-a1_b2c3d", f"toy-{'1' * 20}-a1_b2c3d", "x"))
+    for path in (old, young, foreign):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - 90000,) * 2)
+    folder = tmp_path / f".toy-{'2' * 20}-a1_b2c3d.tmp"
+    folder.mkdir()
+    for path in (old, foreign, folder):
+        os.utime(path, (time.time() - 90000,) * 2)
     load(Toy(), tmp_path)
-    assert not old.exists() and young.exists()
+    assert not old.exists() and young.exists() and foreign.exists() and folder.exists()
+
+
+def test_an_entry_under_another_name_is_not_taken_for_it(tmp_path):
+    load(Toy(seed=1), tmp_path)
+    one = entry_of(tmp_path)
+    content = one.read_bytes()
+    one.unlink()
+    right = np.array(load(Toy(seed=2), tmp_path).test.images)
+    entry_of(tmp_path).write_bytes(content)
+    reporter = SilentReporter()
+    assert (load(Toy(seed=2), tmp_path, reporter).test.images == right).all() and "other checksum" in reporter.messages[0]
 
 
 def test_where_the_cache_lies(tmp_path, monkeypatch):

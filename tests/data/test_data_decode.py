@@ -166,11 +166,11 @@ def test_files_that_are_no_images(tmp_path, make, words):
 
 @pytest.mark.parametrize("call", [lambda path: files.list_classes(path, 1), lambda path: read_images([path / "0.png"], (28, 28, 1))])
 def test_what_the_system_refuses_names_the_place(tmp_path, monkeypatch, call):
-    def refuse(path, *_):
+    def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     with pytest.raises(DataError, match="secret.* has unreadable contents .*Permission denied.*restore or remove it"):
         call(tmp_path / "secret")

@@ -1,5 +1,6 @@
 """The loop: resumed runs equal uninterrupted ones bit for bit, whatever stopped them."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from full_disk import full_disk
 
 from hypergrad.errors import ArgumentError, DataError, RunError
 from hypergrad.fewshot.config import save_config
@@ -125,13 +127,15 @@ def test_a_full_disk_stops_with_one_error_and_the_run_can_go_on(tmp_path, uninte
     path = tmp_path / "run"
     run, config = open_run(path)
 
-    def fill(record):
-        if record["iteration"] == 20:
-            (path / f".{STATE}.tmp").symlink_to("/dev/full")
-
     with run:
-        with pytest.raises(RunError, match="disk is full"):
-            tiny.tiny_train(run, config, fill, snapshot_s=1e9)
+        with contextlib.ExitStack() as disk:
+
+            def fill(record):
+                if record["iteration"] == 20:
+                    disk.enter_context(full_disk())
+
+            with pytest.raises(RunError, match="disk is full"):
+                tiny.tiny_train(run, config, fill, snapshot_s=1e9)
         assert load_state(run, config.training, start(FewShot(config, tiny.tiny_data()))).iteration == 14
         tiny.tiny_train(run, config)
     assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
