@@ -17,7 +17,7 @@ from ..tape import Tensor
 from ..trees import PyTree, tree_flatten, tree_unflatten
 from .dynamics import Bars, Dynamics, Pulled, Step
 
-LEAST_STEPS = 8  # of a run that is replayed: in a shorter one recording costs more than it saves
+LEAST_STEPS = 12  # of a run that is replayed: in a shorter one recording costs more than it saves
 MOST_PROGRAMS = 8  # of a run: of steps that differ in kind more often the others are not replayed
 MOST_FAILURES = 3  # of recordings and replays, until no more are tried
 
