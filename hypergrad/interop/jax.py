@@ -175,7 +175,12 @@ def from_jax(f: Callable[..., Any], *, proven: bool = False) -> Callable[..., An
         result that is no floating array; DeviceError for CuPy arrays.
     Cost: Tensors and results are copied. Each derivative evaluates f again; a tangent all directions in one `jax.vmap`. Of a function
         made by jax.jit, the derivatives are compiled, too: once for each shape and structure of the arguments.
-    Example: ``inner_loss = from_jax(jax.jit(lambda w, h, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2)))``
+    Example:
+        >>> import jax
+        >>> from hypergrad.interop.jax import from_jax
+        >>> loss = from_jax(jax.jit(lambda w, h, batch: jax.numpy.mean((w - h) ** 2)))
+        >>> hg.grad(loss)(np.array([1.0, 2.0], np.float32), np.zeros(2, np.float32), None)
+        array([1., 2.], dtype=float32)
     """
     library = _Jax(compiled=hasattr(f, "lower"))  # a method of what jax.jit returns
     return as_op(library, f, _array, lambda x: isinstance(x, jax.Array) and _floats(x), lambda outs, inputs: None, proven=proven)
