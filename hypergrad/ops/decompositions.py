@@ -19,7 +19,7 @@ from .arguments import switch
 from .arrays import concatenate, getitem
 from .arrays import swap_last as T
 from .elementwise import divide, multiply, negative, subtract
-from .lapack import Many, call, column, eps, largest, lower, matrices, refuse, row, symmetric, symmetric_part
+from .lapack import Many, call, column, eps, largest, lower, matrices, refuse, row, singular, symmetric, symmetric_part
 from .linalg import matmul
 from .systems import right_solve
 
@@ -216,6 +216,15 @@ def svdvals(x: Any) -> Tensor:
     return svd(matrices("svdvals", x, square=False), full_matrices=False).S
 
 
+def _independent(r: Tensor) -> Tensor:
+    """R, where the columns are linearly independent: else an entry of its diagonal is rounding alone, and so would the derivative be."""
+    xp = backend_of(r.value).xp
+    diagonal = xp.abs(xp.diagonal(r.value, axis1=-2, axis2=-1))
+    if not bool((diagonal > r.shape[-1] * eps(r.value) * largest(xp, r.value)[..., None]).all()):
+        raise singular("qr")
+    return r
+
+
 def _qr_x_bar(bars: Sequence[Tensor | None], outs: list[Tensor], x: Tensor) -> Tensor:
     q, r = outs
     inner = None if bars[1] is None else matmul(r, T(bars[1]))
@@ -224,12 +233,12 @@ def _qr_x_bar(bars: Sequence[Tensor | None], outs: list[Tensor], x: Tensor) -> T
         inner = turn if inner is None else inner + turn
     assert inner is not None
     symmetric = multiply(inner, lower(inner)) + T(multiply(inner, lower(inner, -1)))
-    return right_solve("qr", _added(bars[0], matmul(q, symmetric)), T(r))
+    return right_solve("qr", _added(bars[0], matmul(q, symmetric)), T(_independent(r)))
 
 
 def _qr_dots(dot: Tensor, outs: list[Tensor], x: Tensor) -> Sequence[Tensor]:
     q, r = outs
-    change = right_solve("qr", dot, r)
+    change = right_solve("qr", dot, _independent(r))
     inner = matmul(T(q), change)
     below = multiply(inner, lower(inner, -1))
     turn = subtract(below, T(below))
