@@ -53,7 +53,8 @@ class Case:
         clear: distance that the sample keeps from kinks; differences need a few of their steps.
         seed: of the sample.
         make: arrays in place of uniform samples (called with a generator).
-        composed: the op is composed of ops that have cases of their own, whose float32 is compared with the error model of rounding.py.
+        composed: the op is composed of ops that have cases of their own, whose float32 is compared with the error model of rounding.py;
+            or the same kernel is in another case, and this one shows that it goes through all arrays of a long list.
     """
 
     name: str

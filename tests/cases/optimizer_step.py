@@ -15,6 +15,7 @@ from hypergrad.ops.optimizer_step import adagrad_step, adam_step, rmsprop_step, 
 
 Shape = tuple[int, ...]
 NUMBERS = {"lr": 0.3, "momentum": 0.7, "weight_decay": 0.1, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "decay": 0.6}
+MANY = 25  # leaves: more than a launch takes
 MIXED = ((3, 2), (), (1,), (0,), (5,), (2, 0, 3), (33,), (2, 1, 2))
 
 
@@ -122,7 +123,7 @@ def step_case(
         }
         return [rng.uniform(*ranges.get(k, (-1.5, 1.5)), s) for k, s in zip((*states, *given), shapes, strict=True)]
 
-    return Case(f"{name}[{detail or leaves}]", f, reference, shapes, make=make, seed=seed)
+    return Case(f"{name}[{detail or leaves}]", f, reference, shapes, make=make, seed=seed, composed=n >= MANY)
 
 
 SHARED = {k: "shared" for k in NUMBERS}
