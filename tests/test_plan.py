@@ -61,7 +61,7 @@ def noisy(n_steps, size):
     return p, {"lr": np.array(0.05), "momentum": np.array(0.9)}, list(goals)
 
 
-@pytest.mark.parametrize("n_steps,size", [(25, 20_000), (30, 20_000), (300, 1_000)])
+@pytest.mark.parametrize("n_steps,size", [(25, 20_000), (30, 20_000), (200, 1_000)])
 def test_bytes_of_runs_that_are_longer_than_those_the_plan_measures(n_steps, size):
     """A schedule with few segments, and many steps of which much is noted in all: losses, places in a file, residues that grow smaller."""
     args = noisy(n_steps, size)
