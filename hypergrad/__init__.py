@@ -4,7 +4,9 @@ Hypergradients of ``min over lambda of E(s_T, lambda)``, where s_t are the state
 checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arrays, with fused kernels.
 """
 
-from . import constraints, errors
+from typing import TYPE_CHECKING
+
+from . import constraints, errors, ops
 from .backends.host import release_memory
 from .batching import vmap
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
@@ -15,7 +17,6 @@ from .errors import HypergradError
 from .jacobians import hessian, jacobian
 from .learned import LSTMOptimizer, lstm_params
 from .ops import *  # noqa: F403
-from .ops import __all__ as _op_names
 from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop, schedule
 from .passes.accumulate import accumulate
 from .passes.drmad import drmad
@@ -97,5 +98,6 @@ __all__ = [
     "value_and_grad",
     "vjp",
     "vmap",
-    *_op_names,
 ]
+if not TYPE_CHECKING:  # type checkers have the ops from ops/__init__.py
+    __all__ += ops.__all__

@@ -32,7 +32,9 @@ def vmap(f: Callable[..., Any], in_axes: Axes = 0, out_axes: int = 0) -> Callabl
     Cost: a loop in Python: one call of f per example. Slices are views, and the results are stacked once. A function that is written for
         arrays with a leading axis of examples is faster.
     Rules: those of f. Values that f decides by (``if x.value > 0``) may differ from slice to slice.
-    Example: ``hg.vmap(lambda w, x: w @ x, (None, 0))(np.ones(3), np.ones((5, 3)))`` has shape (5,).
+    Example:
+        >>> hg.vmap(lambda x, y: hg.vdot(x, y), in_axes=(0, None))(np.arange(6.0).reshape(3, 2), np.array([1.0, 10.0]))
+        array([10., 32., 54.])
     """
 
     @functools.wraps(f)

@@ -66,6 +66,12 @@ class Bilevel:
         init: hparams -> w_0, a pytree of arrays or Tensors; it may depend on hparams.
         optimizer: hparams -> an Optimizer, whose fields may be numbers or Tensors made from hparams.
         running_loss: (w, hparams, t) -> scalar Tensor, w being the weights after t steps; None for none.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.reverse(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3)).grad
+        array([1.53125, 3.0625 ])
     """
 
     inner_loss: Callable[[PyTree, PyTree, Any], Tensor]
@@ -98,6 +104,10 @@ def full_batch(data: Any, n_steps: int) -> Sequence[Any]:
         n_steps: T, >= 0.
     Returns: a sequence of length n_steps.
     Raises: ArgumentError for a negative n_steps.
+    Example:
+        >>> batches = hg.full_batch({"x": 1.0}, 3)
+        >>> len(batches), batches[2]
+        (3, {'x': 1.0})
     """
     count = integer("full_batch", "n_steps", n_steps, "it is the number of steps")
     if count < 0:
@@ -123,6 +133,13 @@ class Stats:
             arrays are on a GPU.
         seconds: wall-clock time of the whole pass.
         program: what of the steps was recorded and replayed, or why nothing was.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> stats = hg.reverse(problem, np.array([1.0, 2.0]), hg.full_batch(None, 9), checkpoints="sqrt").stats
+        >>> stats.steps_run, stats.steps_rerun, stats.states_held
+        (9, 4, 5)
     """
 
     mode: str
@@ -172,6 +189,13 @@ class HyperGradient:
         losses: the inner loss of each step, at the weights before it, shape (T,); of `implicit` and `t1t2` that of the weights, shape (1,).
         stats: what the pass did.
         report: of `implicit` and `t1t2`, how well the linear system is solved; None otherwise.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.reverse(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3))
+        >>> r.value, r.params, r.stats.steps_run
+        (array(3.828125), array([0.875, 1.75 ]), 3)
     """
 
     value: Any

@@ -39,6 +39,10 @@ def capture(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         ArgumentError for an argument that is neither array nor number nor text; DifferentiationError inside a transform.
     Cost: one copy of each array in and out, and one launch; the memory of one run of `fn` is held for each recording.
     Source: CUDA C++ Programming Guide, "CUDA Graphs".
+    Example:
+        >>> step = hg.capture(hg.value_and_grad(lambda w: hg.sum(w**2)))  # of NumPy arrays it is the function itself
+        >>> step(np.array([1.0, 2.0]))
+        (array(5.), array([2., 4.]))
     """
     recordings: dict[Any, _Recording] = {}
 

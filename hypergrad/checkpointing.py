@@ -31,6 +31,10 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     Source: Griewank & Walther 2000, Algorithm 799 (revolve); Chen et al. 2016, arXiv:1604.06174. For the steps of a loop, `scan` and
         `unroll` have better schedules.
     Example: ``hg.grad(lambda x: hg.sum(hg.checkpoint(lambda x: hg.exp(hg.tanh(x)))(x)))(np.ones(3))`` keeps no tanh.
+    Example:
+        >>> f = hg.checkpoint(lambda x: hg.tanh(hg.tanh(hg.tanh(x))))
+        >>> hg.grad(f)(np.array(0.0))
+        array(1.)
     """
 
     @functools.wraps(f)

@@ -39,10 +39,12 @@ from .runs.curves import CURVE_PNG, seconds_of_instructions
 from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory, write_file
 from .runs.events import require_tensorboard
 from .runs.loop import check_extension
+from .runs.machine import machine, without_paths
 from .runs.terminal import Commands, cell, echo, show
 from .runs.view import EVENTS
 
 PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
+PRIVATE = ("methods", "problems", "data cache")  # names in a person's own folders, and such a folder
 FILES = {
     CONFIG: "the settings",
     METRICS: "losses and accuracies, one JSON object a line",
@@ -276,10 +278,18 @@ def methods_command() -> None:
 
 
 @app.command("info")
-def info_command() -> None:
+def info_command(
+    bug_report: Annotated[bool, typer.Option("--bug-report", help="More of the machine, without paths, to paste into an issue.")] = False,
+) -> None:
     """Show versions, compiled extensions (and why one is missing), SIMD level, threads and GPU."""
-    for name, value in _environment().items():
+    found = _environment()
+    if bug_report:
+        found = {name: without_paths(value) for name, value in found.items() if name not in PRIVATE} | machine()
+        echo("```text")
+    for name, value in found.items():
         echo(f"{name:<16} {value}")
+    if bug_report:
+        echo("```")
 
 
 def _environment() -> dict[str, str]:

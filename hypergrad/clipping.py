@@ -56,6 +56,10 @@ def clip_by_value(limit: Any) -> ClipByValue:
     Raises: ArgumentError for a number that is not positive.
     Rules: beyond the limit, the derivative in the element is 0, and in the limit the element's sign. At the limit they are 1 and 0.
     Cost: two passes over the gradient.
+    Example:
+        >>> w, state = hg.SGD(lr=1.0, clip=hg.clip_by_value(1.0)).step(np.zeros(2), None, np.array([3.0, -0.5]), 0)
+        >>> w
+        array([-1. ,  0.5])
     """
     return ClipByValue(_checked("clip_by_value", limit))
 
@@ -69,5 +73,9 @@ def clip_by_norm(limit: Any) -> ClipByNorm:
     Raises: ArgumentError for a number that is not positive.
     Rules: any order; a gradient of length 0 has a derivative.
     Cost: two passes over the gradient. Source: Pascanu et al. 2013, arXiv:1211.5063.
+    Example:
+        >>> w, state = hg.SGD(lr=1.0, clip=hg.clip_by_norm(1.0)).step(np.zeros(2), None, np.array([3.0, 4.0]), 0)
+        >>> w
+        array([-0.6, -0.8])
     """
     return ClipByNorm(_checked("clip_by_norm", limit))

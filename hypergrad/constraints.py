@@ -2,6 +2,12 @@
 
 A map (`constraint(x)`) is differentiated with the rest, so that the hyperparameters x are free: `lr = Positive()(hparams["raw"])`.
 A projection (`constraint.project(x)`) is applied after an outer step: `online(..., project=by_name(lr=Positive()))`.
+
+Example:
+    >>> hg.constraints.Box(0.0, 10.0)(np.array([-100.0, 0.0, 100.0]))
+    Tensor(array([3.72007598e-43, 5.00000000e+00, 1.00000000e+01]))
+    >>> hg.constraints.Simplex().project(np.array([2.0, 1.5, 0.0]))
+    array([0.75, 0.25, 0.  ])
 """
 
 from __future__ import annotations

@@ -3,11 +3,23 @@
 Messages read ``where: argument has X, expected Y; do W``, with a ``because Z`` after Y where the reason is not obvious.
 Each class is also the built-in exception that a caller would expect (ValueError, TypeError or RuntimeError), so
 ``except ValueError`` keeps working.
+
+Example:
+    >>> issubclass(hg.errors.ShapeError, ValueError), issubclass(hg.errors.ShapeError, hg.HypergradError)
+    (True, True)
 """
 
 
 class HypergradError(Exception):
-    """Base class of all errors raised on purpose by hypergrad."""
+    """Base class of all errors raised on purpose by hypergrad.
+
+    Example:
+        >>> try:
+        ...     hg.matmul(np.ones((2, 3)), np.ones((2, 3)))
+        ... except hg.HypergradError as error:
+        ...     print(type(error).__name__)
+        ShapeError
+    """
 
 
 class ShapeError(HypergradError, ValueError):

@@ -36,6 +36,11 @@ def jacobian(
         times; reverse f and M sweeps of about 2 evaluations, with the memory of every intermediate value. None evaluates f once more
         where it takes forward mode. The result has M N elements.
     Example: ``hg.jacobian(lambda x: x * x)(np.array([1.0, 2.0]))`` gives diag(2, 4).
+    Example:
+        >>> hg.jacobian(lambda x: hg.cumprod(x))(np.array([1.0, 2.0, 3.0]))
+        array([[1., 0., 0.],
+               [2., 1., 0.],
+               [6., 3., 2.]])
     """
     if mode not in (None, "forward", "reverse"):
         raise ArgumentError(f"jacobian: mode has {mode!r}, expected 'forward', 'reverse' or None; pass one of them")
@@ -67,6 +72,10 @@ def hessian(
     Cost: N elements in the argument: about 2 + 4N evaluations of f in one run, forward over reverse, whose live values count 1 + N
         times. Inside a jvp N sweeps instead, reverse over reverse.
     Example: ``hg.hessian(lambda x: hg.sum(x * x))(np.ones(2))`` gives diag(2, 2).
+    Example:
+        >>> hg.hessian(lambda w: w[0] ** 2 * w[1])(np.array([1.0, 2.0]))
+        array([[4., 2.],
+               [2., 0.]])
     """
     gradient = grad(f, argnums, argnames=argnames)
 

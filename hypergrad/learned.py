@@ -38,6 +38,10 @@ def lstm_params(seed: int, hidden: int = 20, dtype: DTypeLike = np.float32) -> d
         a layer's input, then its own last output; the columns are its input, forget and output gates and its candidates.
     Raises: ArgumentError for a number of units below 1.
     Cost: one draw a weight; 4H (3H + 4) + H + 1 weights, 5,141 of them for 20 units.
+    Example:
+        >>> params = hg.lstm_params(0, hidden=4)
+        >>> sorted(params), params["w1"].dtype.name
+        (['b1', 'b2', 'b_out', 'w1', 'w2', 'w_out'], 'float32')
     """
     if isinstance(hidden, bool) or not isinstance(hidden, (int, np.integer)) or hidden < 1:
         raise ArgumentError(f"lstm_params: hidden has {hidden!r}, expected an integer >= 1; pass for instance 20")
@@ -77,6 +81,11 @@ class LSTMOptimizer(Optimizer):
     Cost: 8H (3H + 2) + 2H flop an element and step, in about 40 ops, however many leaves the weights have.
     Source: Andrychowicz et al. 2016, arXiv:1606.04474, section 2.1 and appendix A. They train it by `unroll(..., first_order=True)`: the
         gradients that it sees count as constants. `decay`: Lv et al. 2017, arXiv:1703.03633, section 4.1 (RNNprop).
+    Example:
+        >>> optimizer = hg.LSTMOptimizer(hg.lstm_params(0, hidden=4, dtype=np.float64))
+        >>> w, state = optimizer.step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w.shape
+        (2,)
     """
 
     params: Any

@@ -111,6 +111,10 @@ def schedule(values: PyTree) -> Schedule:
     Returns: what `SGD(lr=...)` and every other numeric field takes; every value is a hyperparameter of its own.
     Raises: ShapeError where it is used, if its length is not the number of steps.
     Cost: memory of the values, whatever the number of steps.
+    Example:
+        >>> sgd = hg.SGD(lr=hg.schedule(np.array([0.25, 0.125, 0.0625])))
+        >>> hg.unroll(lambda w, h, b: w**2, np.array(1.0), None, hg.full_batch(None, 3), optimizer=sgd)
+        Tensor(array(0.328125))
     """
     return Schedule(tree_map(lambda x: x if isinstance(x, Tensor) else np.asarray(x) if isinstance(x, (list, tuple)) else x, values))
 
@@ -124,6 +128,15 @@ class Optimizer:
 
     Args:
         clip: a transform of the gradient before the update, such as `clip_by_norm(1.0)`; None for none.
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Signed(hg.Optimizer):
+        ...     lr: float = 0.1
+        ...     def update(self, w, state, g, t):
+        ...         return w - self.lr * hg.sign(g), state
+        >>> Signed().step(np.ones(2), None, np.array([3.0, -4.0]), 0)[0]
+        array([0.9, 1.1])
     """
 
     clip: Any = field(default=None, kw_only=True)
@@ -327,6 +340,10 @@ class SGD(Optimizer):
         clip: see `Optimizer`.
     Memory: w, and as much again with momentum.
     Source: Sutskever et al. 2013, ICML (momentum and Nesterov's form).
+    Example:
+        >>> w, state = hg.SGD(lr=0.1, momentum=0.9).step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w
+        array([0.9, 1.2])
     """
 
     lr: Any
@@ -363,6 +380,10 @@ class Adam(Optimizer):
         clip: see `Optimizer`.
     Memory: three times w.
     Source: Kingma & Ba 2015, arXiv:1412.6980.
+    Example:
+        >>> w, state = hg.Adam(lr=0.1).step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w.round(6)
+        array([0.9, 1.1])
     """
 
     lr: Any
@@ -390,6 +411,10 @@ class AdamW(Adam):
         clip: see `Optimizer`.
     Memory: three times w.
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
+    Example:
+        >>> w, state = hg.AdamW(lr=0.1, weight_decay=0.5).step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w.round(6)
+        array([0.85, 1.05])
     """
 
     weight_decay: Any = 1e-2
@@ -410,6 +435,10 @@ class RMSprop(Optimizer):
         clip: see `Optimizer`.
     Memory: twice w, and as much as w again with momentum.
     Source: Tieleman & Hinton 2012, Coursera, Neural networks for machine learning, lecture 6.5.
+    Example:
+        >>> w, state = hg.RMSprop(lr=0.1, decay=0.75).step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w.round(6)
+        array([0.8, 1.2])
     """
 
     lr: Any
@@ -439,6 +468,10 @@ class Adagrad(Optimizer):
         clip: see `Optimizer`.
     Memory: twice w.
     Source: Duchi et al. 2011, JMLR 12.
+    Example:
+        >>> w, state = hg.Adagrad(lr=0.1).step(np.ones(2), None, np.array([1.0, -2.0]), 0)
+        >>> w.round(6)
+        array([0.9, 1.1])
     """
 
     lr: Any

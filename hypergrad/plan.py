@@ -67,6 +67,13 @@ class Plan:
         choice: the fastest one that fits in memory_bytes.
         memory_bytes: the budget, None for none.
         n_steps, n_hparams: T and N.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> p = hg.plan(problem, np.array([1.0, 2.0]), hg.full_batch(None, 20))
+        >>> p.run().grad.round(4)
+        array([2., 4.])
     """
 
     routes: tuple[Route, ...]
@@ -115,6 +122,12 @@ def plan(
     Memory: that of a pass over a few steps.
     Time: runs of a few steps each, about 40 of them timed, the longest about 0.1 s or a few steps where these take longer. A dozen whose
         memory is traced, which slows them, have up to 32 steps; where steps can be undone, one has four times as many.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.plan(problem, np.array([1.0, 2.0]), hg.full_batch(None, 20)).run().grad.round(4)
+        array([2., 4.])
     """
     n_steps = count_steps("plan", batches)
     if not n_steps:

@@ -30,7 +30,12 @@ class Row:
 
 
 class Profile:
-    """The instructions that ran in a `profile` context. `print` shows them as a table."""
+    """The instructions that ran in a `profile` context. `print` shows them as a table.
+
+    Example:
+        >>> print(hg.Profile())
+        profile: no step was replayed; `stats.program` of a pass says why
+    """
 
     def __init__(self) -> None:
         self._found: dict[Label, list[float]] = {}
@@ -87,10 +92,13 @@ def profile() -> Profile:
 
     Returns: a Profile: `str` gives a table, `rows` the numbers.
     Cost: about 1 us for each instruction.
-    Example::
-
-        with hg.profile() as found:
-            hg.reverse(problem, hparams, batches)
-        print(found)
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.1)
+        ... )
+        >>> with hg.profile() as found:
+        ...     result = hg.reverse(problem, np.ones(2), hg.full_batch(None, 20))
+        >>> "sgd_step_value" in str(found)
+        True
     """
     return Profile()

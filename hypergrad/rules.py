@@ -224,6 +224,11 @@ def fusion(enabled: bool) -> Iterator[None]:
 
     Args:
         enabled: whether kernels of fused ops may run. Ops that are not fused, such as `conv2d`, always run their kernels.
+    Example:
+        >>> with hg.fusion(False):
+        ...     y = hg.batch_norm(np.arange(4.0).reshape(1, 2, 2, 1), np.ones(1), np.zeros(1))
+        >>> y.value.ravel().round(2)
+        array([-1.34, -0.45,  0.45,  1.34])
     """
     if not isinstance(enabled, bool):
         raise ArgumentError(f"fusion: enabled has {enabled!r}, expected True or False; pass a bool")
@@ -251,6 +256,11 @@ def precision(name: str) -> Iterator[None]:
             Sums are float32 in all of them.
     Raises: ArgumentError for another name.
     Source: Markidis et al. 2018, arXiv:1803.04014 (products of split factors).
+    Example:
+        >>> with hg.precision("3xtf32"):
+        ...     y = hg.conv2d(np.ones((1, 3, 3, 1), np.float32), np.ones((3, 3, 1, 1), np.float32))
+        >>> float(y.value[0, 1, 1, 0])
+        9.0
     """
     if name not in PRECISIONS:
         raise ArgumentError(f"precision: name has {name!r}, expected one of {', '.join(map(repr, PRECISIONS))}; pass one of them")

@@ -39,6 +39,10 @@ class Tensor(ArrayMethods):
         dot: its tangents, a Tensor of shape (P, *shape), or None where they are zero.
         node: the Node that computed it, or None if no open tape depends on it.
         index: which of the node's outputs it is.
+    Example:
+        >>> t = hg.exp(np.zeros(3))
+        >>> t.shape, t.value, np.sum(t).item()
+        ((3,), array([1., 1., 1.]), 3.0)
     """
 
     __slots__ = ("value", "node", "index", "_dot", "_jvp")

@@ -244,6 +244,9 @@ def value_and_grad(
         ArgumentError for an argnum out of range or the name of an argument that is not passed.
     Cost: 2 to 4 evaluations of f; memory of every intermediate value.
     Example: ``hg.value_and_grad(lambda w, *, l2: l2 * hg.sum(w * w), argnames="l2")(np.ones(3), l2=0.5)`` gives (1.5, 3.0).
+    Example:
+        >>> hg.value_and_grad(lambda w, x: hg.sum(w * x), argnums=(0, 1))(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+        (array(11.), (array([3., 4.]), array([1., 2.])))
     """
     selection = Selection("value_and_grad", f, argnums, argnames)
 
@@ -262,7 +265,14 @@ def grad(
 ) -> Callable[..., Any]:
     """The function that returns the gradient of scalar f, or (gradient, aux) with `has_aux`.
 
-    For argnums, argnames, errors and cost see `value_and_grad`.
+    For argnums, argnames, errors and cost see `value_and_grad`. Gradients nest to any order, and so do `hvp`, `jacobian` and `hessian`
+    inside of them; each order multiplies the cost by about three.
+
+    Example:
+        >>> hg.grad(lambda w: hg.sum(w**2))(np.array([1.0, 2.0]))
+        array([2., 4.])
+        >>> hg.grad(hg.grad(hg.grad(lambda x: x**4)))(np.array(1.0))
+        array(24.)
     """
     both = value_and_grad(f, argnums, argnames=argnames, has_aux=has_aux)
 
@@ -285,6 +295,10 @@ def vjp(f: Callable[..., Any], *primals: PyTree, **kwargs: Any) -> tuple[PyTree,
         be called again.
     Raises: ShapeError if a cotangent is not shaped like its output; DTypeError if its dtype differs.
     Cost: f once, and about twice f for every pullback; memory of every intermediate value until both are dropped.
+    Example:
+        >>> y, pullback = hg.vjp(lambda x: x**2, np.array([1.0, 3.0]))
+        >>> pullback(np.array([1.0, 1.0]))
+        (array([2., 6.]),)
     """
     leaves, spec = tree_flatten(tree_tensors(primals, "vjp"))
     tape = Tape()
@@ -392,6 +406,9 @@ def jvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
     Returns: (out, out_dot); out_dot is like out, with the leading axis P if the tangents have it.
     Raises: ShapeError for tangents that do not fit; DifferentiationError inside another jvp.
     Cost: about 1 + 2P evaluations of f; memory (1 + P) times the live values.
+    Example:
+        >>> hg.jvp(lambda x: x**2, (np.array([1.0, 3.0]),), (np.array([1.0, 0.0]),))
+        (array([1., 9.]), array([2., 0.]))
     """
 
     def tangent() -> tuple[PyTree, PyTree]:
@@ -415,6 +432,10 @@ def hvp(f: Callable[..., Any], primals: Sequence[PyTree], dots: Sequence[PyTree]
         With a tangent on one argument alone, hvp holds the mixed derivatives for the other arguments.
     Raises: as `jvp` and `value_and_grad`.
     Cost: about 2 + 4P evaluations of f. Source: Pearlmutter 1994, Neural Computation 6(1).
+    Example:
+        >>> value, grads, products = hg.hvp(lambda w: hg.sum(w**3), (np.array([1.0, 2.0]),), (np.array([1.0, 0.0]),))
+        >>> products
+        (array([6., 0.]),)
     """
 
     def tangent() -> tuple[Tensor, PyTree, PyTree]:
@@ -433,5 +454,8 @@ def stop_gradient(x: PyTree) -> PyTree:
         x: a pytree of arrays, numbers or Tensors.
     Returns: a pytree of Tensors like x.
     Rules: its derivative is zero. In the inner loss of `unroll`, every pass takes x for a constant of the step.
+    Example:
+        >>> hg.grad(lambda x: x * hg.stop_gradient(x))(np.array(3.0))
+        array(3.)
     """
     return tree_map(Tensor.detach, tree_tensors(x, "stop_gradient"))

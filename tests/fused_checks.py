@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -60,29 +60,61 @@ def subsets(n: int) -> list[tuple[int, ...]]:
     return [s for r in range(1, n + 1) for s in combinations(range(n), r)]
 
 
+def total(parts: Sequence[Sequence[Array]], chosen: Iterable[int]) -> list[Array]:
+    """The sum of some rows, entry by entry."""
+    return [sum(column) for column in zip(*(parts[i] for i in chosen), strict=True)]
+
+
+def all_same(got: Sequence[Array], want: Sequence[Array], what: str) -> None:
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert_same(a, b, f"{what}, result {i}")
+
+
 def check_tangents_of_some(case: Case, curved: bool) -> None:
-    """Tangents on every choice of the inputs, several and one; `curved` gives the cotangent a tangent, too."""
+    """Tangents on every choice of the inputs, several and one; `curved` gives the cotangent a tangent, too.
+
+    Derivatives are linear in the tangents. So what the composed ops give for a choice is the sum of what they give for each input alone.
+    """
     args, w = setting(case)
-    loss = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c)
-    for chosen in subsets(len(args)):
-        many = tuple(d if i in chosen else None for i, d in enumerate(w.dots))
-        single = tuple(d[1] if i in chosen else None for i, d in enumerate(w.dots))
-        against_composed(lambda m=many, s=single: [hg.jvp(case.f, args, m)[1], hg.jvp(case.f, args, s)[1]], f"jvp in {chosen}")
-        against_composed(
-            lambda m=many, s=single: [g for dots in (m, s) for part in hg.hvp(loss, args, dots)[1:] for g in part], f"hvp in {chosen}"
-        )
+    loss, n = w.loss(case.f) if curved else lambda *a: hg.sum(case.f(*a) * w.c), len(args)
+
+    def derivatives_along(dots: tuple[Any, ...]) -> tuple[list[Array], list[Array]]:
+        _, grads, products = hg.hvp(loss, args, dots)
+        return list(grads), [hg.jvp(case.f, args, dots)[1], *products]
+
+    def only(chosen: Iterable[int], dots: Sequence[Array]) -> tuple[Any, ...]:
+        return tuple(d if i in chosen else None for i, d in enumerate(dots))
+
+    with hg.fusion(False):
+        (slopes, *_), alone = zip(*(derivatives_along(only((i,), w.dots)) for i in range(n)), strict=True)
+    for chosen in subsets(n):
+        want = total(alone, chosen)
+        for dots, wanted in ((w.dots, want), ([d[1] for d in w.dots], [x[1] for x in want])):
+            grads, got = derivatives_along(only(chosen, dots))
+            all_same(grads, slopes, f"gradient beside the hvp in {chosen}")
+            all_same(got, wanted, f"jvp and hvp in {chosen}")
 
 
 def check_cotangents_of_some(case: Case) -> None:
-    """Cotangents of every choice of the inputs; the others carry tangents all the same, or they alone."""
+    """Cotangents of every choice of the inputs; the others carry tangents all the same, or they alone.
+
+    The composed ops give all cotangents at once, and their tangents along each input alone, of which the rest are sums.
+    """
     args, w = setting(case)
+    loss, every = w.loss(case.f), tuple(range(len(args)))
+    with hg.fusion(False):
+        slopes = hg.grad(loss, argnums=every)(*args)
+        alone = [hg.jvp(hg.grad(loss, argnums=every), args, tuple(d if i == j else None for j, d in enumerate(w.dots)))[1] for i in every]
     for wanted in subsets(len(args)):
-        gradient = hg.grad(w.loss(case.f), argnums=wanted)
-        against_composed(lambda g=gradient: g(*args), f"grad by {wanted}")
-        against_composed(lambda g=gradient: hg.jvp(g, args, tuple(w.dots))[1], f"jvp of grad by {wanted}")
-        rest = tuple(None if i in wanted else d[0] for i, d in enumerate(w.dots))
-        if any(d is not None for d in rest):
-            against_composed(lambda g=gradient, d=rest: hg.jvp(g, args, d)[1], f"mixed derivatives, grad by {wanted}")
+        gradient = hg.grad(loss, argnums=wanted)
+        all_same(gradient(*args), [slopes[i] for i in wanted], f"grad by {wanted}")
+        curvature = total(alone, every)
+        all_same(hg.jvp(gradient, args, tuple(w.dots))[1], [curvature[i] for i in wanted], f"jvp of grad by {wanted}")
+        rest = [i for i in every if i not in wanted]
+        if rest:
+            mixed = total(alone, rest)
+            got = hg.jvp(gradient, args, tuple(w.dots[i][0] if i in rest else None for i in every))[1]
+            all_same(got, [mixed[i][0] for i in wanted], f"mixed derivatives, grad by {wanted}")
 
 
 def check_tangent_of_the_cotangent(case: Case, op: str) -> None:

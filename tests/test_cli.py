@@ -19,6 +19,7 @@ from hypergrad.backends.cuda import CUDA
 from hypergrad.cli import app
 from hypergrad.runs import events
 from hypergrad.runs.directory import RunDirectory
+from hypergrad.runs.machine import without_paths
 
 README = Path(__file__).parents[1] / "hypergrad/fewshot/README.md"
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json"]
@@ -273,3 +274,27 @@ def test_info_names_the_extensions():
     assert result.exit_code == 0
     for word in ("hypergrad", "numpy", "_host", "_cuda", "threads", "SIMD", "GPU"):
         assert word in result.output
+
+
+def test_a_bug_report_has_the_machine_and_no_path(monkeypatch):
+    monkeypatch.setenv("HYPERGRAD_CACHE", "/home/person/cache")
+    monkeypatch.setenv("HYPERGRAD_NUM_THREADS", "2")
+    monkeypatch.setenv("SECRET_TOKEN", "secret")
+    result = invoke("info", "--bug-report")
+    assert result.exit_code == 0 and result.output.startswith("```text\n") and result.output.endswith("```\n")
+    lines = dict(re.split(r"\s+", line, maxsplit=1) for line in result.output.splitlines()[1:-1])
+    assert {"hypergrad", "python", "SIMD", "threads", "GPU", "processor", "memory", "nvcc", "numpy"} <= set(lines)
+    assert lines["HYPERGRAD_CACHE"] == "<path>" and lines["HYPERGRAD_NUM_THREADS"] == "2"
+    assert "person" not in result.output and "secret" not in result.output and str(Path.home()) not in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no file /home/person/x.so: missing", "no file <path>: missing"),
+        ("~/data and C:\\Users\\person\\x", "<path> and <path>"),
+        ("1/2 of 3.5 GiB, x86_64", "1/2 of 3.5 GiB, x86_64"),
+    ],
+)
+def test_paths_are_hidden(text, shown):
+    assert without_paths(text) == shown

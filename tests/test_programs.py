@@ -354,6 +354,22 @@ def poisson_regression_with_an_offset(np: Any, ad: Any) -> Any:
     return loss, (numpy.full(3, 0.2),), [w]
 
 
+@program
+def a_gaussian_process(np: Any, ad: Any) -> Any:
+    x, y = draw((7,), (7,))
+
+    def negative_log_likelihood(params: Any) -> Any:
+        length, noise = np.exp(params[0]), np.exp(params[1])
+        k = np.exp(-0.5 * ((x[:, None] - x[None, :]) / length) ** 2) + noise * np.eye(7)
+        _, logdet = np.linalg.slogdet(k)
+        return 0.5 * np.dot(y, np.linalg.solve(k, y)) + 0.5 * logdet
+
+    params = numpy.array([0.1, -1.0])
+    for _ in range(3):
+        params = params - 0.1 * ad.grad(negative_log_likelihood)(params)
+    return negative_log_likelihood, (numpy.array([0.2, -0.5]),), [params]
+
+
 # --- as with torch ----------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +411,18 @@ def a_gated_unit(torch: Any, grad: Any, tensor: Any) -> Any:
         return torch.sqrt((gated * gated).sum() + 1.0)
 
     return loss, (w, v), list(grad(loss, (0, 1))(w, v))
+
+
+@torch_program
+def attention_heads_by_einsum(torch: Any, grad: Any, tensor: Any) -> Any:
+    x, wq, wk, wv = map(tensor, draw((5, 4), (2, 4, 3), (2, 4, 3), (2, 4, 3)))
+
+    def loss(wq: Any, wk: Any, wv: Any) -> Any:
+        q, k, v = (torch.einsum("nd,hde->hne", x, w) for w in (wq, wk, wv))
+        weights = torch.softmax(torch.einsum("hne,hme->hnm", q, k) / 3**0.5, -1)
+        return (torch.einsum("hnm,hme->hne", weights, v) ** 2).mean()
+
+    return loss, (wq, wk, wv), list(grad(loss, (0, 1, 2))(wq, wk, wv))
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------

@@ -267,6 +267,14 @@ def test_public_names_are_documented(name: str) -> None:
     assert undocumented(name, PUBLIC[name]) == []
 
 
+def test_type_checkers_are_told_of_every_file_of_ops() -> None:
+    """They read the imports under TYPE_CHECKING; mypy, a part of CI, checks the guides in hypergrad/examples against them."""
+    block = next(node for node in parsed(PACKAGE / "ops/__init__.py").body if isinstance(node, ast.If))
+    told = {node.module for node in block.body if isinstance(node, ast.ImportFrom)}
+    found = {name for _, name, _ in pkgutil.iter_modules(hg.ops.__path__)}
+    assert told == {name for name in found if hasattr(importlib.import_module(f"hypergrad.ops.{name}"), "__all__")}
+
+
 # --- the rules above are able to fail -------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ class Minibatches:
     """Four rows a step, the same whenever they are asked for."""
 
     def __len__(self):
-        return 5
+        return 3
 
     def __getitem__(self, t):
         return X[self.rows(t)], Y[self.rows(t)]

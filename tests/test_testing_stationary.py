@@ -28,7 +28,7 @@ NOISY = regression(X @ TRUTH + 0.3 * RNG.standard_normal(12))
 def at_the_outer_optimum(scale=1.0):
     """The outer objective is as small as it gets: its gradient in w_T is zero."""
     problem = hg.Bilevel(NOISY, lambda w, h: 0.0 * w[0], lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"], momentum=0.5))
-    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 6)
+    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 4)
     target = hg.reverse(problem, hparams, batches).params
     return replace(problem, outer_loss=lambda w, h: scale * hg.sum((w - target) ** 2)), hparams, batches
 
@@ -36,7 +36,7 @@ def at_the_outer_optimum(scale=1.0):
 def at_the_inner_minimum():
     """The inner loss is zero at w_0, so nothing moves: the step size and the momentum have no effect."""
     problem = hg.Bilevel(regression(X @ TRUTH), validation, lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"]))
-    return problem, {"lr": np.float64(0.1), "momentum": np.float64(0.7), "w0": TRUTH}, hg.full_batch(None, 6)
+    return problem, {"lr": np.float64(0.1), "momentum": np.float64(0.7), "w0": TRUTH}, hg.full_batch(None, 4)
 
 
 def converged():
@@ -54,7 +54,7 @@ def invariant_to_a_shift():
     problem = hg.Bilevel(
         inner, lambda w, h: inner(0.5 * w, h, None) + 0.1 * hg.sum(w * w), lambda h: np.zeros((3, 3)), lambda h: hg.SGD(lr=h["lr"])
     )
-    return problem, {"shift": np.float64(1.3), "lr": np.float64(0.3)}, hg.full_batch(None, 6)
+    return problem, {"shift": np.float64(1.3), "lr": np.float64(0.3)}, hg.full_batch(None, 4)
 
 
 def invariant_to_a_gain():
@@ -67,14 +67,14 @@ def invariant_to_a_gain():
     return (
         hg.Bilevel(inner, validation, lambda h: W0, lambda h: hg.SGD(lr=h["lr"])),
         {"gain": np.float64(2.0), "lr": np.float64(0.3)},
-        hg.full_batch(None, 6),
+        hg.full_batch(None, 4),
     )
 
 
 def with_a_direct_term_that_cancels(off=0.0, cut=lambda x: x):
     """The outer loss holds hyperparameters with just the factor that takes the effect of training back."""
     problem = hg.Bilevel(NOISY, validation, lambda h: h["w0"], lambda h: hg.SGD(lr=h["lr"]))
-    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 6)
+    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 4)
     g = hg.reverse(problem, hparams, batches).grad
 
     def outer(w, h):
@@ -86,7 +86,7 @@ def with_a_direct_term_that_cancels(off=0.0, cut=lambda x: x):
 def with_value_zero():
     """What training gains on a baseline that is the same: the objective itself is zero, its derivative is not."""
     problem = hg.Bilevel(NOISY, validation, lambda h: h["w0"], lambda h: hg.Adam(lr=h["lr"]))
-    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 6)
+    hparams, batches = {"lr": np.float64(0.1), "w0": W0}, hg.full_batch(None, 4)
     base = float(hg.reverse(problem, hparams, batches).value)
     return replace(problem, outer_loss=lambda w, h: validation(w, h) - base), hparams, batches
 
@@ -105,7 +105,7 @@ def at_the_origin():
             lambda h: hg.SGD(lr=h["lr"]),
         ),
         {"decay": np.float64(0.1), "lr": np.float64(0.1), "w0": np.zeros(3)},
-        hg.full_batch(None, 6),
+        hg.full_batch(None, 4),
     )
 
 

@@ -43,6 +43,9 @@ def release_memory() -> int:
 
     Returns: bytes given back.
     Cost: that of freeing them.
+    Example:
+        >>> hg.release_memory() >= 0
+        True
     """
     if MISSING is not None:
         return 0

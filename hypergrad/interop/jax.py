@@ -35,7 +35,11 @@ def to_jax(f: Callable[..., Any], like: PyTree) -> Callable[..., Any]:
         `hg.unroll` and `hg.scan` do not, and raise DifferentiationError. JAX refuses forward mode. vmap calls f once for each slice.
     Cost: f once, and for each gradient f and its pullback: a pure function keeps no tape. f must not call JAX itself, which may wait for
         the callback.
-    Example: ``jax.grad(lambda h: jnp.sum(to_jax(lambda h: hg.exp(h), like=h)(h)))(jnp.ones(3))``
+    Example:
+        >>> import jax
+        >>> from hypergrad.interop.jax import to_jax
+        >>> jax.grad(lambda x: jax.numpy.sum(to_jax(lambda t: hg.square(t), like=x)(x)))(jax.numpy.array([1.0, 3.0]))
+        Array([2., 6.], dtype=float32)
     """
 
     @functools.wraps(f)
@@ -107,7 +111,14 @@ def hypergradient(run: Callable[[PyTree], HyperGradient]) -> Callable[[PyTree], 
     Raises: DTypeError for other dtypes, and for a value that has another one than hparams; in the callback ArgumentError for a gradient
         unlike hparams. JAX raises where it is differentiated twice, or by forward mode.
     Cost: one call of `run`, which gives the value and the gradient.
-    Example: ``jax.value_and_grad(hypergradient(lambda h: hg.reverse(problem, h, batches)))({"lr": jnp.array(0.1)})``
+    Example:
+        >>> import jax
+        >>> from hypergrad.interop.jax import hypergradient
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: 0.0 * h, lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> jax.grad(hypergradient(lambda h: hg.reverse(problem, h, range(3))))(jax.numpy.array([1.0, 2.0]))
+        Array([1.53125, 3.0625 ], dtype=float32)
     """
 
     def objective(hparams: PyTree) -> Any:
@@ -164,7 +175,12 @@ def from_jax(f: Callable[..., Any], *, proven: bool = False) -> Callable[..., An
         result that is no floating array; DeviceError for CuPy arrays.
     Cost: Tensors and results are copied. Each derivative evaluates f again; a tangent all directions in one `jax.vmap`. Of a function
         made by jax.jit, the derivatives are compiled, too: once for each shape and structure of the arguments.
-    Example: ``inner_loss = from_jax(jax.jit(lambda w, h, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2)))``
+    Example:
+        >>> import jax
+        >>> from hypergrad.interop.jax import from_jax
+        >>> loss = from_jax(jax.jit(lambda w, h, batch: jax.numpy.mean((w - h) ** 2)))
+        >>> hg.grad(loss)(np.array([1.0, 2.0], np.float32), np.zeros(2, np.float32), None)
+        array([1., 2.], dtype=float32)
     """
     library = _Jax(compiled=hasattr(f, "lower"))  # a method of what jax.jit returns
     return as_op(library, f, _array, lambda x: isinstance(x, jax.Array) and _floats(x), lambda outs, inputs: None, proven=proven)

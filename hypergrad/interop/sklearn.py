@@ -173,6 +173,12 @@ class HyperSearchRegressor(RegressorMixin, _HyperSearch):
         for up to 300 weights, and met by products alone for more; independent of the number of strengths.
     Equation: `hypergrad.implicit`.
     Example: ``HyperSearchRegressor(random_state=0).fit(X, y).predict(X)``
+    Example:
+        >>> from sklearn.datasets import make_regression
+        >>> from hypergrad.interop.sklearn import HyperSearchRegressor
+        >>> x, y = make_regression(60, 5, noise=1.0, random_state=0)
+        >>> HyperSearchRegressor(random_state=0).fit(x, y).score(x, y) > 0.9
+        True
     """
 
     def _losses(self, outputs: Any, y: Array) -> Tensor:
@@ -209,6 +215,12 @@ class HyperSearchClassifier(ClassifierMixin, _HyperSearch):
     Raises: as `HyperSearchRegressor`; ValueError for labels of one class.
     Cost: as `HyperSearchRegressor`.
     Example: ``HyperSearchClassifier(random_state=0).fit(X, y).predict_proba(X)``
+    Example:
+        >>> from sklearn.datasets import make_blobs
+        >>> from hypergrad.interop.sklearn import HyperSearchClassifier
+        >>> x, y = make_blobs(60, random_state=0)
+        >>> HyperSearchClassifier(random_state=0).fit(x, y).score(x, y) > 0.8
+        True
     """
 
     def _losses(self, outputs: Any, y: Array) -> Tensor:

@@ -32,11 +32,13 @@ def to_torch(f: Callable[..., Any]) -> Callable[..., Any]:
         `hg.scan` do not: a second derivative raises DifferentiationError. torch.func's transforms are refused by torch.
     Cost: that of ``hg.vjp``, whose memory lives as long as the graph; f alone under torch.no_grad(). Arrays are shared, not copied.
         With create_graph=True f is run once more.
-    Example::
-
-        solve = to_torch(lambda h: hg.unroll(inner_loss, w_0, h, batches, optimizer=hg.SGD(lr=0.1)))
-        loss = criterion(solve(network(x)))
-        loss.backward()  # into the network's parameters, through the inner problem
+    Example:
+        >>> import torch
+        >>> from hypergrad.interop.torch import to_torch
+        >>> x = torch.tensor([1.0, 3.0], requires_grad=True)
+        >>> torch.sum(to_torch(lambda h: hg.square(h))(x)).backward()  # a network before it would get its gradients, too
+        >>> x.grad
+        tensor([2., 6.])
     """
 
     @functools.wraps(f)
@@ -60,7 +62,16 @@ def hypergradient(run: Callable[[PyTree], HyperGradient]) -> Callable[[PyTree], 
     Raises: ArgumentError for a leaf that is no torch tensor, and for a gradient unlike hparams; DTypeError and DeviceError as `to_torch`;
         DifferentiationError where it is differentiated twice.
     Cost: one call of `run`, which gives the value and the gradient, in the forward pass.
-    Example: ``hypergradient(lambda h: hg.forward(problem, h, batches))({"lr": lr}).backward()`` leaves d value / d lr in lr.grad.
+    Example:
+        >>> import torch
+        >>> from hypergrad.interop.torch import hypergradient
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> h = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        >>> hypergradient(lambda h: hg.reverse(problem, h, range(3)))(h).backward()
+        >>> h.grad
+        tensor([1.5312, 3.0625], dtype=torch.float64)
     """
 
     def objective(hparams: PyTree) -> torch.Tensor:
@@ -90,7 +101,12 @@ def from_torch(f: Callable[..., Any], *, proven: bool = False) -> Callable[..., 
         float64; DeviceError for CuPy arrays and for results on a GPU.
     Cost: Tensors and results are copied. A first gradient uses torch's own graph. Each further derivative evaluates f again, a tangent by
         two reverse sweeps and one more per direction.
-    Example: ``inner_loss = from_torch(lambda w, h, batch: torch.nn.functional.mse_loss(batch[0] @ w, batch[1]))``
+    Example:
+        >>> import torch
+        >>> from hypergrad.interop.torch import from_torch
+        >>> loss = from_torch(lambda w, h, batch: torch.nn.functional.mse_loss(w, h))
+        >>> hg.grad(loss)(np.array([1.0, 2.0]), np.array([0.0, 0.0]), None)
+        array([1., 2.])
     """
     return as_op(_TORCH, f, torch.tensor, lambda x: isinstance(x, torch.Tensor) and _floats(x), _refuse_others, proven=proven)
 

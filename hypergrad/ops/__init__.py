@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..rules import REGISTRY as _REGISTRY
 from . import numpy_protocol as _numpy_protocol
 
-if TYPE_CHECKING:  # what the loop below exports, for type checkers
+if TYPE_CHECKING:  # which read no loop: the same names, from each file
     from .activations import *  # noqa: F403
     from .arrangement import *  # noqa: F403
     from .arrays import *  # noqa: F403
@@ -37,14 +37,14 @@ if TYPE_CHECKING:  # what the loop below exports, for type checkers
     from .statistics import *  # noqa: F403
     from .systems import *  # noqa: F403
     from .trigonometry import *  # noqa: F403
+else:
+    _ops = {}
+    for _module in _iter_modules(__path__):  # noqa: F405
+        _found = _import_module(f"{__name__}.{_module.name}")
+        _ops.update({name: getattr(_found, name) for name in getattr(_found, "__all__", ())})
+    globals().update(_ops)
+    __all__ = sorted(_ops)
 
-_ops = {}
-for _module in _iter_modules(__path__):  # noqa: F405
-    _found = _import_module(f"{__name__}.{_module.name}")
-    _ops.update({name: getattr(_found, name) for name in getattr(_found, "__all__", ())})
-globals().update(_ops)
-__all__ = sorted(_ops)  # noqa: PLE0605
-
-for _op in _REGISTRY.values():  # all that are declared by now are the package's own, which its tests prove
-    _op.proven = True
-_numpy_protocol.serve(_ops)
+    for _op in _REGISTRY.values():  # all that are declared by now are the package's own, which its tests prove
+        _op.proven = True
+    _numpy_protocol.serve(_ops)

@@ -24,6 +24,9 @@ def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
         slope: number, array or Tensor that broadcasts with x; it gets a derivative (PReLU, He et al. 2015, arXiv:1502.01852).
     Returns: Tensor of the broadcast shape.
     Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
+    Example:
+        >>> hg.leaky_relu(np.array([-1.0, 1.0]), 0.1)
+        Tensor(array([-0.1,  1. ]))
     """
     x, slope = to_tensors("leaky_relu", [x, slope])
     return where(x.value > 0, x, multiply(slope, x))
@@ -38,6 +41,9 @@ def elu(x: Any, alpha: Any = 1.0) -> Tensor:
     Returns: Tensor of the broadcast shape.
     Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
     Source: Clevert et al. 2016, arXiv:1511.07289.
+    Example:
+        >>> hg.elu(np.array([-1.0, 1.0]))
+        Tensor(array([-0.63212056,  1.        ]))
     """
     x, alpha = to_tensors("elu", [x, alpha])
     return where(x.value > 0, x, multiply(alpha, expm1(minimum(x, 0.0))))
@@ -50,6 +56,9 @@ def selu(x: Any) -> Tensor:
         x: array, Tensor or number.
     Returns: Tensor like x.
     Source: Klambauer et al. 2017, arXiv:1706.02515.
+    Example:
+        >>> hg.selu(np.array([-1.0, 1.0]))
+        Tensor(array([-1.11133074,  1.05070099]))
     """
     return scale(elu(x, SELU[1]), by=SELU[0])
 
@@ -62,6 +71,9 @@ def gelu(x: Any, approximate: bool = False) -> Tensor:
         approximate: True for 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which is off by at most 5e-4.
     Returns: Tensor like x.
     Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
+    Example:
+        >>> hg.gelu(np.array([-1.0, 1.0]))
+        Tensor(array([-0.15865525,  0.84134475]))
     """
     (x,) = to_tensors("gelu", [x])
     if switch("gelu", "approximate", approximate):
@@ -77,6 +89,9 @@ def silu(x: Any) -> Tensor:
         x: array, Tensor or number.
     Returns: Tensor like x.
     Source: Elfwing et al. 2018, arXiv:1702.03118.
+    Example:
+        >>> hg.silu(1.0)
+        Tensor(array(0.73105858))
     """
     return multiply(x, sigmoid(x))
 
@@ -87,6 +102,9 @@ def softsign(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number.
     Returns: Tensor like x.
+    Example:
+        >>> hg.softsign(np.array([-1.0, 3.0]))
+        Tensor(array([-0.5 ,  0.75]))
     """
     return divide(x, 1.0 + abs(x))
 
@@ -97,5 +115,8 @@ def log_sigmoid(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number.
     Returns: Tensor like x.
+    Example:
+        >>> hg.log_sigmoid(-1000.0)
+        Tensor(array(-1000.))
     """
     return negative(softplus(negative(x)))

@@ -27,6 +27,9 @@ def flip(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
         axis: one, several, or None for all.
     Returns: Tensor; a view.
     Raises: ArgumentError for an axis that does not exist or is named twice.
+    Example:
+        >>> hg.flip(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([2., 1., 3.]))
     """
     (x,) = to_tensors("flip", [x])
     axes = range(x.ndim) if axis is None else distinct_axes("flip", "axis", axis, x.ndim)
@@ -39,6 +42,10 @@ def flipud(x: Any) -> Tensor:
     Args:
         x: array or Tensor with at least one axis.
     Returns: Tensor; a view.
+    Example:
+        >>> hg.flipud(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[3., 4.],
+               [1., 2.]]))
     """
     return flip(x, 0)
 
@@ -49,6 +56,10 @@ def fliplr(x: Any) -> Tensor:
     Args:
         x: array or Tensor with at least two axes.
     Returns: Tensor; a view.
+    Example:
+        >>> hg.fliplr(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[2., 1.],
+               [4., 3.]]))
     """
     return flip(x, 1)
 
@@ -62,6 +73,10 @@ def rot90(x: Any, k: int = 1, axes: Sequence[int] = (0, 1)) -> Tensor:
         axes: the two axes.
     Returns: Tensor; a view.
     Raises: ArgumentError for axes that are not two different ones.
+    Example:
+        >>> hg.rot90(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[2., 4.],
+               [1., 3.]]))
     """
     (x,) = to_tensors("rot90", [x])
     pair, turns = distinct_axes("rot90", "axes", axes, x.ndim), integer("rot90", "k", k, "it counts quarters") % 4
@@ -83,6 +98,9 @@ def roll(x: Any, shift: int | Sequence[int], axis: int | Sequence[int] | None = 
         axis: one or several, or None for all elements in C order.
     Returns: Tensor like x.
     Raises: ArgumentError for an axis that does not exist, or another number of shifts than of axes.
+    Example:
+        >>> hg.roll(np.array([3.0, 1.0, 2.0]), 1)
+        Tensor(array([2., 3., 1.]))
     """
     (t,) = to_tensors("roll", [x])
     if axis is None:
@@ -109,6 +127,9 @@ def tile(x: Any, reps: int | Sequence[int]) -> Tensor:
         reps: how often along each axis, >= 0; the last number belongs to the last axis.
     Returns: Tensor.
     Raises: ArgumentError for a number that is none.
+    Example:
+        >>> hg.tile(np.array([1.0, 2.0]), 2)
+        Tensor(array([1., 2., 1., 2.]))
     """
     (x,) = to_tensors("tile", [x])
     counts = integers("tile", "reps", reps, COUNT)
@@ -129,6 +150,9 @@ def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Ten
         axis: the axis; None for all elements in C order.
     Returns: Tensor.
     Raises: ArgumentError for an axis that does not exist, or another number of repeats than of elements.
+    Example:
+        >>> hg.repeat(np.array([1.0, 2.0]), 2)
+        Tensor(array([1., 1., 2., 2.]))
     """
     (x,) = to_tensors("repeat", [x])
     if axis is None:
@@ -156,6 +180,9 @@ def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: float =
         constant_values: the number of the border in the mode "constant".
     Returns: Tensor.
     Raises: ArgumentError for a width that is none, an unknown mode, or an axis without elements that a mode would repeat.
+    Example:
+        >>> hg.pad(np.array([3.0, 1.0, 2.0]), (1, 2))
+        Tensor(array([0., 3., 1., 2., 0., 0.]))
     """
     (t,) = to_tensors("pad", [x])
     if not isinstance(mode, str) or mode not in MODES:

@@ -42,6 +42,9 @@ def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
         shape: the new shape; one entry may be -1.
     Returns: Tensor; a view where NumPy gives one.
     Raises: ShapeError if the sizes differ.
+    Example:
+        >>> hg.reshape(np.array([[1.0, 2.0], [3.0, 4.0]]), -1)
+        Tensor(array([1., 2., 3., 4.]))
     """
     (x,) = to_tensors("reshape", [x])
     shape = integers("reshape", "shape", shape, SHAPE)
@@ -59,6 +62,10 @@ def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
         shape: the new shape.
     Returns: Tensor (a read-only view).
     Raises: ShapeError if x does not broadcast.
+    Example:
+        >>> hg.broadcast_to(np.array([1.0, 2.0]), (2, 2))
+        Tensor(array([[1., 2.],
+               [1., 2.]]))
     """
     return _broadcast_to(x, shape=integers("broadcast_to", "shape", shape, SHAPE))
 
@@ -78,6 +85,10 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
         axes: a permutation of range(ndim).
     Returns: Tensor; a view.
     Raises: ArgumentError if `axes` is no permutation.
+    Example:
+        >>> hg.transpose(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[1., 3.],
+               [2., 4.]]))
     """
     (x,) = to_tensors("transpose", [x])
     axes = (
@@ -180,6 +191,9 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
     Returns: Tensor, x's shape with `axis` replaced by the shape of `indices`.
     Raises: ArgumentError out of range; DTypeError for indices that are no integers. A CuPy array's entries are not read by the
         host and wrap around.
+    Example:
+        >>> hg.take(np.array([3.0, 1.0, 2.0]), [2, 0])
+        Tensor(array([2., 3.]))
     """
     (x,) = to_tensors("take", [x])
     axis = normalise_axis("take", axis, x.ndim)
@@ -216,6 +230,9 @@ def astype(x: Any, dtype: Any) -> Tensor:
         dtype: np.float32 or np.float64.
     Returns: Tensor; x itself where it has that dtype.
     Raises: DTypeError for another dtype.
+    Example:
+        >>> hg.astype(np.array([3.0, 1.0, 2.0]), np.float32)
+        Tensor(array([3., 1., 2.], dtype=float32))
     """
     (x,) = to_tensors("astype", [x])
     found = dtype_of("astype", dtype, "f", "float32 or float64", "derivatives have these")
@@ -270,6 +287,9 @@ def concatenate(tensors: Sequence[Any], axis: int = 0) -> Tensor:
         axis: where to join.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    Example:
+        >>> hg.concatenate([np.zeros(2), np.ones(1)])
+        Tensor(array([0., 0., 1.]))
     """
     items = to_join("concatenate", tensors)
     axis = normalise_axis("concatenate", axis, items[0].ndim)
@@ -287,6 +307,10 @@ def stack(tensors: Sequence[Any], axis: int = 0) -> Tensor:
         axis: place of the new axis in the result.
     Returns: Tensor.
     Raises: ShapeError if the shapes differ; ArgumentError for an empty list.
+    Example:
+        >>> hg.stack([np.zeros(2), np.ones(2)])
+        Tensor(array([[0., 0.],
+               [1., 1.]]))
     """
     items = to_join("stack", tensors)
     if len({x.shape for x in items}) > 1:

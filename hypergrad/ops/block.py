@@ -151,6 +151,10 @@ def conv_bn_relu_pool(x: Any, w: Any, gamma: Any, beta: Any, *, eps: float = 1e-
     Cost: 18*E*N*H*W*C*K flop forward, twice that backward; keeps z (E*N*H*W*K elements) but for a first block. On a GPU
         see `precision`.
     Source: Vinyals et al. 2016, arXiv:1606.04080 (the block); formulas derived for this project and checked in float64.
+    Example:
+        >>> x, w = np.ones((8, 28, 28, 1)), np.ones((3, 3, 1, 16))
+        >>> hg.conv_bn_relu_pool(x, w, np.ones(16), np.zeros(16)).shape
+        (8, 14, 14, 16)
     """
     # What x is decides, not whether something is recorded: the value has the same bits in every mode of differentiation.
     given, is_data = x, not isinstance(x, Tensor)

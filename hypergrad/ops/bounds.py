@@ -40,10 +40,20 @@ fmin: Op = elementwise(
 )
 
 document(
-    (mod, "x - y * floor(x / y), with the sign of y. Between its jumps the derivatives are 1 and -floor(x / y)."),
-    (fmod, "x - y * trunc(x / y), with the sign of x. Between its jumps the derivatives are 1 and -trunc(x / y)."),
-    (fmax, "The larger of x and y, and the other one where one is NaN; where they are equal, x gets the derivative."),
-    (fmin, "The smaller of x and y, and the other one where one is NaN; where they are equal, x gets the derivative."),
+    (mod, "x - y * floor(x / y), with the sign of y. Between its jumps the derivatives are 1 and -floor(x / y).", "-7.0, 3.0", "2."),
+    (fmod, "x - y * trunc(x / y), with the sign of x. Between its jumps the derivatives are 1 and -trunc(x / y).", "-7.0, 3.0", "-1."),
+    (
+        fmax,
+        "The larger of x and y, and the other one where one is NaN; where they are equal, x gets the derivative.",
+        "np.array([1.0, np.nan]), 0.5",
+        "[1. , 0.5]",
+    ),
+    (
+        fmin,
+        "The smaller of x and y, and the other one where one is NaN; where they are equal, x gets the derivative.",
+        "np.array([1.0, np.nan]), 0.5",
+        "[0.5, 0.5]",
+    ),
 )
 
 
@@ -55,6 +65,9 @@ def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:
         min, max: numbers, arrays or Tensors that broadcast with x, or None for no bound. Where min > max the result is max, as NumPy's.
     Returns: Tensor of the broadcast shape.
     Raises: ArgumentError where both bounds are None; ShapeError if the shapes do not broadcast; DTypeError if mixed.
+    Example:
+        >>> hg.clip(np.array([3.0, 1.0, 2.0]), 1.5, 2.5)
+        Tensor(array([2.5, 1.5, 2. ]))
     """
     if min is None and max is None:
         raise ArgumentError("clip: min and max are None, expected a bound because nothing would be clipped; pass one of them")
@@ -71,6 +84,9 @@ def nan_to_num(x: Any, nan: float = 0.0, posinf: float | None = None, neginf: fl
         nan, posinf, neginf: numbers for NaN, infinity and minus infinity; None for the largest and the smallest number of the dtype.
     Returns: Tensor like x.
     Raises: ArgumentError for a number that is none.
+    Example:
+        >>> hg.nan_to_num(np.array([np.nan, 1.0]), nan=-1.0)
+        Tensor(array([-1.,  1.]))
     """
     (out,) = to_tensors("nan_to_num", [x])
     value = out.value

@@ -70,6 +70,9 @@ def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Array:
         keepdims: keep the reduced axes with length 1.
     Returns: bool array, a constant.
     Raises: ArgumentError for an axis that does not exist or is named twice.
+    Example:
+        >>> hg.all(np.array([[1.0, 2.0], [3.0, 4.0]]) > 1, axis=1)
+        array([False,  True])
     """
     return _reduced("all", x, axis, keepdims, "all")
 
@@ -78,6 +81,9 @@ def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Array:
     """Whether an element is not 0, over axes; arguments, result and errors as `all`.
 
     Args, Returns: x, axis, keepdims as there.
+    Example:
+        >>> hg.any(np.array([[1.0, 2.0], [3.0, 4.0]]) > 3, axis=1)
+        array([False,  True])
     """
     return _reduced("any", x, axis, keepdims, "any")
 
@@ -86,6 +92,9 @@ def count_nonzero(x: Any, axis: Axis = None, keepdims: bool = False) -> Array:
     """How many elements are not 0, over axes; arguments and errors as `all`.
 
     Args, Returns: x, axis, keepdims as there; an integer array, a constant.
+    Example:
+        >>> hg.count_nonzero(np.array([[0.0, 2.0], [3.0, 4.0]]), axis=1)
+        array([1, 2])
     """
     a = _value(x) != 0
     return _reduced("count_nonzero", a, axis, keepdims, "sum")
@@ -110,6 +119,9 @@ def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Array:
         keepdims: keep the axis (of None all of them) with length 1.
     Returns: integer array, a constant.
     Raises: ArgumentError for an axis that does not exist, or without elements.
+    Example:
+        >>> hg.argmax(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=1)
+        array([1, 1])
     """
     return _place("argmax", x, axis, keepdims)
 
@@ -118,6 +130,9 @@ def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Array:
     """Place of the smallest element along an axis; arguments, result and errors as `argmax`.
 
     Args, Returns: x, axis, keepdims as there.
+    Example:
+        >>> hg.argmin(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=1)
+        array([0, 0])
     """
     return _place("argmin", x, axis, keepdims)
 
@@ -130,6 +145,9 @@ def argsort(x: Any, axis: int | None = -1) -> Array:
         axis: the axis; None for all elements in C order.
     Returns: integer array, a constant.
     Raises: ArgumentError for an axis that does not exist.
+    Example:
+        >>> hg.argsort(np.array([3.0, 1.0, 2.0]))
+        array([1, 2, 0])
     """
     a = _value(x)
     a, chosen = (a.reshape(-1), 0) if axis is None else (a, normalise_axis("argsort", axis, a.ndim))
@@ -147,6 +165,9 @@ def sign(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array like x, a constant.
+    Example:
+        >>> hg.sign(np.array([-2.0, 0.0, 3.0]))
+        array([-1.,  0.,  1.])
     """
     return _step("sign", x)
 
@@ -157,6 +178,9 @@ def floor(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array like x, a constant.
+    Example:
+        >>> hg.floor(np.array([-1.5, 0.2]))
+        array([-2.,  0.])
     """
     return _step("floor", x)
 
@@ -167,6 +191,9 @@ def ceil(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array like x, a constant.
+    Example:
+        >>> hg.ceil(np.array([-1.5, 0.2]))
+        array([-1.,  1.])
     """
     return _step("ceil", x)
 
@@ -177,6 +204,9 @@ def trunc(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array like x, a constant.
+    Example:
+        >>> hg.trunc(np.array([-1.5, 2.7]))
+        array([-1.,  2.])
     """
     return _step("trunc", x)
 
@@ -189,6 +219,9 @@ def round(x: Any, decimals: int = 0) -> Array:
         decimals: places after the decimal point; negative ones stand before it.
     Returns: array like x, a constant.
     Raises: ArgumentError for decimals that are no integer.
+    Example:
+        >>> hg.round(np.array([1.234, -0.5]), 1)
+        array([ 1.2, -0.5])
     """
     a = array_of("round", "x", x, "iuf", "numbers", "they are rounded")
     return _array(backend_of(a).xp.round(a, integer("round", "decimals", decimals, "it counts places")))
@@ -224,6 +257,10 @@ def zeros(shape: int | Sequence[int], dtype: Any = np.float64, device: str = "cp
         device: "cpu", or "cuda" for an array on the GPU.
     Returns: array, NumPy's or CuPy's.
     Raises: ArgumentError for a shape or device that is none; DTypeError for a dtype that is none of numbers.
+    Example:
+        >>> hg.zeros((2, 2))
+        array([[0., 0.],
+               [0., 0.]])
     """
     return _xp("zeros", device).zeros(_shape("zeros", shape), _dtype("zeros", dtype))
 
@@ -232,6 +269,10 @@ def ones(shape: int | Sequence[int], dtype: Any = np.float64, device: str = "cpu
     """An array of ones; arguments and errors as `zeros`.
 
     Args, Returns: shape, dtype, device as there.
+    Example:
+        >>> hg.ones((2, 2), np.float32)
+        array([[1., 1.],
+               [1., 1.]], dtype=float32)
     """
     return _xp("ones", device).ones(_shape("ones", shape), _dtype("ones", dtype))
 
@@ -246,6 +287,10 @@ def eye(n: int, m: int | None = None, k: int = 0, dtype: Any = np.float64, devic
         device: "cpu", or "cuda" for an array on the GPU.
     Returns: array, (n, m).
     Raises: as `zeros`; ArgumentError for an n, m or k that is no integer.
+    Example:
+        >>> hg.eye(2)
+        array([[1., 0.],
+               [0., 1.]])
     """
     rows = _count("eye", "n", n)
     columns = rows if m is None else _count("eye", "m", m)
@@ -268,6 +313,9 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
         device: "cpu", or "cuda" for an array on the GPU.
     Returns: array of one axis.
     Raises: as `zeros`; ArgumentError for what is no number.
+    Example:
+        >>> hg.arange(1, 7, 2)
+        array([1, 3, 5])
     """
     given = {"start": start, "stop": start if stop is None else stop, "step": step}
     found = {key: _number("arange", key, value) for key, value in given.items()}
@@ -293,6 +341,9 @@ def full(shape: int | Sequence[int], fill_value: Any, dtype: Any = None, device:
         device: "cpu", or "cuda" for an array on the GPU; an array or Tensor decides for itself.
     Returns: array; a Tensor (a read-only view) where the value is one.
     Raises: as `zeros`; ShapeError for a value that does not broadcast; ArgumentError for a dtype beside a Tensor.
+    Example:
+        >>> hg.full(3, 2.5)
+        array([2.5, 2.5, 2.5])
     """
     return _filled("full", _shape("full", shape), fill_value, dtype, device)
 
@@ -320,6 +371,9 @@ def zeros_like(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array, a constant.
+    Example:
+        >>> hg.zeros_like(np.array([3.0, 1.0, 2.0]))
+        array([0., 0., 0.])
     """
     a = _value(x)
     return backend_of(a).xp.zeros(a.shape, a.dtype)
@@ -331,6 +385,9 @@ def ones_like(x: Any) -> Array:
     Args:
         x: array or Tensor.
     Returns: array, a constant.
+    Example:
+        >>> hg.ones_like(np.array([3.0, 1.0, 2.0]))
+        array([1., 1., 1.])
     """
     a = _value(x)
     return backend_of(a).xp.ones(a.shape, a.dtype)
@@ -344,6 +401,10 @@ def full_like(x: Any, fill_value: Any) -> Any:
         fill_value: number, array or Tensor that broadcasts; a Tensor gets a derivative.
     Returns: array; a Tensor where fill_value is one.
     Raises: ShapeError for a value that does not broadcast; ArgumentError for a Tensor of another dtype.
+    Example:
+        >>> hg.full_like(np.array([[1.0, 2.0], [3.0, 4.0]]), 7.0)
+        array([[7., 7.],
+               [7., 7.]])
     """
     a = _value(x)
     return _filled("full_like", a.shape, fill_value, a.dtype, "cpu" if isinstance(a, np.ndarray) else "cuda")
@@ -358,6 +419,10 @@ def one_hot(labels: Any, classes: int, dtype: Any = np.float64) -> Array:
         dtype: of the result.
     Returns: array, (..., classes), where the labels are. Labels in a CuPy array are not read by the host: one out of range gets zeros.
     Raises: ArgumentError for a label out of range; DTypeError for labels that are no integers.
+    Example:
+        >>> hg.one_hot(np.array([2, 0]), 3)
+        array([[0., 0., 1.],
+               [1., 0., 0.]])
     """
     count, kind = _count("one_hot", "classes", classes), _dtype("one_hot", dtype)
     index = array_of("one_hot", "labels", labels, "iu", "integers", "they number classes")

@@ -126,6 +126,11 @@ def conv2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same", dila
     Cost: 2*N*P*Q*K*R*S*C//groups flop; scratch one padded image per thread. A dilated filter is multiplied with its zeros, and groups run
         one after the other. On a GPU see `precision`.
     Source: Dumoulin & Visin 2016, arXiv:1603.07285.
+    Example:
+        >>> hg.conv2d(np.ones((1, 3, 3, 1)), np.ones((3, 3, 1, 1))).value.reshape(3, 3)
+        array([[4., 6., 4.],
+               [6., 9., 6.],
+               [4., 6., 4.]])
     """
     x, w = to_tensors("conv2d", [x, w])
     if x.ndim < 4 or w.ndim not in (4, 5):
@@ -170,6 +175,9 @@ def conv1d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "same", dila
         padding: "same" (filters that span an odd number of elements only), "valid" or zeros per side, >= 0.
     Returns: y, (..., N, Q, K), Q = (L + 2*pad - (S - 1)*dilation - 1)//stride + 1.
     Raises: ShapeError, DTypeError, ArgumentError as `conv2d`.
+    Example:
+        >>> hg.conv1d(np.array([3.0, 1.0, 2.0]).reshape(1, 3, 1), np.ones((3, 1, 1))).value.ravel()
+        array([4., 6., 3.])
     """
     x, w = to_tensors("conv1d", [x, w])
     if x.ndim < 3 or w.ndim not in (3, 4):
@@ -196,6 +204,12 @@ def conv_transpose2d(x: Any, w: Any, *, stride: int = 1, padding: str | int = "s
     Rules: bilinear, by the kernels of `conv2d`; any order.
     Cost: that of `conv2d` with y and x exchanged.
     Source: Dumoulin & Visin 2016, arXiv:1603.07285, section 4.
+    Example:
+        >>> hg.conv_transpose2d(np.ones((1, 2, 2, 1)), np.ones((2, 2, 1, 1)), stride=2, padding=0).value.reshape(4, 4)
+        array([[1., 1., 1., 1.],
+               [1., 1., 1., 1.],
+               [1., 1., 1., 1.],
+               [1., 1., 1., 1.]])
     """
     x, w = to_tensors("conv_transpose2d", [x, w])
     if x.ndim < 4 or w.ndim not in (4, 5) or x.shape[-1] != w.shape[-1]:

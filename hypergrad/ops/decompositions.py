@@ -19,7 +19,7 @@ from .arguments import switch
 from .arrays import concatenate, getitem
 from .arrays import swap_last as T
 from .elementwise import divide, multiply, negative, subtract
-from .lapack import Many, call, column, eps, largest, lower, matrices, refuse, row, symmetric, symmetric_part
+from .lapack import Many, call, column, eps, largest, lower, matrices, refuse, row, singular, symmetric, symmetric_part
 from .linalg import matmul
 from .systems import right_solve
 
@@ -100,6 +100,9 @@ def eigh(x: Any) -> Eigh:
     Raises: ShapeError; ArgumentError for a matrix that is not symmetric (by 1e-6 of its largest element, 4e-4 in float32), and for a
         derivative where two eigenvalues are equal.
     Rules: w_dot = diag(v.T x_dot v), v_dot = v (F * (v.T x_dot v)) with F_ij = 1 / (w_j - w_i) off the diagonal; any order.
+    Example:
+        >>> hg.eigh(np.array([[2.0, 1.0], [1.0, 2.0]])).eigenvalues
+        Tensor(array([1., 3.]))
     """
     return Eigh(*_eigh.outputs(symmetric("eigh", x)))
 
@@ -110,6 +113,9 @@ def eigvalsh(x: Any) -> Tensor:
     Args:
         x: symmetric matrices, (..., N, N).
     Returns: Tensor, (..., N).
+    Example:
+        >>> hg.eigvalsh(np.array([[2.0, 1.0], [1.0, 2.0]]))
+        Tensor(array([1., 3.]))
     """
     return _eigh.outputs(symmetric("eigvalsh", x))[0]
 
@@ -183,6 +189,10 @@ def svd(x: Any, full_matrices: bool = True) -> SVD:
     Raises: ShapeError; ArgumentError for full_matrices=True of matrices that are not square, and for a derivative where two singular
         values are equal or one is 0.
     Rules: Townsend 2016; any order.
+    Example:
+        >>> u, s, vh = hg.svd(np.array([[3.0, 0.0], [0.0, 2.0]]))
+        >>> s
+        Tensor(array([3., 2.]))
     """
     x = matrices("svd", x, square=False)
     if switch("svd", "full_matrices", full_matrices) and x.shape[-1] != x.shape[-2]:
@@ -199,8 +209,20 @@ def svdvals(x: Any) -> Tensor:
     Args:
         x: matrices, (..., M, N).
     Returns: Tensor, (..., K).
+    Example:
+        >>> hg.svdvals(np.array([[0.0, 2.0], [3.0, 0.0]]))
+        Tensor(array([3., 2.]))
     """
     return svd(matrices("svdvals", x, square=False), full_matrices=False).S
+
+
+def _independent(r: Tensor) -> Tensor:
+    """R, where the columns are linearly independent: else an entry of its diagonal is rounding alone, and so would the derivative be."""
+    xp = backend_of(r.value).xp
+    diagonal = xp.abs(xp.diagonal(r.value, axis1=-2, axis2=-1))
+    if not bool((diagonal > r.shape[-1] * eps(r.value) * largest(xp, r.value)[..., None]).all()):
+        raise singular("qr")
+    return r
 
 
 def _qr_x_bar(bars: Sequence[Tensor | None], outs: list[Tensor], x: Tensor) -> Tensor:
@@ -211,12 +233,12 @@ def _qr_x_bar(bars: Sequence[Tensor | None], outs: list[Tensor], x: Tensor) -> T
         inner = turn if inner is None else inner + turn
     assert inner is not None
     symmetric = multiply(inner, lower(inner)) + T(multiply(inner, lower(inner, -1)))
-    return right_solve("qr", _added(bars[0], matmul(q, symmetric)), T(r))
+    return right_solve("qr", _added(bars[0], matmul(q, symmetric)), T(_independent(r)))
 
 
 def _qr_dots(dot: Tensor, outs: list[Tensor], x: Tensor) -> Sequence[Tensor]:
     q, r = outs
-    change = right_solve("qr", dot, r)
+    change = right_solve("qr", dot, _independent(r))
     inner = matmul(T(q), change)
     below = multiply(inner, lower(inner, -1))
     turn = subtract(below, T(below))
@@ -246,6 +268,10 @@ def qr(x: Any) -> QR:
     Returns: (Q, R). LAPACK chooses the signs, which a derivative leaves as they are.
     Raises: ShapeError; ArgumentError for a derivative where the first K columns are linearly dependent.
     Rules: Walter & Lehmann 2012; any order. Where M < N the first M columns are decomposed, and R of the others is Q.T times them.
+    Example:
+        >>> q, r = hg.qr(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        >>> bool(np.allclose((q @ r).value, np.array([[1.0, 2.0], [3.0, 4.0]])))
+        True
     """
     x = matrices("qr", x, square=False)
     rows = x.shape[-2]

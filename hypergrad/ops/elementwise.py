@@ -131,32 +131,35 @@ Args:
 Returns: Tensor of the broadcast shape.
 Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
 Rules: any order.
-Cost: one pass over the elements."""
+Cost: one pass over the elements.
+Example:
+    >>> hg.{}({})
+    Tensor(array({}))"""
 
 
-def document(*ops: tuple[Op, str]) -> None:
-    """Gives elementwise ops their docstrings, from one sentence each."""
-    for op, summary in ops:
-        op.__doc__ = _FORM.format(summary, "x" if op.arity == 1 else "x, y")
+def document(*ops: tuple[Op, str, str, str]) -> None:
+    """Gives elementwise ops their docstrings, from a sentence, the arguments of an example and its result each."""
+    for op, summary, arguments, result in ops:
+        op.__doc__ = _FORM.format(summary, "x" if op.arity == 1 else "x, y", op.name, arguments, result)
 
 
 document(
-    (add, "x + y."),
-    (subtract, "x - y."),
-    (multiply, "x * y."),
-    (negative, "-x."),
-    (divide, "x / y."),
-    (exp, "e to the power x."),
-    (log, "Natural logarithm of x, x > 0."),
-    (log1p, "log(1 + x), exact for small x, x > -1."),
-    (sqrt, "Square root of x, x >= 0; no derivative exists at 0."),
-    (abs, "Magnitude of x; its derivative at 0 is 0."),
-    (tanh, "Hyperbolic tangent of x."),
-    (sigmoid, "1 / (1 + exp(-x)), safe from overflow."),
-    (softplus, "log(1 + exp(x)), safe from overflow."),
-    (relu, "max(x, 0); its derivative at 0 is 0."),
-    (maximum, "The larger of x and y; where they are equal, x gets the derivative."),
-    (minimum, "The smaller of x and y; where they are equal, x gets the derivative."),
+    (add, "x + y.", "2.0, 3.0", "5."),
+    (subtract, "x - y.", "2.0, 3.0", "-1."),
+    (multiply, "x * y.", "2.0, 3.0", "6."),
+    (negative, "-x.", "2.0", "-2."),
+    (divide, "x / y.", "3.0, 2.0", "1.5"),
+    (exp, "e to the power x.", "1.0", "2.71828183"),
+    (log, "Natural logarithm of x, x > 0.", "2.0", "0.69314718"),
+    (log1p, "log(1 + x), exact for small x, x > -1.", "1e-9", "9.99999999e-10"),
+    (sqrt, "Square root of x, x >= 0; no derivative exists at 0.", "2.0", "1.41421356"),
+    (abs, "Magnitude of x; its derivative at 0 is 0.", "-2.0", "2."),
+    (tanh, "Hyperbolic tangent of x.", "1.0", "0.76159416"),
+    (sigmoid, "1 / (1 + exp(-x)), safe from overflow.", "1.0", "0.73105858"),
+    (softplus, "log(1 + exp(x)), safe from overflow.", "1.0", "1.31326169"),
+    (relu, "max(x, 0); its derivative at 0 is 0.", "np.array([-1.0, 2.0])", "[0., 2.]"),
+    (maximum, "The larger of x and y; where they are equal, x gets the derivative.", "np.array([1.0, 5.0]), 3.0", "[3., 5.]"),
+    (minimum, "The smaller of x and y; where they are equal, x gets the derivative.", "np.array([1.0, 5.0]), 3.0", "[1., 3.]"),
 )
 
 
@@ -172,6 +175,9 @@ def power(x: Any, exponent: Any) -> Tensor:
         is 0 where x is 0 and the exponent is not negative, and NaN for x < 0. Any order. Where x is 0 the mixed derivative of
         second order exists for exponents above 1 only.
     Cost: one pass over the elements; a number 2 is one product.
+    Example:
+        >>> hg.power(np.array([2.0, 3.0]), 2)
+        Tensor(array([4., 9.]))
     """
     if isinstance(exponent, np.generic) or isinstance(exponent, np.ndarray) and not exponent.ndim and exponent.dtype.kind in "biu":
         exponent = exponent.item()
@@ -188,6 +194,10 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor of the broadcast shape of x, y and condition.
     Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed, or for a condition of floats.
+    Example:
+        >>> x = np.array([-1.0, 2.0])
+        >>> hg.where(x > 0, x, 0.0)
+        Tensor(array([0., 2.]))
     """
     x, y = to_tensors("where", [x, y])
     condition = array_of("where", "condition", condition, "biu", "bools", "it chooses between x and y")
@@ -208,6 +218,10 @@ def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
     Rules: the mask is a constant, drawn or given. So the derivative in the rate is that of the factor 1 / (1 - rate) alone, and not that
         of the expected loss, which also changes with the number of zeros.
     Source: Srivastava et al. 2014, JMLR 15.
+    Example:
+        >>> mask = np.random.default_rng(0).random(4) < 0.5
+        >>> hg.dropout(np.ones(4), mask, rate=0.5)
+        Tensor(array([0., 2., 2., 2.]))
     """
     found = number("dropout", "rate", rate.value if isinstance(rate, Tensor) else rate, "0 <= rate < 1", "1 - rate divides", 0, below=1)
     if isinstance(mask, np.random.Generator):

@@ -95,6 +95,10 @@ def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
     Rules: kernels for value, vjp, jvp and jvp of vjp; the reference for every other nesting.
     Cost: 2*E*N*D*K flop forward, twice that backward; keeps N*K numbers an episode.
     Source: Bishop 2006, Pattern Recognition and Machine Learning, section 4.3.4.
+    Example:
+        >>> x, labels = np.ones((4, 3)), np.array([0, 1, 0, 1])
+        >>> hg.linear_cross_entropy(x, np.zeros((3, 2)), np.zeros(2), labels)
+        Tensor(array([0.69314718, 0.69314718, 0.69314718, 0.69314718]))
     """
     x, w, bias = to_tensors("linear_cross_entropy", [x, w, bias])
     if x.ndim not in (2, 3) or w.ndim not in (2, 3) or x.shape[-1] != w.shape[-2]:

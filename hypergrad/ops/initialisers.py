@@ -49,6 +49,10 @@ def glorot_uniform(seed: Any, shape: Sequence[int], dtype: Any = np.float64) -> 
         dtype: float32 or float64.
     Returns: array.
     Raises: ArgumentError or DTypeError for another shape, seed or dtype.
+    Example:
+        >>> w = hg.glorot_uniform(0, (3, 3, 16, 32))
+        >>> w.shape, bool(abs(w).max() <= np.sqrt(6 / (9 * (16 + 32))))
+        ((3, 3, 16, 32), True)
     """
     rng, sizes, kind = _drawn("glorot_uniform", seed, shape, dtype)
     limit = math.sqrt(6 / math.fsum(_fans(sizes)))
@@ -59,6 +63,9 @@ def glorot_normal(seed: Any, shape: Sequence[int], dtype: Any = np.float64) -> A
     """Normal numbers of Glorot's variance, 2 / (n_in + n_out); arguments and errors as `glorot_uniform`.
 
     Args, Returns: seed, shape, dtype as there.
+    Example:
+        >>> float(hg.glorot_normal(0, (784, 10)).std().round(2))
+        0.05
     """
     rng, sizes, kind = _drawn("glorot_normal", seed, shape, dtype)
     return (math.sqrt(2 / math.fsum(_fans(sizes))) * rng.standard_normal(sizes)).astype(kind)
@@ -68,6 +75,10 @@ def he_uniform(seed: Any, shape: Sequence[int], dtype: Any = np.float64) -> Arra
     """Uniform numbers of He's variance, 2 / n_in, for layers with relu; arguments and errors as `glorot_uniform`.
 
     Args, Returns: seed, shape, dtype as there.
+    Example:
+        >>> w = hg.he_uniform(0, (784, 100))
+        >>> w.shape, bool(abs(w).max() <= np.sqrt(6 / 784))
+        ((784, 100), True)
     """
     rng, sizes, kind = _drawn("he_uniform", seed, shape, dtype)
     limit = math.sqrt(6 / _fans(sizes)[0])
@@ -78,6 +89,9 @@ def he_normal(seed: Any, shape: Sequence[int], dtype: Any = np.float64) -> Array
     """Normal numbers of He's variance, 2 / n_in, for layers with relu; arguments and errors as `glorot_uniform`.
 
     Args, Returns: seed, shape, dtype as there.
+    Example:
+        >>> float(hg.he_normal(0, (784, 100)).std().round(2))
+        0.05
     """
     rng, sizes, kind = _drawn("he_normal", seed, shape, dtype)
     return (math.sqrt(2 / _fans(sizes)[0]) * rng.standard_normal(sizes)).astype(kind)
@@ -94,6 +108,10 @@ def orthogonal(seed: Any, shape: Sequence[int], gain: float = 1.0, dtype: Any = 
     Returns: array.
     Raises: ArgumentError or DTypeError for another shape, seed, gain or dtype.
     Source: Saxe et al. 2014, arXiv:1312.6120; uniform over all such matrices by the signs of Mezzadri 2007, arXiv:math-ph/0609050.
+    Example:
+        >>> w = hg.orthogonal(0, (4, 3))
+        >>> bool(np.allclose(w.T @ w, np.eye(3)))
+        True
     """
     rng, sizes, kind = _drawn("orthogonal", seed, shape, dtype)
     factor = number("orthogonal", "gain", gain, "a number", "it multiplies the matrix", -math.inf)

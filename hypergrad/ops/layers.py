@@ -42,6 +42,9 @@ def layer_norm(x: Any, gamma: Any = None, beta: Any = None, *, axis: int | Seque
     Returns: Tensor like x.
     Raises: ShapeError, DTypeError; ArgumentError for an axis that does not exist or an eps that is not above 0.
     Source: Ba et al. 2016, arXiv:1607.06450.
+    Example:
+        >>> hg.layer_norm(np.array([1.0, 2.0, 3.0])).value.round(2)
+        array([-1.22,  0.  ,  1.22])
     """
     (x,) = to_tensors("layer_norm", [x])
     axes = reduced_axes("layer_norm", axis, x.ndim)
@@ -65,6 +68,9 @@ def instance_norm(x: Any, gamma: Any = None, beta: Any = None, *, eps: float = 1
     Returns: Tensor like x.
     Raises: ShapeError, DTypeError; ArgumentError for an eps that is not above 0.
     Source: Ulyanov et al. 2016, arXiv:1607.08022.
+    Example:
+        >>> hg.instance_norm(np.arange(4.0).reshape(1, 2, 2, 1)).value.ravel().round(2)
+        array([-1.34, -0.45,  0.45,  1.34])
     """
     x = _image("instance_norm", x)
     return _affine(_normalised("instance_norm", x, (x.ndim - 3, x.ndim - 2), eps), gamma, beta)
@@ -81,6 +87,10 @@ def group_norm(x: Any, groups: int, gamma: Any = None, beta: Any = None, *, eps:
     Returns: Tensor like x.
     Raises: ShapeError, DTypeError; ArgumentError for groups that do not divide C or an eps that is not above 0.
     Source: Wu & He 2018, arXiv:1803.08494.
+    Example:
+        >>> hg.group_norm(np.arange(8.0).reshape(1, 2, 2, 2), groups=2).value[0, :, 0].round(2)
+        array([[-1.34, -1.34],
+               [ 0.45,  0.45]])
     """
     x = _image("group_norm", x)
     count, channels = integer("group_norm", "groups", groups, "it counts groups"), x.shape[-1]
@@ -100,6 +110,11 @@ def embedding(table: Any, indices: Any) -> Tensor:
     Returns: Tensor, (..., D).
     Raises: ShapeError for a table of other axes; ArgumentError out of range; DTypeError for indices that are no integers. A CuPy array's
         entries are not read by the host and wrap around.
+    Example:
+        >>> hg.embedding(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0, 1]))
+        Tensor(array([[3., 4.],
+               [1., 2.],
+               [3., 4.]]))
     """
     (table,) = to_tensors("embedding", [table])
     if table.ndim != 2:
@@ -120,6 +135,10 @@ def scaled_dot_product_attention(q: Any, k: Any, v: Any, mask: Any = None) -> Te
     Raises: ShapeError if the shapes do not fit; DTypeError if mixed, or for a mask of floats.
     Cost: 2 L S (D + N) flop, and the L S weights are kept.
     Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+    Example:
+        >>> q, k, v = np.ones((5, 4)), np.ones((3, 4)), np.arange(6.0).reshape(3, 2)
+        >>> hg.scaled_dot_product_attention(q, k, v)[0]
+        Tensor(array([2., 3.]))
     """
     q, k, v = to_tensors("scaled_dot_product_attention", [q, k, v])
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
@@ -164,6 +183,11 @@ def lstm_cell(x: Any, h: Any, c: Any, w: Any, u: Any, bias: Any = None) -> tuple
     Returns: (h', c'), Tensors like h.
     Raises: ShapeError if the shapes do not fit; DTypeError if mixed.
     Source: Hochreiter & Schmidhuber 1997, Neural Computation 9; the gate f: Gers et al. 2000, Neural Computation 12.
+    Example:
+        >>> h = c = np.zeros((4, 2))
+        >>> h, c = hg.lstm_cell(np.ones((4, 3)), h, c, np.ones((3, 8)), np.ones((2, 8)))
+        >>> h.shape, c.shape
+        ((4, 2), (4, 2))
     """
     x, h, w, u = _gates("lstm_cell", x, h, w, u, 4)
     z = add(matmul(x, w), matmul(h, u))
@@ -185,6 +209,10 @@ def gru_cell(x: Any, h: Any, w: Any, u: Any, bias: Any = None, recurrent_bias: A
     Returns: h', a Tensor like h.
     Raises: ShapeError if the shapes do not fit; DTypeError if mixed.
     Source: Cho et al. 2014, arXiv:1406.1078, with the reset gate after the product, as in cuDNN and PyTorch.
+    Example:
+        >>> h = hg.gru_cell(np.ones((4, 3)), np.zeros((4, 2)), np.ones((3, 6)), np.ones((2, 6)))
+        >>> h.shape
+        (4, 2)
     """
     x, h, w, u = _gates("gru_cell", x, h, w, u, 3)
     of_x, of_h = matmul(x, w), matmul(h, u)

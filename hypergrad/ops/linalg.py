@@ -33,6 +33,10 @@ def matmul(x: Any, y: Any) -> Tensor:
     Raises: ShapeError if the inner sizes differ or an argument has no axis.
     Rules: bilinear; any order.
     Cost: 2*M*K*N flop per batch element.
+    Example:
+        >>> hg.matmul(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[ 7., 10.],
+               [15., 22.]]))
     """
     x, y = to_tensors("matmul", [x, y])
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
@@ -54,6 +58,10 @@ def linear(x: Any, w: Any, bias: Any = None) -> Tensor:
         bias: (K,) or (..., K), or None.
     Returns: Tensor, (..., N, K).
     Raises: ShapeError if D differs.
+    Example:
+        >>> hg.linear(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0], [10.0]]), np.array([0.5]))
+        Tensor(array([[21.5],
+               [43.5]]))
     """
     out = matmul(x, w)
     if bias is None:
@@ -72,6 +80,9 @@ def einsum(subscripts: str, *operands: Any) -> Tensor:
     Returns: Tensor with the axes after "->".
     Raises: ArgumentError for a malformed string; ShapeError if sizes of one letter differ.
     Cost: that of the pairwise matrix products.
+    Example:
+        >>> hg.einsum("ij,j->i", np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
+        Tensor(array([21., 43.]))
     """
     if not isinstance(subscripts, str):
         raise ArgumentError(

@@ -28,6 +28,9 @@ def mse_loss(x: Any, y: Any) -> Tensor:
         x, y: arrays or Tensors of one shape and dtype, with at least one element.
     Returns: Tensor without axes.
     Raises: ShapeError if the shapes differ, or of nothing.
+    Example:
+        >>> hg.mse_loss(np.array([1.0, 2.0]), np.array([1.0, 5.0]))
+        Tensor(array(4.5))
     """
     x, y = to_tensors("mse_loss", [x, y])
     _same("mse_loss", "x", x, "y", y)
@@ -44,6 +47,9 @@ def huber_loss(x: Any, y: Any, delta: Any = 1.0) -> Tensor:
     Returns: Tensor like x.
     Raises: ShapeError if the shapes differ; ArgumentError for a delta that is not above 0.
     Source: Huber 1964, Annals of Mathematical Statistics 35.
+    Example:
+        >>> hg.huber_loss(np.array([0.5, 3.0]), np.zeros(2))
+        Tensor(array([0.125, 2.5  ]))
     """
     x, y = to_tensors("huber_loss", [x, y])
     _same("huber_loss", "x", x, "y", y)
@@ -61,6 +67,9 @@ def hinge_loss(x: Any, y: Any) -> Tensor:
         y: classes as -1 and 1, of the shape of x.
     Returns: Tensor like x.
     Raises: ShapeError if the shapes differ.
+    Example:
+        >>> hg.hinge_loss(np.array([2.0, 0.5]), np.array([1.0, -1.0]))
+        Tensor(array([0. , 1.5]))
     """
     x, y = to_tensors("hinge_loss", [x, y])
     _same("hinge_loss", "x", x, "y", y)
@@ -75,6 +84,9 @@ def binary_cross_entropy_with_logits(logits: Any, y: Any) -> Tensor:
         y: probabilities of the class 1, in [0, 1], of the shape of logits; a Tensor gets a derivative.
     Returns: Tensor like logits.
     Raises: ShapeError if the shapes differ.
+    Example:
+        >>> hg.binary_cross_entropy_with_logits(np.array([2.0, -1.0]), np.array([1.0, 0.0]))
+        Tensor(array([0.12692801, 0.31326169]))
     """
     z, y = to_tensors("binary_cross_entropy_with_logits", [logits, y])
     _same("binary_cross_entropy_with_logits", "logits", z, "y", y)
@@ -99,6 +111,9 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Any = 0.0) -> Te
     Returns: Tensor of shape (...).
     Raises: ShapeError if the shapes do not fit; ArgumentError for a label or a smoothing out of range.
     Source: Szegedy et al. 2016, arXiv:1512.00567, section 7 (label smoothing).
+    Example:
+        >>> hg.cross_entropy(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 0]), label_smoothing=0.1)
+        Tensor(array([0.22692801, 1.26326169]))
     """
     (z,) = to_tensors("cross_entropy", [logits])
     if not z.ndim:
@@ -130,6 +145,9 @@ def kl_divergence(x: Any, y: Any) -> Tensor:
         y: logits of q, of the shape of x.
     Returns: Tensor of shape (...).
     Raises: ShapeError if the shapes differ or are ().
+    Example:
+        >>> hg.kl_divergence(np.array([0.5, 0.5]), np.array([0.25, 0.75]))
+        Tensor(array(0.0309298))
     """
     x, y = to_tensors("kl_divergence", [x, y])
     _same("kl_divergence", "x", x, "y", y)

@@ -35,6 +35,10 @@ def tril(x: Any, k: int = 0) -> Tensor:
         k: the last diagonal that stays; 0 is the main one, positive ones lie above it.
     Returns: Tensor like x.
     Raises: ShapeError for fewer than two axes.
+    Example:
+        >>> hg.tril(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[1., 0.],
+               [3., 4.]]))
     """
     return _triangle("tril", x, k, True)
 
@@ -47,6 +51,10 @@ def triu(x: Any, k: int = 0) -> Tensor:
         k: the first diagonal that stays; 0 is the main one, positive ones lie above it.
     Returns: Tensor like x.
     Raises: ShapeError for fewer than two axes.
+    Example:
+        >>> hg.triu(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([[1., 2.],
+               [0., 4.]]))
     """
     return _triangle("triu", x, k, False)
 
@@ -60,6 +68,9 @@ def diagonal(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
         axis1, axis2: the axes of rows and columns.
     Returns: Tensor; a copy.
     Raises: ArgumentError for axes that do not exist or are the same.
+    Example:
+        >>> hg.diagonal(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([1., 4.]))
     """
     (x,) = to_tensors("diagonal", [x])
     if x.ndim < 2:
@@ -94,6 +105,9 @@ def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
         offset: which; 0 is the main one, positive ones lie above it.
         axis1, axis2: the axes of rows and columns.
     Returns: Tensor.
+    Example:
+        >>> hg.trace(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array(5.))
     """
     (x,) = to_tensors("trace", [x])
     if x.ndim < 2:
@@ -109,6 +123,10 @@ def diag(x: Any, k: int = 0) -> Tensor:
         k: which diagonal; 0 is the main one, positive ones lie above it.
     Returns: Tensor, (N + |k|, N + |k|), or of one axis.
     Raises: ShapeError for other numbers of axes.
+    Example:
+        >>> hg.diag(np.array([1.0, 2.0]))
+        Tensor(array([[1., 0.],
+               [0., 2.]]))
     """
     (x,) = to_tensors("diag", [x])
     offset = integer("diag", "k", k, OFFSET)

@@ -103,6 +103,10 @@ def batch_norm(x: Any, gamma: Any, beta: Any, *, eps: float = 1e-5) -> Tensor:
     Rules: kernels for value, vjp, jvp and jvp of vjp; the composed formula for every other nesting and in `fusion(False)`.
     Cost: about 8 flop an element forward, 10 backward; keeps two numbers a channel and episode.
     Source: Ioffe & Szegedy 2015, arXiv:1502.03167.
+    Example:
+        >>> x = np.arange(8.0).reshape(2, 2, 2, 1)
+        >>> hg.batch_norm(x, np.ones(1), np.zeros(1)).value.ravel().round(2)
+        array([-1.53, -1.09, -0.65, -0.22,  0.22,  0.65,  1.09,  1.53])
     """
     x, gamma, beta = to_tensors("batch_norm", [x, gamma, beta])
     if x.ndim < 4 or not x.size:

@@ -91,6 +91,9 @@ def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
     Rules: kernels for value, vjp and jvp, which is linear at the stored winners, for windows up to 16 x 16; the composed
         gather for larger ones, for every other nesting and in `fusion(False)`.
     Cost: one comparison an element; keeps one byte a window and channel.
+    Example:
+        >>> hg.max_pool2d(np.arange(16.0).reshape(1, 4, 4, 1)).value.ravel()
+        array([ 5.,  7., 13., 15.])
     """
     x, size = _checked("max_pool2d", x, size)
     if size > LARGEST_CODED:
@@ -100,5 +103,10 @@ def max_pool2d(x: Any, *, size: int = 2) -> Tensor:
 
 
 def avg_pool2d(x: Any, *, size: int = 2) -> Tensor:
-    """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`."""
+    """Mean over size x size windows that do not overlap; arguments, result and errors as `max_pool2d`.
+
+    Example:
+        >>> hg.avg_pool2d(np.arange(16.0).reshape(1, 4, 4, 1)).value.ravel()
+        array([ 2.5,  4.5, 10.5, 12.5])
+    """
     return mean(_windows(*_checked("avg_pool2d", x, size)), axis=-1)

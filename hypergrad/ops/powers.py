@@ -38,6 +38,9 @@ def square(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number, float32 or float64.
     Returns: Tensor like x.
+    Example:
+        >>> hg.square(3.0)
+        Tensor(array(9.))
     """
     return power(x, 2)
 
@@ -48,6 +51,9 @@ def reciprocal(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number, float32 or float64.
     Returns: Tensor like x.
+    Example:
+        >>> hg.reciprocal(4.0)
+        Tensor(array(0.25))
     """
     return divide(1.0, x)
 
@@ -59,16 +65,24 @@ def logaddexp2(x: Any, y: Any) -> Tensor:
         x, y: arrays, Tensors or numbers of one dtype, float32 or float64; they broadcast.
     Returns: Tensor of the broadcast shape.
     Raises: ShapeError if the shapes do not broadcast; DTypeError if mixed.
+    Example:
+        >>> hg.logaddexp2(3.0, 3.0)
+        Tensor(array(4.))
     """
     x, y = to_tensors("logaddexp2", [x, y])
     return scale(logaddexp(scale(x, by=LN2), scale(y, by=LN2)), by=1 / LN2)
 
 
 document(
-    (expm1, "exp(x) - 1, exact for small x."),
-    (exp2, "2 to the power x."),
-    (log2, "Logarithm of x to the base 2, x > 0."),
-    (log10, "Logarithm of x to the base 10, x > 0."),
-    (cbrt, "Cube root of x, of any sign; its derivative at 0 is infinite."),
-    (logaddexp, "log(exp(x) + exp(y)), safe from overflow; where both are the same infinity, each gets half of the derivative."),
+    (expm1, "exp(x) - 1, exact for small x.", "1e-9", "1.e-09"),
+    (exp2, "2 to the power x.", "3.0", "8."),
+    (log2, "Logarithm of x to the base 2, x > 0.", "8.0", "3."),
+    (log10, "Logarithm of x to the base 10, x > 0.", "1000.0", "3."),
+    (cbrt, "Cube root of x, of any sign; its derivative at 0 is infinite.", "-8.0", "-2."),
+    (
+        logaddexp,
+        "log(exp(x) + exp(y)), safe from overflow; where both are the same infinity, each gets half of the derivative.",
+        "1000.0, 1000.0",
+        "1000.69314718",
+    ),
 )

@@ -24,6 +24,9 @@ def dot(x: Any, y: Any) -> Tensor:
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor, of the other axes of x and then those of y.
     Raises: ShapeError if the sizes differ.
+    Example:
+        >>> hg.dot(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
+        Tensor(array([21., 43.]))
     """
     x, y = to_tensors("dot", [x, y])
     if not x.ndim or not y.ndim:
@@ -40,6 +43,9 @@ def inner(x: Any, y: Any) -> Tensor:
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor, of the other axes of x and then those of y.
     Raises: ShapeError if the sizes differ.
+    Example:
+        >>> hg.inner(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1.0, 10.0]))
+        Tensor(array([21., 43.]))
     """
     x, y = to_tensors("inner", [x, y])
     if not x.ndim or not y.ndim:
@@ -55,6 +61,10 @@ def outer(x: Any, y: Any) -> Tensor:
     Args:
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor, (size of x, size of y).
+    Example:
+        >>> hg.outer(np.array([1.0, 2.0]), np.array([1.0, 10.0]))
+        Tensor(array([[ 1., 10.],
+               [ 2., 20.]]))
     """
     x, y = to_tensors("outer", [x, y])
     return multiply(reshape(x, (x.size, 1)), reshape(y, (1, y.size)))
@@ -67,6 +77,9 @@ def vdot(x: Any, y: Any) -> Tensor:
         x, y: arrays or Tensors of one size and dtype.
     Returns: Tensor without axes.
     Raises: ShapeError if the sizes differ.
+    Example:
+        >>> hg.vdot(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array(30.))
     """
     x, y = to_tensors("vdot", [x, y])
     if x.size != y.size:
@@ -93,6 +106,10 @@ def tensordot(x: Any, y: Any, axes: int | Sequence[Any] = 2) -> Tensor:
         axes: a number of axes, the last ones of x and the first ones of y; or those of x and those of y, each one or several.
     Returns: Tensor, of the other axes of x and then those of y.
     Raises: ArgumentError for axes that do not exist or do not pair; ShapeError if the sizes of a pair differ.
+    Example:
+        >>> hg.tensordot(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 2.0], [3.0, 4.0]]), axes=1)
+        Tensor(array([[ 7., 10.],
+               [15., 22.]]))
     """
     x, y = to_tensors("tensordot", [x, y])
     reason = "they pair axes of x with axes of y"
@@ -124,6 +141,10 @@ def kron(x: Any, y: Any) -> Tensor:
     Args:
         x, y: arrays, Tensors or numbers of one dtype.
     Returns: Tensor, the shapes multiplied; the one with fewer axes gets axes of length 1 in front.
+    Example:
+        >>> hg.kron(np.eye(2), np.array([[1.0, 2.0]]))
+        Tensor(array([[1., 2., 0., 0.],
+               [0., 0., 1., 2.]]))
     """
     x, y = to_tensors("kron", [x, y])
     n = max(x.ndim, y.ndim)
@@ -140,6 +161,9 @@ def cross(x: Any, y: Any, axis: int = -1) -> Tensor:
         axis: the axis of the components, in both and in the result.
     Returns: Tensor.
     Raises: ShapeError for another number of components.
+    Example:
+        >>> hg.cross(np.array([1.0, 0.0, 0.0]), np.array([0.0, 1.0, 0.0]))
+        Tensor(array([0., 0., 1.]))
     """
     x, y = to_tensors("cross", [x, y])
     vectors = []

@@ -64,6 +64,9 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
         keepdims: keep the summed axes with length 1.
     Returns: Tensor.
     Raises: ArgumentError for an axis that does not exist or is named twice.
+    Example:
+        >>> hg.sum(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=1)
+        Tensor(array([3., 7.]))
     """
     (x,) = to_tensors("sum", [x])
     axes, keepdims = reduced_axes("sum", axis, x.ndim), switch("sum", "keepdims", keepdims)
@@ -75,6 +78,9 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Arithmetic mean over axes; arguments, result and errors as `sum`.
 
     Raises: ShapeError over no elements.
+    Example:
+        >>> hg.mean(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+        Tensor(array([2., 3.]))
     """
     (x,) = to_tensors("mean", [x])
     axes, keepdims = reduced_axes("mean", axis, x.ndim), switch("mean", "keepdims", keepdims)
@@ -111,6 +117,9 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
     Args, Returns: as `sum`.
     Raises: ShapeError over no elements.
+    Example:
+        >>> hg.amax(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+        Tensor(array([3., 4.]))
     """
     return _extreme("max", x, axis, keepdims)
 
@@ -120,6 +129,9 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
     Args, Returns: as `sum`.
     Raises: ShapeError over no elements.
+    Example:
+        >>> hg.amin(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+        Tensor(array([1., 2.]))
     """
     return _extreme("min", x, axis, keepdims)
 
@@ -195,6 +207,9 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Tensor:
         keepdims: keep it with length 1.
     Returns: Tensor; -inf of -inf only, +inf where an element is.
     Rules: the derivative is `softmax`; any order.
+    Example:
+        >>> hg.logsumexp(np.array([1000.0, 1000.0]))
+        Tensor(array(1000.69314718))
     """
     keepdims = switch("logsumexp", "keepdims", keepdims)
     moved, back = _last("logsumexp", x, axis)
@@ -211,6 +226,9 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
     Returns: Tensor like x. Elements of -inf get 0, and so do all of them where there are no others; elements of +inf share the
         whole weight equally.
     Rules: softmax(x) * (x_dot - sum(softmax(x) * x_dot)), finite wherever softmax is; any order.
+    Example:
+        >>> hg.softmax(np.array([0.0, 0.0, 1000.0]))
+        Tensor(array([0., 0., 1.]))
     """
     moved, back = _last("softmax", x, axis)
     out = _softmax(moved)
@@ -224,6 +242,9 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
         x: array or Tensor with at least one axis.
         axis: the axis along which exp(log_softmax(x)) sums to one.
     Returns: Tensor like x. Elements of -inf stay -inf and get no derivative, unless all are.
+    Example:
+        >>> hg.log_softmax(np.array([1000.0, 1000.0]))
+        Tensor(array([-0.69314718, -0.69314718]))
     """
     (x,) = to_tensors("log_softmax", [x])
     moved, back = _last("log_softmax", x, axis)
@@ -261,6 +282,9 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
     Raises: DTypeError for labels that are no integers; ShapeError if the shapes differ; ArgumentError for a label
         out of range. Labels in a CuPy array are not read by the host: one out of range makes its loss NaN.
     Cost: about 10 flop a logit.
+    Example:
+        >>> hg.softmax_cross_entropy(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 0]))
+        Tensor(array([0.12692801, 1.31326169]))
     """
     (z,) = to_tensors("softmax_cross_entropy", [logits])
     if not z.ndim:

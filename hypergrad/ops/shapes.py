@@ -58,6 +58,9 @@ def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
         axis: which, or None for all of them.
     Returns: Tensor.
     Raises: ArgumentError for an axis that does not exist; ShapeError for one that is longer.
+    Example:
+        >>> hg.squeeze(np.ones((1, 3, 1))).shape
+        (3,)
     """
     (x,) = to_tensors("squeeze", [x])
     axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else distinct_axes("squeeze", "axis", axis, x.ndim)
@@ -74,6 +77,9 @@ def expand_dims(x: Any, axis: int | Sequence[int]) -> Tensor:
         axis: their places in the result.
     Returns: Tensor.
     Raises: ArgumentError for a place that does not exist or is named twice.
+    Example:
+        >>> hg.expand_dims(np.array([3.0, 1.0, 2.0]), 0)
+        Tensor(array([[3., 1., 2.]]))
     """
     (x,) = to_tensors("expand_dims", [x])
     axes = distinct_axes("expand_dims", "axis", axis, x.ndim + len(integers("expand_dims", "axis", axis, AXIS)))
@@ -89,6 +95,9 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
         source, destination: the axes, and their places in the result, as many.
     Returns: Tensor; a view.
     Raises: ArgumentError for an axis that does not exist or is named twice, or different numbers of them.
+    Example:
+        >>> hg.moveaxis(np.ones((2, 3, 4)), 0, -1).shape
+        (3, 4, 2)
     """
     (x,) = to_tensors("moveaxis", [x])
     there = distinct_axes("moveaxis", "destination", destination, x.ndim)
@@ -109,6 +118,9 @@ def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
         axis1, axis2: the axes.
     Returns: Tensor; a view.
     Raises: ArgumentError for an axis that does not exist.
+    Example:
+        >>> hg.swapaxes(np.ones((2, 3, 4)), 0, 2).shape
+        (4, 3, 2)
     """
     (x,) = to_tensors("swapaxes", [x])
     (one,), (other,) = distinct_axes("swapaxes", "axis1", [axis1], x.ndim), distinct_axes("swapaxes", "axis2", [axis2], x.ndim)
@@ -126,6 +138,9 @@ def rollaxis(x: Any, axis: int, start: int = 0) -> Tensor:
         start: from 0 to the number of axes, which is the end; negative from the end.
     Returns: Tensor; a view.
     Raises: ArgumentError for an axis or a start that does not exist.
+    Example:
+        >>> hg.rollaxis(np.ones((2, 3, 4)), 2).shape
+        (4, 2, 3)
     """
     (x,) = to_tensors("rollaxis", [x])
     (axis,) = distinct_axes("rollaxis", "axis", [axis], x.ndim)
@@ -142,6 +157,9 @@ def ravel(x: Any) -> Tensor:
     Args:
         x: array or Tensor.
     Returns: Tensor, (size of x,).
+    Example:
+        >>> hg.ravel(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        Tensor(array([1., 2., 3., 4.]))
     """
     return reshape(x, -1)
 
@@ -161,6 +179,9 @@ def atleast_1d(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number.
     Returns: Tensor.
+    Example:
+        >>> hg.atleast_1d(2.0)
+        Tensor(array([2.]))
     """
     return _atleast("atleast_1d", x, 1)
 
@@ -171,6 +192,9 @@ def atleast_2d(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number.
     Returns: Tensor.
+    Example:
+        >>> hg.atleast_2d(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([[3., 1., 2.]]))
     """
     return _atleast("atleast_2d", x, 2)
 
@@ -181,6 +205,9 @@ def atleast_3d(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number.
     Returns: Tensor.
+    Example:
+        >>> hg.atleast_3d(np.array([3.0, 1.0, 2.0])).shape
+        (1, 3, 1)
     """
     return _atleast("atleast_3d", x, 3)
 
@@ -212,6 +239,9 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
         axis: the axis.
     Returns: list of Tensors; views.
     Raises: ArgumentError for an axis that does not exist, or a number that does not divide its length.
+    Example:
+        >>> hg.split(np.array([3.0, 1.0, 2.0]), 3)[0]
+        Tensor(array([3.]))
     """
     (x,) = to_tensors("split", [x])
     return _pieces("split", x, sections, normalise_axis("split", axis, x.ndim), True)
@@ -226,6 +256,9 @@ def array_split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Te
         axis: the axis.
     Returns: list of Tensors; views.
     Raises: ArgumentError for an axis that does not exist, or a number below 1.
+    Example:
+        >>> hg.array_split(np.array([3.0, 1.0, 2.0]), 2)
+        [Tensor(array([3., 1.])), Tensor(array([2.]))]
     """
     (x,) = to_tensors("array_split", [x])
     return _pieces("array_split", x, sections, normalise_axis("array_split", axis, x.ndim), False)
@@ -245,6 +278,9 @@ def vsplit(x: Any, sections: int | Sequence[int]) -> list[Tensor]:
         x: array or Tensor.
         sections: a number of equal pieces, or the indices at which to cut.
     Returns: list of Tensors; views.
+    Example:
+        >>> hg.vsplit(np.array([[1.0, 2.0], [3.0, 4.0]]), 2)[1]
+        Tensor(array([[3., 4.]]))
     """
     (x,) = to_tensors("vsplit", [x])
     if x.ndim < 2:
@@ -259,6 +295,10 @@ def hsplit(x: Any, sections: int | Sequence[int]) -> list[Tensor]:
         x: array or Tensor.
         sections: a number of equal pieces, or the indices at which to cut.
     Returns: list of Tensors; views.
+    Example:
+        >>> hg.hsplit(np.array([[1.0, 2.0], [3.0, 4.0]]), 2)[0]
+        Tensor(array([[1.],
+               [3.]]))
     """
     (x,) = to_tensors("hsplit", [x])
     return _split_axis("hsplit", x, sections, min(x.ndim - 1, 1) if x.ndim else 0)
@@ -271,6 +311,9 @@ def dsplit(x: Any, sections: int | Sequence[int]) -> list[Tensor]:
         x: array or Tensor.
         sections: a number of equal pieces, or the indices at which to cut.
     Returns: list of Tensors; views.
+    Example:
+        >>> [y.shape for y in hg.dsplit(np.ones((2, 2, 4)), 2)]
+        [(2, 2, 2), (2, 2, 2)]
     """
     return _split_axis("dsplit", x, sections, 2)
 
@@ -285,6 +328,10 @@ def vstack(tensors: Sequence[Any]) -> Tensor:
         tensors: arrays or Tensors, equal in shape but for the first axis; at least one.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    Example:
+        >>> hg.vstack([np.zeros(2), np.ones(2)])
+        Tensor(array([[0., 0.],
+               [1., 1.]]))
     """
     return concatenate([_atleast("vstack", x, 2) for x in to_join("vstack", tensors)], 0)
 
@@ -296,6 +343,9 @@ def hstack(tensors: Sequence[Any]) -> Tensor:
         tensors: arrays or Tensors, equal in shape but for that axis; at least one.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    Example:
+        >>> hg.hstack([np.zeros(2), np.ones(1)])
+        Tensor(array([0., 0., 1.]))
     """
     whole = [_atleast("hstack", x, 1) for x in to_join("hstack", tensors)]
     return concatenate(whole, 0 if all(x.ndim == 1 for x in whole) else 1)
@@ -308,6 +358,9 @@ def dstack(tensors: Sequence[Any]) -> Tensor:
         tensors: arrays or Tensors, equal in shape but for that axis; at least one.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    Example:
+        >>> hg.dstack([np.ones(3), np.ones(3)]).shape
+        (1, 3, 2)
     """
     return concatenate([_atleast("dstack", x, 3) for x in to_join("dstack", tensors)], 2)
 
@@ -319,6 +372,10 @@ def column_stack(tensors: Sequence[Any]) -> Tensor:
         tensors: vectors or matrices with as many rows; at least one.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an empty list.
+    Example:
+        >>> hg.column_stack([np.zeros(2), np.ones(2)])
+        Tensor(array([[0., 1.],
+               [0., 1.]]))
     """
     return concatenate([reshape(x, (-1, 1)) if x.ndim < 2 else x for x in to_join("column_stack", tensors)], 1)
 
@@ -331,6 +388,9 @@ def append(x: Any, y: Any, axis: int | None = None) -> Tensor:
         axis: the axis; None for all elements of both in C order.
     Returns: Tensor.
     Raises: ShapeError if the shapes do not fit; ArgumentError for an axis that does not exist.
+    Example:
+        >>> hg.append(np.array([3.0, 1.0, 2.0]), 5.0)
+        Tensor(array([3., 1., 2., 5.]))
     """
     x, y = to_tensors("append", [x, y])
     if axis is None:

@@ -38,6 +38,11 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = -1) -> Tensor:
     Returns: Tensor of the shape of indices, broadcast.
     Raises: ArgumentError out of range; DTypeError for indices that are no integers; ShapeError for another number of axes. A CuPy array's
         entries are not read by the host and wrap around.
+    Example:
+        >>> x = np.array([[1.0, 2.0], [3.0, 4.0]])
+        >>> hg.take_along_axis(x, hg.argmax(x, axis=1, keepdims=True), axis=1)
+        Tensor(array([[2.],
+               [4.]]))
     """
     (x,) = to_tensors("take_along_axis", [x])
     if axis is None:
@@ -57,6 +62,9 @@ def sort(x: Any, axis: int | None = -1) -> Tensor:
         axis: the axis; None for all elements.
     Returns: Tensor like x, or (size of x,).
     Raises: ArgumentError for an axis that does not exist.
+    Example:
+        >>> hg.sort(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([1., 2., 3.]))
     """
     x, axis = line("sort", x, axis)
     return getitem(x, _along(x, backend_of(x.value).xp.argsort(x.value, axis=axis, kind="stable"), axis))
@@ -71,6 +79,9 @@ def partition(x: Any, kth: int, axis: int | None = -1) -> Tensor:
         axis: the axis; None for all elements.
     Returns: Tensor like x, or (size of x,).
     Raises: ArgumentError for an axis or a place that does not exist.
+    Example:
+        >>> hg.partition(np.array([3.0, 1.0, 2.0]), 1)
+        Tensor(array([1., 2., 3.]))
     """
     x, axis = line("partition", x, axis)
     n, place = x.shape[axis], integer("partition", "kth", kth, "it numbers places")
@@ -90,6 +101,9 @@ def topk(x: Any, k: int, axis: int = -1) -> tuple[Tensor, Array]:
         axis: the axis.
     Returns: (values, indices): a Tensor, and an integer array of their places along the axis.
     Raises: ArgumentError for an axis that does not exist or another k.
+    Example:
+        >>> hg.topk(np.array([3.0, 1.0, 2.0]), 2)
+        (Tensor(array([3., 2.])), array([0, 2]))
     """
     (x,) = to_tensors("topk", [x])
     axis, count = normalise_axis("topk", axis, x.ndim), integer("topk", "k", k, "it counts elements")
@@ -113,6 +127,9 @@ def median(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
         keepdims: keep the reduced axes with length 1.
     Returns: Tensor.
     Raises: ShapeError over no elements; ArgumentError for an axis that does not exist or is named twice.
+    Example:
+        >>> hg.median(np.array([3.0, 1.0, 2.0]))
+        Tensor(array(2.))
     """
     flat, shape = rows_along("median", x, axis, keepdims)
     n = flat.shape[-1]
@@ -151,6 +168,9 @@ def add_at(x: Any, index: Any, y: Any) -> Tensor:
         y: array, Tensor or number that broadcasts to the shape of x[index].
     Returns: Tensor like x.
     Raises: ArgumentError for an index out of range; ShapeError if y does not fit.
+    Example:
+        >>> hg.add_at(np.zeros(3), [0, 0, 2], np.array([1.0, 2.0, 3.0]))
+        Tensor(array([3., 0., 3.]))
     """
     x, index, y = _written("add_at", x, index, y)
     return add(x, put(y, index=index, shape=x.shape))
@@ -165,6 +185,9 @@ def set_at(x: Any, index: Any, y: Any) -> Tensor:
         y: array, Tensor or number that broadcasts to the shape of x[index].
     Returns: Tensor like x.
     Raises: ArgumentError for an index out of range; ShapeError if y does not fit. On a GPU it is not said which one of several stays.
+    Example:
+        >>> hg.set_at(np.zeros(3), 1, 5.0)
+        Tensor(array([0., 5., 0.]))
     """
     base, at, part = _written("set_at", x, index, y)
     if not part.size:

@@ -152,8 +152,18 @@ gammaln = elementwise("gammaln", lambda b, x: _reflected(b, x, 0), lambda out, x
 digamma: Op = elementwise("digamma", lambda b, x: _reflected(b, x, 1), lambda out, x: _gamma_derivative(x, order=2))
 
 document(
-    (erf, "Error function, 2 / sqrt(pi) times the integral of exp(-t*t) from 0 to x (Cody 1969, Math. Comp. 23)."),
-    (erfc, "1 - erf(x), exact for large x (Cody 1969, Math. Comp. 23)."),
-    (gammaln, "log|gamma(x)|, to 1e-14 of the larger of it and 1; infinite at 0, -1, -2, ... (Abramowitz & Stegun, 6.1.17, 6.1.40)."),
-    (digamma, "The derivative of log|gamma(x)|; NaN at 0, -1, -2, ... (Abramowitz & Stegun, 6.3.5, 6.3.7, 6.3.18, 6.4)."),
+    (erf, "Error function, 2 / sqrt(pi) times the integral of exp(-t*t) from 0 to x (Cody 1969, Math. Comp. 23).", "0.5", "0.52049988"),
+    (erfc, "1 - erf(x), exact for large x (Cody 1969, Math. Comp. 23).", "5.0", "1.53745979e-12"),
+    (
+        gammaln,
+        "log|gamma(x)|, to 1e-14 of the larger of it and 1; infinite at 0, -1, -2, ... (Abramowitz & Stegun, 6.1.17, 6.1.40).",
+        "5.0",
+        "3.17805383",
+    ),
+    (
+        digamma,
+        "The derivative of log|gamma(x)|; NaN at 0, -1, -2, ... (Abramowitz & Stegun, 6.3.5, 6.3.7, 6.3.18, 6.4).",
+        "1.0",
+        "-0.57721566",
+    ),
 )

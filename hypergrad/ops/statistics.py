@@ -44,6 +44,9 @@ def cumsum(x: Any, axis: int | None = None) -> Tensor:
     Returns: Tensor like x, or (size of x,).
     Raises: ArgumentError for an axis that does not exist.
     Rules: linear; any order.
+    Example:
+        >>> hg.cumsum(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([3., 4., 6.]))
     """
     x, axis = line("cumsum", x, axis)
     return _cumsum(x, axis=axis, backward=False)
@@ -59,6 +62,9 @@ def cumprod(x: Any, axis: int | None = None) -> Tensor:
     Raises: ArgumentError for an axis that does not exist.
     Cost: log2(n) products of n elements, n being the length of the axis.
     Source: the parallel prefix sum of Hillis & Steele 1986, Communications of the ACM 29.
+    Example:
+        >>> hg.cumprod(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([3., 3., 6.]))
     """
     t, along = line("cumprod", x, axis)
     step = 1
@@ -77,6 +83,9 @@ def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
         keepdims: keep the reduced axes with length 1.
     Returns: Tensor.
     Raises: ArgumentError for an axis that does not exist or is named twice.
+    Example:
+        >>> hg.prod(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=1)
+        Tensor(array([ 2., 12.]))
     """
     flat, shape = rows_along("prod", x, axis, keepdims)
     if not flat.shape[-1]:
@@ -97,6 +106,9 @@ def diff(x: Any, n: int = 1, axis: int = -1) -> Tensor:
         axis: the axis.
     Returns: Tensor; the axis is shorter by n, and empty where it was not longer.
     Raises: ArgumentError for an axis that does not exist or a negative n.
+    Example:
+        >>> hg.diff(np.array([3.0, 1.0, 2.0]))
+        Tensor(array([-2.,  1.]))
     """
     (t,) = to_tensors("diff", [x])
     axis, count = normalise_axis("diff", axis, t.ndim), integer("diff", "n", n, "it counts differences")
@@ -115,6 +127,9 @@ def linspace(start: Any, stop: Any, num: int = 50) -> Tensor:
         num: how many, >= 0; of one the number is start.
     Returns: Tensor, (num, *shape of start and stop).
     Raises: ArgumentError for a num that is none.
+    Example:
+        >>> hg.linspace(0.0, 1.0, 5)
+        Tensor(array([0.  , 0.25, 0.5 , 0.75, 1.  ]))
     """
     start, stop = to_tensors("linspace", [start, stop])
     count = integer("linspace", "num", num, "it counts numbers")
@@ -147,6 +162,9 @@ def var(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> T
         keepdims: keep the reduced axes with length 1.
     Returns: Tensor.
     Raises: ShapeError where n <= ddof; ArgumentError for an axis that does not exist or is named twice, or a ddof that is no number.
+    Example:
+        >>> hg.var(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+        Tensor(array([1., 1.]))
     """
     d, shape, free = _deviations("var", x, axis, ddof, keepdims)
     return reshape(scale(sum(multiply(d, d), axis=-1), by=1 / free), shape)
@@ -156,6 +174,9 @@ def std(x: Any, axis: Axis = None, ddof: float = 0, keepdims: bool = False) -> T
     """Standard deviation over axes, the root of `var`. Where all elements are equal, its derivative is 0.
 
     Args, Returns, Raises: as `var`.
+    Example:
+        >>> hg.std(np.array([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+        Tensor(array([1., 1.]))
     """
     d, shape, free = _deviations("std", x, axis, ddof, keepdims)
     return reshape(scale(_norm(d), by=1 / math.sqrt(free)), shape)
@@ -237,6 +258,9 @@ def norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> 
     Returns: Tensor.
     Raises: ArgumentError for an ord or axis that is none of these; for a derivative through equal or vanishing singular values.
     Cost: for "nuc", 2 and -2 of matrices that of `svdvals`; else one pass.
+    Example:
+        >>> hg.norm(np.array([3.0, 4.0]))
+        Tensor(array(5.))
     """
     (x,) = to_tensors("norm", [x])
     order = _order(ord)

@@ -75,6 +75,9 @@ def solve(x: Any, y: Any) -> Tensor:
     Raises: ShapeError if the shapes do not fit; ArgumentError for a singular matrix.
     Rules: z_dot = x^-1 (y_dot - x_dot z); any order.
     Cost: 2/3 N^3 flop a matrix, and as much for each derivative; the host waits for a GPU.
+    Example:
+        >>> hg.solve(np.array([[2.0, 0.0], [0.0, 4.0]]), np.array([2.0, 2.0]))
+        Tensor(array([1. , 0.5]))
     """
     x, y = to_tensors("solve", [x, y])
     x = matrices("solve", x)
@@ -115,6 +118,10 @@ def inv(x: Any) -> Tensor:
     Returns: Tensor like x.
     Raises: ShapeError; ArgumentError for a matrix that is singular to working precision (condition number in the 1-norm above 1 / eps).
     Cost: 2 N^3 flop a matrix; the host waits for a GPU.
+    Example:
+        >>> hg.inv(np.array([[2.0, 0.0], [1.0, 4.0]]))
+        Tensor(array([[ 0.5  ,  0.   ],
+               [-0.125,  0.25 ]]))
     """
     return _inv(matrices("inv", x), name="inv")
 
@@ -135,6 +142,9 @@ def det(x: Any) -> Tensor:
     Returns: Tensor, (...).
     Raises: ShapeError; ArgumentError where the derivative at a singular matrix is wanted.
     Rules: det(x) x^-T; any order.
+    Example:
+        >>> hg.det(np.array([[2.0, 1.0], [1.0, 2.0]]))
+        Tensor(array(3.))
     """
     return _det(matrices("det", x))
 
@@ -177,6 +187,9 @@ def slogdet(x: Any) -> Slogdet:
     Returns: (sign, logabsdet).
     Raises: ShapeError; ArgumentError for a singular matrix.
     Rules: x^-T; any order.
+    Example:
+        >>> hg.slogdet(np.array([[2.0, 1.0], [1.0, 2.0]])).logabsdet
+        Tensor(array(1.09861229))
     """
     sign, out = _slogdet.outputs(matrices("slogdet", x))
     return Slogdet(sign.value, out)
@@ -218,6 +231,10 @@ def cholesky(x: Any) -> Tensor:
     Raises: ShapeError; ArgumentError for a matrix that is not symmetric (by 1e-6 of its largest element, 4e-4 in float32) or not positive
         definite.
     Rules: L_dot = L tril(L^-1 x_dot L^-T) with half of the diagonal; any order. The cotangent is symmetric.
+    Example:
+        >>> hg.cholesky(np.array([[4.0, 2.0], [2.0, 5.0]]))
+        Tensor(array([[2., 0.],
+               [1., 2.]]))
     """
     return _cholesky(symmetric("cholesky", x))
 
@@ -257,6 +274,9 @@ def pinv(x: Any) -> Tensor:
     Returns: Tensor, (..., N, M).
     Raises: ShapeError; ArgumentError for a derivative where the rank is below the smaller of M and N.
     Rules: Golub & Pereyra 1973, equation 4.12; any order.
+    Example:
+        >>> hg.pinv(np.array([[2.0], [0.0]])).value.round(6)
+        array([[0.5, 0. ]])
     """
     x = matrices("pinv", x, square=False)
     out = _pinv(x)
@@ -272,6 +292,9 @@ def lstsq(x: Any, y: Any) -> Tensor:
         y: right-hand sides, (M,) or (..., M, K).
     Returns: Tensor, (..., N) for one vector, else (..., N, K): the solution alone, where numpy.linalg.lstsq gives more.
     Raises: ShapeError if the shapes do not fit; ArgumentError as `pinv`.
+    Example:
+        >>> hg.lstsq(np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([1.0, 3.0, 5.0])).value.round(6)
+        array([1., 2.])
     """
     x, y = to_tensors("lstsq", [x, y])
     x = matrices("lstsq", x, square=False)

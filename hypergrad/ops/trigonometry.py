@@ -95,6 +95,9 @@ def sinc(x: Any) -> Tensor:
     Returns: Tensor like x.
     Rules: any order, also at 0; computed in float64.
     Cost: about 100 flop an element.
+    Example:
+        >>> hg.sinc(np.array([0.0, 0.5]))
+        Tensor(array([1.        , 0.63661977]))
     """
     return _sinc(scale(*to_tensors("sinc", [x]), by=math.pi), order=0)
 
@@ -105,6 +108,9 @@ def deg2rad(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number, float32 or float64.
     Returns: Tensor like x.
+    Example:
+        >>> hg.deg2rad(180.0)
+        Tensor(array(3.14159265))
     """
     return scale(*to_tensors("deg2rad", [x]), by=math.pi / 180)
 
@@ -115,6 +121,9 @@ def rad2deg(x: Any) -> Tensor:
     Args:
         x: array, Tensor or number, float32 or float64.
     Returns: Tensor like x.
+    Example:
+        >>> hg.rad2deg(np.pi)
+        Tensor(array(180.))
     """
     return scale(*to_tensors("rad2deg", [x]), by=180 / math.pi)
 
@@ -122,17 +131,22 @@ def rad2deg(x: Any) -> Tensor:
 radians, degrees = deg2rad, rad2deg
 
 document(
-    (sin, "Sine of x, in radians."),
-    (cos, "Cosine of x, in radians."),
-    (tan, "Tangent of x, in radians."),
-    (arcsin, "Angle in [-pi/2, pi/2] with sine x, |x| <= 1; its derivative is infinite at -1 and 1."),
-    (arccos, "Angle in [0, pi] with cosine x, |x| <= 1; its derivative is infinite at -1 and 1."),
-    (arctan, "Angle in [-pi/2, pi/2] with tangent x."),
-    (sinh, "Hyperbolic sine of x."),
-    (cosh, "Hyperbolic cosine of x."),
-    (arcsinh, "Number with hyperbolic sine x."),
-    (arccosh, "Number >= 0 with hyperbolic cosine x, x >= 1; its derivative is infinite at 1."),
-    (arctanh, "Number with hyperbolic tangent x, |x| < 1."),
-    (hypot, "sqrt(x*x + y*y), safe from overflow; its derivatives at the origin are 0."),
-    (arctan2, "Angle in [-pi, pi] of the point that is x above and y to the right of the origin, where no derivative exists."),
+    (sin, "Sine of x, in radians.", "np.pi / 6", "0.5"),
+    (cos, "Cosine of x, in radians.", "np.pi / 3", "0.5"),
+    (tan, "Tangent of x, in radians.", "np.pi / 4", "1."),
+    (arcsin, "Angle in [-pi/2, pi/2] with sine x, |x| <= 1; its derivative is infinite at -1 and 1.", "0.5", "0.52359878"),
+    (arccos, "Angle in [0, pi] with cosine x, |x| <= 1; its derivative is infinite at -1 and 1.", "0.5", "1.04719755"),
+    (arctan, "Angle in [-pi/2, pi/2] with tangent x.", "1.0", "0.78539816"),
+    (sinh, "Hyperbolic sine of x.", "1.0", "1.17520119"),
+    (cosh, "Hyperbolic cosine of x.", "1.0", "1.54308063"),
+    (arcsinh, "Number with hyperbolic sine x.", "1.0", "0.88137359"),
+    (arccosh, "Number >= 0 with hyperbolic cosine x, x >= 1; its derivative is infinite at 1.", "2.0", "1.3169579"),
+    (arctanh, "Number with hyperbolic tangent x, |x| < 1.", "0.5", "0.54930614"),
+    (hypot, "sqrt(x*x + y*y), safe from overflow; its derivatives at the origin are 0.", "3.0, 4.0", "5."),
+    (
+        arctan2,
+        "Angle in [-pi, pi] of the point that is x above and y to the right of the origin, where no derivative exists.",
+        "1.0, -1.0",
+        "2.35619449",
+    ),
 )

@@ -35,6 +35,11 @@ def accumulate(f: Slice, shared: PyTree, sliced: PyTree, n_rows: int, slice_rows
         DifferentiationError for a Tensor from outside that a gradient follows.
     Cost: f, once a slice. Under one gradient about three times that, and the later sweep costs nothing.
     Memory: the intermediate values of one slice, and the gradient.
+    Example:
+        >>> x = np.arange(6.0)
+        >>> total, _ = hg.accumulate(lambda w, part, rows: (hg.sum((w * part) ** 2), None), np.array(2.0), x, 6, 2)
+        >>> total
+        Tensor(array(220.))
     """
     if n_rows < 1 or slice_rows < 1:
         raise ArgumentError(f"accumulate: n_rows is {n_rows} and slice_rows {slice_rows}, expected at least 1; pass positive numbers")

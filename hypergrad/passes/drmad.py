@@ -34,6 +34,12 @@ def drmad(
     Memory: 2 states, beside what one step needs.
     Time: T steps, and T transposed steps of about three each; no step is run again.
     Source: Fu et al. 2016, DrMAD: distilling reverse-mode automatic differentiation, arXiv:1601.00917.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.drmad(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3)).grad
+        array([1.53125, 3.0625 ])
     """
     return transposed_run(
         "drmad",

@@ -44,6 +44,12 @@ def finite_differences(
     Equation: (f(lambda + h e_k) - f(lambda - h e_k)) / 2h for k = 1..N. The error is of the order h^2 + precision / h.
     Memory: 1 state.
     Time: 2 N + 1 runs of T steps for N hyperparameters (elements).
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.finite_differences(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3)).grad.round(5)
+        array([1.53125, 3.0625 ])
     """
     if step is not None:
         step = number("finite_differences", "step", step, "a number > 0", "it is divided by", 0, excluded=True)

@@ -63,6 +63,12 @@ def forward(
     Equation: Franceschi et al. 2017, Algorithm 2 (Forward-HG): Z_t = A_t Z_{t-1} + B_t; Baydin et al. 2022, eq. 4 (forward gradient).
     Memory: 1 + P states, whatever T, for blocks of P directions, beside what one step with P tangents needs.
     Time: T steps for each block, with N (or K, or 1) Hessian products a step in all.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.forward(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3)).grad
+        array([1.53125, 3.0625 ])
     """
     for name, count in (("directions", directions), ("samples", samples), ("memory_bytes", memory_bytes)):
         if is_count(count) or (count is None and name != "directions"):

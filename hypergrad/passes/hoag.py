@@ -54,6 +54,12 @@ class Hoag(NamedTuple):
         products: Hessian products in each update.
         state: what `hoag(state=...)` takes to go on.
         stats: what the loop did; steps_run counts inner steps.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum((w - 1.0) ** 2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.hoag(problem, np.array([1.0, 2.0]), None, hg.SGD(lr=0.5), 5).hparams.round(1)
+        array([1., 1.])
     """
 
     hparams: PyTree
@@ -113,6 +119,12 @@ def hoag(
     Memory: weights, q and the optimisers' states; no state of a run is kept.
     Time: per update, the inner steps, one gradient of E and one second-order pass for each product.
     Source: Pedregosa 2016, Hyperparameter optimization with approximate gradient, arXiv:1602.02355.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum((w - 1.0) ** 2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.hoag(problem, np.array([1.0, 2.0]), None, hg.SGD(lr=0.5), 5).hparams.round(1)
+        array([1., 1.])
     """
     if not isinstance(outer_optimizer, Optimizer):
         raise ArgumentError(

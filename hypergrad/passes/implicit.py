@@ -73,6 +73,12 @@ def implicit(
     Equation: Pedregosa 2016, eq. 2; Lorraine et al. 2020, Theorem 1. The error is of the order of gradient_norm and residual.
     Memory: a few vectors like w_star, beside one second-order pass (Nystrom: `rank` of them).
     Time: one gradient of E and one second-order pass for each product.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.implicit(problem, np.array([1.0, 2.0]), w_star=np.array([1.0, 2.0]), batch=None).grad.round(6)
+        array([2., 4.])
     """
     chosen = CG() if solver is None else solver
     r = at_point(Losses("implicit", problem), hparams, w_star, batch, lambda _: chosen, start=start, outer_batch=outer_batch)

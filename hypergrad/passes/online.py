@@ -33,6 +33,13 @@ class Online(NamedTuple):
         history: the hyperparameters before each update, a pytree like hparams with a leading axis K.
         losses: the inner loss of each step, shape (T,).
         stats: what was done.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.online(problem, np.array([1.0, 2.0]), hg.full_batch(None, 4), hg.SGD(lr=0.1), every=2)
+        >>> r.hparams.round(3), r.values.shape
+        (array([0.728, 1.455]), (2,))
     """
 
     hparams: PyTree
@@ -86,6 +93,12 @@ def online(
     Equation: Franceschi et al. 2017, section 3.3 (RTHO): Z_t = A_t Z_{t-1} + B_t, and a step along -(dE/dw Z_t + dE/dlambda).
     Memory: forward: 1 + N states, whatever T; reverse: `every` states.
     Time: T steps; forward: N Hessian products in each; reverse: T transposed steps.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.online(problem, np.array([1.0, 2.0]), hg.full_batch(None, 4), hg.SGD(lr=0.1), every=2).hparams.round(3)
+        array([0.728, 1.455])
     """
     count_steps("online", batches)
     if problem.running_loss is not None:

@@ -72,6 +72,12 @@ def reverse(
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, "reversible" 2 and stats.residue_bits for each weight and step,
         beside what one step needs.
     Time: T steps, T transposed steps of about three each, and the steps run again (stats.steps_rerun).
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.reverse(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3), checkpoints="sqrt").grad
+        array([1.53125, 3.0625 ])
     """
     return transposed_run(
         "reverse",

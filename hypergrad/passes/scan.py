@@ -49,6 +49,11 @@ def scan(
     Equation: s_t = Phi(s_{t-1}, lambda, batch_t), t = 1..T (Franceschi et al. 2017, eq. 3).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, beside one step; forward mode 1 + P states for P directions.
     Time: T steps, plus those run again; a step backward costs about three. A digest of each state serves to compare re-run steps.
+    Example:
+        >>> step = lambda s, h, b: (s * h + b, s)
+        >>> state, outputs = hg.scan(step, np.array(0.0), np.array(0.5), [1.0, 2.0, 3.0])
+        >>> state, outputs
+        (Tensor(array(4.25)), Tensor(array([0. , 1. , 2.5])))
     """
     n_steps = count_steps("scan", batches)
     start, args = tree_tensors(state, "scan", "state"), tree_tensors(hparams, "scan", "hparams")

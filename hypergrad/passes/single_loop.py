@@ -62,6 +62,14 @@ class SingleLoop(NamedTuple):
         values: the outer loss of each step's minibatch, before the step, shape (n_steps,).
         state: what `state=` takes to go on.
         stats: what the loop did; state_bytes are those of w, v, hparams and the tables.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum((w - 1.0) ** 2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> one = hg.full_batch(None, 1)
+        >>> r = hg.soba(problem, np.array([1.0, 2.0]), one, one, outer_lr=0.1, inner_lr=0.4, n_steps=60)
+        >>> r.hparams.round(1)
+        array([1., 1.])
     """
 
     hparams: PyTree
@@ -114,6 +122,13 @@ def soba(
     Time: per step, one second-order pass on a minibatch of the inner loss and one gradient of one of the outer loss.
     Source: Dagreou et al. 2022, A framework for bilevel optimization that enables stochastic and global variance reduction
         algorithms, arXiv:2201.13409. Constant step sizes of order n_steps^(-1/2), or falling ones.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum((w - 1.0) ** 2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> one = hg.full_batch(None, 1)
+        >>> hg.soba(problem, np.array([1.0, 2.0]), one, one, outer_lr=0.1, inner_lr=0.4, n_steps=60).hparams.round(1)
+        array([1., 1.])
     """
     loop = _Loop("soba", False, problem, batches, outer_batches, outer_lr, inner_lr, seed, project, callback)
     return loop.run(hparams, n_steps, state)
@@ -147,6 +162,13 @@ def saba(
     Memory: as `soba`, and 2n + N numbers for each inner and n + N for each outer minibatch, for n weights and N hyperparameters.
     Time: as `soba`; at the start one pass over all minibatches.
     Source: Dagreou et al. 2022, arXiv:2201.13409 (constant step sizes); Defazio et al. 2014, arXiv:1407.0202 (SAGA).
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum((w - 1.0) ** 2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> one = hg.full_batch(None, 1)
+        >>> hg.saba(problem, np.array([1.0, 2.0]), one, one, outer_lr=0.1, inner_lr=0.4, n_steps=60).hparams.round(1)
+        array([1., 1.])
     """
     loop = _Loop("saba", True, problem, batches, outer_batches, outer_lr, inner_lr, seed, project, callback)
     return loop.run(hparams, n_steps, state)

@@ -85,6 +85,13 @@ class CG:
     Args: tolerance: relative residual; max_iterations: products at most; damping: added to H's diagonal; preconditioner: r -> about
         (H + damping)^-1 r, symmetric and positive definite, on flat arrays (n,); None for none.
     Source: Hestenes & Stiefel 1952. Its error falls by (sqrt(k) - 1) / (sqrt(k) + 1) a product, k being the condition number.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.implicit(problem, np.array([1.0, 2.0]), np.array([1.0, 2.0]), None, solver=hg.CG(tolerance=1e-8))
+        >>> r.grad.round(6)
+        array([2., 4.])
     """
 
     tolerance: float = 1e-6
@@ -106,6 +113,13 @@ class NormalCG:
 
     Args: tolerance: relative residual of H^2 q = H b; max_iterations, damping: as `CG`.
     Source: Hestenes & Stiefel 1952, section 10. The condition number counts squared.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.implicit(problem, np.array([1.0, 2.0]), np.array([1.0, 2.0]), None, solver=hg.NormalCG())
+        >>> r.grad.round(6)
+        array([2., 4.])
     """
 
     tolerance: float = 1e-6
@@ -128,6 +142,13 @@ class FixedPoint:
     Args: lr: step size, below 2 over H's largest eigenvalue; tolerance, max_iterations, damping: as `CG`.
     Source: Grazzi et al. 2020, On the iteration complexity of hypergradient computation. The error
         falls by 1 - lr times the smallest eigenvalue.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.implicit(problem, np.array([1.0, 2.0]), np.array([1.0, 2.0]), None, solver=hg.FixedPoint(lr=0.4))
+        >>> r.grad.round(4)
+        array([2., 4.])
     """
 
     lr: float
@@ -156,6 +177,13 @@ class Neumann:
 
     Args: lr: step size, below 2 over H's largest eigenvalue; terms: products; tolerance: above it the pass warns; damping: as `CG`.
     Source: Lorraine et al. 2020, Optimizing millions of hyperparameters by implicit differentiation, Algorithm 3. A start is not used.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.implicit(problem, np.array([1.0, 2.0]), np.array([1.0, 2.0]), None, solver=hg.Neumann(lr=0.4))
+        >>> r.grad.round(4)
+        array([2., 4.])
     """
 
     lr: float
@@ -183,6 +211,13 @@ class Nystrom:
         pass warns.
     Source: Hataya & Yamada 2023, Nystrom method for accurate and scalable implicit differentiation, eq. 6. Exact (up to damping) where
         H has a rank of at most `rank`. A start is not used.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> r = hg.implicit(problem, np.array([1.0, 2.0]), np.array([1.0, 2.0]), None, solver=hg.Nystrom(rank=2, damping=1e-6))
+        >>> r.grad.round(3)
+        array([2., 4.])
     """
 
     rank: int = 10

@@ -31,6 +31,12 @@ def t1t2(problem: Bilevel, hparams: PyTree, w: PyTree, batch: Any, *, lr: float,
     Memory: a few vectors like w, beside one second-order pass.
     Time: one gradient of E and one second-order pass; one more gradient of each loss finds hyperparameters that none reads.
     Source: Luketina et al. 2016, Scalable gradient-based tuning of continuous regularization hyperparameters, arXiv:1511.06727.
+    Example:
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> hg.t1t2(problem, np.array([1.0, 2.0]), np.array([0.5, 1.5]), None, lr=0.25).grad
+        array([0.5, 1.5])
     """
     solver = Neumann(number("t1t2", "lr", lr, "a number > 0", "it is a step size", 0, excluded=True), terms=0)
     return at_point(Losses("t1t2", problem), hparams, w, batch, lambda _: solver, outer_batch=outer_batch)

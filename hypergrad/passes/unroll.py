@@ -137,6 +137,10 @@ def unroll(
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions.
     Time: T steps, plus those run again or undone ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
+    Example:
+        >>> run = lambda h: hg.unroll(lambda w, h, b: (w - h) ** 2, np.array(0.0), h, range(3), optimizer=hg.SGD(lr=0.25))
+        >>> hg.grad(run)(np.array(1.0))
+        array(0.875)
     """
     result = unrolled(
         inner_loss,

@@ -39,6 +39,13 @@ class HypergradReport:
         inner_error: the same for the inner loss's gradient and Hessian products.
         without_influence: the leaves on which the objective does not depend at all: both the derivative and the differences are
             exactly 0.
+    Example:
+        >>> from hypergrad.testing import check_hypergrad
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> check_hypergrad(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3)).states_held
+        {'all': 3, 'sqrt': 2, 3: 3, 1: 1}
     """
 
     value: float
@@ -93,6 +100,14 @@ def check_hypergrad(
     Cost: for each leaf and direction 4 to 16 inner runs; a reverse run for each policy and two for the pullback; a forward run with
         all hyperparameters, or with the random directions alone where there are more than 64. Looking for a cause takes a few
         dozen evaluations of each function, and is done only where something differs.
+    Example:
+        >>> from hypergrad.testing import check_hypergrad
+        >>> problem = hg.Bilevel(
+        ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
+        ... )
+        >>> report = check_hypergrad(problem, np.array([1.0, 2.0]), hg.full_batch(None, 3))
+        >>> report.n_hparams, report.forward_error < 1e-9
+        (2, True)
     """
     hparams, state = float64(hparams, "check_hypergrad", "hparams"), float64(state, "check_hypergrad", "state")
     n_steps = len(batches)
