@@ -4,7 +4,10 @@ Hypergradients of ``min over lambda of E(s_T, lambda)``, where s_t are the state
 checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arrays, with fused kernels.
 """
 
-from . import constraints, errors
+from . import startup  # noqa: F401  before all that takes time
+
+# isort: split
+from . import constraints, errors, parallel
 from .backends.host import release_memory
 from .batching import vmap
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
@@ -80,6 +83,7 @@ __all__ = [
     "jvp",
     "lstm_params",
     "online",
+    "parallel",
     "plan",
     "precision",
     "release_memory",

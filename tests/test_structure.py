@@ -30,7 +30,7 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".
 
 # A module may import from lower layers and from its own directory. Names in one layer stand side by side.
 LAYERS = [
-    ("errors",),
+    ("errors", "startup"),
     ("meter", "methods", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("state",),
@@ -43,7 +43,7 @@ LAYERS = [
     ("learned",),
     ("bilevel",),
     ("passes",),
-    ("testing", "plan"),
+    ("testing", "plan", "parallel"),
     ("data",),
     ("runs",),
     ("fewshot", "hpo", "interop"),
