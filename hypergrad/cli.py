@@ -1,11 +1,10 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `tune`, `plan`, `methods`, `problems` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `sweep`, `tune`, `plan`, `methods`, `problems` and `info`."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from .backends.host import HOST
 from .data import cache_dir
 from .data.images import check_number
 from .data.report import Reporter, SilentReporter
-from .errors import ArgumentError, HypergradError
+from .errors import ArgumentError, EndedError, HypergradError, RunError
 from .fewshot import jobs as few_shot
 from .fewshot.config import DATA, FIRST_METHOD, Config, load_config
 from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
@@ -44,6 +43,7 @@ from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
 from .runs.events import require_tensorboard
 from .runs.view import EVENTS
 from .runs.watch import Watch
+from .sweep import read_sweep, run_sweep
 
 PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
 FILES = {
@@ -58,7 +58,6 @@ FILES = {
     STEPS_PNG: "accuracy against the number of inner steps",
     EVENTS: "event files for tensorboard --logdir",
 }
-_GRACE_S = 2.0  # before a process that is not the first one speaks of an error
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -177,6 +176,30 @@ def reproduce_command(
         changes = {"data": data, "root": root, "seed": seed, "device": device}
         for file in reproduce(target, out, budget, changes, lambda c: open_data(c, _reporter()), _reporter(), echo, shorten):
             echo(f"written: {file}")
+
+
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: command, seeds, metrics, [settings], [grid].")],
+    out: Annotated[
+        Path | None, typer.Option(help=with_default("Folder of the runs and the table; the same one goes on.", "runs/NAME of FILE"))
+    ] = None,
+    shorten: Annotated[bool, typer.Option("--quick", help="Every run cut to some seconds: to try it out.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a command for every combination of settings and for several seeds; write one table."""
+    with _clear_errors(debug, together=True) as ending:
+        ending.ranks.divide_cores()
+        ending.interrupted = "Interrupted; what is done is saved. The same command goes on."
+        folder = Path("runs") / file.stem if out is None else out
+        sweep = read_sweep(file, shorten)
+        written, missing = run_sweep(sweep, folder, _reporter() if ending.ranks.rank == 0 else SilentReporter(), echo, ending.ranks)
+        for path in written:
+            echo(f"written: {path}")
+        if missing:
+            raise RunError(
+                f"sweep: {missing} of {len(sweep.cells)} runs have no result yet, expected one of each; the same command goes on"
+            )
 
 
 def tune_command(  # its other options are made from those of the configuration, below
@@ -335,24 +358,20 @@ class _Ending:
     interrupted: str = ""
     watch: Watch | None = None
 
-    def close(self) -> None:
-        """What happened is said."""
+    def end(self, status: int, text: str, *, err: bool = True) -> typer.Exit:
+        """Say one line, and end the other processes, too. Returns: what to raise."""
+        if self.ranks.end(status) and (self.ranks.size > 1 or launched_rank() == 0):
+            echo(f"process {self.ranks.rank}: {text}" if self.ranks.rank > 0 else text, err=err)
+        return self.leave(status)
+
+    def leave(self, status: int) -> typer.Exit:
+        """Close what is open. Returns: what to raise. Where another process does not answer, this one ends here."""
         if self.watch is not None:
             self.watch.close()
             self.watch = None
-
-    def end(self, status: int, text: str, *, err: bool = True) -> typer.Exit:
-        """Say one line; with other processes, end them, too. Returns: what to raise."""
-        if self.ranks.size > 1:
-            if self.ranks.rank > 0:
-                time.sleep(_GRACE_S)  # for what all processes run into, the first one speaks, and ends the job before this one goes on
-                text = f"process {self.ranks.rank}: {text}"
-            echo(text, err=err)
+        if self.ranks.waits:
             sys.stdout.flush()
-            self.close()
-            os._exit(status)  # without the end of MPI, which would wait for the others: the launcher then stops them
-        if launched_rank() == 0:
-            echo(text, err=err)
+            os._exit(status)
         return typer.Exit(status)
 
 
@@ -373,16 +392,17 @@ def _clear_errors(debug: bool, together: bool = False) -> Iterator[_Ending]:
                 )
             yield ending
     except Exception as error:
+        if isinstance(error, EndedError):
+            raise ending.leave(error.status) from error
         if isinstance(error, HypergradError) and not debug:
             raise ending.end(1, f"error: {error}") from error
-        if ending.ranks.size > 1 and not isinstance(error, typer.Exit):
-            traceback.print_exc()
-            os._exit(1)
+        if ending.ranks.size > 1:
+            raise ending.end(1, traceback.format_exc()) from error
         raise
     except KeyboardInterrupt:
         raise ending.end(startup.INTERRUPTED, f"\n{ending.interrupted or 'Interrupted.'}", err=not ending.interrupted) from None
     else:
-        ending.close()
+        ending.leave(0)
 
 
 if __name__ == "__main__":

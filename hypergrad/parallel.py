@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .backends import Array, backend_of, is_on_gpu, place, to_host
 from .backends.host import HOST
 from .bilevel import Batches, Bilevel, HyperGradient
-from .errors import ArgumentError, ExtensionError
+from .errors import ArgumentError, EndedError, ExtensionError
 from .passes import forward as forward_mode
 from .transforms import tree_tensors, tree_values
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -35,7 +36,15 @@ __all__ = ["ALONE", "Ranks", "forward", "launched_rank", "sum_tasks", "world"]
 T = TypeVar("T")
 # What a launcher tells each process: its number, and where it does, how many there are.
 _LAUNCHERS = {"PMI_RANK": "PMI_SIZE", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMIX_RANK": ""}
+PATIENCE_S = 30.0  # for the others, in a process that ends the job
 _SPIN_S, _NAP_S = 1e-3, 1e-4  # a process that waits gives its core away after the first, and looks again after each of the second
+
+
+class _End(NamedTuple):
+    """Of a job. Args: status: the exit status; rank: of the process that has ended it, the first one of several."""
+
+    status: int
+    rank: int
 
 
 class Ranks:
@@ -49,8 +58,15 @@ class Ranks:
 
     def __init__(self, comm: Any = None) -> None:
         self.comm = comm
+        self._max = None if comm is None else importlib.import_module("mpi4py.MPI").MAX
+        self._request: Any = None  # of a meeting that has not ended
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
+
+    @property
+    def waits(self) -> bool:
+        """Whether this process has given up waiting for the others, so that an orderly end of MPI is out of reach."""
+        return self._request is not None
 
     def share(self, n_tasks: int, rank: int | None = None) -> range:
         """The tasks of a process, by default of this one: neighbours, and at most one more than any other has.
@@ -143,10 +159,44 @@ class Ranks:
 
         MPI's own waiting takes a whole core, and holds an interrupt back.
         """
-        request, begun = self.comm.Ibarrier(), time.monotonic()
-        while not request.Test():
-            if time.monotonic() - begun > _SPIN_S:
+        self._arrive(0)
+        if ended := self._wait(math.inf):
+            raise EndedError(f"parallel: process {ended.rank} has ended the job, expected its help; see what it says", ended.status)
+
+    def end(self, status: int) -> bool:
+        """End the job with an error: every other process raises EndedError in the next method that it calls.
+
+        Args: status: the exit status, 1 to 255. Returns: whether this process is the one to say what has happened, if several end the job.
+        Cost: that of what the others are doing; after `PATIENCE_S` they are waited for no longer.
+        """
+        if self.size == 1:
+            return True
+        if self._request is not None and (ended := self._wait(PATIENCE_S)):  # an error has struck while this process waited
+            return False
+        if self._request is None:
+            self._arrive(status)
+            ended = self._wait(PATIENCE_S)
+        return ended is None or ended.rank == self.rank
+
+    def _arrive(self, status: int) -> None:
+        """Tell the others that this process is here, and whether it ends the job."""
+        news = np.array([status * self.size + self.size - 1 - self.rank if status else 0], np.int64)
+        self._heard = np.zeros_like(news)
+        self._request = self.comm.Iallreduce(news, self._heard, op=self._max)
+        self._news = news  # kept until it has been read
+
+    def _wait(self, seconds: float) -> _End | None:
+        """Until all are here, or for so long. Returns: who ends the job, if somebody does."""
+        begun = time.monotonic()
+        while not self._request.Test():
+            waited = time.monotonic() - begun
+            if waited > seconds:
+                return None
+            if waited > _SPIN_S:
                 time.sleep(_NAP_S)
+        self._request = None
+        heard = int(self._heard[0])
+        return _End(heard // self.size, self.size - 1 - heard % self.size) if heard else None
 
     def divide_cores(self) -> None:
         """Give the processes that share cores the same number of threads each for the kernels, unless HYPERGRAD_NUM_THREADS says how many.

@@ -19,6 +19,7 @@ import hypergrad.data
 import hypergrad.fewshot
 import hypergrad.hpo
 import hypergrad.runs
+import hypergrad.sweep
 import hypergrad.testing
 from hypergrad.rules import Op, Registered
 
@@ -47,7 +48,7 @@ LAYERS = [
     ("data",),
     ("runs",),
     ("fewshot", "hpo", "interop"),
-    ("examples",),
+    ("examples", "sweep"),
     ("cli",),
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -183,6 +184,7 @@ def modules_below(package: Any) -> list[Any]:
 
 
 BY_MODULE = [module for package in (hypergrad.runs, hypergrad.fewshot, hypergrad.hpo) for module in modules_below(package)]
+BY_MODULE += [hg.parallel, hypergrad.sweep]
 
 
 def public_names() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..errors import RunError
+from ..errors import InUseError, RunError
 
 Array = NDArray[Any]
 CONFIG, METRICS, MODEL, STATE, RESULT = ("config.json", "metrics.jsonl", "model.safetensors", "state.safetensors", "result.json")
@@ -177,7 +177,7 @@ def _lock(path: Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise RunError(
+        raise InUseError(
             f"run: {path} is in use by another process, expected no other because two would mix their files; wait for it to end, or "
             "choose another --run-dir"
         ) from error
