@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..startup import startable_threads
 from .events import OF_THE_LOOP, EventWriter
 from .loop import Record
 
@@ -43,7 +44,7 @@ def training_view(iterations: int, events: Path | None = None, quiet: bool = Fal
     """
     console = Console(quiet=quiet)
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
-    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal or not startable_threads(1))
     task = bar.add_task("training", total=iterations, status="")
     with bar, contextlib.ExitStack() as stack:
         writer: EventWriter | None = None
