@@ -4,7 +4,7 @@ Hypergradients of ``min over lambda of E(s_T, lambda)``, where s_t are the state
 checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arrays, with fused kernels.
 """
 
-from . import startup  # noqa: F401  before all that takes time
+from . import startup, threads  # noqa: F401  before all that takes time
 
 # isort: split
 from . import constraints, errors, parallel

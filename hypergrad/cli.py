@@ -41,6 +41,7 @@ from .runs.configuration import changed
 from .runs.curves import CURVE_PNG
 from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory
 from .runs.events import require_tensorboard
+from .runs.interrupts import interruptible
 from .runs.view import EVENTS
 from .runs.watch import Watch
 from .sweep import read_sweep, run_sweep
@@ -383,7 +384,7 @@ def _clear_errors(debug: bool, together: bool = False) -> Iterator[_Ending]:
     """
     ending = _Ending()
     try:
-        with startup.interruptible():
+        with interruptible():
             ending.ranks = world()
             if ending.ranks.size > 1 and not together:
                 raise ArgumentError(

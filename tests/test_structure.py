@@ -32,7 +32,7 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".
 # A module may import from lower layers and from its own directory. Names in one layer stand side by side.
 LAYERS = [
     ("errors", "startup"),
-    ("meter", "methods", "trees", "_host", "_cuda", "_emulated"),
+    ("meter", "methods", "threads", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("state",),
     ("tape",),

@@ -24,7 +24,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from ..errors import DataError, ShapeError
-from ..startup import startable_threads
+from ..threads import startable_threads
 from .files import reading
 from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter

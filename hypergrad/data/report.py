@@ -7,7 +7,7 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..startup import startable_threads
+from ..threads import startable_threads
 
 Tick = Callable[[int], None]  # called as work proceeds, with the number of items done since the last call
 

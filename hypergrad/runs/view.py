@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..startup import startable_threads
+from ..threads import startable_threads
 from .events import OF_THE_LOOP, EventWriter
 from .loop import Record
 

@@ -1,5 +1,6 @@
 """A small process that outlives this one for a moment: where this one is killed, nobody else could say how to go on."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -16,8 +17,11 @@ class Watch:
 
     def __init__(self, text: str) -> None:
         command = [sys.executable, "-S", "-E", "-c", _PROGRAM, text]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(OSError):  # the system gives no process more: then nobody speaks
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def close(self) -> None:
         """Let it end without a word. Cost: some milliseconds."""
-        self._process.communicate(b"closed")
+        if self._process is not None:
+            self._process.communicate(b"closed")
