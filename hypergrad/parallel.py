@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import operator
 import os
 import platform
 import time
@@ -117,7 +118,7 @@ class Ranks:
             )
         trees = [tree_map(_as_array, tree_values(part)) for part in parts]
         if self.size == 1:
-            return reduce(lambda a, b: tree_map(lambda x, y: _as_array(x + y), a, b), trees)
+            return reduce(lambda a, b: tree_map(operator.iadd, a, b), trees[1:], tree_map(lambda x: x.copy(), trees[0]))
         kinds, spec = (_kinds(trees[0]) if trees else None), (tree_flatten(trees[0])[1] if trees else None)
         if n_tasks < self.size:  # a process without a part does not know what the others have
             kinds, spec = self.broadcast((kinds, spec))
