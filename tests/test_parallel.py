@@ -127,6 +127,41 @@ def test_any_number_of_processes_gives_the_same_bits(n, tmp_path):
     assert json.loads(output) == computed(parallel.ALONE)
 
 
+class Other:
+    """A communicator of two processes, the second one of which is played: its parts are known."""
+
+    def __init__(self, rows):
+        self.rows, self.mine = rows, None
+
+    Get_rank, Get_size = staticmethod(lambda: 0), staticmethod(lambda: 2)
+    Test = staticmethod(lambda: True)
+
+    def Iallreduce(self, mine, result, op):
+        return self
+
+    def Alltoallv(self, sent, received):
+        (pieces, lengths), (rows, counts) = sent, received
+        half = rows.shape[1]
+        assert counts == [half, half] and sum(lengths) == len(pieces) == self.rows.shape[1]
+        rows[0], rows[1] = pieces[:half], self.rows[0, :half]
+        self.rest = pieces[half:] + self.rows[0, half:]
+
+    def Allgatherv(self, mine, whole):
+        whole[0][:] = np.concatenate([mine, self.rest])
+
+
+@mpi
+@pytest.mark.backends("pretended", "gpu")
+def test_arrays_of_a_gpu_are_added_up_in_host_memory_and_go_back(backend):
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32(0.5).reshape(())}
+    ranks = parallel.Ranks(Other(np.array([[1, 2, 3, 4, 5, 6, 7]], np.float32)))
+    found = ranks.sum([backend.put(tree)], 2)
+    assert all(type(x) is type(backend.put(tree)["a"]) for x in found.values())
+    assert backend.xp.asnumpy(found["a"]).tolist() == [[1, 3, 5], [7, 9, 11]] and float(found["b"]) == 7.5
+    alone = parallel.ALONE.sum([backend.put(tree)] * 3, 3)
+    assert backend.xp.asnumpy(alone["a"]).tolist() == [[0, 3, 6], [9, 12, 15]] and float(alone["b"]) == 1.5
+
+
 def test_without_a_launcher_there_is_one_process(monkeypatch):
     for name in parallel._LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
