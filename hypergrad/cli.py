@@ -35,7 +35,7 @@ from .hpo import jobs as tuning
 from .hpo.planning import figure as plan_figure
 from .hpo.planning import plan_problem
 from .hpo.problems import PROBLEMS
-from .parallel import ALONE, Ranks, launched_rank, world
+from .parallel import ALONE, Ranks, world
 from .runs.command import with_default, with_options
 from .runs.configuration import changed
 from .runs.curves import CURVE_PNG
@@ -361,7 +361,7 @@ class _Ending:
 
     def end(self, status: int, text: str, *, err: bool = True) -> typer.Exit:
         """Say one line, and end the other processes, too. Returns: what to raise."""
-        if self.ranks.end(status) and (self.ranks.size > 1 or launched_rank() == 0):
+        if self.ranks.end(status) and (self.ranks.size > 1 or not startup.launched_rank()):
             echo(f"process {self.ranks.rank}: {text}" if self.ranks.rank > 0 else text, err=err)
         return self.leave(status)
 
@@ -384,8 +384,8 @@ def _clear_errors(debug: bool, together: bool = False) -> Iterator[_Ending]:
     """
     ending = _Ending()
     try:
+        ending.ranks = world()  # until MPI has started, an interrupt ends the process at once
         with interruptible():
-            ending.ranks = world()
             if ending.ranks.size > 1 and not together:
                 raise ArgumentError(
                     f"mpiexec: {ending.ranks.size} processes run this command, expected one because only train and sweep share their work; "

@@ -10,14 +10,17 @@ An error in one process leaves the others waiting. `mpiexec -n 8 python -m mpi4p
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import operator
 import os
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
@@ -29,14 +32,14 @@ from .backends.host import HOST
 from .bilevel import Batches, Bilevel, HyperGradient
 from .errors import ArgumentError, EndedError, ExtensionError
 from .passes import forward as forward_mode
+from .startup import LAUNCHERS
 from .transforms import tree_tensors, tree_values
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["ALONE", "Ranks", "forward", "launched_rank", "sum_tasks", "world"]
+__all__ = ["ALONE", "Ranks", "forward", "sum_tasks", "world"]
 
 T = TypeVar("T")
-# What a launcher tells each process: its number, and where it does, how many there are.
-_LAUNCHERS = {"PMI_RANK": "PMI_SIZE", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMIX_RANK": ""}
+START_S = 300  # for all processes to start MPI
 PATIENCE_S = 30.0  # for the others, in a process that ends the job
 _SPIN_S, _NAP_S = 1e-3, 1e-4  # a process that waits gives its core away after the first, and looks again after each of the second
 
@@ -214,35 +217,43 @@ class Ranks:
 ALONE = Ranks()  # one process without others
 
 
-def launched_rank() -> int:
-    """The number that an MPI launcher has given this process, 0 without one. Returns: it; MPI is not started. Cost: O(1)."""
-    number = next((os.environ[name] for name in _LAUNCHERS if name in os.environ), "")
-    return int(number) if number.isdecimal() else 0
-
-
 def world() -> Ranks:
     """All processes that an MPI launcher (mpiexec, srun) has started, or this one alone where none has.
 
     Returns: Ranks. Raises: ExtensionError without mpi4py or with one for another MPI than the launcher's.
     Cost: the first call imports mpi4py, which starts MPI.
     """
-    launcher = next((name for name in _LAUNCHERS if name in os.environ), None)
+    launcher = next((name for name in LAUNCHERS if name in os.environ), None)
     if launcher is None:
         return ALONE
     remedy = "pip install mpi4py mpich, and take the mpiexec that comes with it"
     if importlib.util.find_spec("mpi4py") is None:
         raise ExtensionError(f"parallel: mpi4py is not installed, expected it because mpiexec has started this process; {remedy}")
     try:
-        comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
+        with _alarm(START_S):
+            comm = importlib.import_module("mpi4py.MPI").COMM_WORLD
     except (ImportError, RuntimeError) as error:
         raise ExtensionError(f"parallel: mpi4py finds no MPI library ({error}), expected one; {remedy}") from error
-    wanted = os.environ.get(_LAUNCHERS[launcher], "")
+    wanted = os.environ.get(LAUNCHERS[launcher], "")
     if wanted.isdecimal() and int(wanted) != comm.Get_size():
         raise ExtensionError(
             f"parallel: mpi4py sees {comm.Get_size()} processes, expected {wanted} because the launcher has started so many; "
             f"it belongs to another MPI: {remedy}"
         )
     return Ranks(comm)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    """End the process where the block takes longer, also inside of a library: MPI's start waits for processes that have ended before it."""
+    here = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    if here:
+        signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        if here:
+            signal.alarm(0)
 
 
 def sum_tasks(task: Callable[[int], PyTree], n_tasks: int, ranks: Ranks) -> PyTree:

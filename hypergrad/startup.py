@@ -8,6 +8,8 @@ import signal
 import sys
 
 INTERRUPTED = 130  # the exit status of a program that an interrupt has ended, 128 + SIGINT
+# What an MPI launcher tells each process: its number, and where it does, how many there are.
+LAUNCHERS = {"PMI_RANK": "PMI_SIZE", "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMIX_RANK": ""}
 _leaving = False
 
 
@@ -17,13 +19,24 @@ def is_command() -> bool:
     return name == "hypergrad" or (name == "-m" and "hypergrad.cli" in sys.orig_argv)  # "-m" until the module itself is found
 
 
+def launched_rank() -> int | None:
+    """The number that an MPI launcher has given this process, None without one."""
+    number = next((os.environ[name] for name in LAUNCHERS if name in os.environ), None)
+    return None if number is None else int(number) if number.isdecimal() else 0
+
+
 def leave(*_: object) -> None:
     """The handler of an interrupt outside of a command's work: say so and end the process at once."""
     global _leaving
     if _leaving:  # a second one came inside this function
         return
     _leaving = True
-    os.write(2, b"\nInterrupted.\n")
+    launched = launched_rank()
+    if not launched:
+        os.write(2, b"\nInterrupted.\n")
+    if launched is not None:  # one that exits before MPI has started would be waited for without end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(INTERRUPTED)
 
 

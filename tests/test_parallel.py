@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hypergrad as hg
-from hypergrad import parallel
+from hypergrad import parallel, startup
 from hypergrad.cli import app
 from hypergrad.errors import ArgumentError, EndedError, ExtensionError
 from hypergrad.runs.watch import Watch
@@ -163,11 +163,11 @@ def test_arrays_of_a_gpu_are_added_up_in_host_memory_and_go_back(backend):
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
-    for name in parallel._LAUNCHERS:
+    for name in startup.LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
-    assert parallel.world() is parallel.ALONE and parallel.launched_rank() == 0
+    assert parallel.world() is parallel.ALONE and startup.launched_rank() is None
     monkeypatch.setenv("PMI_RANK", "3")
-    assert parallel.launched_rank() == 3
+    assert startup.launched_rank() == 3
     monkeypatch.setattr(parallel.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExtensionError, match="mpi4py is not installed, .*pip install mpi4py mpich"):
         parallel.world()
