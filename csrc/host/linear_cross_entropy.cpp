@@ -135,6 +135,11 @@ template <class T, class S>
 void value(const Call& call) {
   const Head h = head_of<T, S>(call);
   HG_ARGS(x, w, bias, label, y, residual)
+  for (int64_t i = 0; i < h.E * h.N; ++i) {
+    const int64_t l = label.at(i / h.N)[i % h.N];
+    if (l < 0 || l >= h.K)
+      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l), static_cast<long long>(h.K - 1));
+  }
   const Rows<T> rows = pack(h, w, 1, kSlotW);
   spread(h.E * h.chunks, h.products(), [&](int64_t index) {
     const int64_t e = index / h.chunks, first = index % h.chunks * h.chunk, n = lower(h.chunk, h.N - first);
@@ -143,9 +148,7 @@ void value(const Call& call) {
     add_products(h, x.at(e) + first * h.D, rows.at(0, e), n, z);
     for (int64_t i = 0; i < n; ++i) {
       double* const row = z + i * h.K;
-      const int64_t l = label.at(e)[first + i];  // checked where it is used: another thread may write to the labels
-      if (l < 0 || l >= h.K)
-        fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(l), static_cast<long long>(h.K - 1));
+      const int64_t l = label.at(e)[first + i];
       double top = row[0], sum = 0;
       for (int64_t k = 1; k < h.K; ++k) top = row[k] > top ? row[k] : top;
       const double at_label = row[l] - top;
