@@ -4,7 +4,8 @@
 
 Each process has one thread. A step is an outer iteration of `hypergrad train` on images of Omniglot's size. Its time has three parts: the
 process's own episodes, the wait for the slowest process, and the exchange of gradients. A slow network and slow processes are simulated by
-sleeping, so that the model's formulas are held against times that were measured. The model takes from the measurements the seconds of an
+sleeping, so that the model's formulas are held against times that were measured. Where other jobs run, the seconds of the processor that a
+process takes say more than those of the clock. The model takes from the measurements the seconds of an
 episode and the spread of its seconds; the networks' numbers are usual ones.
 """
 
@@ -151,15 +152,15 @@ def worker(options: argparse.Namespace) -> None:
     for i in range(options.steps + 2):
         ranks.broadcast(None)
         ranks.wait = ranks.exchange = 0.0
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         state, _ = step(config.training, problem, state)
         taken = time.perf_counter() - begun
         if i >= 2:  # the first ones warm up
-            times.append((taken, taken - ranks.wait - ranks.exchange, ranks.wait, ranks.exchange))
+            times.append((taken, taken - ranks.wait - ranks.exchange, ranks.wait, ranks.exchange, time.process_time() - cpu))
     work = np.array(ranks.gather([[t[1] for t in times]]))  # (ranks, steps)
     if ranks.rank == 0:
         middle = np.median(np.array(times), axis=0)
-        numbers = dict(zip(("step_s", "work_s", "wait_s", "exchange_s"), map(float, middle), strict=True))
+        numbers = dict(zip(("step_s", "work_s", "wait_s", "exchange_s", "cpu_s"), map(float, middle), strict=True))
         mean_step = float(np.mean([t[0] for t in times]))
         n_bytes = sum(x.nbytes for x in state.hparams.values())
         print(
@@ -215,7 +216,12 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         lines.append(
             {
                 **{"kind": "measured", "ranks": ranks, "job": name, "method": options.method, "filters": options.filters},
-                **{"episodes": EPISODES, **numbers, "efficiency": ideal / numbers["step_s"]},
+                **{
+                    "episodes": EPISODES,
+                    **numbers,
+                    "efficiency": ideal / numbers["step_s"],
+                    "cpu_efficiency": one["cpu_s"] / ranks / numbers["cpu_s"],
+                },
                 **{"predicted_s": predicted, "measured_over_predicted": numbers[key] / predicted},
             }
         )
@@ -224,11 +230,12 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def shown(lines: list[dict[str, Any]]) -> str:
     """The lines as two tables in Markdown."""
-    text = ["| processes | job | ms a step | own work | wait | exchange | of ideal | over the model |", "|---|---|---|---|---|---|---|---|"]
+    text = ["| processes | job | ms a step | own work | wait | exchange | CPU | of ideal | of ideal, CPU | over the model |"]
+    text.append(f"|{'---|' * 10}")
     for line in lines:
         if line["kind"] == "measured":
-            parts = (f"{1e3 * line[name]:.1f}" for name in ("step_s", "work_s", "wait_s", "exchange_s"))
-            ratios = f"{100 * line['efficiency']:.0f} % | {line['measured_over_predicted']:.2f}"
+            parts = (f"{1e3 * line[name]:.1f}" for name in ("step_s", "work_s", "wait_s", "exchange_s", "cpu_s"))
+            ratios = f"{100 * line['efficiency']:.0f} % | {100 * line['cpu_efficiency']:.0f} % | {line['measured_over_predicted']:.2f}"
             text.append(f"| {line['ranks']} | {line['job']} | {' | '.join(parts)} | {ratios} |")
     text += ["", f"| processes | episodes each | MB sent | {' | '.join(NETWORKS)} | with overlap, 1 Gbit/s | slow processes, 10 Gbit/s |"]
     text.append(f"|{'---|' * (5 + len(NETWORKS))}")

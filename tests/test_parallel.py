@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,6 +19,8 @@ import hypergrad as hg
 from hypergrad import parallel, startup
 from hypergrad.cli import app
 from hypergrad.errors import ArgumentError, EndedError, ExtensionError
+from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.problem import FewShot
 from hypergrad.runs.watch import Watch
 
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -171,6 +174,21 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     monkeypatch.setattr(parallel.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExtensionError, match="mpi4py is not installed, .*pip install mpi4py mpich"):
         parallel.world()
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.by_episode])
+def test_gradients_of_single_episodes_add_up_to_that_of_the_batch(method):
+    """Up to rounding; iMAML's solver takes the systems of a batch as one, so it has to come near their solutions."""
+    both, solved = [], {"cg_steps": 20, "proximal": 20.0, "step_size": 0.01} if method == "imaml" else {}
+    for per_episode in (False, True):
+        problem = FewShot(tiny.tiny_config(method, meta_batch=3, per_episode=per_episode, **solved), tiny.tiny_data())
+        both.append(problem.gradient(problem.init(), 1))
+    (loss, grad, metrics), (loss_2, grad_2, metrics_2) = both
+    assert float(loss_2) == pytest.approx(float(loss), rel=1e-5) and metrics_2["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert grad.keys() == grad_2.keys() and all(g.dtype == np.float32 and g.shape == grad[name].shape for name, g in grad_2.items())
+    size = max(float(np.abs(g).max()) for g in grad.values())
+    off = max(float(np.abs(g - grad_2[name]).max()) for name, g in grad.items())
+    assert off <= size * (1e-3 if method == "imaml" else 2e-4), off / size
 
 
 # --- the command ----------------------------------------------------------------------------------
