@@ -3,8 +3,9 @@
     python bench/kills.py [--runs N] [--processes N] [--seed N]
 
 A run is a short `hypergrad train` on random images, in one process or under mpiexec. Once or twice it is killed by SIGKILL, or interrupted
-by SIGINT, at a moment of its life drawn at random, start-up included. Under mpiexec one of its processes is struck, or the launcher. Then
-it goes on, in another number of processes where several are asked for. Its model and records must be those of a run that was left alone.
+by SIGINT, at a random moment of its start or after a random number of iterations. Under mpiexec one of its processes is struck, or the
+launcher. Then it goes on, in another number of processes where several are asked for. Its model and records must be those of a run that was
+left alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from PIL import Image
 
 OPTIONS = "--n-way 3 --n-query 3 --filters 4 --blocks 2 --n-steps 2 --meta-batch 3 --iterations 60 --eval-every 10".split()
 SIZES = "--eval-episodes 7 --test-episodes 6".split()
+LINES = 66  # of metrics.jsonl: 60 iterations and 6 validations
 JOB = "HYPERGRAD_KILLS_JOB"  # marks the processes of a job in their environment
 
 
@@ -78,7 +80,11 @@ def struck(args: list[Any], path: Path, processes: int, life_s: float, draw: ran
     environment = {**os.environ, JOB: job}
     process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     number = signal.SIGKILL if draw.random() < 0.7 else signal.SIGINT
-    time.sleep(draw.uniform(0.0, life_s))
+    metrics, least = path / "metrics.jsonl", draw.choice([0, draw.randint(1, LINES)])
+    if least == 0:
+        time.sleep(draw.uniform(0.0, life_s / 2))
+    while process.poll() is None and least and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= least):
+        time.sleep(0.002)
     targets = members(job) if processes > 1 else [process.pid]
     target = draw.choice([*targets, process.pid]) if number == signal.SIGINT or not targets else draw.choice(targets)
     try:

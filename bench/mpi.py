@@ -5,8 +5,8 @@
 Each process has one thread. A step is an outer iteration of `hypergrad train` on images of Omniglot's size. Its time has three parts: the
 process's own episodes, the wait for the slowest process, and the exchange of gradients. A slow network and slow processes are simulated by
 sleeping, so that the model's formulas are held against times that were measured. Where other jobs run, the seconds of the processor that a
-process takes say more than those of the clock. The model takes from the measurements the seconds of an
-episode and the spread of its seconds; the networks' numbers are usual ones.
+process takes say more than those of the clock. The model takes from the measurements the seconds of an episode and the spread of a step's
+seconds; the networks' numbers are usual ones.
 """
 
 from __future__ import annotations

@@ -150,12 +150,12 @@ class Ranks:
         received = np.empty((n_tasks, mine), rows.dtype)  # in the order of the tasks, since shares are in the order of the ranks
         self._meet()
         counts = [len(self.share(n_tasks, r)) * mine for r in range(self.size)]
-        self.comm.Alltoallv([pieces, (lengths * len(rows)).tolist()], [received, counts])
+        _until(self.comm.Ialltoallv([pieces, (lengths * len(rows)).tolist()], [received, counts]))
         total = received[0].copy()
         for row in received[1:]:
             total += row
         whole = np.empty(n, rows.dtype)
-        self.comm.Allgatherv(total, [whole, lengths.tolist()])
+        _until(self.comm.Iallgatherv(total, [whole, lengths.tolist()]))
         return whole
 
     def _meet(self) -> None:
@@ -191,13 +191,8 @@ class Ranks:
 
     def _wait(self, seconds: float) -> _End | None:
         """Until all are here, or for so long. Returns: who ends the job, if somebody does."""
-        begun = time.monotonic()
-        while not self._request.Test():
-            waited = time.monotonic() - begun
-            if waited > seconds:
-                return None
-            if waited > _SPIN_S:
-                time.sleep(_NAP_S)
+        if not _until(self._request, seconds):
+            return None
         self._request = None
         heard = int(self._heard[0])
         return _End(heard // self.size, self.size - 1 - heard % self.size) if heard else None
@@ -294,6 +289,18 @@ def forward(
     assert r is not None
     xp = backend_of(r.value).xp
     return replace(r, grad=tree_values(tree_unflatten(spec, forward_mode.split(leaves, xp.asarray(np.concatenate(slopes))))))
+
+
+def _until(request: Any, seconds: float = math.inf) -> bool:
+    """Wait for a request of MPI, and leave the core to others. Returns: whether it has ended within so many seconds."""
+    begun = time.monotonic()
+    while not request.Test():
+        waited = time.monotonic() - begun
+        if waited > seconds:
+            return False
+        if waited > _SPIN_S:
+            time.sleep(_NAP_S)
+    return True
 
 
 def _as_array(x: Any) -> Array:

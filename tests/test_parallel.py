@@ -10,15 +10,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import parallel_job
 import pytest
 import tiny
+from parallel_job import bits, computed, problem, task
 from PIL import Image
 from typer.testing import CliRunner
 
 import hypergrad as hg
 from hypergrad import parallel, startup
 from hypergrad.cli import app
-from hypergrad.errors import ArgumentError, EndedError, ExtensionError
+from hypergrad.errors import ArgumentError, ExtensionError
 from hypergrad.fewshot.methods import METHODS
 from hypergrad.fewshot.problem import FewShot
 from hypergrad.runs.watch import Watch
@@ -45,53 +47,6 @@ def finished(process, status=0):
 
 
 # --- sums and shares ------------------------------------------------------------------------------
-
-
-def task(i):
-    """Numbers of very different sizes, so that the order of a sum shows in its bits."""
-    rng = np.random.default_rng(i)
-    scale = 10.0 ** rng.integers(-4, 5)
-    return {"a": scale * rng.standard_normal((3, 5)), "b": (np.float32(rng.standard_normal()), np.asarray(i)), "c": scale * rng.random(2)}
-
-
-def problem():
-    x, y = np.random.default_rng(0).standard_normal((30, 6)), np.arange(30) % 3
-    loss = lambda w: hg.mean(hg.softmax_cross_entropy(x @ w, y))  # noqa: E731
-    return hg.Bilevel(
-        lambda w, h, _: loss(w) + hg.sum(hg.exp(h["l2"])[:, None] * w * w),
-        lambda w, h: loss(w),
-        lambda h: np.zeros((6, 3)),
-        lambda h: hg.SGD(lr=h["lr"], momentum=h["momentum"]),
-    ), {"l2": np.full(6, -3.0), "lr": np.array(0.1), "momentum": np.array(0.5)}
-
-
-def bits(tree):
-    return b"".join(np.ascontiguousarray(x).tobytes() for x in parallel.tree_leaves(tree)).hex()
-
-
-def computed(ranks):
-    """Sums of more and fewer tasks than processes, and a gradient by forward mode in blocks of directions."""
-    sums = [bits(parallel.sum_tasks(task, n, ranks)) for n in (1, 2, 11)]
-    r = parallel.forward(*problem(), hg.full_batch(None, 5), ranks, directions=3)
-    return [*sums, bits((r.grad, r.value, r.params))]
-
-
-def main():
-    """What `test_any_number_of_processes_gives_the_same_bits` runs in several processes."""
-    ranks = parallel.world()
-    ranks.divide_cores()
-    found = computed(ranks)
-    if ranks.rank == 0:
-        assert ranks.gather(["first"]) == ["first", *map(str, range(1, ranks.size))]
-        print(json.dumps(found))
-    else:
-        ranks.gather([str(ranks.rank)])
-    if ranks.rank == ranks.size - 1:
-        assert ranks.end(7)
-        return
-    with pytest.raises(EndedError, match=f"process {ranks.size - 1} has ended the job") as caught:
-        ranks.broadcast(None)
-    assert caught.value.status == 7
 
 
 def test_a_sum_is_in_the_order_of_the_tasks():
@@ -126,7 +81,7 @@ def test_shares_are_even_and_the_first_process_has_one(size):
 @pytest.mark.parametrize("n", [2, 3])
 def test_any_number_of_processes_gives_the_same_bits(n, tmp_path):
     """More, as many and fewer tasks than processes. Then the last process ends the job, and the others hear of it."""
-    output, _ = finished(launch(n, __file__, cwd=tmp_path))
+    output, _ = finished(launch(n, parallel_job.__file__, cwd=tmp_path))
     assert json.loads(output) == computed(parallel.ALONE)
 
 
@@ -142,15 +97,17 @@ class Other:
     def Iallreduce(self, mine, result, op):
         return self
 
-    def Alltoallv(self, sent, received):
+    def Ialltoallv(self, sent, received):
         (pieces, lengths), (rows, counts) = sent, received
         half = rows.shape[1]
         assert counts == [half, half] and sum(lengths) == len(pieces) == self.rows.shape[1]
         rows[0], rows[1] = pieces[:half], self.rows[0, :half]
         self.rest = pieces[half:] + self.rows[0, half:]
+        return self
 
-    def Allgatherv(self, mine, whole):
+    def Iallgatherv(self, mine, whole):
         whole[0][:] = np.concatenate([mine, self.rest])
+        return self
 
 
 @mpi
@@ -314,7 +271,3 @@ def test_the_watch_speaks_only_of_a_killed_process():
     for end, said in (("w.close()", ""), ("os.kill(os.getpid(), signal.SIGKILL)", "lost: go on\n")):
         done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True)
         assert done.stderr == said
-
-
-if __name__ == "__main__":
-    main()
