@@ -5,8 +5,8 @@
 Each process has one thread. A step is an outer iteration of `hypergrad train` on images of Omniglot's size. Its time has three parts: the
 process's own episodes, the wait for the slowest process, and the exchange of gradients. A slow network and slow processes are simulated by
 sleeping, so that the model's formulas are held against times that were measured. Where other jobs run, the seconds of the processor that a
-process takes say more than those of the clock. The model takes from the measurements the seconds of an episode and the spread of a step's
-seconds; the networks' numbers are usual ones.
+process takes say more than those of the clock. The model takes from the measurements an episode's seconds of the processor, and their
+spread; the networks' numbers are usual ones.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def worker(options: argparse.Namespace) -> None:
         taken = time.perf_counter() - begun
         if i >= 2:  # the first ones warm up
             times.append((taken, taken - ranks.wait - ranks.exchange, ranks.wait, ranks.exchange, time.process_time() - cpu))
-    work = np.array(ranks.gather([[t[1] for t in times]]))  # (ranks, steps)
+    work = np.array(ranks.gather([[t[-1] for t in times]]))  # (ranks, steps), of the processor
     if ranks.rank == 0:
         middle = np.median(np.array(times), axis=0)
         numbers = dict(zip(("step_s", "work_s", "wait_s", "exchange_s", "cpu_s"), map(float, middle), strict=True))
@@ -268,7 +268,7 @@ def main() -> None:
         options.turns, options.steps, options.filters = 1, 3, 4
     lines = measured(options)
     one = lines[0]
-    lines += modelled(one["work_s"] / EPISODES, one["spread"], int(one["n_bytes"]))
+    lines += modelled(one["cpu_s"] / EPISODES, one["spread"], int(one["n_bytes"]))
     print(shown(lines))
     if not options.quick:
         write_lines(options.out / "mpi-cpu.jsonl", [environment(), *lines])

@@ -46,7 +46,7 @@ from .runs.view import EVENTS
 from .runs.watch import Watch
 from .sweep import read_sweep, run_sweep
 
-PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
+PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard", "mpi4py")
 FILES = {
     CONFIG: "the settings",
     METRICS: "losses and accuracies, one JSON object a line",

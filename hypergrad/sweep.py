@@ -41,6 +41,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+ERROR = "error.json"  # of a cell: why it has failed
 TABLE = "table"  # .csv: a row for each cell; .md: a row for each combination of settings
 METRICS = {"train": "test_accuracy", "tune": "validation_score"}
 KEYS = ("command", "seeds", "metrics", "settings", "grid")
@@ -126,29 +127,25 @@ def run_sweep(sweep: Sweep, folder: Path, reporter: Reporter, say: Callable[[str
         for cell in sweep.cells:
             _prepare(folder / cell.name, cell.config)
     ranks.broadcast(None)
-    cells, failed = sweep.cells, dict[str, str]()
+    cells = sweep.cells
     for i in range(len(cells)):
         at = (ranks.share(len(cells)).start + i) % len(cells)  # each process begins at another cell, and takes what the others leave
-        path = folder / cells[at].name
+        path, name = folder / cells[at].name, f"{at + 1}/{len(cells)}  {cells[at].name}"
         try:
-            if not (path / RESULT).is_file():
-                _run(path, cells[at].config, reporter)
+            if not _is_done(path) and _run(path, cells[at].config, reporter):
+                say(f"{name}: {_figures(sweep, [_result(path)])}")
                 reporter = SilentReporter()  # the next cell's data have no more to say
-                say(f"{at + 1}/{len(cells)}  {cells[at].name}: {_figures(sweep, [_result(path)])}")
         except InUseError:
             continue
         except HypergradError as error:
-            failed[cells[at].name] = str(error)
-            say(f"{at + 1}/{len(cells)}  {cells[at].name}: failed: {error}")
-    failed = dict(ranks.gather(list(failed.items())))
-    if ranks.rank > 0:
-        return [], 0
-    found = [_result(folder / cell.name) for cell in cells]
-    written = [
-        write_file(folder / f"{TABLE}.csv", _csv(cells, found, failed).encode()),
-        write_file(folder / f"{TABLE}.md", _markdown(sweep, found).encode()),
-    ]
-    return written, sum(not result for result in found)
+            say(f"{name}: failed: {error}")
+    ranks.broadcast(None)
+    written, found = list[Path](), list[dict[str, Any]]()
+    if ranks.rank == 0:
+        found = [_result(folder / cell.name) for cell in cells]
+        written.append(write_file(folder / f"{TABLE}.csv", _csv(cells, found, folder).encode()))
+        written.append(write_file(folder / f"{TABLE}.md", _markdown(sweep, found).encode()))
+    return written, ranks.broadcast(sum(not result for result in found))
 
 
 def _options(content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -184,17 +181,31 @@ def _prepare(path: Path, config: few_shot.Config | tuning.Config) -> None:
         raise RunError(
             f"sweep: {path} was made with other settings, expected those of the file; choose another --out, or restore the file's settings"
         )
+    (path / ERROR).unlink(missing_ok=True)  # what has failed is tried again
 
 
-def _run(path: Path, config: few_shot.Config | tuning.Config, reporter: Reporter) -> None:
-    """Run a cell, or go on with it. Raises: InUseError where another process does."""
+def _is_done(path: Path) -> bool:
+    """Whether a cell has a result, or has failed since this sweep began."""
+    return (path / RESULT).is_file() or (path / ERROR).is_file()
+
+
+def _run(path: Path, config: few_shot.Config | tuning.Config, reporter: Reporter) -> bool:
+    """Run a cell, or go on with it.
+
+    Returns: False where another process has just done it. Raises: InUseError where another one does; what fails is also written down.
+    """
     with RunDirectory(path) as run:
-        if (path / RESULT).is_file():
-            return
-        if isinstance(config, few_shot.Config):
-            train_run(run, config, open_data(config, reporter), reporter, quiet=True)
-        else:
-            tune_run(run, config, config.problem.open(config.seed), quiet=True)
+        if _is_done(path):
+            return False
+        try:
+            if isinstance(config, few_shot.Config):
+                train_run(run, config, open_data(config, reporter), reporter, quiet=True)
+            else:
+                tune_run(run, config, config.problem.open(config.seed), quiet=True)
+        except HypergradError as error:
+            run.write_json(ERROR, {"error": str(error)})
+            raise
+    return True
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -235,12 +246,13 @@ def _markdown(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _csv(cells: Sequence[Cell], found: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> str:
+def _csv(cells: Sequence[Cell], found: Sequence[Mapping[str, Any]], folder: Path) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     numbers = list(dict.fromkeys(name for result in found for name in result))
     rows.writerow([*cells[0].settings, "seed", *numbers, "error", "run"])
     for cell, result in zip(cells, found, strict=True):
-        settings = map(_shown, cell.settings.values())
-        rows.writerow([*settings, cell.seed, *(result.get(name, "") for name in numbers), failed.get(cell.name, ""), cell.name])
+        settings, path = map(_shown, cell.settings.values()), folder / cell.name
+        error = RunDirectory(path, locked=False).read_json(ERROR)["error"] if (path / ERROR).is_file() else ""
+        rows.writerow([*settings, cell.seed, *(result.get(name, "") for name in numbers), error, cell.name])
     return text.getvalue()
