@@ -32,6 +32,7 @@ from .backends.host import HOST
 from .bilevel import Batches, Bilevel, HyperGradient
 from .errors import ArgumentError, EndedError, ExtensionError
 from .passes import forward as forward_mode
+from .passes.schedule import is_count
 from .startup import LAUNCHERS
 from .transforms import tree_tensors, tree_values
 from .trees import PyTree, tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -165,7 +166,7 @@ class Ranks:
         """
         self._arrive(0)
         if ended := self._wait(math.inf):
-            raise EndedError(f"parallel: process {ended.rank} has ended the job, expected its help; see what it says", ended.status)
+            raise EndedError(f"parallel: process {ended.rank} has ended the job, expected it to take part; see what it says", ended.status)
 
     def end(self, status: int) -> bool:
         """End the job with an error: every other process raises EndedError in the next method that it calls.
@@ -277,6 +278,8 @@ def forward(
     Raises: as `hypergrad.forward`.
     Memory: that of `hypergrad.forward` with as many directions. Time: its number of blocks / ranks.size runs of T steps, rounded up.
     """
+    if not is_count(directions):
+        raise ArgumentError(f"forward: directions has {directions!r}, expected an integer >= 1; pass for instance 8")
     leaves, spec = tree_flatten(tree_tensors(hparams, "forward", "hparams"))
     count = sum(x.size for x in leaves)
     found: list[HyperGradient] = []

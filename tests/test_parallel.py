@@ -65,6 +65,8 @@ def test_forward_in_blocks_has_the_bits_of_forward():
         r = parallel.forward(*problem(), hg.full_batch(None, 5), parallel.ALONE, directions=directions)
         whole = hg.forward(*problem(), hg.full_batch(None, 5), directions=directions)
         assert bits((r.grad, r.value, r.params)) == bits((whole.grad, whole.value, whole.params))
+    with pytest.raises(ArgumentError, match="directions has 0, expected an integer >= 1"):
+        parallel.forward(*problem(), hg.full_batch(None, 5), parallel.ALONE, directions=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
