@@ -6,7 +6,10 @@ checkpointed trajectory or by forward mode over tangents, on NumPy and CuPy arra
 
 from typing import TYPE_CHECKING
 
-from . import constraints, errors, ops
+from . import startup, threads  # noqa: F401  before all that takes time
+
+# isort: split
+from . import constraints, errors, ops, parallel
 from .backends.host import release_memory
 from .batching import vmap
 from .bilevel import Bilevel, HyperGradient, Stats, full_batch
@@ -83,6 +86,7 @@ __all__ = [
     "jvp",
     "lstm_params",
     "online",
+    "parallel",
     "plan",
     "precision",
     "profile",

@@ -1,4 +1,4 @@
-"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `tune`, `plan`, `profile`, `methods`, `problems` and `info`."""
+"""The command line: `hypergrad train`, `evaluate`, `predict`, `reproduce`, `sweep`, `tune`, `plan`, `profile` and others."""
 
 import contextlib
 import importlib.metadata
@@ -6,7 +6,9 @@ import os
 import platform
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +16,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__
+from . import __version__, startup
 from .backends import DEVICES
 from .backends.cuda import CUDA
 from .backends.host import HOST
 from .data import cache_dir
 from .data.images import check_number
-from .data.report import Reporter
-from .errors import ArgumentError, HypergradError
-from .fewshot.config import DATA, FIRST_METHOD, Config, load_config, make_config, quick, save_config
+from .data.report import Reporter, SilentReporter
+from .errors import ArgumentError, EndedError, HypergradError, RunError
+from .fewshot import jobs as few_shot
+from .fewshot.config import DATA, FIRST_METHOD, Config, load_config
 from .fewshot.evaluation import PAIRS_PNG, STEPS_PNG
-from .fewshot.jobs import EVALUATION, evaluate_again, open_data, train_run
+from .fewshot.jobs import EVALUATION, OPTIONS, evaluate_again, open_data
 from .fewshot.methods import METHODS
 from .fewshot.prediction import Predictions, predict, write_csv
 from .fewshot.reproduction import TABLES, reproduce
@@ -32,18 +35,21 @@ from .hpo import jobs as tuning
 from .hpo.planning import figure as plan_figure
 from .hpo.planning import plan_problem
 from .hpo.problems import PROBLEMS
+from .parallel import ALONE, Ranks, world
 from .profiling import profile
-from .runs.command import check_resume, with_default, with_options
-from .runs.configuration import changed, options_of
+from .runs.command import with_default, with_options
+from .runs.configuration import changed
 from .runs.curves import CURVE_PNG, seconds_of_instructions
 from .runs.directory import CONFIG, METRICS, MODEL, RESULT, STATE, RunDirectory, write_file
 from .runs.events import require_tensorboard
-from .runs.loop import check_extension
+from .runs.interrupts import interruptible
 from .runs.machine import machine, without_paths
 from .runs.terminal import Commands, cell, echo, show
 from .runs.view import EVENTS
+from .runs.watch import Watch
+from .sweep import read_sweep, run_sweep
 
-PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard")
+PACKAGES = ("numpy", "optree", "safetensors", "matplotlib", "pillow", "typer", "rich", "tensorboard", "mpi4py")
 PRIVATE = ("methods", "problems", "data cache")  # names in a person's own folders, and such a folder
 FILES = {
     CONFIG: "the settings",
@@ -57,8 +63,6 @@ FILES = {
     STEPS_PNG: "accuracy against the number of inner steps",
     EVENTS: "event files for tensorboard --logdir",
 }
-OPTIONS = tuple(options_of(Config))
-ON_RESUME = {o.name: o.flag for o in OPTIONS if o.field.metadata["on_resume"]}
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -88,31 +92,24 @@ def train_command(  # its other options are made from those of the configuration
     debug: Debug = False,
 ) -> None:
     """Meta-train a few-shot learner and evaluate it on classes it has never seen."""
-    with _clear_errors(debug):
+    with _clear_errors(debug, together=True) as ending:
         if tensorboard:
             require_tensorboard()
-        if resume is None:
-            config = make_config(**changes)
-            config = quick(config) if shorten else config
-            data = open_data(config, _reporter())  # before the directory is made, so that wrong data leave no empty run
-            run = RunDirectory.create(run_dir, save_config(config), f"{config.dataset.data}-{config.task}")
-        else:
-            check_resume("train", changes, ON_RESUME, ["--quick"] * shorten + ["--run-dir"] * (run_dir is not None))
-            run = RunDirectory(resume)
-        with run:
-            if resume is not None:
-                before = load_config(run)
-                config = changed(before, changes)
-                check_extension(run, before.training, config.training)
-                data = open_data(config, _reporter())
-                run.write_json(CONFIG, save_config(config))
-            echo(f"{config.method_name}, {config.task} on {data.describe()}; preset {config.preset}; run {run.path}")
-            try:
-                result = train_run(run, config, data, _reporter(), run.path / EVENTS if tensorboard else None)
-            except KeyboardInterrupt:
-                echo(f"\nInterrupted; the run is saved. Go on with:  hypergrad train --resume {run.path}")
-                raise typer.Exit(130) from None
-            _show(run, config, result)
+        ranks = ending.ranks
+        ranks.divide_cores()
+        with few_shot.open_run(changes, run_dir, resume, shorten, _reporter(), ranks) as (run, config, data):
+            if run is not None:
+                ending.interrupted = f"Interrupted; the run is saved. Go on with:  hypergrad train --resume {run.path}"
+                if ranks.size > 1:
+                    ending.watch = Watch(
+                        f"error: train: a process was lost, and the job ends. Go on with:  hypergrad train --resume {run.path}"
+                    )
+                together = f"; {ranks.size} processes" if ranks.size > 1 else ""
+                echo(f"{config.method_name}, {config.task} on {data.describe()}; preset {config.preset}{together}; run {run.path}")
+            events = run.path / EVENTS if run is not None and tensorboard else None
+            result = few_shot.train_run(run, config, data, _reporter() if run is not None else SilentReporter(), events, ranks)
+            if run is not None:
+                _show(run, config, result)
 
 
 def _defaults(name: str) -> str:
@@ -179,15 +176,35 @@ def reproduce_command(
     debug: Debug = False,
 ) -> None:
     """Run the systems of the paper's tables and figures, beside its figures (Franceschi et al. 2017, arXiv:1712.06283)."""
-    with _clear_errors(debug):
+    with _clear_errors(debug) as ending:
+        ending.interrupted = "Interrupted; what is done is saved. The same command goes on."
         changes = {"data": data, "root": root, "seed": seed, "device": device}
-        try:
-            files = reproduce(target, out, budget, changes, lambda c: open_data(c, _reporter()), _reporter(), echo, shorten)
-        except KeyboardInterrupt:
-            echo("\nInterrupted; what is done is saved. The same command goes on.")
-            raise typer.Exit(130) from None
-        for file in files:
+        for file in reproduce(target, out, budget, changes, lambda c: open_data(c, _reporter()), _reporter(), echo, shorten):
             echo(f"written: {file}")
+
+
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file: command, seeds, metrics, [settings], [grid].")],
+    out: Annotated[
+        Path | None, typer.Option(help=with_default("Folder of the runs and the table; the same one goes on.", "runs/NAME of FILE"))
+    ] = None,
+    shorten: Annotated[bool, typer.Option("--quick", help="Every run cut to some seconds: to try it out.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a command for every combination of settings and for several seeds; write one table."""
+    with _clear_errors(debug, together=True) as ending:
+        ending.ranks.divide_cores()
+        ending.interrupted = "Interrupted; what is done is saved. The same command goes on."
+        folder = Path("runs") / file.stem if out is None else out
+        sweep = read_sweep(file, shorten)
+        written, missing = run_sweep(sweep, folder, _reporter() if ending.ranks.rank == 0 else SilentReporter(), echo, ending.ranks)
+        for path in written:
+            echo(f"written: {path}")
+        if missing:
+            raise RunError(
+                f"sweep: {missing} of {len(sweep.cells)} runs have no result yet, expected one of each; the same command goes on"
+            )
 
 
 def tune_command(  # its other options are made from those of the configuration, below
@@ -200,21 +217,17 @@ def tune_command(  # its other options are made from those of the configuration,
     debug: Debug = False,
 ) -> None:
     """Tune the hyperparameters of a problem by hypergradients, and hold the result against what it competes with."""
-    with _clear_errors(debug):
+    with _clear_errors(debug) as ending:
         if tensorboard:
             require_tensorboard()
         if problem is None and resume is None:
             raise ArgumentError(f"tune: PROBLEM is missing, expected one of {', '.join(PROBLEMS)}; pass one, or --resume RUN")
         with tuning.open_run(problem, changes, run_dir, resume, shorten) as (run, config, task):
             echo(f"{config.problem_name} on {task.description}; run {run.path}")
-            try:
-                found = tuning.tune_run(run, config, task, run.path / EVENTS if tensorboard else None)
-            except KeyboardInterrupt:
-                if config.problem.single_run:
-                    echo(f"\nInterrupted; {config.problem_name} is one training run, which cannot go on. Start a new one.")
-                else:
-                    echo(f"\nInterrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}")
-                raise typer.Exit(130) from None
+            ending.interrupted = f"Interrupted; the run is saved. Go on with:  hypergrad tune --resume {run.path}"
+            if config.problem.single_run:
+                ending.interrupted = f"Interrupted; {config.problem_name} is one training run, which cannot go on. Start a new one."
+            found = tuning.tune_run(run, config, task, run.path / EVENTS if tensorboard else None)
             for line in tuning.report(run, config, found):
                 echo(line)
 
@@ -362,19 +375,63 @@ def _reporter() -> Reporter:
     return Reporter(Console(stderr=True, force_terminal=sys.stderr.isatty()))
 
 
+@dataclass
+class _Ending:
+    """How a command ends.
+
+    Args: ranks: the processes that run it together; interrupted: what an interrupt makes it say; watch: speaks where this one is killed,
+        as a launcher does when another one is lost.
+    """
+
+    ranks: Ranks = ALONE
+    interrupted: str = ""
+    watch: Watch | None = None
+
+    def end(self, status: int, text: str, *, err: bool = True) -> typer.Exit:
+        """Say one line, and end the other processes, too. Returns: what to raise."""
+        if self.ranks.end(status) and (self.ranks.size > 1 or not startup.launched_rank()):
+            echo(f"process {self.ranks.rank}: {text}" if self.ranks.rank > 0 else text, err=err)
+        return self.leave(status)
+
+    def leave(self, status: int) -> typer.Exit:
+        """Close what is open. Returns: what to raise. Where another process does not answer, this one ends here."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+        if self.ranks.waits:
+            sys.stdout.flush()
+            os._exit(status)
+        return typer.Exit(status)
+
+
 @contextlib.contextmanager
-def _clear_errors(debug: bool) -> Iterator[None]:
-    """Print an error raised on purpose as one line; anything else is a fault and keeps its traceback."""
+def _clear_errors(debug: bool, together: bool = False) -> Iterator[_Ending]:
+    """Print an error raised on purpose, or an interrupt, as one line; anything else is a fault and keeps its traceback.
+
+    Args: debug: keep all tracebacks; together: whether the command is one that several processes may run together.
+    """
+    ending = _Ending()
     try:
-        yield
-    except HypergradError as error:
-        if debug:
-            raise
-        echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        ending.ranks = world()  # until MPI has started, an interrupt ends the process at once
+        with interruptible():
+            if ending.ranks.size > 1 and not together:
+                raise ArgumentError(
+                    f"mpiexec: {ending.ranks.size} processes run this command, expected one because only train and sweep share their work; "
+                    "run it without mpiexec"
+                )
+            yield ending
+    except Exception as error:
+        if isinstance(error, EndedError):
+            raise ending.leave(error.status) from error
+        if isinstance(error, HypergradError) and not debug:
+            raise ending.end(1, f"error: {error}") from error
+        if ending.ranks.size > 1:
+            raise ending.end(1, traceback.format_exc()) from error
+        raise
     except KeyboardInterrupt:
-        echo("\nInterrupted.", err=True)
-        raise typer.Exit(130) from None
+        raise ending.end(startup.INTERRUPTED, f"\n{ending.interrupted or 'Interrupted.'}", err=not ending.interrupted) from None
+    else:
+        ending.leave(0)
 
 
 if __name__ == "__main__":

@@ -52,3 +52,15 @@ class DataError(HypergradError, ValueError):
 
 class RunError(HypergradError, RuntimeError):
     """A run directory cannot be written, read or resumed."""
+
+
+class InUseError(RunError):
+    """A run directory is locked by another process."""
+
+
+class EndedError(RunError):
+    """Another of several processes has ended the job. Args: message; status: the exit status that it has given."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status

@@ -49,6 +49,8 @@ def test_wrong_arguments_under_differentiation_leave_the_engine_usable(name: str
         (errors.ExtensionError, RuntimeError),
         (errors.DataError, ValueError),
         (errors.RunError, RuntimeError),
+        (errors.InUseError, errors.RunError),
+        (errors.EndedError, errors.RunError),
     ],
 )
 def test_errors_are_also_the_builtin_ones(kind: type, builtin: type) -> None:
@@ -58,7 +60,7 @@ def test_errors_are_also_the_builtin_ones(kind: type, builtin: type) -> None:
 
 def test_every_error_class_is_covered_above() -> None:
     kinds = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, HypergradError)} - {HypergradError}
-    names = "ShapeError DTypeError DeviceError ArgumentError DifferentiationError ExtensionError DataError RunError"
+    names = "ShapeError DTypeError DeviceError ArgumentError DifferentiationError ExtensionError DataError RunError InUseError EndedError"
     assert {k.__name__ for k in kinds} == set(names.split())
 
 

@@ -119,6 +119,10 @@ def passes():
             yield f"{run.__name__}, {n} steps", lambda x, y, n=n, run=run: loop(run(moving, {"c": y}, one, one, 0.1, 0.1, n))
             yield f"{run.__name__}, a state, {n} steps", lambda x, y, n=n, run=run: loop(again(run, moving, {"c": y}, one, n))
     yield "t1t2", lambda x, y: solution(hg.t1t2(solved, {"c": y}, {"a": y}, None, lr=0.1))
+    for n in (1, 2):
+        yield f"parallel, {n} tasks", lambda x, y, n=n: hg.parallel.sum_tasks(lambda i: {"a": x, "b": y}, n, hg.parallel.ALONE)
+    one_process = hg.parallel.ALONE
+    yield "parallel, forward", lambda x, y: record(hg.parallel.forward(moving, {"c": y}, hg.full_batch(None, 3), one_process, directions=2))
     yield "lstm_params", lambda x, y: hg.lstm_params(0)
     yield "capture", lambda x, y: hg.capture(hg.value_and_grad(FUNCTIONS["square of a sum"], argnums=(0, 1)))(x, y)
 

@@ -19,6 +19,7 @@ import hypergrad.data
 import hypergrad.fewshot
 import hypergrad.hpo
 import hypergrad.runs
+import hypergrad.sweep
 import hypergrad.testing
 from hypergrad.rules import Op, Registered
 
@@ -30,8 +31,8 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".
 
 # A module may import from lower layers and from its own directory. Names in one layer stand side by side.
 LAYERS = [
-    ("errors",),
-    ("guards", "meter", "methods", "profiling", "trees", "_host", "_cuda", "_emulated"),
+    ("errors", "startup"),
+    ("guards", "meter", "methods", "profiling", "threads", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("state",),
     ("tape",),
@@ -43,11 +44,11 @@ LAYERS = [
     ("learned",),
     ("bilevel",),
     ("passes",),
-    ("testing", "plan"),
+    ("testing", "plan", "parallel"),
     ("data",),
     ("runs",),
     ("fewshot", "hpo", "interop"),
-    ("examples",),
+    ("examples", "sweep"),
     ("cli",),
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -183,6 +184,7 @@ def modules_below(package: Any) -> list[Any]:
 
 
 BY_MODULE = [module for package in (hypergrad.runs, hypergrad.fewshot, hypergrad.hpo) for module in modules_below(package)]
+BY_MODULE += [hg.parallel, hypergrad.sweep]
 
 
 def public_names() -> dict[str, Any]:

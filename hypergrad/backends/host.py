@@ -138,6 +138,11 @@ class HostBackend:
         lead = (1,) * (2 - len(batch)) + batch if len(batch) < 3 else (math.prod(batch[:-1]), batch[-1])
         return {name: a.reshape(*lead, *a.shape[-2:]) for name, a in (("x", x), ("y", y), ("out", out))}
 
+    def set_threads(self, n: int) -> None:
+        """How many threads a kernel takes from now on, 1 to 4096; no result depends on it."""
+        if MISSING is None:
+            _host.set_threads(n)
+
     def build_info(self) -> dict[str, Any]:
         """Compiler, instruction sets, threads and CUDA status of the extension, or why there is none."""
         return {"missing": MISSING} if MISSING is not None else _host.build_info()

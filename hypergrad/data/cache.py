@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, HypergradError, ShapeError
 from ..guards import open_plain, parse_json
+from ..threads import startable_threads
 from .files import reading
 from .images import SPLITS, ImageClasses, MetaDataset, check_classes
 from .report import Reporter
@@ -170,17 +171,19 @@ def _write(source: Source, entry: Path, reporter: Reporter, n_way: int) -> None:
         )
     blocks = [block for name in SPLITS for block in plan[name]]
     threads = _THREADS if sum(block.n_bytes for block in blocks) >= _THREADS_FROM_BYTES * n_images else 1
+    threads = startable_threads(threads)
     handle, temporary = tempfile.mkstemp(prefix=f".{entry.stem}-", suffix=".tmp", dir=folder)
     try:
         # A plain file, not a writable map: a full disk is then an error of write() and not a bus error.
         with (
             open(handle, "w+b") as file,
             reporter.progress(f"decoding {source.name}", n_images) as tick,
-            ThreadPoolExecutor(threads) as pool,
+            ThreadPoolExecutor(threads or 1) as pool,
         ):
+            decoded = pool.map if threads else map
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n_images, *shape)})
             for start in range(0, len(blocks), _AHEAD):
-                for images in pool.map(lambda block: block.checked(shape), blocks[start : start + _AHEAD]):
+                for images in decoded(lambda block: block.checked(shape), blocks[start : start + _AHEAD]):
                     file.write(images.data)
                     tick(len(images))
             n_bytes = file.tell()

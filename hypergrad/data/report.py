@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..guards import printable
+from ..threads import startable_threads
 
 Tick = Callable[[int], None]  # called as work proceeds, with the number of items done since the last call
 
@@ -30,7 +31,7 @@ class Reporter:
     def progress(self, description: str, total: int) -> Iterator[Tick]:
         """Show a bar of `total` items, >= 0, while the block runs; it is given a callable that takes the number of items just done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        hidden = not (self.console.is_terminal or self.console.is_jupyter)
+        hidden = not (self.console.is_terminal or self.console.is_jupyter) or not startable_threads(1)
         with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
             yield partial(bar.advance, bar.add_task(description, total=total))
 

@@ -74,6 +74,9 @@ class Config(Section):
     seed: int = option(0, "Seed of the network and of the episodes.", low=0, high=2**64 - 1)
     device: str = option("cpu", "Where to compute; on a GPU images are kept there as bytes.", choices=DEVICES)
     graphs: bool = option(True, "On a GPU, replay each meta-step as a CUDA graph.")
+    per_episode: bool = option(
+        False, "Take the gradient of each episode by itself: the same bits on any number of processes. mpiexec sets it."
+    )
     dataset: Dataset = section(Dataset)
     episodes: EpisodeSizes = section(EpisodeSizes)
     network: Network = section(Network)
@@ -87,6 +90,11 @@ class Config(Section):
             raise ArgumentError(
                 f"config: preset is {self.preset!r}, expected one of {', '.join(self.method.presets())}, those of {self.method_name}; "
                 "pass one of these"
+            )
+        if self.per_episode and not self.method.by_episode:
+            raise ArgumentError(
+                f"config: per_episode is set for {self.method_name}, expected a method that trains on episodes because this one "
+                "takes batches of images; leave it out, and train in one process"
             )
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from ..backends import place, to_host
 from ..data import Accuracy, ImageClasses, MetaDataset, pixel_baseline
 from ..data.report import Reporter
+from ..parallel import ALONE, Ranks
 from ..runs.curves import CURVE_PNG, Reference, curve, plain
 from ..runs.directory import RunDirectory
 from . import plots
@@ -20,16 +21,16 @@ STEPS_PNG, PAIRS_PNG = "steps.png", "pairs.png"
 
 
 def evaluate_run(
-    run: RunDirectory, config: Config, data: MetaDataset, hparams: HParams, n_episodes: int, reporter: Reporter
+    run: RunDirectory | None, config: Config, data: MetaDataset, hparams: HParams, n_episodes: int, reporter: Reporter, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Meta-test accuracy with T chosen on meta-validation; writes pairs.png, and steps.png where there are inner steps.
 
     Args:
-        run: where the figures go.
+        run: where the figures go; None in a process that is not the first one.
         config: the run's configuration; data: its data set; hparams: its best parameters.
         n_episodes: episodes of meta-validation and of meta-test, and of the baseline (the same ones).
-        reporter: shows progress.
-    Returns: what result.json and evaluation.json hold: accuracies as shares, intervals as half widths.
+        reporter: shows progress; ranks: the processes that share the episodes.
+    Returns: what result.json and evaluation.json hold: accuracies as shares, intervals as half widths. Without a run nothing.
     Raises: RunError if a figure cannot be written.
     Cost: 2 * n_episodes runs of the method with the most inner steps that are tried.
     """
@@ -40,7 +41,9 @@ def evaluate_run(
     for name, split in (("validation", data.validation), ("test", data.test)):
         with reporter.progress(f"evaluating on meta-{name}", n_episodes) as tick:
             episodes = sampler(config, split.on(config.device))
-            found[name] = evaluate(method, placed, episodes, n_episodes, method.steps, tick, graphs=config.graphs)
+            found[name] = evaluate(method, placed, episodes, n_episodes, method.steps, tick, config.graphs, ranks)
+    if run is None:
+        return {}
     validation, test = found["validation"], found["test"]
     chosen = validation.best_steps()
     baseline = pixels(config, data.test, n_episodes, reporter)

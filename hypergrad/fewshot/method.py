@@ -37,6 +37,7 @@ class Method(Section, ABC):
         source: the paper.
         batch_norm: whose statistics normalize support and query images, if there is batch normalization.
         recordable: whether the GPU never has to wait for the host in `meta_loss`, so that a CUDA graph can hold it; see `capture`.
+        by_episode: whether the meta-loss of a batch is the mean of those of its episodes, each by itself.
         settings: options that presets and data sets change, by (preset, data set); None stands for any. `presets` lists the presets.
     Args:
         n_way: classes of an episode; comes with the episodes and is no option of the method.
@@ -47,6 +48,7 @@ class Method(Section, ABC):
     source: ClassVar[str] = ""
     batch_norm: ClassVar[str] = ""
     recordable: ClassVar[bool] = True
+    by_episode: ClassVar[bool] = True
     settings: ClassVar[Settings] = {}
     n_way: int = 5
     train_classes: int = 1

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -30,6 +30,7 @@ class PretrainedMethod(Method):
     Source: Franceschi et al. 2017, arXiv:1712.06283, appendix A; Ravi & Larochelle 2017, Optimization as a model for few-shot learning.
     """
 
+    by_episode: ClassVar[bool] = False
     batch_size: int = option(128, "Images of a batch in meta-training.", low=1)
     held_out: float = option(
         0.0, "Share of the images to hold out, whose classification then decides on early stopping; 0: validation episodes do.", low=0

@@ -1,18 +1,20 @@
 """Few-shot learning as a problem of the outer loop, and the evaluation of a method on episodes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..backends import place, to_host
+from ..backends import backend_of, place, to_host
 from ..capture import capture
 from ..data import Accuracy, EpisodeSampler, MetaDataset
 from ..errors import ArgumentError
+from ..parallel import ALONE, Ranks, sum_tasks
 from ..runs.loop import Record
 from ..transforms import value_and_grad
+from ..trees import tree_map
 from .config import Config
 from .method import Array, HParams, Method
 
@@ -20,14 +22,17 @@ from .method import Array, HParams, Method
 class FewShot:
     """The problem that `runs.loop.train` trains.
 
-    Args: config: the run's configuration; data: its data set, whose train and validation splits are used.
+    Args: config: the run's configuration; data: its data set, whose train and validation splits are used; ranks: the processes that share
+        the episodes; several of them only with `per_episode`.
     Raises: DataError if the episodes do not fit the data.
     """
 
-    def __init__(self, config: Config, data: MetaDataset) -> None:
+    def __init__(self, config: Config, data: MetaDataset, ranks: Ranks = ALONE) -> None:
         self.config, self.method, self.data = config, config.sized_method(data.train.n_classes), data
-        splits = (data.train.on(config.device), data.validation.on(config.device))
-        self.train, self.validation = self.method.samplers(*(sampler(config, split) for split in splits))
+        self.ranks = ranks
+        train, validation = (sampler(config, split.on(config.device)) for split in (data.train, data.validation))
+        train = replace(train, meta_batch=1) if config.per_episode else train
+        self.train, self.validation = self.method.samplers(train, validation)
         self._phase, self._gradient = self._objective(self.method)
 
     def _objective(self, method: Method) -> tuple[Method, Callable[..., Any]]:
@@ -52,12 +57,25 @@ class FewShot:
         return {name: place(value, self.config.device) for name, value in drawn.items()}
 
     def gradient(self, hparams: HParams, iteration: int) -> tuple[Array, HParams, Mapping[str, Any]]:
-        """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step."""
+        """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step.
+
+        With `per_episode`, the processes share the episodes. The gradients are added up in the order of the episodes.
+        """
         phase = self.method.during(iteration / self.config.training.iterations)
         if phase != self._phase:
             self._phase, self._gradient = self._objective(phase)
-        (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration))
-        return loss, grad, {"accuracy": accuracies.mean()}
+        if not self.config.per_episode:
+            (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration))
+            return loss, grad, {"accuracy": accuracies.mean()}
+        count = self.config.episodes.meta_batch
+
+        def of_episode(i: int) -> tuple[Array, Array, HParams]:
+            (loss, accuracies), grad = self._gradient(hparams, self.train.batch(iteration * count + i))
+            return loss, accuracies.mean(), grad
+
+        sums = sum_tasks(of_episode, count, self.ranks)
+        loss, accuracy, grad = tree_map(lambda x: backend_of(x).xp.asarray(x / count), sums)
+        return loss, grad, {"accuracy": accuracy}
 
     def metrics(self, hparams: HParams) -> Record:
         """The method's own, such as a learned step size. Cost: O(1)."""
@@ -66,7 +84,7 @@ class FewShot:
     def validate(self, hparams: HParams) -> tuple[float, Record]:
         """Mean accuracy on the fixed meta-validation episodes. Cost: `eval_episodes` episodes."""
         count, steps = self.config.evaluation.eval_episodes, self.method.usual_steps
-        found = evaluate(self.method, hparams, self.validation, count, [steps], graphs=self.config.graphs)
+        found = evaluate(self.method, hparams, self.validation, count, [steps], graphs=self.config.graphs, ranks=self.ranks)
         accuracy = found.accuracy(steps)
         numbers = {"loss": found.loss(steps), "accuracy": accuracy.mean, "interval": accuracy.interval}
         return accuracy.mean, {f"validation_{name}": value for name, value in numbers.items()}
@@ -106,6 +124,7 @@ def evaluate(
     steps: Sequence[int],
     progress: Callable[[int], None] | None = None,
     graphs: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Accuracy on the first `n_episodes` episodes after each number of inner steps in `steps`.
 
@@ -117,6 +136,7 @@ def evaluate(
         steps: numbers of inner steps, in any order.
         progress: called with the number of episodes just finished.
         graphs: on a GPU, record the work on one meta-batch as a CUDA graph and replay it for the others.
+        ranks: the processes that share the meta-batches; the result is the same in all, and for any number.
     Returns: an Evaluation with `steps` sorted.
     Raises: ArgumentError if there is no episode or no number of steps.
     Cost: that of `Method.evaluate` on n_episodes episodes.
@@ -127,17 +147,14 @@ def evaluate(
             f"evaluate: n_episodes is {n_episodes} and steps {list(steps)}, expected at least one episode and "
             "numbers of steps >= 0; pass for instance n_episodes=600, steps=[5]"
         )
-    losses: list[Array] = []
-    accuracies: list[Array] = []
-    done = index = 0
     sweep: Callable[..., Any] = partial(method.evaluate, steps=ordered)
     sweep = capture(sweep) if graphs else sweep
-    while done < n_episodes:
-        batch_losses, batch_accuracies = sweep(hparams, episodes.batch(index))
-        losses.append(to_host(batch_losses))
-        accuracies.append(to_host(batch_accuracies))
-        fresh = min(len(batch_losses), n_episodes - done)
-        done, index = done + fresh, index + 1
+    rows = getattr(episodes, "meta_batch", None) or len(sweep(hparams, episodes.batch(0))[0])
+    found: list[tuple[Array, Array]] = []
+    for index in ranks.share(-(-n_episodes // rows)):
+        losses, accuracies = sweep(hparams, episodes.batch(index))
+        found.append((to_host(losses), to_host(accuracies)))
         if progress is not None:
-            progress(fresh)
-    return Evaluation(ordered, np.concatenate(losses)[:n_episodes], np.concatenate(accuracies)[:n_episodes])
+            progress(min(rows, n_episodes - index * rows) * ranks.size)
+    joined = (np.concatenate(part)[:n_episodes] for part in zip(*ranks.gather(found), strict=True))
+    return Evaluation(ordered, *joined)

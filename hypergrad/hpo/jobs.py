@@ -75,14 +75,14 @@ def open_run(
         yield run, config, task
 
 
-def tune_run(run: RunDirectory, config: Config, task: Task | SingleRun, events: Path | None = None) -> Evaluation:
+def tune_run(run: RunDirectory, config: Config, task: Task | SingleRun, events: Path | None = None, quiet: bool = False) -> Evaluation:
     """Tune, or go on; evaluate; write result.json and the figures.
 
-    Args: events: folder for TensorBoard's event files, None for none.
+    Args: events: folder for TensorBoard's event files, None for none; quiet: show nothing on the way.
     Returns: the evaluation. Raises: as `runs.loop.train`. Cost: tuning, and the task's evaluation.
     """
     begun = time.monotonic()
-    with training_view(config.training.iterations, events) as view:
+    with training_view(config.training.iterations, events, quiet) as view:
         if isinstance(task, SingleRun):
             state, evaluate = _run_once(run, config, task, view)
         else:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from ..errors import RunError
+from ..errors import InUseError, RunError
 from ..guards import check_plain, parse_json, read_plain
 
 Array = NDArray[Any]
@@ -122,7 +122,7 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            raise RunError(
+            raise InUseError(
                 f"run: {self.path} is in use by another process, expected no other because two would mix their files; wait for it to end, "
                 "or choose another --run-dir"
             ) from error

@@ -44,10 +44,10 @@ class EventWriter:
         writers = importlib.import_module("tensorboard.summary.writer.event_file_writer")
         try:
             self._writer = writers.EventFileWriter(str(directory))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: the system gives no thread to write with
             raise RunError(
-                f"tensorboard: {directory} cannot be written ({error.strerror}), expected a writable run directory; "
-                "check its permissions, or leave --tensorboard away"
+                f"tensorboard: {directory} cannot be written ({getattr(error, 'strerror', error)}), expected a writable run directory and "
+                "a thread to write with; check permissions and limits, or leave --tensorboard away"
             ) from error
         session = self._events.SessionLog(status=self._events.SessionLog.START)
         self._writer.add_event(self._events.Event(wall_time=time.time(), step=iteration, session_log=session))

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import typing
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,8 +13,10 @@ import optree
 from ..backends import backend_of, to_host
 from ..errors import ArgumentError, RunError
 from ..optimizers import SGD, Adam, Optimizer
+from ..parallel import ALONE, Ranks
 from .configuration import Section, fits, option
 from .directory import MODEL, STATE, RunDirectory
+from .interrupts import interrupts_held
 
 Record = dict[str, Any]
 Arrays = dict[str, Any]
@@ -259,7 +262,12 @@ def check_extension(run: RunDirectory, before: Training, after: Training) -> Non
 
 
 def train(
-    run: RunDirectory, training: Training, problem: Problem, report: Callable[[Record], None] | None = None, snapshot_s: float = SNAPSHOT_S
+    run: RunDirectory | None,
+    training: Training,
+    problem: Problem,
+    report: Callable[[Record], None] | None = None,
+    snapshot_s: float = SNAPSHOT_S,
+    ranks: Ranks = ALONE,
 ) -> State:
     """Train, or go on where the run's state.safetensors stands.
 
@@ -267,49 +275,74 @@ def train(
     stored state alone, and snapshots only copy it.
 
     Args:
-        run: an open run directory.
+        run: an open run directory, in process 0; None in the others.
         training: how to train; of a finished run with more iterations than it has done, the run is extended.
         problem: what is trained.
-        report: called with every record that goes to metrics.jsonl.
+        report: called with every record that goes to metrics.jsonl; with a validation after its state and its model are on disk.
         snapshot_s: seconds between two snapshots; there is also one after each validation.
+        ranks: the processes that train together, where the problem shares its work among them. All take the same steps.
     Returns: the final State; model.safetensors holds its best hyperparameters.
-    Raises: RunError if training diverges or a file cannot be written; KeyboardInterrupt after saving the state.
+    Raises: RunError if training diverges or a file cannot be written; KeyboardInterrupt after the iteration that an interrupt came in,
+        with the state saved.
     Cost: one `problem.gradient` each iteration and one `problem.validate` each `eval_every`.
     """
     state = start(problem)
-    if (run.path / STATE).exists():
-        state = load_state(run, training, state)
-    run.truncate_metrics(state.metrics_bytes, state.metrics_crc)
+    if run is not None:
+        if (run.path / STATE).exists():
+            state = load_state(run, training, state)
+        run.truncate_metrics(state.metrics_bytes, state.metrics_crc)
+    state = ranks.broadcast(state)
     saved = begun = time.monotonic()
-    spent = state.seconds
-    try:
-        while finished(training, state) is None:
-            done, record = step(training, problem, state)
-            records = [record]
-            due = done.iteration % training.eval_every == 0 or done.iteration == training.iterations
-            if due:
-                done, record = validate(problem, done)
-                records.append(record)
-            seconds = spent + time.monotonic() - begun
-            for record in records:
-                record["seconds"] = round(seconds, 4)
-                run.append_metrics(record)
-            # one assignment: an interrupt finds the iteration done with its metrics, or not done
-            state = dataclasses.replace(done, metrics_bytes=run.metrics_bytes(), metrics_crc=run.metrics_crc(), seconds=seconds)
-            if report is not None:
+    spent, stopped = state.seconds, False
+    with interrupts_held() as interrupted:
+        try:
+            while finished(training, state) is None and not stopped:
+                done, record = step(training, problem, state)
+                records = [record]
+                due = done.iteration % training.eval_every == 0 or done.iteration == training.iterations
+                if due:
+                    check_alike(ranks, done)
+                    done, record = validate(problem, done)
+                    records.append(record)
+                seconds = spent + time.monotonic() - begun
                 for record in records:
-                    report(record)
-            if due or time.monotonic() - saved > snapshot_s:
+                    record["seconds"] = round(seconds, 4)
+                if run is not None:
+                    for record in records:
+                        run.append_metrics(record)
+                    done = dataclasses.replace(done, metrics_bytes=run.metrics_bytes(), metrics_crc=run.metrics_crc())
+                # one assignment: an interrupt finds the iteration done with its metrics, or not done
+                state = dataclasses.replace(done, seconds=seconds)
+                if run is not None and (due or time.monotonic() - saved > snapshot_s):
+                    save_state(run, state)
+                    saved = time.monotonic()
+                    if due and state.waited == 0:
+                        save_model(run, problem, state)
+                if report is not None:
+                    for record in records:
+                        report(record)
+                stopped = any(ranks.gather([interrupted()]))
+        except KeyboardInterrupt:
+            if run is not None:
                 save_state(run, state)
-                saved = time.monotonic()
-            if due and state.waited == 0:
+            raise
+        if run is not None:
+            save_state(run, state)
+            if not stopped:
                 save_model(run, problem, state)
-    except KeyboardInterrupt:
-        save_state(run, state)
-        raise
-    save_state(run, state)
-    save_model(run, problem, state)
+        ranks.broadcast(None)  # the other processes wait for the files
+        if stopped:
+            raise KeyboardInterrupt
     return state
+
+
+def check_alike(ranks: Ranks, state: State) -> None:
+    """Raise RunError unless all processes have the same hyperparameters. Cost: one read of them, and one small message."""
+    if len(set(ranks.gather([zlib.crc32(b"".join(to_host(x).tobytes() for x in state.hparams.values()))]))) > 1:
+        raise RunError(
+            f"train: the processes differ in their hyperparameters after iteration {state.iteration}, expected the same bits because all "
+            "take the same steps; run them on processors of one kind, or set HYPERGRAD_SIMD to what all of them have"
+        )
 
 
 def save_model(run: RunDirectory, problem: Problem, state: State) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..threads import startable_threads
 from .events import OF_THE_LOOP, EventWriter
 from .loop import Record
 from .terminal import speaking
@@ -37,15 +38,15 @@ def is_validation(record: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def training_view(iterations: int, events: Path | None = None) -> Iterator[Callable[[Record], None]]:
+def training_view(iterations: int, events: Path | None = None, quiet: bool = False) -> Iterator[Callable[[Record], None]]:
     """Show records of metrics.jsonl as they come.
 
-    Args: iterations: in all; events: folder for TensorBoard's event files, None for none.
+    Args: iterations: in all; events: folder for TensorBoard's event files, None for none; quiet: show nothing.
     Yields: what to call with each record. Cost: little beside an iteration.
     """
-    console = Console()
+    console = Console(quiet=quiet)
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal or not startable_threads(1))
     task = bar.add_task("training", total=iterations, status="")
     with bar, contextlib.ExitStack() as stack:
         writer: EventWriter | None = None

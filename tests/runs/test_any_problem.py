@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -73,6 +74,38 @@ def test_any_problem_is_trained_and_resumed_bit_for_bit(tmp_path, optimizer):
     with RunDirectory(tmp_path / "whole") as run:
         found, metadata = load_model(run)
     assert metadata == {"iteration": 20, "validation_score": whole.best_score, "features": 5} and found == whole.best_hparams
+
+
+def test_a_validation_is_reported_after_its_state_and_model_are_on_disk(tmp_path):
+    training, seen = Training(outer_lr=0.05, iterations=6, eval_every=2), []
+    with run_in(tmp_path / "run") as run:
+
+        def report(record):
+            if view.is_validation(record):
+                seen.append(record["iteration"])
+                assert load_state(run, training, start(Ridge())).iteration == load_model(run)[1]["iteration"] == seen[-1]
+
+        train(run, training, Ridge(), report)
+    assert seen == [2, 4, 6]
+
+
+def test_an_interrupt_lets_the_iteration_end(tmp_path):
+    """It comes from outside in the middle of an iteration, here of the 3rd; what is saved is that iteration, and nothing is repeated."""
+
+    class Struck(Ridge):
+        def gradient(self, hparams, iteration):
+            if iteration == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().gradient(hparams, iteration)
+
+    training = Training(outer_lr=0.05, iterations=6, eval_every=4)
+    with run_in(tmp_path / "run") as run:
+        with pytest.raises(KeyboardInterrupt):
+            train(run, training, Struck())
+        assert load_state(run, training, start(Ridge())).iteration == 3
+        again = train(run, training, Ridge())
+    with run_in(tmp_path / "whole") as run:
+        assert train(run, training, Ridge()).hparams == again.hparams
 
 
 def test_a_state_with_another_optimizer_is_refused(tmp_path):
