@@ -2,10 +2,15 @@
 
 Sums are taken in the order of the tasks, whichever process has computed them. So 1, 2 and 8 processes give the same bits.
 
-    ranks = hg.parallel.world()  # the processes that mpiexec has started, or this one alone
-    loss, grad = hg.parallel.sum_tasks(lambda i: hg.value_and_grad(meta_loss)(hparams, episode(i)), n_episodes, ranks)
-
 An error in one process leaves the others waiting. `mpiexec -n 8 python -m mpi4py script.py` ends them all.
+
+Example:
+    >>> ranks = hg.parallel.world()  # the processes that mpiexec has started, or this one alone
+    >>> episodes = [np.full(2, 1.0), np.full(2, 2.0), np.full(2, 3.0)]
+    >>> loss = lambda w, x: hg.sum((w - x) ** 2)
+    >>> value, grad = hg.parallel.sum_tasks(lambda i: hg.value_and_grad(loss)(np.zeros(2), episodes[i]), 3, ranks)
+    >>> value.item(), grad
+    (28.0, array([-12., -12.]))
 """
 
 from __future__ import annotations
