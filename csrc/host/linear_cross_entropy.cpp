@@ -239,7 +239,6 @@ struct Factor {
 // x_bar = sum over classes of z*w (+ the second pair), I examples from n on.
 template <class T, int I>
 HG_INLINE void features_tile(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, T* x_bar) {
-  constexpr int64_t V = kLanes<T>;
   const auto column = [&](int64_t d, int lanes, auto full) {
     Vec<T> sum[I] = {};
     const auto add = [&](const Factor<T>& f) {
@@ -343,11 +342,14 @@ HG_INLINE void for_blocks(const Head& h, int64_t chunk, const Body& body) {
   for (int64_t n = chunk * h.chunk; n < end; n += kFlush) body(n, lower(kFlush, end - n));
 }
 
-inline void check_labels(const Call& call, const Head& h, const Batch<const int64_t>& label) {
-  for (int64_t e = 0; e < h.E; ++e)
-    for (int64_t n = 0; n < h.N; ++n)
-      if (label.at(e)[n] < 0 || label.at(e)[n] >= h.K)
-        fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(label.at(e)[n]), static_cast<long long>(h.K - 1));
+// The labels of a block, read once: another thread could write to them after a check.
+inline const int64_t* read_labels(const Call& call, const Head& h, const int64_t* label, int64_t n, int64_t (&own)[kFlush]) {
+  for (int64_t i = 0; i < n; ++i) {
+    own[i] = label[i];
+    if (own[i] < 0 || own[i] >= h.K)
+      fail_argument(call, "label is %lld, expected 0 to %lld", static_cast<long long>(own[i]), static_cast<long long>(h.K - 1));
+  }
+  return own;
 }
 
 // The rungs that a kernel does to every block, in this order.
@@ -368,7 +370,7 @@ HG_INLINE auto* at_or_null(const Batch<T>& b, int64_t p, int64_t e, int64_t offs
 }
 
 template <class T, int kRungs>
-void run(const Head& h, const Given<T>& g) {
+void run(const Call& call, const Head& h, const Given<T>& g) {
   const bool by_w = (kRungs & kValue) || g.x_dot || g.x_bar || g.x_bar_dot;
   const Rows<T> rows = by_w ? pack(h, g.w, 1, kSlotW) : Rows<T>{};
   const bool by_w_dot = (kRungs & kJvp) || g.x_bar_dot;
@@ -384,7 +386,8 @@ void run(const Head& h, const Given<T>& g) {
       const T* const w = rows ? rows.at(0, e) : nullptr;
       const T* const w_dot = rows_dot ? rows_dot.at(p, e) : nullptr;
       const T* const x_dot = at_or_null(g.x_dot, p, e, D);
-      const int64_t* const label = at_or_null(g.label, 0, e, first);
+      int64_t own[kFlush];
+      const int64_t* const label = g.label ? read_labels(call, h, g.label.at(e) + first, n, own) : nullptr;
       if constexpr ((kRungs & kValue) != 0) losses(h, x, w, g.bias.at(e), label, n, g.y.at(e) + first, g.residual.at(e) + K);
       const T* const residual = (kRungs & kValue) ? g.residual.at(e) + K : g.residual_in.at(e) + K;
       if constexpr ((kRungs & kJvp) != 0)
@@ -417,8 +420,7 @@ void value(const Call& call) {
   const Head h = head_of<T, S>(call);
   Given<T> a{};
   HG_MEMBERS(x, w, bias, label, y, residual)
-  check_labels(call, h, a.label);
-  run<T, kValue>(h, a);
+  run<T, kValue>(call, h, a);
 }
 
 template <class T, class S>
@@ -426,7 +428,7 @@ void jvp(const Call& call) {
   Given<T> a{};
   HG_MEMBERS(x, w, x_dot, w_dot, bias_dot, y_dot, z_dot)
   a.residual_in = HG_ARG(residual);
-  run<T, kJvp>(head_of<T, S>(call), a);
+  run<T, kJvp>(call, head_of<T, S>(call), a);
 }
 
 template <class T, class S>
@@ -434,7 +436,7 @@ void vjp(const Call& call) {
   Given<T> a{};
   HG_MEMBERS(y_bar, x, w, x_bar, w_bar, bias_bar)
   a.residual_in = HG_ARG(residual);
-  run<T, kVjp>(head_of<T, S>(call), a);
+  run<T, kVjp>(call, head_of<T, S>(call), a);
 }
 
 template <class T, class S>
@@ -443,7 +445,7 @@ void vjp_jvp(const Call& call) {
   HG_MEMBERS(y_bar, y_bar_dot, label, x, w, x_dot, w_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
   a.residual_in = HG_ARG(residual);
   a.z_dot_in = HG_ARG(z_dot);
-  run<T, kVjpJvp>(head_of<T, S>(call), a);
+  run<T, kVjpJvp>(call, head_of<T, S>(call), a);
 }
 
 template <class T, class S>
@@ -451,8 +453,7 @@ void value_vjp(const Call& call) {
   const Head h = head_of<T, S>(call);
   Given<T> a{};
   HG_MEMBERS(y_bar, x, w, bias, label, y, residual, x_bar, w_bar, bias_bar)
-  check_labels(call, h, a.label);
-  run<T, kValue | kVjp>(h, a);
+  run<T, kValue | kVjp>(call, h, a);
 }
 
 template <class T, class S>
@@ -461,8 +462,7 @@ void value_jvp_vjp_jvp(const Call& call) {
   if (h.P != 1) fail_argument(call, "P is %lld, expected one direction", static_cast<long long>(h.P));
   Given<T> a{};
   HG_MEMBERS(y_bar, y_bar_dot, label, x, w, bias, x_dot, w_dot, bias_dot, y, residual, y_dot, z_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
-  check_labels(call, h, a.label);
-  run<T, kValue | kJvp | kVjpJvp>(h, a);
+  run<T, kValue | kJvp | kVjpJvp>(call, h, a);
 }
 
 HG_KERNEL(linear_cross_entropy_value, value)
