@@ -369,6 +369,15 @@ py::tuple names_of(const std::vector<hg::Level>& levels) {
 
 #endif
 
+#if defined(HG_EMULATED_MODULE)
+py::list recorded_launches() {
+  py::list out;
+  for (const hg::emulator::Launched& a : hg::emulator::recorded_launches())
+    out.append(py::make_tuple(a.kernel, a.blocks, a.threads, a.shared_bytes));
+  return out;
+}
+#endif
+
 py::dict build_info() {
   py::dict info;
   info["version"] = HG_VERSION;
@@ -418,6 +427,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
 #elif defined(HG_EMULATED_MODULE)
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("set_order", &hg::emulator::set_order, py::arg("order"), "Sets the order of threads and blocks: forward, reverse or shuffle:SEED.");
+  m.def("record_launches", &hg::emulator::record_launches, py::arg("run") = true, "Writes launches down, and runs them where `run`.");
+  m.def("recorded_launches", &recorded_launches, "Launches since, as (kernel, blocks, threads, bytes of shared memory).");
 #else
   try {  // a wrong environment variable is reported at import, not in the middle of a run
     const char* const level = std::getenv("HYPERGRAD_SIMD");  // of host kernels: others have one level only

@@ -57,6 +57,16 @@ void copy_async(void* to, const void* from);
 void copy_commit();
 void copy_wait(int groups_left);
 
+// A launch, for those that count launches and look at grids.
+struct Launched {
+  std::string kernel;
+  unsigned blocks, threads;
+  std::size_t shared_bytes;
+};
+// From now on launches are written down; with `run` false they are not run, and outputs keep what they held.
+void record_launches(bool run);
+std::vector<Launched> recorded_launches();  // those since, in order; nothing is written down afterwards
+
 // Runs call(closure) once per thread. Throws std::runtime_error that names the kernel and the waiting threads.
 void launch(const char* kernel, void (*call)(const void* closure), const void* closure, dim3 grid, dim3 block, std::size_t shared_bytes);
 
