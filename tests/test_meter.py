@@ -5,6 +5,7 @@ import threading
 import tracemalloc
 
 import numpy as np
+import pretended
 import pretended_memory
 import pytest
 
