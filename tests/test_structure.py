@@ -33,7 +33,7 @@ LAYERS = [
     ("errors",),
     ("meter", "methods", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
-    ("state",),
+    ("state", "launches"),
     ("tape",),
     ("rules", "transforms"),
     ("capture", "checkpointing", "batching"),

@@ -5,7 +5,7 @@ import pytest
 from meta_problems import Sizes
 from places import needs_emulator
 
-MOST = {"hyper-representation": 279, "maml": 844}
+MOST = {"hyper-representation": 158, "maml": 434}
 
 
 @needs_emulator

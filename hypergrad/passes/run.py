@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from ..backends import backend_of, is_on_gpu
+from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
 from ..ops.arrays import stack
@@ -20,7 +21,7 @@ from ..transforms import owned
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from .dynamics import Bars, Dynamics, Residue, Reversible
 from .schedule import Schedule
-from .store import Store, n_bytes
+from .store import Memory, Store, n_bytes
 
 Callback = Callable[[int, PyTree, Tensor | None], None]
 
@@ -59,6 +60,7 @@ class Run:
         self.surroundings = Surroundings()
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
+        self.results: dict[int, Results | None] = {}  # of the steps whose states are in the device's memory
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True
@@ -92,13 +94,14 @@ class Run:
     def _first(self, inputs: Sequence[Tensor], *, keep: bool) -> tuple[PyTree, PyTree]:
         """The first run; with `keep`, the states that the schedule wants are stored on the way."""
         self.surroundings.kept.clear()
-        return set_aside(self.surroundings.run, self._run, [untaped(t) for t in inputs], keep)
+        return set_aside(self.surroundings.run, self._run, _in_full(inputs, self.n_state), keep)
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
         wanted, undone = (set(self.schedule.first_run()), self.schedule.undone) if keep else (set(), range(0))
         store = self.store = self.make_store(self.stats) if keep else None
         self.residues.clear()
+        self.results.clear()
         self.stats.residue_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
@@ -109,7 +112,8 @@ class Run:
                 self.residues.append(residue)
                 self.stats.residue_bytes += residue.nbytes
             else:
-                step = self.dynamics.step(state, self._args(args, t), t)
+                kept = self.results[t] = new_results() if isinstance(store, Memory) and t in wanted else None
+                step = keeping(kept, self.dynamics.step, state, self._args(args, t), t)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
@@ -149,6 +153,7 @@ class Run:
         finally:  # after an error, too: the next pullback runs the steps again and compares them with the first run
             self.losses, self.traces, self.store = losses, traces, None
             self.residues.clear()
+            self.results.clear()
             self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
@@ -175,7 +180,10 @@ class Run:
                 store.drop(t)
             else:
                 row = [None if b is None else _row(b, t) for b in stacked]
-                pulled = self.dynamics.step_transposed(state, self._args(args, t), t, bar, row, self.proven_steps)
+                kept = self.results.pop(t, None)
+                if kept is not None:
+                    kept.rewind()
+                pulled = keeping(kept, self.dynamics.step_transposed, state, self._args(args, t), t, bar, row, self.proven_steps)
                 if store.exact:
                     # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
                     rounded = pulled.trace and pulled.trace != self.traces[t]
@@ -218,6 +226,16 @@ _REMEDY = (
 def _row(x: Tensor, t: int) -> Tensor:
     """Row t of a Tensor off every tape, with its tangents."""
     return Tensor(x.value[t, ...], None if x.dot is None else Tensor(x.dot.value[:, t]))
+
+
+def _in_full(inputs: Sequence[Tensor], n_state: int) -> list[Tensor]:
+    """The Tensors off every tape. On a GPU a state that broadcasting repeats is copied, once and not in every kernel that reads it."""
+    out = [untaped(t) for t in inputs]
+    repeated = [i for i, t in enumerate(out[:n_state]) if is_on_gpu(t.value) and not t.value.flags.c_contiguous]
+    if repeated:
+        for i, x in zip(repeated, backend_of(out[repeated[0]].value).copies([out[i].value for i in repeated]), strict=True):
+            out[i] = Tensor(x, out[i].dot)
+    return out
 
 
 class _Total:
