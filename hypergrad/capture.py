@@ -25,7 +25,8 @@ def capture(fn: Callable[..., PyTree], *, keep_activations: bool = True) -> Call
     """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of hundreds.
 
     The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it. Later calls copy their
-    arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Arguments with another tree
+    arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Calls on several streams run one after
+    the other. Arguments with another tree
     structure, shape, dtype or constant, and another setting of `fusion` or `precision`, get a recording of their own.
     A meta-step of few-shot learning has hundreds of small kernels. The GPU runs them faster than the host launches them.
 
@@ -109,10 +110,15 @@ class _Recorded:
             self.graph = self.stream.end_capture()
         self.constants = shared.constants  # the graph reads them
         self.outputs, self.spec = tree_flatten(tree_values(out))
+        self.last: tuple[int, Any] | None = None  # the stream of the last call, and the event behind it
 
     def __call__(self, leaves: Sequence[Any]) -> PyTree:
+        stream = backend_of(*(x for x in self.inputs if is_on_gpu(x))).xp.cuda.get_current_stream()
+        if self.last is not None and self.last[0] != stream.ptr:
+            stream.wait_event(self.last[1])  # two calls at once would work in the same memory
         pairs = [(own, given) for own, given in zip(self.inputs, leaves, strict=True) if is_on_gpu(own)]
         CUDA.fill([own for own, _ in pairs], [given for _, given in pairs])
         self.graph.launch()
         copies = iter(CUDA.copies([x for x in self.outputs if is_on_gpu(x)]))
+        self.last = stream.ptr, stream.record()
         return tree_unflatten(self.spec, [next(copies) if is_on_gpu(x) else x for x in self.outputs])

@@ -284,12 +284,19 @@ for _convert in (float, int, bool, complex, operator.index):
 
 
 class Stream:
-    """A stream; work on it is done at once."""
+    """A stream; work on it is done at once. `waited` are the events that it waited for."""
 
     null: Any = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
-        self.ptr = 0  # the emulator takes no other
+        self.ptr = id(self) if non_blocking else 0
+        self.waited: list[Any] = []
+
+    def record(self) -> Any:
+        return (self.ptr, len(machine.kernels))
+
+    def wait_event(self, event: Any) -> None:
+        self.waited.append(event)
 
     def __enter__(self) -> Stream:
         machine.streams.append(self)
@@ -411,7 +418,7 @@ def cupy() -> Any:
     module.take_along_axis, module.put_along_axis = _wrapped(np.take_along_axis), _wrapped(np.put_along_axis)  # type: ignore[attr-defined]
     module.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         is_available=lambda: True, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
-        MemoryHook=MemoryHook, get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
+        MemoryHook=MemoryHook, Device=Device, get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
     module.get_default_memory_pool = lambda: machine.pool  # type: ignore[attr-defined]
     return module
 
@@ -421,8 +428,9 @@ def shapes_of(x: Any) -> Any:
     return [shapes_of(row) for row in x] if isinstance(x, list) else x.shape if isinstance(x, np.ndarray) else x
 
 
-def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: int) -> dict[str, Any]:
+def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, tickets: Any, stream: int) -> dict[str, Any]:
     """`_cuda.run` by the emulator."""
+    assert not bare(tickets(4)).any()
     given = bare(arguments)
     rows = [row if isinstance(row, list) else [row] for row in arguments.values()]
     made = {id(a._a): a for row in rows for a in row if isinstance(a, ndarray)}
@@ -435,7 +443,7 @@ def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: 
         return array._a
 
     def launch(arguments: dict[str, Any]) -> dict[str, Any]:
-        return emulated._emulated.run(name, arguments, allocate, emulated._scratch)
+        return emulated.run(name, arguments, allocate)
 
     emulated._emulated.record_launches(machine.computes)
     try:
@@ -462,6 +470,7 @@ def gpu(patch: Any) -> Iterator[Machine]:
     patch.setattr(backends.cuda, "MISSING", None)
     patch.setattr(backends.cuda, "_cuda", types.SimpleNamespace(run=run, kernels=EMULATED.kernels, device_count=lambda: 1), raising=False)
     CUDA.__dict__.pop("xp", None)
+    patch.setattr(CUDA, "_tickets_of", {})
     try:
         yield machine
     finally:

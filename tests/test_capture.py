@@ -289,3 +289,14 @@ def test_constants_of_a_graph_are_nobodys_to_write_to(cupy):
     for _ in range(3):
         a, b, c = captured(x, x)
         assert a.get().tolist() == [2, 2, 2] and b.get().tolist() == [1, 1, 1] and c.get() == 1
+
+
+@pytest.mark.backends("pretended")
+def test_calls_on_two_streams_run_one_after_the_other(cupy):
+    """They share the graph's memory: the second one waits for the event behind the first."""
+    captured, x = hg.capture(lambda a: 2 * a), cupy.asarray(np.ones(3))
+    one, two = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    for stream in (one, one, two, one):
+        with stream:
+            assert captured(x).get().tolist() == [2, 2, 2]
+    assert [event[0] for event in two.waited] == [one.ptr] and [event[0] for event in one.waited] == [two.ptr]

@@ -105,5 +105,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   const unsigned source = ::hg::emulator::lane() + delta;
   return ::hg::emulator::shuffle(mask, value, source < 32 ? source : ::hg::emulator::lane());
 }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* at, unsigned n) { return __atomic_fetch_add(at, n, __ATOMIC_ACQ_REL); }
 inline unsigned atomicOr(unsigned* at, unsigned bits) { return __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
 inline int __clzll(long long bits) { return bits == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(bits)); }

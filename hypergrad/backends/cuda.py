@@ -34,6 +34,9 @@ class CudaBackend:
 
     name = "cuda"
 
+    def __init__(self) -> None:
+        self._tickets_of: dict[tuple[int, int], Any] = {}  # by device and stream
+
     @cached_property
     def xp(self) -> Any:
         """The module cupy.
@@ -88,8 +91,20 @@ class CudaBackend:
             )
         with arrays[0].device if arrays else nullcontext():
             stream = cupy.cuda.get_current_stream().ptr
-            outputs: dict[str, Any] = _cuda.run(name, arguments, self.empty, lambda n: cupy.empty(n, cupy.uint8), stream)
+            outputs: dict[str, Any] = _cuda.run(name, arguments, self.empty, lambda n: cupy.empty(n, cupy.uint8), self._tickets, stream)
         return outputs
+
+    def _tickets(self, n: int) -> Any:
+        """At least n bytes of zeros, of the current stream alone, since kernels leave them as zeros only when they are done."""
+        cupy, own = self.xp, recording.get()
+        size = max(1 << 16, 1 << (n - 1).bit_length())
+        if own is not None:
+            return own.constant(("tickets", size), lambda: cupy.zeros(size, cupy.uint8))
+        key = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
+        found = self._tickets_of.get(key)
+        if found is None or found.size < size:
+            found = self._tickets_of[key] = cupy.zeros(size, cupy.uint8)
+        return found
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array on the current device."""

@@ -13,6 +13,7 @@ from ..backends import backend_of, is_on_gpu
 from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
+from ..launches import added
 from ..ops.arrays import stack
 from ..rules import Surroundings
 from ..state import is_idle, set_aside
@@ -190,8 +191,7 @@ class Run:
                     again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
                     self._check(t, again.loss, again.trace)
                 bar = pulled.state_bar
-                for total, b in zip(totals, pulled.args_bar, strict=True):
-                    total.add(b, t)
+                _add_all(totals, pulled.args_bar, t)
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
         return [*bar, *(total.value() for total in totals)]
@@ -226,6 +226,24 @@ _REMEDY = (
 def _row(x: Tensor, t: int) -> Tensor:
     """Row t of a Tensor off every tape, with its tangents."""
     return Tensor(x.value[t, ...], None if x.dot is None else Tensor(x.dot.value[:, t]))
+
+
+def _add_all(totals: list[_Total], bars: Bars, t: int) -> None:
+    """Adds the cotangents from step t to the totals; on a GPU in one launch where they have no rows."""
+    both = [
+        (total, b)
+        for total, b in zip(totals, bars, strict=True)
+        if b is not None and total.n_rows is None and total.sum is not None and is_on_gpu(b.value)
+    ]
+    if len(both) < 2:
+        both = []
+    sums = added([Tensor(total.sum) for total, _ in both], [b for _, b in both])
+    done = {id(total) for total, _ in both}
+    for (total, _), x in zip(both, sums, strict=True):
+        total.sum = x.value
+    for total, b in zip(totals, bars, strict=True):
+        if id(total) not in done:
+            total.add(b, t)
 
 
 def _in_full(inputs: Sequence[Tensor], n_state: int) -> list[Tensor]:
