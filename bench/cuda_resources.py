@@ -181,7 +181,7 @@ def unexplained(measured: Mapping[str, Figures], why: Mapping[str, str], arch: s
     for name, figures in measured.items():
         if figures["spill_stores"] + figures["spill_loads"] + figures.get("local", 0) > 0 and name not in why:
             out.append(f'{name}: spills, and the table\'s "why" gives no reason; remove the spill, or state why it does no harm')
-        for start, least, unit in [own for own in INNER_LOOPS if name.partition(": ")[2].startswith(own[0])][:1]:
+        for _, least, unit in [own for own in INNER_LOOPS if name.partition(": ")[2].startswith(own[0])][:1]:
             if "share" in figures and not (unit == "HMMA" and arch in WITHOUT_TF32):
                 if not figures["unit"].startswith(unit):
                     out.append(f"{name}: the inner loop is made of {figures['unit'] or 'no multiply-adds'}, expected {unit}")
