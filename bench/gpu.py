@@ -2,16 +2,19 @@
 
     python bench/gpu.py --out DIR                  # 15 to 30 minutes; prints tables, writes DIR/gpu.jsonl
     python bench/gpu.py --out DIR --only ceilings kernels
+    python bench/gpu.py --out DIR --minutes 8 --archive FILE.tgz # no part begins after 8 minutes; goes on from FILE.tgz, written at the end
     python bench/gpu.py --out DIR --device cpu --sizes tiny      # the same without a GPU, as far as that goes
 
 Each part writes DIR/PART.json when it is done. Run again, it skips the parts that are done for these sources and this
-device, so that a short time on a GPU suffices; parts that failed run again. PyTorch and JAX are compared where they are
-installed. Exit status 1 if a part failed.
+device, so that a short time on a GPU suffices; parts that failed run again. An archive holds all that another machine needs to
+go on. PyTorch and JAX are compared where they are installed. Exit status 1 if a part failed or is left to do.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -21,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -37,6 +41,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 NEEDED = ("numpy", "optree", "typer", "rich", "matplotlib", "PIL", "safetensors", "platformdirs", "pytest", "hypothesis")
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
+# Packages that a machine with PyTorch, JAX and CuPy often lacks, as wheels from a machine that has a network.
+WHEELS = (
+    "python3 -m pip download --no-deps --only-binary=:all: -d .whl {}  # where there is a network, with the same Python; "
+    "then python3 -m pip install --no-index --no-deps --find-links .whl {}"
+)
+HOTTEST = ("conv3x3", "wgrad3x3", "patch_products", "gather_winners", "reduce_winners")  # kernels that ncu looks into
+LONGEST = 480.0  # seconds of a part's commands
 ROUNDS = 7  # blocks of every variant, in turns
 Row = dict[str, Any]
 
@@ -111,13 +122,17 @@ class Run:
         self.cuda = options.device == "cuda"
         self.folder: Path = options.out.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop = time.monotonic() + 60 * options.minutes
+        if options.archive is not None and options.archive.exists():
+            with tarfile.open(options.archive) as archive:
+                archive.extractall(self.folder, filter="data")
         self.sizes = TINY if options.sizes == "tiny" else Sizes()
         self.machine, self.sources = machine(options.device), sources()
         site = str(self.folder / "site")  # what is tested and timed is this checkout, whatever else is installed
         path = os.pathsep.join([*([site] if self.cuda else []), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
         self.environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
 
-    def call(self, name: str, command: list[str], *, limit: float | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def call(self, name: str, command: list[str], *, limit: float = LONGEST, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Runs a command outside the checkout, whose folder would stand in for the built package; its output is kept in NAME.log."""
         try:
             result = subprocess.run(
@@ -133,7 +148,10 @@ class Run:
     def build(self) -> list[Row]:
         """Installs the checkout, for this GPU, into DIR/site."""
         if missing := [name for name in (*NEEDED, "cupy") if importlib.util.find_spec(name) is None]:
-            raise PartFailed(f"missing Python packages: {', '.join(missing)}; pip install them first")
+            names = " ".join({"PIL": "pillow", "cupy": "cupy-cuda13x"}.get(name, name) for name in missing)
+            raise PartFailed(
+                f"missing Python packages: {', '.join(missing)}; install them, or carry their wheels: {WHEELS.format(names, names)}"
+            )
         arch = self.machine["gpu"]["compute_cap"].replace(".", "")
         command = [
             sys.executable,
@@ -160,55 +178,56 @@ class Run:
             raise PartFailed(f"the built package finds no GPU; see {self.folder / 'probe.log'}")
         return [{"seconds": seconds, "arch": arch, "build_info": json.loads(result.stdout.splitlines()[-1])[1]}]
 
+    def gpu_tests(self) -> list[Row]:
+        """The tests that run on a GPU, alone."""
+        return self._tests("gpu-tests", "-k", "gpu and not pretended") if self.cuda else [{"skipped": "these tests need a GPU"}]
+
     def tests(self) -> list[Row]:
-        """The whole test suite; on a GPU its CUDA tests find the device."""
+        """The whole test suite but for those tests."""
+        return self._tests("tests", *(("-k", "not gpu") if self.cuda and not self.options.tests else ()))
+
+    def _tests(self, name: str, *chosen: str) -> list[Row]:
         paths = [str(Path(path).resolve()) for path in self.options.tests] or [str(ROOT / "tests")]
         spread = ["-n", str(min(8, self.machine["cores"]))] if importlib.util.find_spec("xdist") and self.machine["cores"] > 2 else []
-        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *spread, *paths]
+        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *spread, *chosen, *paths]
         start = time.perf_counter()
-        result = self.call("tests", command)
+        result = self.call(name, command)
         counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error|errors|deselected)", result.stdout[-300:])}
         row = {"seconds": time.perf_counter() - start, **counts}
         if result.returncode != 0 or not counts.get("passed"):
-            raise PartFailed(f"tests are not green; see {self.folder / 'tests.log'}", [row])
+            raise PartFailed(f"tests are not green; see {self.folder / f'{name}.log'}", [row])
         return [row]
 
-    def sanitizers(self) -> list[Row]:
-        """compute-sanitizer over a small step of both problems."""
+    def sanitizer(self, problem: str, tool: str) -> list[Row]:
+        """compute-sanitizer over a small step of a problem, with multiply-adds and on tensor cores, whose loops all run more than once."""
         if not self.cuda:
             return [{"skipped": "compute-sanitizer needs a GPU"}]
         rows = []
-        for problem in PROBLEMS:
-            for tool in ("memcheck", "racecheck"):
-                command = [
-                    "compute-sanitizer",
-                    "--tool",
-                    tool,
-                    "--error-exitcode",
-                    "9",
-                    "--target-processes",
-                    "all",
-                    sys.executable,
-                    str(BENCH / "meta_worker.py"),
-                    "hypergrad",
-                    problem,
-                ]
-                start = time.perf_counter()
-                result = self.call(f"{tool}-{problem}", command, limit=300, stdin='{"do": "once"}\n')
-                answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
-                summary = " ".join(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", result.stdout + result.stderr))
-                rows.append(
-                    {
-                        "tool": tool,
-                        "problem": problem,
-                        "status": result.returncode,
-                        "summary": summary or "none printed",
-                        "answer": answers[-1] if answers else {},
-                        "seconds": time.perf_counter() - start,
-                    }
-                )
+        for tf32 in (False, True):
+            checked = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+            command = [*checked, sys.executable, str(BENCH / "meta_worker.py"), "hypergrad", problem]
+            start = time.perf_counter()
+            result = self.call(f"{tool}-{problem}", command, limit=LONGEST / 2, stdin=json.dumps({"do": "once", "tf32": tf32}) + "\n")
+            answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+            summary = " ".join(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", result.stdout + result.stderr)) or "none printed"
+            row = {"tool": tool, "problem": problem, "tf32": tf32, "status": result.returncode, "summary": summary}
+            rows.append({**row, "answer": answers[-1] if answers else {}, "seconds": time.perf_counter() - start})
         if any(row["status"] != 0 or not row["answer"].get("finite") for row in rows):
-            raise PartFailed(f"a sanitizer complains, or the step fails under it; see {self.folder}/memcheck-*.log, racecheck-*.log", rows)
+            raise PartFailed(f"a sanitizer complains, or the step fails under it; see {self.folder}/{tool}-{problem}.log", rows)
+        return rows
+
+    def profile(self) -> list[Row]:
+        """What ncu says of the hottest kernels, in full in profile-KERNEL.log; a machine may have no ncu, or no right to use it."""
+        if not self.cuda or shutil.which("ncu") is None:
+            return [{"skipped": "ncu is not on the PATH, or there is no GPU"}]
+        rows = []
+        for kernel in HOTTEST:
+            command = ["ncu", "--set", "full", "--target-processes", "all", "-k", f"regex:{kernel}", "-c", "8"]
+            worker = [sys.executable, str(BENCH / "meta_worker.py"), "hypergrad", PROBLEMS[-1]]
+            sizes = json.dumps({"do": "prepare", "sizes": dataclasses.asdict(self.sizes), "dtype": "float32", "tf32": False})
+            result = self.call(f"profile-{kernel}", [*command, *worker], limit=LONGEST / len(HOTTEST), stdin=sizes + "\n")
+            found = re.findall(r"^\s*(Duration|Registers Per Thread|Achieved Occupancy)\s+\S+\s+([\d.,]+)", result.stdout, re.MULTILINE)
+            rows.append({"kernel": kernel, "status": result.returncode, **{name: value for name, value in reversed(found)}})
         return rows
 
     def ceilings(self) -> list[Row]:
@@ -294,21 +313,35 @@ class Run:
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """All parts of this run, in order."""
         out: dict[str, Callable[[], list[Row]]] = {"build": self.build} if self.cuda else {}
-        out |= {
-            "ceilings": self.ceilings,
-            "tests": self.tests,
-            "sanitizers": self.sanitizers,
-            "kernels": self.kernels,
-            "training": self.training,
-        }
+        out |= {"ceilings": self.ceilings, "gpu-tests": self.gpu_tests, "kernels": self.kernels, "training": self.training}
         for precision in self.options.precision:
             for problem in PROBLEMS:
-                out[f"{problem}-{precision}"] = lambda problem=problem, precision=precision: self.meta(problem, precision)  # type: ignore[misc]
-        return out
+                out[f"{problem}-{precision}"] = functools.partial(self.meta, problem, precision)
+        out["profile"] = self.profile
+        for tool in ("memcheck", "racecheck"):
+            for problem in PROBLEMS:
+                out[f"{tool}-{problem}"] = functools.partial(self.sanitizer, problem, tool)
+        return out | {"tests": self.tests}
+
+    def path_of(self, name: str) -> Path:
+        """A part's record; other variants of a meta-step have one of their own."""
+        chosen = self.options.variants if name.startswith(PROBLEMS) else None
+        own = "" if not chosen else "." + hashlib.sha256(" ".join(sorted(chosen)).encode()).hexdigest()[:8]
+        return self.folder / f"{name}{own}.json"
+
+    def pack(self, path: Path) -> None:
+        """Writes records, logs and the built package into one archive, from which another machine goes on."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".part")
+        with tarfile.open(unfinished, "w:gz") as archive:
+            for own in sorted(self.folder.iterdir()):
+                if own.suffix in (".json", ".jsonl", ".log") or own.name in ("site", "ceilings"):
+                    archive.add(own, own.name)
+        unfinished.replace(path)
 
     def do(self, name: str, part: Callable[[], list[Row]]) -> Row:
         """A part's record: read if it is done, else made and written."""
-        path = self.folder / f"{name}.json"
+        path = self.path_of(name)
         chosen = self.options.tests if name == "tests" else self.options.variants if name.startswith(PROBLEMS) else None
         of = {"sources": self.sources, "device": self.machine["device"], "sizes": self.options.sizes, "chosen": chosen or None}
         if path.exists():
@@ -316,6 +349,9 @@ class Run:
             if record["status"] == "done" and of.items() <= record.items():
                 self.console.print(f"{name}: done before, on {record['date']}")
                 return record
+        if time.monotonic() > self.stop:
+            self.console.print(f"{name}: left to do, time is up")
+            return {"kind": "part", "part": name, **of, "status": "left", "reason": "time is up; run again", "rows": []}
         self.console.print(f"{name} ...")
         start = time.perf_counter()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -344,6 +380,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", default=[], metavar="PATH", help="tests to run (default: the whole suite)")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for a variant to compile and run once (default: 150)")
     parser.add_argument("--block", type=float, default=0.3, help="seconds of a timed block (default: 0.3)")
+    parser.add_argument("--minutes", type=float, default=1440.0, help="no part begins after so many minutes (default: a day)")
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="an archive to go on from, where there is one, and to write at the end"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     console.width = max(console.width, 150)
@@ -356,6 +396,8 @@ def main(arguments: list[str] | None = None) -> int:
     records = [run.do(name, part) for name, part in parts.items() if not options.only or name in options.only]
     gpu_report.show(records, run.machine, console)
     gpu_report.write(run.folder, list(parts), run.machine)
+    if options.archive is not None:
+        run.pack(options.archive)
     console.print(f"written: {run.folder / 'gpu.jsonl'}", soft_wrap=True)
     return 1 if any(record["status"] != "done" for record in records) else 0
 

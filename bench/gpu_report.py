@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Row = dict[str, Any]
+MODEL = Path(__file__).resolve().parent / "results" / "cuda_model.json"
 
 
 def number(value: float | None, scale: float, digits: str) -> str:
@@ -29,7 +30,7 @@ def show(records: list[Row], machine: Row, console: Console) -> None:
             console.print(kernels(rows))
         elif rows and "variant" in rows[0]:
             console.print(meta_steps(name, rows))
-            for line in verdicts(rows):
+            for line in [*verdicts(rows), *beside_the_model(name, rows, machine)]:
                 console.print(line, soft_wrap=True)
         else:
             for row in rows:
@@ -117,12 +118,27 @@ def verdicts(rows: list[Row]) -> list[str]:
     return lines
 
 
+def beside_the_model(name: str, rows: list[Row], machine: Row) -> list[str]:
+    """The time that bench/cuda_model.py has predicted for this GPU beside the one measured."""
+    predicted = predictions(machine.get("gpu", {}).get("name", "")).get(name.removesuffix("-float32"))
+    measured = [row["seconds"] for row in rows if row["variant"] == "hypergrad captured" and row["status"] == "timed"]
+    if predicted is None or not measured:
+        return []
+    of_model = predicted["seconds"]
+    return [f"captured: {measured[0] * 1e3:.3g} ms measured, {of_model * 1e3:.3g} ms predicted for {predicted['nodes']} nodes of the graph"]
+
+
+def predictions(gpu: str) -> dict[str, Any]:
+    """The checked-in predictions by problem, for a GPU as its driver names it; none for one that has none."""
+    table: dict[str, Any] = json.loads(MODEL.read_text()) if MODEL.exists() else {}
+    return next((of_gpu for name, of_gpu in table.items() if name in gpu), {})
+
+
 def write(folder: Path, parts: list[str], machine: Row) -> None:
     """gpu.jsonl: the machine, then a line for each row of every part in the folder."""
     lines: list[Row] = [machine]
     for name in parts:
-        path = folder / f"{name}.json"
-        if path.exists():
+        for path in sorted(folder.glob(f"{name}.json")) + sorted(folder.glob(f"{name}.????????.json")):
             record = json.loads(path.read_text())
             rows = record.pop("rows")
             lines += [record, *({"kind": "row", "part": name, **row} for row in rows)]

@@ -59,10 +59,10 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"A": 1, "B": e, "M": n, "K": sizes.features, "N": sizes.ways}]
     if family == "gather_images":
         return [{**d, "M": e * n} for d in images[:1]]
-    if family.endswith("_step") or family.startswith("sgd_"):
+    if family.endswith(("_step", "_leaves")) or family.startswith("sgd_"):
         filters = [shape for _, c in blocks for shape in ((3, 3, c, k), (k,), (k,))]
         leaves = [*filters, (sizes.features, sizes.ways), (sizes.ways,)]
-        return [{"~": leaves, "n": len(leaves), "P": 1, "B": sum(int(np.prod(shape)) for shape in leaves)}]
+        return [{"~": leaves, "n": len(leaves), "P": 1, "Q": 1, "B": sum(int(np.prod(shape)) for shape in leaves)}]
     return [{**d, "A": 1, "B": e, "P": 1, "D": sizes.features, "M": n * d["H"] * d["W"]} for d in images]
 
 

@@ -40,6 +40,7 @@ class Sizes:
 
 
 TINY = Sizes(episodes=2, ways=3, queries=2, side=16, filters=4, blocks=3, steps=2)
+SANITIZED = Sizes(episodes=2, ways=3, queries=2, side=16, filters=36, blocks=3, steps=2)  # filters: more than a tile, no whole chunks
 INNER_STEP = 0.01  # of MAML, as published for MiniImagenet; fixed
 
 

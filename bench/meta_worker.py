@@ -23,7 +23,7 @@ from typing import Any
 import meta_problems
 import numpy as np
 import run_problems
-from meta_problems import TINY, Sizes, Step, Variant
+from meta_problems import SANITIZED, TINY, Sizes, Step, Variant
 from run_problems import TINY_RUN, RunSizes
 
 META, RUNS = meta_problems.PROBLEMS, run_problems.PROBLEMS
@@ -153,11 +153,14 @@ class Worker:
         """The most bytes on the device."""
         return {"peak_bytes": self._step().peak_bytes()}
 
-    def once(self) -> dict[str, Any]:
-        """A small step; on a GPU every array gets memory of its own, so that memcheck sees what lies outside of it."""
+    def once(self, tf32: bool = False) -> dict[str, Any]:
+        """A step of which kernels' loops run more than once, tensor cores included.
+
+        On a GPU every array gets memory of its own, so that memcheck sees what lies outside of it.
+        """
         if self.device == "cuda":
             import_module("cupy").cuda.set_allocator(None)
-        self.prepare(asdict(TINY_RUN if self.problem in RUNS else TINY), "float32", False)
+        self.prepare(asdict(TINY_RUN if self.problem in RUNS else SANITIZED), "float32", tf32)
         step = self._step()
         loss, grads = step.result(step.run())
         return {"loss": loss, "finite": bool(all(np.isfinite(g).all() for g in grads.values()))}

@@ -295,38 +295,52 @@ class Prepared {
 };
 
 #if defined(HG_CUDA_MODULE) || defined(HG_EMULATED_MODULE)
-std::size_t scratch_of(Prepared& prepared) {
-  std::size_t needed = 0;
-  prepared.call.needed = &needed;
+struct Needed {
+  std::size_t scratch = 0, tickets = 0;
+};
+Needed needed_by(Prepared& prepared) {
+  Needed needed;
+  prepared.call.needed = &needed.scratch;
+  prepared.call.tickets_needed = &needed.tickets;
   prepared.launch();
-  prepared.call.needed = nullptr;
+  prepared.call.needed = prepared.call.tickets_needed = nullptr;
   return needed;
+}
+
+// At least n bytes of uint8, made by `make(n)`, which `memory` keeps alive.
+void* bytes_of(const std::string& name, const char* what, const py::function& make, std::size_t n, py::object& memory) {
+  memory = make(n);
+  static const hg::Argument argument{"scratch", "s", 0, false, false, false, true, false, hg::DType::u8};
+  const hg::View view = view_of({name.c_str(), argument, 0}, memory);
+  if (view.ndim != 1 || view.dtype != hg::DType::u8 || view.shape[0] < static_cast<std::int64_t>(n))
+    throw hg::BadArgument(name + ": " + what + " gave no " + std::to_string(n) + " bytes of uint8");
+  return view.data;
 }
 
 std::size_t scratch_bytes(const std::string& name, const py::dict& arguments) {
   Prepared prepared(name, arguments, py::none());
-  return scratch_of(prepared);
+  return needed_by(prepared).scratch;
 }
 
 // `scratch(bytes)` gives the call's scratch, an array of uint8. It is released when the kernels have been queued: CuPy's
-// pool hands the memory out again on the same stream only.
+// pool hands the memory out again on the same stream only. `tickets(bytes)` gives zeros, which every kernel leaves as zeros; so calls of
+// one stream may share them.
 py::dict run(const std::string& name, const py::dict& arguments, const py::object& empty, const py::function& scratch,
-             std::uintptr_t stream) {
+             const py::function& tickets, std::uintptr_t stream) {
 #if defined(HG_CUDA_MODULE)
   hg::cuda::check_device(name);
 #endif
   Prepared prepared(name, arguments, empty);
   prepared.call.stream = reinterpret_cast<void*>(stream);
-  const std::size_t needed = scratch_of(prepared);
-  py::object memory;
-  if (needed > 0) {
-    memory = scratch(needed);
-    static const hg::Argument argument{"scratch", "s", 0, false, false, false, true, false, hg::DType::u8};
-    const hg::View view = view_of({name.c_str(), argument, 0}, memory);
-    if (view.ndim != 1 || view.dtype != hg::DType::u8 || view.shape[0] < static_cast<std::int64_t>(needed))
-      throw hg::BadArgument(name + ": scratch gave no " + std::to_string(needed) + " bytes of uint8");
-    prepared.call.scratch = view.data;
-    prepared.call.scratch_bytes = needed;
+  const Needed needed = needed_by(prepared);
+  py::object memory, counters;
+  if (needed.scratch > 0) {
+    prepared.call.scratch = bytes_of(name, "scratch", scratch, needed.scratch, memory);
+    prepared.call.scratch_bytes = needed.scratch;
+  }
+  if (needed.tickets > 0) {
+    prepared.call.tickets = static_cast<unsigned*>(bytes_of(name, "tickets", tickets, needed.tickets * sizeof(unsigned), counters));
+    prepared.call.n_tickets = needed.tickets;
   }
   {
     const py::gil_scoped_release release;
@@ -369,6 +383,15 @@ py::tuple names_of(const std::vector<hg::Level>& levels) {
 
 #endif
 
+#if defined(HG_EMULATED_MODULE)
+py::list recorded_launches() {
+  py::list out;
+  for (const hg::emulator::Launched& a : hg::emulator::recorded_launches())
+    out.append(py::make_tuple(a.kernel, a.blocks, a.threads, a.shared_bytes));
+  return out;
+}
+#endif
+
 py::dict build_info() {
   py::dict info;
   info["version"] = HG_VERSION;
@@ -409,8 +432,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
   m.def("kernels", &kernels, "Names of all kernels with the names of their inputs, outputs and attributes.");
   m.def("build_info", &build_info, "Compiler, instruction sets and why CUDA is or is not there.");
 #if defined(HG_CUDA_MODULE) || defined(HG_EMULATED_MODULE)
-  m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"), py::arg("scratch"), py::arg("stream") = 0,
-        "Queues a kernel, as the host's; `scratch(bytes)` gives its scratch.");
+  m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"), py::arg("scratch"), py::arg("tickets"), py::arg("stream") = 0,
+        "Queues a kernel, as the host's; `scratch(bytes)` gives its scratch, `tickets(bytes)` zeros.");
   m.def("scratch_bytes", &scratch_bytes, py::arg("name"), py::arg("arguments"), "Bytes of scratch of a call with all its outputs.");
 #endif
 #if defined(HG_CUDA_MODULE)
@@ -418,6 +441,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
 #elif defined(HG_EMULATED_MODULE)
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("set_order", &hg::emulator::set_order, py::arg("order"), "Sets the order of threads and blocks: forward, reverse or shuffle:SEED.");
+  m.def("record_launches", &hg::emulator::record_launches, py::arg("run") = true, "Writes launches down, and runs them where `run`.");
+  m.def("recorded_launches", &recorded_launches, "Launches since, as (kernel, blocks, threads, bytes of shared memory).");
 #else
   try {  // a wrong environment variable is reported at import, not in the middle of a run
     const char* const level = std::getenv("HYPERGRAD_SIMD");  // of host kernels: others have one level only

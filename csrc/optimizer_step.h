@@ -371,14 +371,18 @@ inline T* data_of(const Call& call, int place, int i) {
   const View& view = call.arrays[call.first[place] + i];
   return view.ndim < 0 ? nullptr : static_cast<T*>(view.data);
 }
-// Elements of leaf i, as its gradient or its next weights have, one of which is given in every call.
+// Elements of leaf i, as its gradient, its next weights or (below their first axis) its terms have, one of which is given in every call.
 template <class S>
 inline int64_t leaf_size(const Call& call, int i) {
-  constexpr int kGradient = find(S::signature.arrays, "g"), kGiven = kGradient >= 0 ? kGradient : find(S::signature.arrays, "w", "_next");
-  static_assert(kGiven >= 0, "the signature has a gradient or next weights");
+  constexpr int kGradient = find(S::signature.arrays, "g"), kNext = find(S::signature.arrays, "w", "_next"),
+                kTerms = find(S::signature.arrays, "x"),
+                kGiven = kGradient >= 0 ? kGradient
+                         : kNext >= 0   ? kNext
+                                        : kTerms;
+  static_assert(kGiven >= 0, "the signature has a gradient, next weights or terms");
   const View& view = call.arrays[call.first[kGiven] + i];
   int64_t size = 1;
-  for (int d = 0; d < view.ndim; ++d) size *= view.shape[d];
+  for (int d = kGiven == kTerms ? 1 : 0; d < view.ndim; ++d) size *= view.shape[d];
   return size;
 }
 

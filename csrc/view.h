@@ -40,6 +40,10 @@ struct Call {
   void* scratch;
   std::size_t scratch_bytes;
   std::size_t* needed;
+  // Likewise counters that are 0 before every launch of the call and after it, by which the blocks of a grid find out which is the last.
+  unsigned* tickets;
+  std::size_t n_tickets;
+  std::size_t* tickets_needed;
 };
 
 }  // namespace hg

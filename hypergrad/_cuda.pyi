@@ -4,7 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 def run(
-    name: str, arguments: Mapping[str, Any], empty: Callable[[Sequence[int], Any], Any], scratch: Callable[[int], Any], stream: int = 0
+    name: str,
+    arguments: Mapping[str, Any],
+    empty: Callable[[Sequence[int], Any], Any],
+    scratch: Callable[[int], Any],
+    tickets: Callable[[int], Any],
+    stream: int = 0,
 ) -> dict[str, Any]: ...
 def scratch_bytes(name: str, arguments: Mapping[str, Any]) -> int: ...
 def kernels() -> dict[str, tuple[dict[str, str], dict[str, str], tuple[str, ...]]]: ...

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .backends.host import HOST
-from .backends.tracing import Instruction, Like, Recording, Slot, cast, identity, replace, run_kernel
+from .backends.tracing import Instruction, Like, Slot, Trace, cast, identity, replace, run_kernel
 from .profiling import Label, current_profile
 
 ALIGNMENT = 64  # bytes, of every array in the arena
@@ -47,7 +47,7 @@ class Program:
         arena_bytes: bytes of the arena.
     """
 
-    def __init__(self, recording: Recording, outputs: Sequence[int]) -> None:
+    def __init__(self, recording: Trace, outputs: Sequence[int]) -> None:
         self._inputs, self._outputs = recording.inputs, [*outputs]
         self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
         code = _with_kernels_together(self._live(self._without_repeats(recording.instructions)), self._like)

@@ -25,6 +25,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar, cast
 
 from .backends import TRACING, Array, Backend, backend_of
+from .backends.recording import recalled
 from .errors import ArgumentError
 from .tape import Node, Rule, Tape, Tensor, apply, levels_of
 
@@ -325,8 +326,8 @@ def _cotangent(value: Array | None, dot: Array | None) -> Tensor | None:
     if value is None:
         if dot is None:
             return None
-        xp = backend_of(dot).xp
-        value = xp.broadcast_to(xp.zeros((), dot.dtype), dot.shape[1:])
+        backend = backend_of(dot)
+        value = backend.xp.broadcast_to(backend.number(0.0, dot.dtype), dot.shape[1:])
     return Tensor(value, None if dot is None else Tensor(dot))
 
 
@@ -396,7 +397,9 @@ class FusedMany(Registered):
         values, raw, raw_dots = [t.value for t in node.inputs], _values(bars), _values(bar_dots)
         backend = backend_of(*values)
         read, want = [w is True for w in want], [bool(w) for w in want]
-        first = self.vjp(backend, values, raw, read, node.attrs, node.saved) if any(read) else [None] * len(read)
+        first: list[Array | None] = [None] * len(read)
+        if any(read):
+            first = self._recalled_vjp(backend, values, raw, read, node)
         if curved:
             assert self.vjp_jvp is not None
             second = self.vjp_jvp(backend, values, _values(dots), raw, raw_dots, want, node.attrs, node.saved)
@@ -410,6 +413,19 @@ class FusedMany(Registered):
         else:
             second = [None] * len(first)
         return [_cotangent(g, d) for g, d in zip(first, second, strict=True)]
+
+    def _recalled_vjp(self, b: Backend, values: list[Array], bars: list[Array | None], read: list[bool], node: Node) -> list[Array | None]:
+        """The vjp rung; in a recording the one of the step's first run, where that has all that is wanted."""
+
+        def compute() -> list[Array | None]:
+            return self.vjp(b, values, bars, read, node.attrs, node.saved)
+
+        given = [a for a in bars if a is not None]
+        name = f"{self.name}, vjp of {[a is not None for a in bars]}"
+        known = recalled(name, [*values, *given], node.attrs, compute)
+        if any(w and g is None for w, g in zip(read, known, strict=True)):
+            return compute()
+        return [g if w else None for w, g in zip(read, known, strict=True)]
 
 
 class Fused(FusedMany):

@@ -21,8 +21,10 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backends import Array, as_array, backend_of
+from .backends import Array, as_array, backend_of, is_on_gpu
+from .backends.recording import recalled, recording
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
+from .launches import Terms, linear_in, pull_broadcasts
 from .methods import ArrayMethods
 from .state import Jvp, State, current, own_thread, within
 
@@ -191,7 +193,10 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
     inputs = to_tensors(op.name, args)
     values = [t.value for t in inputs]
     try:
-        outs, saved = op.forward(backend_of(*values), values, attrs)
+        if recording.get() is None:
+            outs, saved = op.forward(backend_of(*values), values, attrs)
+        else:
+            outs, saved = recalled(op.name, values, attrs, lambda: op.forward(backend_of(*values), values, attrs))
     except ValueError as error:
         if isinstance(error, HypergradError):
             raise
@@ -350,15 +355,18 @@ class Tape:
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}
-        unread = set() if values else set(mine)  # nodes the values of whose cotangents nothing reads: leaves, and linear ops of them
-        for node in self.nodes if unread else ():
-            if (node.op is None or getattr(node.op, "linear", False)) and id(node.inputs[0].node) in unread:
-                unread.add(id(node))
+        on_gpu = bool(outputs) and is_on_gpu(outputs[0].value)
+        flat = linear_in(mine, self.nodes) if on_gpu or not values else set()
+        unread = set() if values else flat  # nodes the values of whose cotangents nothing reads
+        late = flat - mine if on_gpu else set()  # nodes that come last, so that few launches do for all
         pending: dict[int, list[Tensor | None]] = {}
+        terms = Terms()
 
         def add(t: Tensor, bar: Tensor | None) -> None:
             if bar is None or t.node is None or id(t.node) not in on_tape:
                 return
+            if on_gpu and id(t.node) in mine:
+                return terms.add(id(t.node), bar)
             slots = pending.setdefault(id(t.node), [None] * len(t.node.outputs))
             old = slots[t.index]
             slots[t.index] = bar if old is None else old + bar
@@ -367,13 +375,25 @@ class Tape:
             add(outputs[i], bar)
         if not keep:
             outputs.clear()
-        nodes = list(self.nodes) if keep else self.nodes
-        while nodes:
-            node = nodes.pop()
-            if (slots := pending.pop(id(node), None)) is None:
-                continue
-            want = [t.node is not None and id(t.node) in on_tape and (id(t.node) not in unread or TANGENTS) for t in node.inputs]
-            bars = slots if node.op is None else node.op.pull(node, slots, want)
-            for t, bar in zip(node.inputs, bars, strict=True):
-                add(t, bar)
+
+        def sweep(nodes: list[Node], skipped: set[int]) -> list[Node]:
+            last = []
+            while nodes:
+                node = nodes.pop()
+                if id(node) in skipped:
+                    last.append(node)
+                    continue
+                if (slots := pending.pop(id(node), None)) is None:
+                    continue
+                want = [t.node is not None and id(t.node) in on_tape and (id(t.node) not in unread or TANGENTS) for t in node.inputs]
+                bars = slots if node.op is None else node.op.pull(node, slots, want)
+                for t, bar in zip(node.inputs, bars, strict=True):
+                    add(t, bar)
+            return last
+
+        last = sweep(list(self.nodes) if keep else self.nodes, late)
+        if on_gpu:
+            pull_broadcasts(last, pending, add)
+            sweep(last[::-1], set())
+            return terms.totals([id(t.node) for t in leaves])
         return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]

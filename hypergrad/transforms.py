@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .backends import backend_of, digest
+from .backends.recording import is_fixed
 from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
 from .state import current, is_idle, within
 from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents
@@ -61,17 +62,21 @@ def owned(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyT
     Cost: an array that an op made for this result alone is not copied.
     """
     taken = {id(x) for x in given}
-
-    def one(x: Any) -> Any:
+    leaves, spec = tree_flatten(tree)
+    copied = []
+    for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):
-            return x
-        flags = x.value.flags
-        if copy or id(x.value) in taken or not flags.owndata or not getattr(flags, "writeable", True):
-            return x.value.copy()
-        taken.add(id(x.value))
-        return x.value
-
-    return tree_map(one, tree)
+            continue
+        leaves[i] = x = x.value
+        flags = x.flags
+        if copy or id(x) in taken or not flags.owndata or not getattr(flags, "writeable", True) or is_fixed(x):
+            copied.append(i)
+        else:
+            taken.add(id(x))
+    if copied:
+        for i, x in zip(copied, backend_of(leaves[copied[0]]).copies([leaves[i] for i in copied]), strict=True):
+            leaves[i] = x
+    return tree_unflatten(spec, leaves)
 
 
 def result(tree: PyTree, given: Sequence[Any] = (), *, copy: bool = False) -> PyTree:
@@ -135,7 +140,7 @@ def tensor_value_and_grad(
     watched, out, aux = tape.run(taped)
     if constant(out):
         out = Tensor(out.value.copy())
-    one = Tensor(backend_of(out.value).xp.ones_like(out.value))
+    one = Tensor(backend_of(out.value).number(1.0, out.dtype))
     roots = [out]
     if out.node is not None and not out.node.levels:
         out = untaped(out)  # no other tape follows it: let go of the graph, so that the sweep can free it
@@ -153,7 +158,7 @@ def dependence(f: Callable[[PyTree], Tensor], tree: PyTree, *, tape: Tape | None
         return watched, f(tree_unflatten(spec, watched))
 
     watched, out = tape.run(taped)
-    return [bar is not None for bar in tape.gradients([out], [Tensor(backend_of(out.value).xp.ones_like(out.value))], watched)]
+    return [bar is not None for bar in tape.gradients([out], [Tensor(backend_of(out.value).number(1.0, out.dtype))], watched)]
 
 
 class Selection:

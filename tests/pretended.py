@@ -4,9 +4,6 @@ Stricter than CuPy: an array of the device never meets a NumPy array, nothing bu
 what makes the host wait is counted. While a stream records, everything fails that fails on a GPU: waiting, crossing, CuPy's
 libraries (it refuses to call cuBLAS, cupy/cupy#6290), memory of the common pool, and kernels that the warm-up did not load.
 All else is written down, and a graph's launch does it again, in the same memory, on poisoned temporaries.
-
-The memory pool and its hooks are CuPy 14's: hooks are registered by name in each thread; malloc hooks hear the requested size,
-the size rounded up to 512 bytes and the address, which is 0 where the allocation failed or was of no bytes; free hooks the rounded size.
 """
 
 from __future__ import annotations
@@ -14,20 +11,19 @@ from __future__ import annotations
 import contextlib
 import operator
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pretended_memory import MemoryHook, MemoryPool
 
 import hypergrad.backends as backends
 from hypergrad.backends import emulated
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import EMULATED
 
-UNIT = 512
 PRODUCTS = {"dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"}  # cuBLAS
 # The host reads how large the result is, or a library of sorts waits.
 WAITS = {"argpartition", "argsort", "argwhere", "bincount", "compress", "dump", "dumps", "extract", "flatnonzero", "histogram", "lexsort",
@@ -38,91 +34,39 @@ class CaptureUnsupported(RuntimeError):
     """What CUDA answers with while a stream records: cudaErrorStreamCaptureUnsupported."""
 
 
-# --- memory ------------------------------------------------------------------------------------------------
-
-
-class _Hooks(threading.local):
-    """The hooks of a thread by name."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, Any] = {}
-
-    def call(self, method: str, **what: Any) -> None:
-        for hook in self.by_name.values():
-            getattr(hook, method)(**what)
-
-
-hooks = _Hooks()
-
-
-class MemoryHook:
-    """The base class of hooks."""
-
-    name = "MemoryHook"
-
-    def __enter__(self) -> MemoryHook:
-        if self.name in hooks.by_name:
-            raise KeyError(f"memory hook {self.name} already exists")
-        hooks.by_name[self.name] = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del hooks.by_name[self.name]
-
-    def _ignore(self, **_: Any) -> None:
-        """What a hook does not ask for."""
-
-    malloc_preprocess = malloc_postprocess = free_preprocess = free_postprocess = _ignore
-
-
-class Memory:
-    """A piece of a pool; goes back when it is freed or forgotten."""
-
-    def __init__(self, pool: MemoryPool, address: int, size: int) -> None:
-        self.pool, self.ptr, self.size = pool, address, size
-
-    def free(self) -> None:
-        if self.ptr:
-            what = {"device_id": 0, "mem_size": self.size, "mem_ptr": self.ptr, "pmem_id": id(self)}
-            self.ptr = 0
-            hooks.call("free_preprocess", **what)
-            self.pool.used -= self.size
-            hooks.call("free_postprocess", **what)
-
-    __del__ = free
-
-
-class MemoryPool:
-    """Hands out addresses, up to `limit` bytes."""
-
-    def __init__(self, limit: int = 1 << 30) -> None:
-        self.limit, self.used, self.next = limit, 0, UNIT
-
-    def used_bytes(self) -> int:
-        return self.used
-
-    def malloc(self, size: int) -> Memory:
-        rounded = (size + UNIT - 1) // UNIT * UNIT
-        hooks.call("malloc_preprocess", device_id=0, size=size, mem_size=rounded)
-        memory = None
-        try:
-            if self.used + rounded > self.limit:
-                raise MemoryError("out of memory")
-            memory = Memory(self, self.next if rounded else 0, rounded)
-            self.used, self.next = self.used + rounded, self.next + rounded
-        finally:
-            address, name = (0, 0) if memory is None else (memory.ptr, id(memory))
-            hooks.call("malloc_postprocess", device_id=0, size=size, mem_size=rounded, mem_ptr=address, pmem_id=name)
-        return memory
-
-
 # --- the machine -------------------------------------------------------------------------------------------
 
 
+class GraphNode(NamedTuple):
+    """A kernel of this package, or an operation of CuPy (one kernel or copy of its own), in a graph.
+
+    Attributes:
+        name: of the kernel or operation.
+        call: what it was launched by, "" for an operation of CuPy.
+        blocks, threads, shared: of the launch, 0 for an operation.
+        arrays: names and shapes of the call's or operation's arrays.
+    """
+
+    name: str
+    call: str
+    blocks: int
+    threads: int
+    shared: int
+    arrays: dict[str, Any]
+
+
 class Machine:
-    """The streams, the recording and the counts of one pretended GPU."""
+    """The streams, the recording and the counts of one pretended GPU.
+
+    Attributes:
+        computes: whether kernels are run. Without, their results hold whatever was there, and graphs of any size are recorded soon.
+        nodes: of the graph that was recorded last, or what was done while they are written down.
+        noting: whether they are.
+    """
 
     def __init__(self) -> None:
+        self.computes, self.noting = True, False
+        self.nodes: list[GraphNode] = []
         self.recording: list[Callable[[], None]] | None = None
         self.pool = self.allocator = MemoryPool()
         self.waits = self.launches = 0
@@ -164,7 +108,18 @@ class Machine:
                     a[...] = b
 
             self.recording.append(replay)
+        if self.noting and name != "empty" and (own or out is None):
+            self.nodes.append(GraphNode(name, "", 0, 0, 0, {str(i): (a.shape, a.nbytes) for i, a in enumerate([*own, *inputs])}))
         return worn(out)
+
+    @contextlib.contextmanager
+    def writing_down(self) -> Iterator[None]:
+        """Kernels and operations inside are added to `nodes`."""
+        self.noting = True
+        try:
+            yield
+        finally:
+            self.noting = False
 
     @staticmethod
     def _fresh(out: Any, inputs: list[Any]) -> list[Any]:
@@ -329,12 +284,19 @@ for _convert in (float, int, bool, complex, operator.index):
 
 
 class Stream:
-    """A stream; work on it is done at once."""
+    """A stream; work on it is done at once. `waited` are the events that it waited for."""
 
     null: Any = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
-        self.ptr = 0  # the emulator takes no other
+        self.ptr = id(self) if non_blocking else 0
+        self.waited: list[Any] = []
+
+    def record(self) -> Any:
+        return (self.ptr, len(machine.kernels))
+
+    def wait_event(self, event: Any) -> None:
+        self.waited.append(event)
 
     def __enter__(self) -> Stream:
         machine.streams.append(self)
@@ -348,11 +310,11 @@ class Stream:
 
     def begin_capture(self, mode: Any = None) -> None:
         assert machine.streams[-1:] == [self] and machine.recording is None
-        machine.recording = []
+        machine.recording, machine.nodes, machine.noting = [], [], True
 
     def end_capture(self) -> Graph:
         assert machine.recording is not None
-        graph, machine.recording = Graph(machine.recording), None
+        graph, machine.recording, machine.noting = Graph(machine.recording), None, False
         return graph
 
 
@@ -365,7 +327,7 @@ class Graph:
     def launch(self, stream: Any = None) -> None:
         assert machine.recording is None
         machine.launches += 1
-        for step in self.steps:
+        for step in self.steps if machine.computes else ():
             step()
 
 
@@ -413,6 +375,8 @@ def empty(shape: Any, dtype: Any = float) -> Any:
     """Memory full of NaN, which it has again at every launch of a graph."""
 
     def poisoned() -> Any:
+        if not machine.computes:
+            return np.empty(shape, dtype)
         return np.frombuffer(bytearray(b"\xff") * (int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
     return machine.do(poisoned, name="empty")
@@ -454,13 +418,19 @@ def cupy() -> Any:
     module.take_along_axis, module.put_along_axis = _wrapped(np.take_along_axis), _wrapped(np.put_along_axis)  # type: ignore[attr-defined]
     module.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         is_available=lambda: True, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
-        MemoryHook=MemoryHook, get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
+        MemoryHook=MemoryHook, Device=Device, get_current_stream=lambda: machine.streams[-1] if machine.streams else Stream())  # fmt: skip
     module.get_default_memory_pool = lambda: machine.pool  # type: ignore[attr-defined]
     return module
 
 
-def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: int) -> dict[str, Any]:
+def shapes_of(x: Any) -> Any:
+    """Shapes in the place of arrays."""
+    return [shapes_of(row) for row in x] if isinstance(x, list) else x.shape if isinstance(x, np.ndarray) else x
+
+
+def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, tickets: Any, stream: int) -> dict[str, Any]:
     """`_cuda.run` by the emulator."""
+    assert not bare(tickets(4)).any()
     given = bare(arguments)
     rows = [row if isinstance(row, list) else [row] for row in arguments.values()]
     made = {id(a._a): a for row in rows for a in row if isinstance(a, ndarray)}
@@ -473,9 +443,16 @@ def run(name: str, arguments: dict[str, Any], empty: Any, scratch: Any, stream: 
         return array._a
 
     def launch(arguments: dict[str, Any]) -> dict[str, Any]:
-        return emulated._emulated.run(name, arguments, allocate, emulated._scratch)
+        return emulated.run(name, arguments, allocate)
 
-    outputs = launch(given)
+    emulated._emulated.record_launches(machine.computes)
+    try:
+        outputs = launch(given)
+    finally:
+        launched = emulated._emulated.recorded_launches()
+    if machine.noting:
+        shapes = {k: shapes_of(v) for k, v in {**given, **outputs}.items()}
+        machine.nodes += [GraphNode(kernel, name, *sizes, shapes) for kernel, *sizes in launched]
     if machine.recording is not None:
         machine.recording.append(lambda: launch({**given, **outputs}))
     return {k: [made.get(id(row)) for row in y] if isinstance(y, list) else made.get(id(y)) for k, y in outputs.items()}
@@ -493,6 +470,7 @@ def gpu(patch: Any) -> Iterator[Machine]:
     patch.setattr(backends.cuda, "MISSING", None)
     patch.setattr(backends.cuda, "_cuda", types.SimpleNamespace(run=run, kernels=EMULATED.kernels, device_count=lambda: 1), raising=False)
     CUDA.__dict__.pop("xp", None)
+    patch.setattr(CUDA, "_tickets_of", {})
     try:
         yield machine
     finally:

@@ -6,6 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pretended
+import pretended_memory
 import pytest
 
 from hypergrad.meter import Meter
@@ -105,7 +106,7 @@ def test_peak_of_the_pool(pool):
         before.free()
         del b, c
     assert meter.peak_device_bytes == 1024 + 512 and pool.used == 0
-    assert not pretended.hooks.by_name
+    assert not pretended_memory.hooks.by_name
 
 
 def test_meters_nest_on_the_device(pool):
@@ -135,7 +136,7 @@ def test_an_error_inside_takes_the_hook_away(pool):
     with pytest.raises(KeyError), Meter(memory=True) as meter:
         pool.malloc(512)
         raise KeyError("x")
-    assert meter.peak_device_bytes == 512 and not pretended.hooks.by_name
+    assert meter.peak_device_bytes == 512 and not pretended_memory.hooks.by_name
 
 
 def test_other_threads_have_pools_of_their_own_to_count(pool):

@@ -34,7 +34,7 @@ LAYERS = [
     ("errors", "startup"),
     ("guards", "meter", "methods", "profiling", "threads", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
-    ("state",),
+    ("state", "launches"),
     ("tape",),
     ("rules", "transforms", "program"),
     ("capture", "checkpointing", "batching"),

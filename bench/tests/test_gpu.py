@@ -1,5 +1,6 @@
 """The command for a GPU machine, as far as it goes without one: parts, resuming, and peers that compute something else."""
 
+import argparse
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from kernel_times import dims_of, family_of, operations, shapes_of
 from meta_problems import Sizes
 from meta_worker import GPU_ONLY, VARIANTS
+from rich.console import Console
 
 from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.host import HOST
@@ -154,3 +156,39 @@ def test_every_variant_has_one_module():
         text = (ROOT / "bench" / f"{module}.py").read_text()
         assert all(f'"{name}": _variant(' in text for name in VARIANTS[module])
     assert set(GPU_ONLY) <= set(meta_times.MODULE) and meta_times.REFERENCE not in GPU_ONLY
+
+
+def test_another_machine_goes_on_from_the_archive(tmp_path, capsys):
+    """What is done on one machine is not done again on the next, which has nothing but the archive; without time no part begins."""
+    archive, red = tmp_path / "carried" / "gpu.tgz", ("--only", "ceilings", "profile")
+    assert run(tmp_path / "one", *red, "--archive", str(archive)) == 0
+    capsys.readouterr()
+    assert run(tmp_path / "two", *red, "--archive", str(archive)) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert run(tmp_path / "three", "--only", "ceilings", "--minutes", "-1") == 1
+    assert "left to do, time is up" in capsys.readouterr().out and not (tmp_path / "three" / "ceilings.json").exists()
+
+
+def test_two_selections_of_variants_keep_their_records(tmp_path):
+    def path(part, variants):
+        options = argparse.Namespace(device="cpu", out=tmp_path, sizes="tiny", minutes=1.0, archive=None, variants=variants)
+        return gpu.Run(options, Console()).path_of(part)
+
+    selections = (None, ["torch"], ["torch", "hypergrad host"])
+    paths = {path("maml-float32", variants) for variants in selections}
+    assert len(paths) == 3 and path("maml-float32", selections[2][::-1]) in paths
+    assert path("ceilings", ["torch"]) == path("ceilings", None)
+    for i, own in enumerate(sorted(paths)):
+        own.write_text(json.dumps({"kind": "part", "part": "maml-float32", "number": i, "rows": []}))
+    gpu.gpu_report.write(tmp_path, ["maml-float32"], {"kind": "environment"})
+    assert len((tmp_path / "gpu.jsonl").read_text().splitlines()) == 1 + 3
+
+
+def test_missing_packages_are_named_with_the_command_that_carries_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "output", lambda command, default: "NVIDIA H200, 1, 1, 9.0, 1, 1" if command[0] == "nvidia-smi" else default)
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in ("optree", "PIL") else object())
+    assert gpu.main(["--out", str(tmp_path), "--only", "build"]) == 1
+    reason = json.loads((tmp_path / "build.json").read_text())["reason"]
+    assert "missing Python packages: optree, PIL;" in reason and "pip download" in reason and "optree pillow" in reason
+    assert gpu.gpu_report.predictions("NVIDIA H200")["maml"]["seconds"] > 0 and gpu.gpu_report.predictions("another") == {}

@@ -61,6 +61,7 @@ __global__ void sum_parts(const T* parts, int64_t n_parts, int64_t size, int64_t
   if (i >= size) return;
   const T* from = parts + entry * n_parts * size + i;
   double total = 0;
+  HG_UNROLL_BY(8)
   for (int64_t part = 0; part < n_parts; ++part) total += static_cast<double>(from[part * size]);
   out.at(entry / E, entry % E)[i] = static_cast<T>(total);
 }

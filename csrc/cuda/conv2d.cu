@@ -117,7 +117,7 @@ void fprop(const Call& call) {
     launch("plain_fprop", plain_fprop<T>, g.A * g.B * ceil_div(size, kThreads), kThreads, 0, g, x, w, y);
     return;
   }
-  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), g.B, g.N, g.H, g.W, g.C, g.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), g.A * g.B, g.B, g.N, g.H, g.W, g.C, g.K);
   conv.add({x, {}, g.H, g.W, g.C}, {w, g.C, g.K, false});
   launch_precise(launch, "conv_store", conv, g.A * g.B, Store<T>{y, g.H, g.W, g.K});
 }
@@ -132,7 +132,7 @@ void dgrad(const Call& call) {
     launch("plain_dgrad", plain_dgrad<T>, g.A * g.B * ceil_div(size, kThreads), kThreads, 0, g, y_bar, w, x_bar);
     return;
   }
-  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), g.B, g.N, g.H, g.W, g.K, g.C);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), g.A * g.B, g.B, g.N, g.H, g.W, g.K, g.C);
   conv.add({y_bar, {}, g.H, g.W, g.K}, {w, g.C, g.K, true});
   launch_precise(launch, "conv_store", conv, g.A * g.B, Store<T>{x_bar, g.H, g.W, g.C});
 }
@@ -153,7 +153,7 @@ void wgrad_of(const Call& call) {
     launch_sum_parts(launch, parts, n_parts, size, entries, g.B, w_bar);
     return;
   }
-  auto weights = wgrad<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), g.B, g.N, g.H, g.W, g.C, g.K);
+  auto weights = wgrad<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), g.C), entries, g.B, g.N, g.H, g.W, g.C, g.K);
   weights.add({x, {}, g.H, g.W, g.C}, {y_bar, {}, g.H, g.W, g.K});
   const T* const parts = launch_precise(launch, weights, entries);
   launch_sum_parts(launch, parts, weights.parts(), weights.size(), entries, g.B, w_bar);

@@ -12,14 +12,13 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     first_statistics(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> beta, Batch<const T> patch_mean,
-                     const double* cov_w, double eps, Batch<T> mean, Batch<T> rstd, T* constants) {
+                     Batch<const T> patch_cov, double eps, Batch<T> mean, Batch<T> rstd, T* constants) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
   const T *const weights = w.at(0, v.e) + v.inside, *const m = patch_mean.at(0, v.e);
-  const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
   const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
-  const double var = tap_sum(b, v, weight, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
+  const double var = tap_sum(b, v, weight, CovTimes<T>{patch_cov.at(0, v.e), weights, 9 * b.C, b.K}, sums);
   const double all = tap_sum(b, v, weight, [&](int j) { return m[j]; }, sums);
   const double offset =
       tap_sum(b, v, weight, [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); }, sums);
@@ -75,12 +74,10 @@ void value(const Call& call) {
   const double eps = HG_ATTRIBUTE(eps);
 
   Launch launch(call);
-  double* const cov_w = launch.scratch<double>(b.E * 9 * b.C * b.K);
   T* const constants = launch.scratch<T>(b.E * 3 * b.K);
-  launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
   launch("first_statistics", first_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, w, gamma,
-         beta, patch_mean, cov_w, eps, mean, rstd, constants);
-  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+         beta, patch_mean, patch_cov, eps, mean, rstd, constants);
+  auto conv = spread(convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K), b.E);
   conv.add(shifted_images(b, x, patch_mean), {w, b.C, b.K, false});
   launch_convolution(launch, "conv_pool", conv, b.windows() == 0 ? 0 : b.E, Pool<T>{y, code, constants, b.h, b.w, b.K});
 }
@@ -88,19 +85,18 @@ void value(const Call& call) {
 // filters[entry][9C][K] = by_z*w + by_z_dot*w_dot and shift[entry][K], so that at the winners
 //   y_dot = conv(x - shift, filters) + shift
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd, Batch<const T> patch_mean,
-                    Batch<const T> w_dot, Batch<const T> gamma_dot, Batch<const T> beta_dot, const double* cov_w, T* filters, T* shifts) {
+__global__ void __launch_bounds__(kThreads) combine_filters(const Block b, Batch<const T> w, Batch<const T> gamma, Batch<const T> rstd,
+                                                            Batch<const T> patch_mean, Batch<const T> patch_cov, Batch<const T> w_dot,
+                                                            Batch<const T> gamma_dot, Batch<const T> beta_dot, T* filters, T* shifts) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kThreads);
   const Column v = column_of(b);
   const T *const weights = w.at(0, v.e) + v.inside, *const m = patch_mean.at(0, v.e);
   const T* const weights_dot = w_dot ? w_dot.at(v.p, v.e) + v.inside : nullptr;
-  const double* const cov = cov_w + v.e * 9 * b.C * b.K + v.inside;
   const auto weight = [&](int j) { return weights[static_cast<int64_t>(j) * b.K]; };
   const auto weight_dot = [&](int j) { return weights_dot == nullptr ? T(0) : weights_dot[static_cast<int64_t>(j) * b.K]; };
   const auto border = [&](int j) { return static_cast<double>(m[j]) - static_cast<double>(m[4 * b.C + j % b.C]); };
-  const double product = tap_sum(b, v, weight_dot, [&](int j) { return cov[static_cast<int64_t>(j) * b.K]; }, sums);
+  const double product = tap_sum(b, v, weight_dot, CovTimes<T>{patch_cov.at(0, v.e), weights, 9 * b.C, b.K}, sums);
   const double offset = tap_sum(b, v, weight, border, sums), offset_dot = tap_sum(b, v, weight_dot, border, sums);
   if (!v.any) return;
   const double r = static_cast<double>(rstd.at(0, v.e)[v.k]), g = static_cast<double>(gamma.at(0, v.e)[v.k]);
@@ -158,13 +154,11 @@ void jvp(const Call& call) {
 
   Launch launch(call);
   const int64_t entries = b.P * b.E, size = static_cast<int64_t>(9) * b.C * b.K;
-  double* const cov_w = launch.scratch<double>(b.E * size);
   T* const filters = launch.scratch<T>(entries * size);
   T* const shifts = launch.scratch<T>(entries * b.K);
-  if (b.P > 0) launch_cov_times(launch, b, 1, patch_cov, w, cov_w);
   launch("combine_filters", combine_filters<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), b, w, gamma,
-         rstd, patch_mean, w_dot, gamma_dot, beta_dot, cov_w, filters, shifts);
-  auto conv = convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K);
+         rstd, patch_mean, patch_cov, w_dot, gamma_dot, beta_dot, filters, shifts);
+  auto conv = spread(convolution<T, Images<T>>(b.E, b.N, b.H, b.W, b.C, b.K), entries);
   conv.add(shifted_images(b, x, patch_mean), {{filters, b.E * size, size, false}, b.C, b.K, false});
   launch_convolution(launch, "conv_pool_dot", conv, b.windows() == 0 ? 0 : entries, PoolDot<T>{code, y_dot, shifts, b.E, b.h, b.w, b.K});
 }

@@ -10,14 +10,18 @@
 namespace hg::cuda {
 namespace {
 
-// Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean).
+// Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean). The last tile merges
+// them.
 template <class T>
 struct StoreMoments {
   static constexpr bool kSums = true;
   static constexpr int kAtOnce = 4;
-  Batch<T> z_dot;
-  Batch<const T> z, mean;
-  double* parts;  // [tile][3][K]
+  Batch<T> z_dot, z_dot_mean, c;
+  Batch<const T> z, mean, rstd, gamma, gamma_dot;
+  double* parts;      // [tile][3][K]
+  T* factors;         // [entry][2][K]: of (z - mean) and (z_dot - mean(z_dot)) in y_dot
+  unsigned* tickets;  // of each direction, episode and 32 filters
+  int64_t pixels, E;
   int H, W, K;
 
   template <class Shape>
@@ -83,37 +87,31 @@ struct StoreMoments {
       part[2 * K + k + j] = static_cast<double>(deviation[j]);
     }
   }
-};
 
-// Factors of (z - mean) and (z_dot - mean(z_dot)) in y_dot: factors[entry][2][K].
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_moments(const double* parts, const Tiling t, int64_t pixels, int64_t E, int K, Batch<const T> rstd, Batch<const T> gamma,
-                   Batch<const T> gamma_dot, Batch<T> z_dot_mean, Batch<T> c_out, T* factors) {
-  SharedMemory shared;
-  double* const sums = shared.take<double>(kThreads);
-  const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
-  const int64_t entry = blockIdx.x / static_cast<unsigned>(filter_tiles), p = entry / E, e = entry % E;
-  const int k = static_cast<int>(blockIdx.x) % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
-  const double* const part = parts + entry * tiles * 3 * K + column;
-  double total = 0, product = 0;
-  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
-  const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
-  for (int i = slice; i < tiles; i += kSlices) {
-    const double* const row = part + static_cast<int64_t>(i) * 3 * K;
-    product += row[K] + (row[0] - m_dot) * row[2 * K];
+  HG_DEVICE void close(int column_tile, const Tiling& t, double* sums) const {
+    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
+    const int64_t entry = column_tile / filter_tiles, p = entry / E, e = entry % E;
+    const int k = column_tile % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
+    const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
+    const double* const part = parts + entry * tiles * 3 * K + column;
+    double total = 0, product = 0;
+    for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
+    const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
+    for (int i = slice; i < tiles; i += kSlices) {
+      const double* const row = part + static_cast<int64_t>(i) * 3 * K;
+      product += row[K] + (row[0] - m_dot) * row[2 * K];
+    }
+    product = slice_sum(product, sums);
+    if (slice != 0 || k >= K) return;
+    const double r = static_cast<double>(rstd.at(0, e)[k]), correlation = r * product / M;
+    const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
+    const NormDot dot = norm_dot(static_cast<double>(gamma.at(0, e)[k]), g_dot, r, correlation);
+    z_dot_mean.at(p, e)[k] = static_cast<T>(m_dot);
+    c.at(p, e)[k] = static_cast<T>(correlation);
+    factors[entry * 2 * K + k] = static_cast<T>(dot.by_z);
+    factors[entry * 2 * K + K + k] = static_cast<T>(dot.by_z_dot);
   }
-  product = slice_sum(product, sums);
-  if (slice != 0 || k >= K) return;
-  const double r = static_cast<double>(rstd.at(0, e)[k]), c = r * product / M;
-  const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
-  const NormDot dot = norm_dot(static_cast<double>(gamma.at(0, e)[k]), g_dot, r, c);
-  z_dot_mean.at(p, e)[k] = static_cast<T>(m_dot);
-  c_out.at(p, e)[k] = static_cast<T>(c);
-  factors[entry * 2 * K + k] = static_cast<T>(dot.by_z);
-  factors[entry * 2 * K + K + k] = static_cast<T>(dot.by_z_dot);
-}
+};
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -146,14 +144,15 @@ void jvp(const Call& call) {
 
   Launch launch(call);
   const int64_t entries = b.P * b.E;
-  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), entries, b.E, b.N, b.H, b.W, b.C, b.K);
   if (x_dot) conv.add({x_dot, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   if (w_dot) conv.add({x, {}, b.H, b.W, b.C}, {w_dot, b.C, b.K, false});
   double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
   T* const factors = launch.scratch<T>(entries * 2 * b.K);
-  launch_precise(launch, "conv_moments", conv, entries, StoreMoments<T>{z_dot, z, mean, parts, b.H, b.W, b.K});
-  launch("finish_moments", finish_moments<T>, entries * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), parts,
-         conv.tiling, b.pixels(), b.E, b.K, rstd, gamma, gamma_dot, z_dot_mean, c, factors);
+  const StoreMoments<T> epilogue{
+      z_dot,      z_dot_mean, c,   z,   mean, rstd, gamma, gamma_dot, parts, factors, launch.tickets(entries * b.filter_tiles()),
+      b.pixels(), b.E,        b.H, b.W, b.K};
+  launch_precise(launch, "conv_moments", conv, entries, epilogue);
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
   launch("pool_dot", pool_dot<T>, entries * pooling.blocks, kThreads, 0, code, z, as_input(z_dot), mean, as_input(z_dot_mean), beta_dot,
          factors, b.E, y_dot, pooling);

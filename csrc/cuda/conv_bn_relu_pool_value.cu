@@ -1,4 +1,5 @@
-// conv_bn_relu_pool_value: z is written once, with the statistics of every tile; these are merged, then z is normalized and pooled.
+// conv_bn_relu_pool_value: z is written once, with the statistics of every tile; the last tile merges these. Then z is normalized and
+// pooled.
 #include "../host/conv_bn_relu_pool_value.cpp"  // its signatures
 
 #include "block.h"
@@ -9,12 +10,15 @@ namespace hg::cuda {
 namespace {
 
 // Writes z, and of each tile and filter the mean and the sum of squared deviations from it, by two passes over
-// registers: parts[tile][2][K].
+// registers: parts[tile][2][K]. The last tile merges them.
 template <class T>
 struct StoreStatistics {
   static constexpr bool kSums = true;
-  Batch<T> z;
+  Batch<T> z, mean, rstd;
   double* parts;
+  unsigned* tickets;  // of each episode and 32 filters
+  int64_t pixels;
+  double eps;
   int H, W, K;
 
   template <class Shape>
@@ -66,33 +70,28 @@ struct StoreStatistics {
       part[K + k] = static_cast<double>(squares[j]) - static_cast<double>(rest[j]) * off;
     }
   }
-};
 
-// Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
-// the whole mean (Chan, Golub & LeVeque 1979).
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_statistics(const double* parts, const Tiling t, int64_t pixels, int K, double eps, Batch<T> mean, Batch<T> rstd) {
-  SharedMemory shared;
-  double* const sums = shared.take<double>(kThreads);
-  const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
-  const int e = static_cast<int>(blockIdx.x) / filter_tiles;
-  const int k = static_cast<int>(blockIdx.x) % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
-  const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
-  double total = 0;
-  for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
-  const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) * per_pixel;
-  double squares = 0;
-  for (int i = slice; i < tiles; i += kSlices) {
-    const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
-    squares += part[static_cast<int64_t>(i) * 2 * K + K] + d * d * pixels_of(place_of(t, i));
+  // Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
+  // the whole mean (Chan, Golub & LeVeque 1979).
+  HG_DEVICE void close(int column_tile, const Tiling& t, double* sums) const {
+    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups, e = column_tile / filter_tiles;
+    const int k = column_tile % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
+    const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
+    const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
+    double total = 0;
+    for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
+    const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) * per_pixel;
+    double squares = 0;
+    for (int i = slice; i < tiles; i += kSlices) {
+      const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
+      squares += part[static_cast<int64_t>(i) * 2 * K + K] + d * d * pixels_of(place_of(t, i));
+    }
+    const double var = slice_sum(squares, sums) * per_pixel;
+    if (slice != 0 || k >= K) return;
+    mean.at(0, e)[k] = static_cast<T>(m);
+    rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt(var + eps));
   }
-  const double var = slice_sum(squares, sums) * per_pixel;
-  if (slice != 0 || k >= K) return;
-  mean.at(0, e)[k] = static_cast<T>(m);
-  rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt(var + eps));
-}
+};
 
 // y and code of one window and four filters per thread.
 template <class T>
@@ -126,12 +125,11 @@ void value(const Call& call) {
   const double eps = HG_ATTRIBUTE(eps);
 
   Launch launch(call);
-  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.N, b.H, b.W, b.C, b.K);
+  auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
-  launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, parts, b.H, b.W, b.K});
-  launch("finish_statistics", finish_statistics<T>, b.E * b.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), parts,
-         conv.tiling, b.pixels(), b.K, eps, mean, rstd);
+  unsigned* const tickets = launch.tickets(b.E * b.filter_tiles());
+  launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, mean, rstd, parts, tickets, b.pixels(), eps, b.H, b.W, b.K});
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);
   launch("bn_relu_pool", bn_relu_pool<T>, b.E * pooling.blocks, kThreads, 0, as_input(z), as_input(mean), as_input(rstd), gamma, beta, y,
          code, pooling);

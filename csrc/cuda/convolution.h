@@ -18,6 +18,7 @@ struct Convolution {
   int64_t E;
   int planes;     // channels in shared memory at a time
   int precision;  // a Precision
+  bool small;     // whether tiles are small
 
   int64_t filter_tiles() const { return ceil_div(outputs, kFilters); }
   void add(const Source& source, const Filter<T>& filter) { terms[n_terms++] = {source, filter}; }
@@ -44,9 +45,19 @@ HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
   return spot;
 }
 
-template <class T, class Source, class Epilogue>
+// What follows where the epilogue sums over all tiles: the last block of an entry and its filters closes the sums.
+template <class Epilogue, class T, class Source>
+HG_DEVICE void close_sums(const Convolution<T, Source>& a, const Epilogue& epilogue, T* sums, T* memory) {
+  if constexpr (Epilogue::kSums) {
+    const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, column = static_cast<int>(blockIdx.x) / tiles;
+    if (comes_last(epilogue.tickets + column, static_cast<unsigned>(tiles), reinterpret_cast<int*>(sums)))
+      epilogue.close(column, a.tiling, reinterpret_cast<double*>(memory));
+  }
+}
+
+template <class T, bool kSmall, class Source, class Epilogue>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1) conv3x3(const Convolution<T, Source> a, const Epilogue epilogue) {
-  using Shape = TileShape<T>;
+  using Shape = TileShape<T, kSmall>;
   SharedMemory shared;
   T* const pixels = shared.take<T>(a.planes * a.tiling.plane);
   T* const weights = shared.take<T>(Shape::kWeights);
@@ -59,13 +70,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1) conv3x3(cons
     const int corner = (window.image * a.tiling.height + window.y) * a.tiling.width + window.x;
     HG_NO_UNROLL
     for (int i = 0; i < a.n_terms; ++i)
-      convolve<T>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights, accumulators[0]);
+      convolve<Shape>(a.terms, i, spot.p, spot.e, spot.k0, a.tiling, spot.tile, corner, pixels, weights, accumulators[0]);
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
   const Spot spot = spot_of<Shape>(a, forgotten(static_cast<int>(blockIdx.x)), thread);
   const Place at = place_of(a.tiling, spot.tile);
   const Window windows[1] = {window_of(a.tiling, at, Shape::window(thread, 0))};
   epilogue.template finish<Shape>(spot, at, windows, accumulators, sums);
+  close_sums(a, epilogue, sums, weights);
 }
 
 // The most pixels of one channel that leave room for `planes` of them beside the weights and sums.
@@ -86,13 +98,42 @@ Convolution<T, Source> convolution(int64_t E, int64_t N, int64_t H, int64_t W, i
   return a;
 }
 
+// The same for `entries` of them, in small tiles where large ones are too few.
+template <class T, class Source>
+Convolution<T, Source> spread(Convolution<T, Source> a, int64_t entries) {
+  if constexpr (sizeof(T) == 4) {
+    const Tiling& t = a.tiling;
+    if (entries * a.filter_tiles() * t.tiles() < kFill) {
+      a.small = true;
+      a.tiling = choose_tiling(t.N, t.H, t.W, TileShape<T, true>::kWindows, most_pixels<T>(a.planes));
+    }
+  }
+  return a;
+}
+
+// Closes the sums where the convolution's own blocks do not: over no tiles, and after tensor cores, whose kernels have no registers left.
+template <class Epilogue>
+__global__ void __launch_bounds__(kThreads) close_tiles(const Epilogue epilogue, const Tiling tiling) {
+  SharedMemory shared;
+  epilogue.close(static_cast<int>(blockIdx.x), tiling, shared.take<double>(kThreads));
+}
+
+template <class T, class Source, class Epilogue>
+void launch_close(const Launch& launch, const Convolution<T, Source>& a, int64_t entries, const Epilogue& epilogue) {
+  launch("close_tiles", close_tiles<Epilogue>, entries * a.filter_tiles(), kThreads, shared_size(kThreads * sizeof(double)), epilogue,
+         a.tiling);
+}
+
 template <class T, class Source, class Epilogue>
 void launch_convolution(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries,
                         const Epilogue& epilogue) {
   const std::size_t shared = shared_size(static_cast<std::size_t>(a.planes) * static_cast<std::size_t>(a.tiling.plane) * sizeof(T)) +
                              shared_size(TileShape<T>::kWeights * sizeof(T)) +
                              (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
-  launch(name, conv3x3<T, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
+  const int64_t blocks = entries * a.filter_tiles() * a.tiling.tiles();
+  if constexpr (sizeof(T) == 4)
+    if (a.small) return launch(name, conv3x3<T, true, Source, Epilogue>, blocks, kThreads, shared, a, epilogue);
+  launch(name, conv3x3<T, false, Source, Epilogue>, blocks, kThreads, shared, a, epilogue);
 }
 
 // Writes the outputs of a window, filters k .. k + n - 1.

@@ -15,25 +15,6 @@ Images<T> shifted_images(const Block& b, const Batch<const T>& x, const Batch<co
   return {x, shift, b.H, b.W, b.C};
 }
 
-// out[entry][9C][K] = Cov w, in double. Thread i owns element i. Entries are directions times episodes.
-template <class T>
-__global__ void __launch_bounds__(kThreads) cov_times(const Block b, Batch<const T> cov, Batch<const T> w, double* out) {
-  const int64_t g = 9 * static_cast<int64_t>(b.C), size = g * b.K, blocks = (size + kThreads - 1) / kThreads;
-  const int64_t entry = blockIdx.x / blocks, i = blockIdx.x % blocks * kThreads + threadIdx.x;
-  if (i >= size) return;
-  const int64_t j = i / b.K, k = i % b.K;
-  const T* const row = cov.at(0, entry % b.E) + j * g;
-  const T* const weights = w.at(entry / b.E, entry % b.E) + k;
-  double total = 0;
-  for (int64_t n = 0; n < g; ++n) total += static_cast<double>(row[n]) * static_cast<double>(weights[n * b.K]);
-  out[entry * size + i] = total;
-}
-
-template <class T>
-void launch_cov_times(const Launch& launch, const Block& b, int64_t P, const Batch<const T>& cov, const Batch<const T>& w, double* out) {
-  launch("cov_times", cov_times<T>, P * b.E * ceil_div(9 * static_cast<int64_t>(b.C) * b.K, kThreads), kThreads, 0, b, cov, w, out);
-}
-
 // What a thread of a finishing block has: 32 filters, 8 slices of the taps.
 struct Column {
   int64_t entry, p, e;
@@ -57,8 +38,24 @@ HG_DEVICE Column column_of(const Block& b) {
 template <class Left, class Right>
 HG_DEVICE double tap_sum(const Block& b, const Column& column, const Left& left, const Right& right, double* sums) {
   double total = 0;
+  HG_NO_UNROLL
   for (int j = column.slice; j < 9 * b.C; j += kSlices) total += static_cast<double>(left(j)) * static_cast<double>(right(j));
   return slice_sum(total, sums);
 }
+
+// Element j of Cov w for the column's filter, in double; w begins at it. Blocks that close sums compute it where they need it.
+template <class T>
+struct CovTimes {
+  const T *cov, *w;  // null where zero
+  int64_t g, K;
+  HG_DEVICE double operator()(int j) const {
+    if (w == nullptr) return 0;
+    const T* const row = cov + j * g;
+    double total = 0;
+    HG_UNROLL_BY(4)
+    for (int64_t n = 0; n < g; ++n) total += static_cast<double>(row[n]) * static_cast<double>(w[n * K]);
+    return total;
+  }
+};
 
 }  // namespace hg::cuda

@@ -1,5 +1,6 @@
 // Host side of a kernel call: batches of arrays, scratch, and checked launches.
 #pragma once
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -33,6 +34,22 @@ Batch<T> batch(const View& view, int lead) {
   return out;
 }
 
+#ifdef __CUDACC__
+// Whether HYPERGRAD_SYNC asks to wait for every kernel, so that a fault is told at the kernel that has it and not at a later call.
+inline bool waits_for_kernels() {
+  static const bool waits = [] {
+    const char* const given = std::getenv("HYPERGRAD_SYNC");
+    return given != nullptr && given[0] != '\0' && std::string(given) != "0";
+  }();
+  return waits;
+}
+inline cudaError_t wait_unless_recording(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  return error != cudaSuccess || status != cudaStreamCaptureStatusNone ? error : cudaStreamSynchronize(stream);
+}
+#endif
+
 // An output as the input of the next kernel.
 template <class T>
 Batch<const T> as_input(const Batch<T>& a) {
@@ -61,6 +78,19 @@ class Launch {
     return reinterpret_cast<T*>(static_cast<unsigned char*>(call_.scratch) + offset);
   }
 
+  // Counters for `comes_last`; all launches of the call may use the same ones.
+  unsigned* tickets(int64_t n) {
+    const std::size_t count = static_cast<std::size_t>(n);
+    if (call_.needed != nullptr) {
+      *call_.tickets_needed = higher(*call_.tickets_needed, count);
+      return nullptr;
+    }
+    if (count > call_.n_tickets)
+      throw std::logic_error(std::string(call_.signature->name) + ": there are " + std::to_string(call_.n_tickets) +
+                             " tickets, expected at least " + std::to_string(count));
+    return call_.tickets;
+  }
+
   // A grid of no blocks is no launch. `name` is the kernel's, for errors.
   template <class... Parameters, class... Arguments>
   void operator()(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, std::size_t shared,
@@ -74,9 +104,14 @@ class Launch {
 #ifdef __CUDACC__
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared, static_cast<cudaStream_t>(call_.stream)>>>(
         arguments...);
-    const cudaError_t error = cudaGetLastError();
+    cudaError_t error = cudaGetLastError();
+    const char* what = ": launch of ";
+    if (error == cudaSuccess && waits_for_kernels()) {
+      error = wait_unless_recording(static_cast<cudaStream_t>(call_.stream));
+      what = ": the kernel ";
+    }
     if (error != cudaSuccess)
-      throw std::runtime_error(std::string(call_.signature->name) + ": launch of " + name + " failed: " + cudaGetErrorString(error) + " (" +
+      throw std::runtime_error(std::string(call_.signature->name) + what + name + " failed: " + cudaGetErrorString(error) + " (" +
                                cudaGetErrorName(error) + ")");
 #else
     const auto run = [&] { kernel(arguments...); };

@@ -106,13 +106,11 @@ HG_DEVICE void each_quad(const Place& at, const Body& body) {
   for (int64_t k = 4 * static_cast<int64_t>(threadIdx.x); k < at.count; k += 4 * kThreads) body(static_cast<int>(k));
 }
 
-// The table of leaves from `first` on; `in` and `out` are the arguments' places. A thread owns at most `quads`.
-template <class O, class S, int kIn, int kOut>
-Table<O, kIn, kOut> table_of(const Call& call, int first, const int (&in)[kIn], const Places<kOut>& out, int quads = kQuads) {
+// The leaves of a table from `first` on; `in` and `out` are the arguments' places. A thread owns at most `quads`.
+template <class S, class O, int kIn, int kOut>
+void lay_out(const Call& call, int first, const int (&in)[kIn], const Places<kOut>& out, int quads, Table<O, kIn, kOut>& t) {
   static_assert(sizeof(Table<O, kIn, kOut>) <= kParameters, "parameters of a kernel are at most 4 KiB");
   using T = typename O::Element;
-  constexpr auto kAttributes = attribute_places<S>(O::kFieldNames);
-  Table<O, kIn, kOut> t{};
   t.range.count = lower(t.kLeaves, call.length - first);
   int64_t elements = 0;
   for (int i = 0; i < t.range.count; ++i) {
@@ -130,6 +128,14 @@ Table<O, kIn, kOut> table_of(const Call& call, int first, const int (&in)[kIn], 
                  static_cast<long long>(elements));
     t.range.first_block[i + 1] = static_cast<int>(blocks);
   }
+}
+
+// The same with the optimiser's fields.
+template <class O, class S, int kIn, int kOut>
+Table<O, kIn, kOut> table_of(const Call& call, int first, const int (&in)[kIn], const Places<kOut>& out, int quads = kQuads) {
+  constexpr auto kAttributes = attribute_places<S>(O::kFieldNames);
+  Table<O, kIn, kOut> t{};
+  lay_out<S>(call, first, in, out, quads, t);
   for (int i = 0; i < O::kFields; ++i) t.field[i] = call.attributes[kAttributes.of[i]];
   t.extra = call.attributes[O::kFields];
   return t;

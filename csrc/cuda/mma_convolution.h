@@ -152,11 +152,13 @@ Precision precision_of(int64_t asked, int64_t channels) {
   return std::is_same<T, float>::value && channels > 4 && asked != kFloat32 && has_tf32() ? static_cast<Precision>(asked) : kFloat32;
 }
 
+// For `entries` episodes over all directions.
 template <class T, class Source>
-Convolution<T, Source> convolution(Precision precision, int64_t E, int64_t N, int64_t H, int64_t W, int64_t inputs, int64_t outputs) {
+Convolution<T, Source> convolution(Precision precision, int64_t entries, int64_t E, int64_t N, int64_t H, int64_t W, int64_t inputs,
+                                   int64_t outputs) {
   Convolution<T, Source> a = convolution<T, Source>(E, N, H, W, inputs, outputs);
   a.precision = precision;
-  if (precision == kFloat32) return a;
+  if (precision == kFloat32) return spread(a, entries);
   const std::size_t rest = kSharedLimit - shared_size(MmaShape::kWeights * sizeof(float)) - shared_size(MmaShape::kSums * sizeof(float));
   a.planes = MmaShape::kChunk;
   a.tiling = choose_tiling(N, H, W, MmaShape::kWindows, static_cast<int>(rest / (MmaShape::kChunk * sizeof(float))));
@@ -169,11 +171,15 @@ void launch_mma(const Launch& launch, const char* name, const Convolution<float,
                              shared_size(MmaShape::kWeights * sizeof(float)) +
                              (Epilogue::kSums ? shared_size(MmaShape::kSums * sizeof(float)) : 0);
   launch(name, mma3x3<precision, Source, Epilogue>, entries * a.filter_tiles() * a.tiling.tiles(), kThreads, shared, a, epilogue);
+  if constexpr (Epilogue::kSums) launch_close(launch, a, entries, epilogue);
 }
 
 // launch_convolution in the precision that `a` was made for.
 template <class T, class Source, class Epilogue>
 void launch_precise(const Launch& launch, const char* name, const Convolution<T, Source>& a, int64_t entries, const Epilogue& epilogue) {
+  if constexpr (Epilogue::kSums) {
+    if (a.tiling.tiles() == 0) return launch_close(launch, a, entries, epilogue);
+  }
   if constexpr (std::is_same<T, float>::value) {
     if (a.precision == kTf32) return launch_mma<kTf32>(launch, name, a, entries, epilogue);
     if (a.precision == kThreeTf32) return launch_mma<kThreeTf32>(launch, name, a, entries, epilogue);

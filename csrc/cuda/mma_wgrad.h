@@ -136,12 +136,11 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
 }
 
 template <class T, class Source>
-Wgrad<T, Source> wgrad(Precision precision, int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
-  Wgrad<T, Source> a = wgrad<T, Source>(E, N, H, W, C, K);
+Wgrad<T, Source> wgrad(Precision precision, int64_t entries, int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
+  Wgrad<T, Source> a = wgrad<T, Source>(entries, E, N, H, W, C, K);
   a.precision = precision;
   if (precision == kFloat32) return a;
-  a.tiling = choose_tiling(N, H, W, MmaWgrad::kWindows, MmaWgrad::kMostPixels);
-  a.per_part = kWgradPixels / (4 * MmaWgrad::kWindows);
+  cut(a, entries, N, H, W, MmaWgrad::kWindows, MmaWgrad::kMostPixels);
   return a;
 }
 

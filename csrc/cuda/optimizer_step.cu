@@ -65,11 +65,34 @@ __global__ void __launch_bounds__(kThreads) step_jvp(const JvpTable<S> t) {
   });
 }
 
+template <class T, int kFields>
+struct FieldBars {
+  T* bar[kFields];  // of the launch's first leaf; null where not wanted
+};
+// A warp owns the cotangents of a leaf's fields.
+template <class T, int kFields>
+HG_DEVICE void close_fields(const Range& range, const double* sums, const FieldBars<T, kFields>& fields) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  HG_NO_UNROLL
+  for (int leaf = static_cast<int>(threadIdx.x) / 32; leaf < range.count; leaf += kWarps) {
+    HG_UNROLL
+    for (int i = 0; i < kFields; ++i) {
+      double sum = 0;
+      HG_NO_UNROLL
+      for (int block = range.first_block[leaf] + lane; block < range.first_block[leaf + 1]; block += 32)
+        sum += sums[static_cast<int64_t>(block) * kFields + i];
+      sum = over_warp(sum);
+      if (lane == 0 && fields.bar[i] != nullptr) fields.bar[i][leaf] = static_cast<T>(sum);
+    }
+  }
+}
+
 template <class S>
 using VjpTable = Table<S, S::kStates + S::kFields + S::kNext, S::kStates>;
-// With kSums, sums[block, i] is the block's sum for field i.
+// With kSums, sums[block, i] is the block's sum for field i, and the last block adds them up.
 template <class S, bool kSums>
-__global__ void __launch_bounds__(kThreads) step_vjp(const VjpTable<S> t, double* sums) {
+__global__ void __launch_bounds__(kThreads)
+    step_vjp(const VjpTable<S> t, double* sums, unsigned* ticket, const FieldBars<typename S::Element, S::kFields> fields) {
   using T = typename S::Element;
   SharedMemory memory;
   const Place at = place_of(t);
@@ -107,24 +130,13 @@ __global__ void __launch_bounds__(kThreads) step_vjp(const VjpTable<S> t, double
     for (int i = 0; i < kWarps; ++i) sum += warps[i * S::kFields + static_cast<int>(threadIdx.x)];
     sums[static_cast<int64_t>(blockIdx.x) * S::kFields + threadIdx.x] = sum;
   }
+  if (comes_last(ticket, static_cast<unsigned>(t.range.first_block[t.range.count]), memory.take<int>(1)))
+    close_fields(t.range, sums, fields);
 }
-
+// Of leaves that have no elements.
 template <class T, int kFields>
-struct FieldBars {
-  T* bar[kFields];  // of the launch's first leaf; null where not wanted
-};
-// A warp owns the cotangents of one leaf's fields.
-template <class T, int kFields>
-__global__ void __launch_bounds__(32) step_field_bars(const Range range, const double* sums, const FieldBars<T, kFields> fields) {
-  const int leaf = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
-  HG_UNROLL
-  for (int i = 0; i < kFields; ++i) {
-    double sum = 0;
-    for (int block = range.first_block[leaf] + lane; block < range.first_block[leaf + 1]; block += 32)
-      sum += sums[static_cast<int64_t>(block) * kFields + i];
-    sum = over_warp(sum);
-    if (lane == 0 && fields.bar[i] != nullptr) fields.bar[i][leaf] = static_cast<T>(sum);
-  }
+__global__ void __launch_bounds__(kThreads) no_fields(const Range range, const FieldBars<T, kFields> fields) {
+  close_fields(range, static_cast<const double*>(nullptr), fields);
 }
 
 template <class S>
@@ -168,14 +180,19 @@ void vjp(const Call& call) {
     const VjpTable<O> t = table_of<O, S>(call, first, Joined(At::x, At::field, At::y_bar).of, At::x_bar);
     const int blocks = t.range.first_block[t.range.count];
     if (!wanted) {
-      launch("step_vjp", step_vjp<O, false>, blocks, kThreads, kShared<O>, t, static_cast<double*>(nullptr));
+      launch("step_vjp", step_vjp<O, false>, blocks, kThreads, kShared<O>, t, static_cast<double*>(nullptr),
+             static_cast<unsigned*>(nullptr), all);
       continue;
     }
     double* const sums = launch.template scratch<double>(static_cast<int64_t>(blocks) * O::kFields);
-    launch("step_vjp", step_vjp<O, true>, blocks, kThreads, kShared<O> + shared_size(kWarps * O::kFields * sizeof(double)), t, sums);
     FieldBars<T, O::kFields> own = all;
     for (T*& bar : own.bar) bar = bar == nullptr ? nullptr : bar + first;
-    launch("step_field_bars", step_field_bars<T, O::kFields>, t.range.count, 32, 0, t.range, sums, own);
+    if (blocks == 0) {
+      launch("no_fields", no_fields<T, O::kFields>, 1, kThreads, 0, t.range, own);
+      continue;
+    }
+    launch("step_vjp", step_vjp<O, true>, blocks, kThreads,
+           kShared<O> + shared_size(kWarps * O::kFields * sizeof(double)) + shared_size(sizeof(int)), t, sums, launch.tickets(1), own);
   }
 }
 

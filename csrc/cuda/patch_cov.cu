@@ -8,23 +8,24 @@
 namespace hg::cuda {
 namespace {
 
-constexpr int kSumPixels = 4096;  // pixels of a block of tap_sums
+constexpr int kSumPixels = 4096;  // pixels of a block of tap_sums at most
 constexpr int kPatchWindows = 128;
 constexpr int64_t kPatchParts = 64;
 
-// parts[e][part][9][C]: each tap sums the pixels it sees, that is all but a row and a column.
+// parts[e][part][9][C]: each tap sums the pixels it sees, that is all but a row and a column. The last part of an episode makes the mean.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    tap_sums(const Block b, Batch<const T> x, int n_parts, const Divisor by_W, const Divisor by_H, double* parts) {
+__global__ void __launch_bounds__(kThreads) tap_sums(const Block b, Batch<const T> x, int sum_pixels, int n_parts, const Divisor by_W,
+                                                     const Divisor by_H, double* parts, unsigned* tickets, double* exact, Batch<T> mean) {
   SharedMemory shared;
   double* const sums = shared.take<double>(kWarps);
+  int* const flag = shared.take<int>(1);
   const int e = static_cast<int>(blockIdx.x) / n_parts, part = static_cast<int>(blockIdx.x) % n_parts;
   const T* const images = x.at(0, e);
-  const int last = lower(b.N * b.H * b.W, (part + 1) * kSumPixels);
+  const int last = lower(b.N * b.H * b.W, (part + 1) * sum_pixels);
   HG_NO_UNROLL
   for (int c = 0; c < b.C; ++c) {
     double tap[9] = {};
-    for (int i = part * kSumPixels + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
+    for (int i = part * sum_pixels + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
       int rest = i;
       const int col = by_W.split(rest), row = by_H.split(rest);
       const double v = static_cast<double>(images[static_cast<int64_t>(i) * b.C + c]);
@@ -40,18 +41,16 @@ __global__ void __launch_bounds__(kThreads)
       if (threadIdx.x == 0) parts[(static_cast<int64_t>(blockIdx.x) * 9 + t) * b.C + c] = total;
     }
   }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) finish_mean(const Block b, int n_parts, const double* parts, double* exact, Batch<T> mean) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, g = 9 * b.C;
-  if (i >= b.E * g) return;
-  const int64_t e = i / g, j = i % g;
-  double total = 0;
-  for (int part = 0; part < n_parts; ++part) total += parts[(e * n_parts + part) * g + j];
-  total /= static_cast<double>(higher<int64_t>(1, static_cast<int64_t>(b.N) * b.H * b.W));
-  exact[i] = total;
-  mean.at(0, e)[j] = static_cast<T>(total);
+  if (!comes_last(tickets + e, static_cast<unsigned>(n_parts), flag)) return;
+  const int64_t g = 9 * b.C;
+  for (int64_t j = threadIdx.x; j < g; j += kThreads) {
+    double total = 0;
+    HG_UNROLL_BY(8)
+    for (int i = 0; i < n_parts; ++i) total += parts[(static_cast<int64_t>(e) * n_parts + i) * g + j];
+    total /= static_cast<double>(higher<int64_t>(1, static_cast<int64_t>(b.N) * b.H * b.W));
+    exact[e * g + j] = total;
+    mean.at(0, e)[j] = static_cast<T>(total);
+  }
 }
 
 // The pairs of taps whose products are summed for channel chunks a <= b: 45 with t <= u where a = b, else all 81.
@@ -65,16 +64,37 @@ HG_DEVICE void taps_of(int pair, bool same, int& t, int& u) {
   u = t + pair;
 }
 
+// The covariance of an episode, by one block.
+template <class T>
+HG_DEVICE void close_covariance(const Block& b, int chunk, int n_parts, int64_t e, const double* parts, const double* exact,
+                                const Batch<const T>& mean, const Batch<T>& cov) {
+  const int64_t g = 9 * b.C, pixels = static_cast<int64_t>(b.N) * b.H * b.W;
+  HG_NO_UNROLL
+  for (int64_t index = threadIdx.x; index < g * g; index += kThreads) {
+    const int64_t j = index / g, k = index % g, cj = j % b.C, ck = k % b.C, chunk_j = cj / chunk, chunk_k = ck / chunk;
+    const bool mirrored = chunk_j > chunk_k || (chunk_j == chunk_k && j / b.C > k / b.C);
+    const int64_t row = mirrored ? k : j, col = mirrored ? j : k;
+    double total = 0;
+    HG_UNROLL_BY(8)
+    for (int part = 0; part < n_parts; ++part) total += parts[((e * n_parts + part) * g + row) * g + col];
+    const double dj = exact[e * g + j] - static_cast<double>(mean.at(0, e)[4 * b.C + cj]);
+    const double dk = exact[e * g + k] - static_cast<double>(mean.at(0, e)[4 * b.C + ck]);
+    cov.at(0, e)[j * g + k] = static_cast<T>(pixels == 0 ? 0.0 : total / static_cast<double>(pixels) - dj * dk);
+  }
+}
+
 // parts[e][part][9C][9C]; only the pairs above are written. CC channels make a chunk. A thread owns a pair of taps, for all
 // CC x CC pairs of channels, at every kGroups-th pixel.
 template <class T, int CC>
 __global__ void __launch_bounds__(kThreads)
-    patch_products(const Block b, const Tiling t, Batch<const T> x, Batch<const T> mean, int n_parts, double* parts) {
+    patch_products(const Block b, const Tiling t, Batch<const T> x, Batch<const T> mean, int n_parts, double* parts, unsigned* tickets,
+                   const double* exact, Batch<T> cov) {
   constexpr int kMostGroups = kThreads / 45;
   SharedMemory shared;
   T* const pixels_a = shared.take<T>(t.plane * CC);
   T* pixels_b = shared.take<T>(t.plane * CC);
   double* const sums = shared.take<double>(kMostGroups * 81);
+  int* const flag = shared.take<int>(1);
   const int chunks = b.C / CC;
   int block = static_cast<int>(blockIdx.x);
   const int part = block % n_parts;
@@ -132,32 +152,18 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < groups; ++i) sum += sums[i * pairs + pair];
     out[(tap_a * b.C + a0 + c) * g + tap_b * b.C + b0 + d] = sum;
   }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_cov(const Block b, int chunk, int n_parts, const double* parts, const double* exact, Batch<const T> mean, Batch<T> cov) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, g = 9 * b.C;
-  if (index >= b.E * g * g) return;
-  const int64_t e = index / (g * g), j = index / g % g, k = index % g;
-  const int64_t cj = j % b.C, ck = k % b.C, chunk_j = cj / chunk, chunk_k = ck / chunk;
-  const bool mirrored = chunk_j > chunk_k || (chunk_j == chunk_k && j / b.C > k / b.C);
-  const int64_t row = mirrored ? k : j, col = mirrored ? j : k;
-  double total = 0;
-  for (int part = 0; part < n_parts; ++part) total += parts[((e * n_parts + part) * g + row) * g + col];
-  const double dj = exact[e * g + j] - static_cast<double>(mean.at(0, e)[4 * b.C + cj]);
-  const double dk = exact[e * g + k] - static_cast<double>(mean.at(0, e)[4 * b.C + ck]);
-  const int64_t pixels = static_cast<int64_t>(b.N) * b.H * b.W;
-  cov.at(0, e)[j * g + k] = static_cast<T>(pixels == 0 ? 0.0 : total / static_cast<double>(pixels) - dj * dk);
+  if (comes_last(tickets + e, static_cast<unsigned>(n_parts * (chunks * (chunks + 1) / 2)), flag))
+    close_covariance(b, CC, n_parts, e, parts, exact, mean, cov);
 }
 
 template <class T, int CC>
 void products(const Launch& launch, const Block& b, const Tiling& t, int64_t n_parts, const Batch<const T>& x, const Batch<const T>& mean,
-              double* parts) {
+              double* parts, unsigned* tickets, const double* exact, const Batch<T>& cov) {
   const int64_t chunks = b.C / CC;
   const std::size_t plane = shared_size(static_cast<std::size_t>(t.plane) * CC * sizeof(T));
   launch("patch_products", patch_products<T, CC>, b.E * chunks * chunks * n_parts, kThreads,
-         2 * plane + shared_size(kThreads / 45 * 81 * sizeof(double)), b, t, x, mean, static_cast<int>(n_parts), parts);
+         2 * plane + shared_size(kThreads / 45 * 81 * sizeof(double)) + shared_size(sizeof(int)), b, t, x, mean, static_cast<int>(n_parts),
+         parts, tickets, exact, cov);
 }
 
 template <class T, class S>
@@ -167,23 +173,24 @@ void covariance(const Call& call) {
   const auto mean = HG_ARG(patch_mean);
   const auto cov = HG_ARG(patch_cov);
   Launch launch(call);
-  const int64_t g = 9 * static_cast<int64_t>(b.C), sum_parts_ = ceil_div(b.pixels(), kSumPixels);
+  int64_t sum_pixels = kSumPixels;
+  while (sum_pixels > 1024 && b.E * ceil_div(b.pixels(), sum_pixels) < kFill / 2) sum_pixels /= 2;
+  const int64_t g = 9 * static_cast<int64_t>(b.C), sum_parts_ = higher<int64_t>(1, ceil_div(b.pixels(), sum_pixels));
   double* const mean_parts = launch.scratch<double>(b.E * sum_parts_ * g);
   double* const exact = launch.scratch<double>(b.E * g);
-  launch("tap_sums", tap_sums<T>, b.C == 0 ? 0 : b.E * sum_parts_, kThreads, shared_size(kWarps * sizeof(double)), b, x,
-         static_cast<int>(sum_parts_), Divisor::of(higher(1, b.W)), Divisor::of(higher(1, b.H)), mean_parts);
-  launch("finish_mean", finish_mean<T>, ceil_div(b.E * g, kThreads), kThreads, 0, b, static_cast<int>(sum_parts_), mean_parts, exact, mean);
+  unsigned* const tickets = launch.tickets(b.E);
+  launch("tap_sums", tap_sums<T>, b.C == 0 ? 0 : b.E * sum_parts_, kThreads,
+         shared_size(kWarps * sizeof(double)) + shared_size(sizeof(int)), b, x, static_cast<int>(sum_pixels), static_cast<int>(sum_parts_),
+         Divisor::of(higher(1, b.W)), Divisor::of(higher(1, b.H)), mean_parts, tickets, exact, mean);
 
   const int chunk = b.C % 3 == 0 ? 3 : 1;
   const Tiling t = choose_tiling(b.N, b.H, b.W, kPatchWindows, chunk == 3 ? 900 : 2000);
-  const int64_t n_parts = lower(kPatchParts, t.tiles());
+  const int64_t n_parts = higher<int64_t>(1, lower(kPatchParts, t.tiles()));
   double* const parts = launch.scratch<double>(b.E * n_parts * g * g);
   if (chunk == 3)
-    products<T, 3>(launch, b, t, n_parts, x, as_input(mean), parts);
+    products<T, 3>(launch, b, t, n_parts, x, as_input(mean), parts, tickets, exact, cov);
   else
-    products<T, 1>(launch, b, t, n_parts, x, as_input(mean), parts);
-  launch("finish_cov", finish_cov<T>, ceil_div(b.E * g * g, kThreads), kThreads, 0, b, chunk, static_cast<int>(n_parts), parts, exact,
-         as_input(mean), cov);
+    products<T, 1>(launch, b, t, n_parts, x, as_input(mean), parts, tickets, exact, cov);
 }
 
 HG_KERNEL(patch_cov, covariance)

@@ -92,6 +92,22 @@ HG_DEVICE double over_block(double value, double* shared, const Combine& combine
   return total;
 }
 
+// Whether the calling block is the last one of `count` that come to this ticket, which it leaves at 0. Its threads then see what the
+// threads of the others wrote before they came. So what the others left can be summed up in a fixed order without another launch. `flag` is
+// shared.
+HG_DEVICE bool comes_last(unsigned* ticket, unsigned count, int* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const bool last = atomicAdd(ticket, 1u) == count - 1;
+    if (last) *ticket = 0;
+    *flag = last;
+    __threadfence();
+  }
+  __syncthreads();
+  return *flag != 0;
+}
+
 HG_BOTH int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 HG_BOTH T lower(T a, T b) {

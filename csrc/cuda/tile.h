@@ -9,15 +9,17 @@
 
 namespace hg::cuda {
 
-constexpr int kFilters = 32;  // filters of a tile
+constexpr int kFilters = 32;        // filters of a tile
+constexpr int64_t kFill = 2 * 132;  // blocks that fill a large GPU; one number for all of them, so that bits do not depend on the GPU
 
 // How a tile is dealt to the threads: a thread has the windows window(thread, i), i < kOwn, of the tile and the kGroup
-// neighbouring filters from filter(thread) on; kColumns lanes of a warp differ in their filters.
-template <class T>
+// neighbouring filters from filter(thread) on; kColumns lanes of a warp differ in their filters. A small tile has few windows, so that few
+// images make many blocks; each element has the same bits in both.
+template <class T, bool kSmall = false>
 struct TileShape {
   using Element = T;
-  static constexpr int kGroup = sizeof(T) == 4 ? 16 : 8;         // filters of a thread
-  static constexpr int kWindows = kThreads * kGroup / kFilters;  // windows of a tile
+  static constexpr int kGroup = kSmall ? 4 : sizeof(T) == 4 ? 16 : 8;  // filters of a thread
+  static constexpr int kWindows = kThreads * kGroup / kFilters;        // windows of a tile
   static constexpr int kOwn = 1, kColumns = 1;
   static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;  // input channels in shared memory at a time
   static constexpr int kWeights = kChunk * 9 * kFilters;
@@ -135,13 +137,13 @@ HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& a
 // filters from k0 on. Begins and ends with no thread inside the shared arrays.
 //
 // What loading needs is computed anew for every chunk: registers are for the accumulators.
-template <class T, class Term>
+template <class Shape, class T, class Term>
 HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const Tiling& t, int tile, int corner, T* pixels, T* weights,
-                        T (&accumulators)[4][TileShape<T>::kGroup]) {
-  constexpr int kGroup = TileShape<T>::kGroup, kChunk = TileShape<T>::kChunk;
+                        T (&accumulators)[4][Shape::kGroup]) {
+  constexpr int kGroup = Shape::kGroup, kChunk = Shape::kChunk;
   const int inputs = terms[term].filter.inputs();
   const T* const patch = pixels + corner;
-  const T* const group = weights + static_cast<int>(threadIdx.x) / TileShape<T>::kWindows * kGroup;
+  const T* const group = weights + Shape::filter(static_cast<int>(threadIdx.x));
   HG_NO_UNROLL
   for (int c0 = 0; c0 < inputs; c0 += kChunk) {
     const int channels = lower(kChunk, inputs - c0);

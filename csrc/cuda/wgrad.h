@@ -36,14 +36,24 @@ struct Wgrad {
   void add(const Images<T>& x, const Source& z_bar) { terms[n_terms++] = {x, z_bar}; }
 };
 
+// Cuts a gradient for `entries` episodes over all directions into parts of rectangles of `windows` windows: of fewer and smaller rectangles
+// where there would be too few blocks.
 template <class T, class Source>
-Wgrad<T, Source> wgrad(int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
+void cut(Wgrad<T, Source>& a, int64_t entries, int64_t N, int64_t H, int64_t W, int windows, int pixels) {
+  a.tiling = choose_tiling(N, H, W, windows, pixels);
+  a.per_part = kWgradPixels / (4 * windows);
+  const auto few = [&] { return entries * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters) * a.parts() < kFill / 2; };
+  while (a.per_part > 1 && few()) a.per_part /= 2;
+  while (windows > 8 && few()) a.tiling = choose_tiling(N, H, W, windows /= 2, pixels);
+}
+
+template <class T, class Source>
+Wgrad<T, Source> wgrad(int64_t entries, int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
   Wgrad<T, Source> a{};
   a.E = E;
   a.C = static_cast<int>(C);
   a.K = static_cast<int>(K);
-  a.tiling = choose_tiling(N, H, W, WgradShape<T>::kWindows, WgradShape<T>::kMostPixels);
-  a.per_part = kWgradPixels / (4 * WgradShape<T>::kWindows);
+  cut(a, entries, N, H, W, WgradShape<T>::kWindows, WgradShape<T>::kMostPixels);
   return a;
 }
 

@@ -57,6 +57,16 @@ void copy_async(void* to, const void* from);
 void copy_commit();
 void copy_wait(int groups_left);
 
+// A launch, for those that count launches and look at grids.
+struct Launched {
+  std::string kernel;
+  unsigned blocks, threads;
+  std::size_t shared_bytes;
+};
+// From now on launches are written down; with `run` false they are not run, and outputs keep what they held.
+void record_launches(bool run);
+std::vector<Launched> recorded_launches();  // those since, in order; nothing is written down afterwards
+
 // Runs call(closure) once per thread. Throws std::runtime_error that names the kernel and the waiting threads.
 void launch(const char* kernel, void (*call)(const void* closure), const void* closure, dim3 grid, dim3 block, std::size_t shared_bytes);
 
@@ -95,5 +105,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   const unsigned source = ::hg::emulator::lane() + delta;
   return ::hg::emulator::shuffle(mask, value, source < 32 ? source : ::hg::emulator::lane());
 }
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* at, unsigned n) { return __atomic_fetch_add(at, n, __ATOMIC_ACQ_REL); }
 inline unsigned atomicOr(unsigned* at, unsigned bits) { return __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
 inline int __clzll(long long bits) { return bits == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(bits)); }

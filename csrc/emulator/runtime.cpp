@@ -96,6 +96,8 @@ struct Machine {
   std::vector<unsigned char*> mappings;
   std::size_t shared_limit = 0, shared_used = 0;
   std::string failure;
+  bool recording = false, skipping = false;  // launches
+  std::vector<Launched> launched;
   bool abandoned = false;     // the launch before left threads in the middle of their work
   char begins = 0, ends = 0;  // tags: launch to thread, thread to launch
 
@@ -297,6 +299,20 @@ void set_order(const std::string& name) {
 }
 const std::string& order() { return machine().order_name; }
 
+void record_launches(bool run) {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  m.recording = true;
+  m.skipping = !run;
+  m.launched.clear();
+}
+std::vector<Launched> recorded_launches() {
+  Machine& m = machine();
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  m.recording = m.skipping = false;
+  return std::move(m.launched);
+}
+
 void* shared_piece(int index, std::size_t bytes) {
   Machine& m = machine();
   if (index < m.n_pieces) {
@@ -373,6 +389,8 @@ void copy_wait(int groups_left) {
 void launch(const char* kernel, void (*call)(const void*), const void* closure, dim3 grid, dim3 block, std::size_t shared_bytes) {
   Machine& m = machine();
   const std::lock_guard<std::mutex> lock(m.mutex);
+  if (m.recording) m.launched.push_back({kernel, grid.x * grid.y * grid.z, block.x * block.y * block.z, shared_bytes});
+  if (m.skipping) return;
   m.kernel = kernel;
   m.call = call;
   m.closure = closure;

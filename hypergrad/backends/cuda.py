@@ -7,9 +7,8 @@ every use raises an error that names what is missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from contextvars import ContextVar, copy_context
 from functools import cached_property
 from importlib import import_module
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DeviceError, DTypeError, ExtensionError, ShapeError
+from .recording import recording
 
 try:
     from .. import _cuda
@@ -26,20 +26,16 @@ else:
     MISSING = None
     _cuda.set_error_types(ShapeError, DTypeError, ArgumentError)
 
-_recordable: ContextVar[bool] = ContextVar("hypergrad_recordable", default=False)
-
-
-def recordable(f: Callable[..., Any], /, *args: Any) -> Any:
-    """f(*args), run without what a CUDA graph cannot record, in the warm-up and in the recording alike."""
-    context = copy_context()
-    context.run(_recordable.set, True)
-    return context.run(f, *args)
+MOST_AXES = 6  # of a kernel's array
 
 
 class CudaBackend:
     """Arrays are CuPy arrays; kernels are queued on the current stream of the arrays' device and never wait."""
 
     name = "cuda"
+
+    def __init__(self) -> None:
+        self._tickets_of: dict[tuple[int, int], Any] = {}  # by device and stream
 
     @cached_property
     def xp(self) -> Any:
@@ -95,16 +91,76 @@ class CudaBackend:
             )
         with arrays[0].device if arrays else nullcontext():
             stream = cupy.cuda.get_current_stream().ptr
-            outputs: dict[str, Any] = _cuda.run(name, arguments, self.empty, lambda n: cupy.empty(n, cupy.uint8), stream)
+            outputs: dict[str, Any] = _cuda.run(name, arguments, self.empty, lambda n: cupy.empty(n, cupy.uint8), self._tickets, stream)
         return outputs
+
+    def _tickets(self, n: int) -> Any:
+        """At least n bytes of zeros, of the current stream alone, since kernels leave them as zeros only when they are done."""
+        cupy, own = self.xp, recording.get()
+        size = max(1 << 16, 1 << (n - 1).bit_length())
+        if own is not None:
+            return own.constant(("tickets", size), lambda: cupy.zeros(size, cupy.uint8))
+        key = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
+        found = self._tickets_of.get(key)
+        if found is None or found.size < size:
+            found = self._tickets_of[key] = cupy.zeros(size, cupy.uint8)
+        return found
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array on the current device."""
         return self.xp.empty(tuple(shape), dtype)
 
     def number(self, value: float, dtype: Any) -> Any:
-        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and a graph cannot record one."""
-        return self.xp.full((), value, dtype)
+        """A Python number as a 0-d array, written by a kernel: a copy from the host would wait, and a graph cannot record one.
+
+        In a recording it is a constant that others may share, so it must not be written to.
+        """
+        own = recording.get()
+        if own is None:
+            return self.xp.full((), value, dtype)
+        return own.constant(("number", repr(value), str(np.dtype(dtype))), lambda: self.xp.full((), value, dtype))
+
+    def sum_trees(self, xs: Sequence[Any], ys: Sequence[Any]) -> list[Any]:
+        """x + y of each pair of arrays of one shape; contiguous arrays of one dtype in one launch."""
+        outs = self._sum_leaves([a[None] for a in xs], ys=list(ys))
+        return [x + y for x, y in zip(xs, ys, strict=True)] if outs is None else [a[0, ...] for a in outs]
+
+    def sum_rows(self, xs: Sequence[Any]) -> list[Any]:
+        """The sum over the first axis of each array; contiguous arrays of one dtype and number of rows in one launch."""
+        outs = self._sum_leaves(list(xs))
+        return [a.sum(0) for a in xs] if outs is None else [a[0, ...] for a in outs]
+
+    def copies(self, xs: Sequence[Any]) -> list[Any]:
+        """Contiguous copies; of contiguous arrays of one dtype, or of arrays whose rows are one row repeated, in one launch."""
+        counts = {len(a) if a.ndim and len(a) > 1 and a.strides[0] == 0 else 0 for a in xs}
+        if len(counts) == 1 and (count := counts.pop()):
+            outs = self._sum_leaves([a[:1] for a in xs], Q=count)
+        else:
+            outs = self._sum_leaves([a[None] for a in xs])
+            outs = None if outs is None else [a[0, ...] for a in outs]
+        return [a.copy() for a in xs] if outs is None else outs
+
+    def fill(self, own: Sequence[Any], given: Sequence[Any]) -> None:
+        """Overwrites each of `own` with the array given for it; contiguous ones of one floating dtype in one launch."""
+        floats = [(a, b) for a, b in zip(own, given, strict=True) if a.dtype.char in "fd" and b.flags.c_contiguous]
+        kind = floats[0][0].dtype if floats else None
+        same = [(a, b) for a, b in floats if a.dtype == kind and b.dtype == kind]
+        done = {id(a) for a, _ in same}
+        if self._sum_leaves([b[None] for _, b in same], out=[a[None] for a, _ in same]) is None:
+            done.clear()
+        for a, b in zip(own, given, strict=True):
+            if id(a) not in done:
+                a[...] = b
+
+    def _sum_leaves(self, xs: list[Any], ys: list[Any] | None = None, **more: Any) -> list[Any] | None:
+        """The outputs of the kernel sum_leaves; None where it does not serve, or saves no launch."""
+        rest = xs if ys is None else [*xs, *ys]
+        if len(xs) < 2 or xs[0].dtype.char not in "fd" or len({(str(a.dtype), a.shape[0]) for a in xs}) > 1:
+            return None
+        if any(not a.flags.c_contiguous or a.ndim > MOST_AXES or a.dtype != xs[0].dtype for a in rest):
+            return None
+        outputs: list[Any] = self.run("sum_leaves", x=xs, y=ys, **({"Q": 1} | more if "out" not in more else more))["out"]
+        return outputs
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined along an axis, at most 8 at a time: for more, CuPy copies a table of pointers from the host."""
@@ -118,7 +174,7 @@ class CudaBackend:
 
         CuPy refuses to call cuBLAS while a stream records (github.com/cupy/cupy/issues/6290).
         """
-        if not _recordable.get():
+        if recording.get() is None:
             return self.xp.matmul(x, y)
         batch: tuple[int, ...] = (1, 1, *np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
         x, y = (self.xp.broadcast_to(self.xp.ascontiguousarray(a), (*batch, *a.shape[-2:])) for a in (x, y))

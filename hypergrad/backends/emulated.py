@@ -27,6 +27,20 @@ def _scratch(size: int) -> Any:
     return np.full(size, 0xFF, np.uint8)
 
 
+def run(name: str, arguments: dict[str, Any], empty: Any) -> dict[str, Any]:
+    """Runs one kernel, whose tickets must be zeros again afterwards."""
+    given: list[Any] = []
+
+    def tickets(size: int) -> Any:
+        given.append(np.zeros(size, np.uint8))
+        return given[-1]
+
+    outputs: dict[str, Any] = _emulated.run(name, arguments, empty, _scratch, tickets)
+    if any(a.any() for a in given):
+        raise RuntimeError(f"{name}: its tickets are not zeros afterwards, expected that because the next kernel counts on it")
+    return outputs
+
+
 class EmulatedBackend(HostBackend):
     """Arrays are NumPy arrays, kernels are the CUDA kernels, one fiber per CUDA thread."""
 
@@ -43,8 +57,7 @@ class EmulatedBackend(HostBackend):
                 f"{name}: the emulator hypergrad._emulated is missing, expected it because this is a test "
                 f"of the CUDA kernels ({MISSING}); build with -DHYPERGRAD_EMULATOR=ON"
             )
-        outputs: dict[str, Any] = _emulated.run(name, arguments, self.empty, _scratch)
-        return outputs
+        return run(name, arguments, self.empty)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         return np.empty(shape, dtype)

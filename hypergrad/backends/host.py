@@ -91,6 +91,10 @@ class HostBackend:
         """A Python number as a 0-d array."""
         return np.asarray(value, dtype)
 
+    def copies(self, xs: Sequence[Any]) -> list[Any]:
+        """Copies of arrays."""
+        return [a.copy() for a in xs]
+
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined along an axis."""
         return np.concatenate(arrays, axis)

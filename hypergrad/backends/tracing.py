@@ -86,7 +86,7 @@ class Like(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Recording:
+class Trace:
     """The instructions of one run of a function.
 
     Attributes:
@@ -117,7 +117,7 @@ class Recording:
         self.inputs.append(len(self.likes))
         return Traced(self, self._new(x), x)
 
-    def agrees(self, other: Recording) -> bool:
+    def agrees(self, other: Trace) -> bool:
         """Whether both are the same but for the numbers: instructions, guards, and constants with their elements."""
         mine, theirs = ([(identity(one.call), *one[1:]) for one in r.instructions] for r in (self, other))
         if repr((mine, self.guards)) != repr((theirs, other.guards)) or self.constants.keys() != other.constants.keys():
@@ -219,7 +219,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     __slots__ = ("recording", "number", "value")
     __hash__ = object.__hash__
 
-    def __init__(self, recording: Recording, number: int, value: Any) -> None:
+    def __init__(self, recording: Trace, number: int, value: Any) -> None:
         self.recording, self.number, self.value = recording, number, value
 
     shape = property(lambda self: self.value.shape)
@@ -395,7 +395,7 @@ def _holds_arrays(x: Any) -> bool:
     return any(isinstance(y, (Traced, np.ndarray)) for y in (x if isinstance(x, list) else [x]))
 
 
-def recording_of(x: Any) -> Recording | None:
+def recording_of(x: Any) -> Trace | None:
     """The recording of the first Traced inside x, if there is one."""
     found: list[Traced] = []
     replace(x, Traced, found.append)

@@ -105,7 +105,7 @@ class _Accumulated:
         watched, value, aux = tape.run(taped)
         self.proven &= tape.proven
         self.aux.append(tree_map(lambda x: untaped(x) if isinstance(x, Tensor) else x, aux))
-        one = Tensor(backend_of(value.value).xp.ones_like(value.value))
+        one = Tensor(backend_of(value.value).number(1.0, value.dtype))
         roots, value = [value], untaped(value)
         bars = tape.gradients(roots, [one], watched)
         self.total = value if self.total is None else self.total + value

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..backends.recording import begin_again
 from ..bilevel import batch_of
+from ..launches import added
 from ..optimizers import SGD, Optimizer, Schedule
 from ..tape import Tape, Tensor, primal, untaped, with_tangents
 from ..transforms import scalar, tensor_value_and_grad
@@ -45,6 +47,10 @@ class Descent(Reversible):
 
     def with_batch(self, batch: Any) -> Descent:
         return replace(self, batches=OneBatch(batch), first=0)
+
+    def reads_after(self, args: PyTree) -> bool:
+        optimizer = self._optimizer(args)
+        return bool(tree_leaves(args["fields"])) and optimizer.is_linear() and optimizer.is_known()
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         return start, self._optimizer(args).begin(start)
@@ -115,12 +121,14 @@ class Descent(Reversible):
         optimizer = self._optimizer(args)
         # The last transposition of the update needs g itself for the cotangents of fields and for the result of an update that is compared.
         linear, wants_g = optimizer.is_linear(), bool(tree_leaves(fields)) or not optimizer.is_known()
-        direction = optimizer.direction(after[1]) if linear and optimizer.is_known() else None
+        direction = None if after is None else optimizer.direction(after[1])
         wants_g = wants_g and direction is None
         loss, g, products, hparams_bar = None, w, None, None  # a linear update has the same slope at any g, so w will do for g
-        if not linear or self.first_order and wants_g:
+        at_hand = begin_again()  # the first run has left the gradient, and the step itself
+        if not linear or at_hand or self.first_order and wants_g:
             loss, g, _ = self._gradient(w, hparams, t)
-        if linear and wants_g and not self.first_order:
+            begin_again()
+        if linear and wants_g and not self.first_order and not at_hand:
             beta = self._update_transposed(state, g, fields, t, state_bar, wanted=("g",))[0]["g"]
             loss, g, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, beta, True)
             bars, compared = self._update_transposed(state, g, fields, t, state_bar)
@@ -130,12 +138,12 @@ class Descent(Reversible):
                 loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"], False)
         if direction is not None and "lr" in fields:
             bars["fields"] = self._with_lr_bar(bars["fields"], w, direction, fields, t, state_bar)
-        w_bar = bars["w"] if products is None else _sums(bars["w"], products)
+        w_bar = bars["w"] if products is None else added(bars["w"], products)
         hparams_bar = [None] * len(tree_leaves(hparams)) if hparams_bar is None else hparams_bar
         if self.running_loss is not None and t and output_bar[0] is not None:
             _, _, both = tensor_value_and_grad(lambda both: self._running(both[0], both[1], t), (w, hparams), where="running_loss")
             terms = [x * output_bar[0] for x in tree_leaves(both)]
-            w_bar, hparams_bar = _sums(w_bar, terms[: len(w_bar)]), _sums(hparams_bar, terms[len(w_bar) :])
+            w_bar, hparams_bar = added(w_bar, terms[: len(w_bar)]), added(hparams_bar, terms[len(w_bar) :])
         return Pulled([*w_bar, *bars["v"]], [*bars["fields"], *hparams_bar], loss, compared)
 
     def _update_transposed(
@@ -184,8 +192,3 @@ def second_order(
     moving = tree_unflatten(spec, [x if b is None else Tensor(x.value, b) for x, b in zip(leaves, beta, strict=True)])
     loss, _, (g, mixed) = tensor_value_and_grad(lambda both: inner_loss(*both), (moving, hparams), where="inner_loss", values=wants_g)
     return primal(loss), tree_map(primal, g) if wants_g else None, [x.dot for x in tree_leaves(g)], [x.dot for x in tree_leaves(mixed)]
-
-
-def _sums(xs: Bars, ys: Bars) -> Bars:
-    """The sums, element by element."""
-    return [y if x is None else x if y is None else x + y for x, y in zip(xs, ys, strict=True)]

@@ -61,6 +61,9 @@ class Dynamics(Protocol):
     def with_batch(self, batch: Any) -> Dynamics:
         """The same dynamics where every step reads this batch, and is given the number that came with it."""
 
+    def reads_after(self, args: PyTree) -> bool:
+        """Whether the transposed step reads the state after the step."""
+
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         """The state before the first step, made from the caller's start. It is ordinary code, which open tapes record."""
 
@@ -80,7 +83,7 @@ class Dynamics(Protocol):
 
         Args:
             state, args, t: as in `step`, without tangents.
-            after: the state after the step.
+            after: the state after the step; None where it is not read.
             state_bar, output_bar: cotangents of the leaves of the state after the step and of its output.
             proven: whether every step of the first run was proven.
         """
@@ -163,6 +166,9 @@ class Stepping(Dynamics):
 
     def with_batch(self, batch: Any) -> Stepping:
         return replace(self, batches=OneBatch(batch))
+
+    def reads_after(self, args: PyTree) -> bool:
+        return False
 
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         return start

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backends import backend_of
 from ..backends.host import HOST
-from ..backends.tracing import Recording, Traced, Untraceable
+from ..backends.tracing import Trace, Traced, Untraceable
 from ..bilevel import Stats
 from ..program import Diverged, Program
 from ..rules import settings
@@ -93,7 +93,7 @@ class Replayed:
 
     def _record(self, f: Callable[..., Any], leaves: list[Any], spec: Any, arguments: list[Any]) -> _Recorded | None:
         """One step with everything it does recorded; None where that fails, and then the engine may say what is wrong."""
-        recording = Recording()
+        recording = Trace()
         number, *inputs = [recording.input(x) for x in arguments]
         rest = iter(inputs)
         trees, batch = tree_unflatten(spec, [_with(x, rest) for x in leaves])
@@ -127,7 +127,7 @@ class _Recorded:
         held: leaves of the arguments that are no arrays: the kind of a step knows them by identity.
     """
 
-    def __init__(self, recording: Recording, result: Any, held: list[Any]) -> None:
+    def __init__(self, recording: Trace, result: Any, held: list[Any]) -> None:
         leaves, self.spec = tree_flatten(result)
         self.recording, self.held = recording, held
         self.places: list[Any] = [

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from ..backends import backend_of, is_on_gpu
+from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
+from ..launches import added
 from ..ops.arrays import stack
 from ..optimizers import digests
 from ..rules import Surroundings
@@ -22,7 +24,7 @@ from ..trees import PyTree, tree_flatten, tree_leaves, tree_structure, tree_unfl
 from .dynamics import Bars, Dynamics, Residue, Reversible
 from .replay import Replayed
 from .schedule import Schedule
-from .store import Store, n_bytes
+from .store import Memory, Store, n_bytes
 
 Callback = Callable[[int, PyTree, Tensor | None], None]
 
@@ -62,6 +64,7 @@ class Run:
         self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs)
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
+        self.results: dict[int, Results | None] = {}  # of the steps whose states are in the device's memory
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True
@@ -95,13 +98,14 @@ class Run:
     def _first(self, inputs: Sequence[Tensor], *, keep: bool) -> tuple[PyTree, PyTree]:
         """The first run; with `keep`, the states that the schedule wants are stored on the way."""
         self.surroundings.kept.clear()
-        return set_aside(self.surroundings.run, self._run, [untaped(t) for t in inputs], keep)
+        return set_aside(self.surroundings.run, self._run, _in_full(inputs, self.n_state), keep)
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
         wanted, undone = (set(self.schedule.first_run()), self.schedule.undone) if keep else (set(), range(0))
         store = self.store = self.make_store(self.stats) if keep else None
         self.residues.clear()
+        self.results.clear()
         self.stats.residue_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
@@ -112,7 +116,8 @@ class Run:
                 self.residues.append(residue)
                 self.stats.residue_bytes += residue.nbytes
             else:
-                step = self.steps.step(state, self._args(args, t), t)
+                kept = self.results[t] = new_results() if isinstance(store, Memory) and t in wanted else None
+                step = keeping(kept, self.steps.step, state, self._args(args, t), t)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
@@ -154,6 +159,7 @@ class Run:
         finally:  # after an error, too: the next pullback runs the steps again and compares them with the first run
             self.losses, self.traces, self.store = losses, traces, None
             self.residues.clear()
+            self.results.clear()
             self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 
@@ -162,6 +168,7 @@ class Run:
         bar, stacked = bars[: self.n_state], bars[self.n_state :]
         totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
         state: PyTree = None
+        reads_after = self.dynamics.reads_after(self._args(args, 0)) if self.n_steps else False
         t = 0
         for action, t in self.schedule.backward():
             if action == "load":
@@ -180,15 +187,18 @@ class Run:
                 store.drop(t)
             else:
                 row = [None if b is None else _row(b, t) for b in stacked]
-                pulled = self.steps.step_transposed(state, self._args(args, t), t, after, bar, row, self.proven_steps)
+                kept = self.results.pop(t, None)
+                if kept is not None:
+                    kept.rewind()
+                given = state, self._args(args, t), t, after if reads_after else None, bar, row, self.proven_steps
+                pulled = keeping(kept, self.steps.step_transposed, *given)
                 if store.exact:
                     # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
                     rounded = pulled.compared is not None and digests(pulled.compared) != self.traces[t]
                     again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
                     self._check(t, again.loss, digests(again.compared))
-                bar, after = pulled.state_bar, state
-                for total, b in zip(totals, pulled.args_bar, strict=True):
-                    total.add(b, t)
+                bar, after = pulled.state_bar, state if reads_after else None
+                _add_all(totals, pulled.args_bar, t)
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
         return [*bar, *(total.value() for total in totals)]
@@ -223,6 +233,34 @@ _REMEDY = (
 def _row(x: Tensor, t: int) -> Tensor:
     """Row t of a Tensor off every tape, with its tangents."""
     return Tensor(x.value[t, ...], None if x.dot is None else Tensor(x.dot.value[:, t]))
+
+
+def _add_all(totals: list[_Total], bars: Bars, t: int) -> None:
+    """Adds the cotangents from step t to the totals; on a GPU in one launch where they have no rows."""
+    both = [
+        (total, b)
+        for total, b in zip(totals, bars, strict=True)
+        if b is not None and total.n_rows is None and total.sum is not None and is_on_gpu(b.value)
+    ]
+    if len(both) < 2:
+        both = []
+    sums = added([Tensor(total.sum) for total, _ in both], [b for _, b in both])
+    done = {id(total) for total, _ in both}
+    for (total, _), x in zip(both, sums, strict=True):
+        total.sum = x.value
+    for total, b in zip(totals, bars, strict=True):
+        if id(total) not in done:
+            total.add(b, t)
+
+
+def _in_full(inputs: Sequence[Tensor], n_state: int) -> list[Tensor]:
+    """The Tensors off every tape. On a GPU a state that broadcasting repeats is copied, once and not in every kernel that reads it."""
+    out = [untaped(t) for t in inputs]
+    repeated = [i for i, t in enumerate(out[:n_state]) if is_on_gpu(t.value) and not t.value.flags.c_contiguous]
+    if repeated:
+        for i, x in zip(repeated, backend_of(out[repeated[0]].value).copies([out[i].value for i in repeated]), strict=True):
+            out[i] = Tensor(x, out[i].dot)
+    return out
 
 
 class _Total:

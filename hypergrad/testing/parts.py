@@ -244,7 +244,8 @@ def check_transposed(subject: Subject, hparams: PyTree, point: Point, rng: np.ra
     step = dynamics.step(state, args, t)
     bars: Bars = [Tensor(cotangent(x.value, rng)) for x in tree_leaves((step.state, step.output))]
     n_state = len(tree_leaves(step.state))
-    taken = dynamics.step_transposed(state, args, t, step.state, bars[:n_state], bars[n_state:], step.proven)
+    after = step.state if dynamics.reads_after(args) else None
+    taken = dynamics.step_transposed(state, args, t, after, bars[:n_state], bars[n_state:], step.proven)
     taped = transposed_by_tape(dynamics, state, args, t, bars[:n_state], bars[n_state:])
     labels = names(("w", "state", "optimizer", "hparams"), (point.w, point.state, fields, hparams))
     found, wanted = ([np.zeros(1) if b is None else vector(b) for b in (*p.state_bar, *p.args_bar)] for p in (taken, taped))

@@ -115,10 +115,14 @@ int main(int argc, char** argv) {
       call.n_arrays = static_cast<int>(views.size());
       hg::read_axes(call);
       hg::check_arrays(call, true);
-      std::size_t needed = 0;
+      std::size_t needed = 0, tickets_needed = 0;
       call.needed = &needed;
+      call.tickets_needed = &tickets_needed;
       kernel.launchers[hg::kBaseline](call);
       call.needed = nullptr;
+      const std::unique_ptr<unsigned[]> tickets(new unsigned[tickets_needed]());
+      call.tickets = tickets.get();
+      call.n_tickets = tickets_needed;
       const auto scratch = poisoned(needed);
       call.scratch = scratch.get();
       call.scratch_bytes = needed;

@@ -14,6 +14,7 @@ import test_gather_images
 import test_kernels as suite
 import test_precision as precise
 import test_step_kernels as steps
+import test_sum_leaves
 import toolchain
 from places import Place
 from test_kernels import CONVOLUTIONS, Problem
@@ -62,6 +63,7 @@ def recorder():
                 test_gather_images.test_values(sizes, dtype, recording)
                 if sizes[1] > 1:
                     test_gather_images.test_a_row_out_of_range_is_nan(sizes, dtype)
+            test_sum_leaves.test_sums_of_leaves("odd", (4, 2), dtype, recording)
             for kind, (_, fields, _) in steps.KINDS.items():
                 steps.Step(kind, [(3, 2), (0,), (), (1030,)], dtype, fields).everything()
                 steps.Step(kind, [(i % 3,) for i in range(30)], dtype).everything()
