@@ -18,6 +18,7 @@ from .meter import Meter
 from .optimizers import Optimizer
 from .passes import reversible, schedule, store
 from .passes.forward import DIRECTIONS, block, forward, units
+from .passes.replay import LEAST_STEPS
 from .passes.reverse import objective, reverse
 from .state import set_aside
 from .tape import with_tangents
@@ -187,6 +188,8 @@ class _Parts:
         self.high = min(self.block, _BLOCK)
         self.low = max(1, self.high // 4)
         self.undoes = n_steps > 1 and _undoes(optimizer.scheduled(n_steps, range(n_steps)))
+        # Steps are recorded before they are replayed. So where there are enough, the parts come from the difference of two such runs.
+        self.first = LEAST_STEPS if n_steps >= 2 * LEAST_STEPS and not self.on_gpu else 0
         self.n = self._enough_steps()
         self._time()
         self._trace()
@@ -207,7 +210,7 @@ class _Parts:
 
     def _enough_steps(self) -> int:
         """Steps of a run that takes long enough to be timed."""
-        n = 1
+        n = max(1, 2 * self.first)
         while n < min(self.n_steps, _MOST_STEPS):
             n = min(2 * n, self.n_steps, _MOST_STEPS)
             with Meter() as meter:
@@ -218,16 +221,18 @@ class _Parts:
 
     def _time(self) -> None:
         """Seconds of the parts. The runs take turns, so that what slows the machine for a while slows all of them."""
-        n, low, high = self.n, self.low, self.high
+        n, first, low, high = self.n, self.first, self.low, self.high
         runs: dict[Any, Callable[[], Any]] = {
-            "nothing": lambda: self._plain(0)[0].value,
+            "nothing": lambda: self._plain(first)[0].value,
             "plain": lambda: self._plain(n)[0].value,
-            "ends": lambda: self._reverse(0, "all").value,
+            "ends": lambda: self._reverse(first, "all").value,
             "all": lambda: self._reverse(n, "all").value,
             "host": lambda: self._reverse(n, "host").value,
             "low": lambda: self._forward(n, low)[0].value,
             "high": lambda: self._forward(n, high)[0].value,
         }
+        if first:
+            runs |= {"first low": lambda: self._forward(first, low)[0].value, "first high": lambda: self._forward(first, high)[0].value}
         if self.undoes:
             runs["reversible"] = lambda: self._reverse(n, "reversible").value
         seconds: dict[str, list[float]] = {k: [] for k in runs}
@@ -237,25 +242,32 @@ class _Parts:
                     _wait(run())
                 seconds[k].append(meter.seconds)
         took = {k: statistics.median(x[1:]) for k, x in seconds.items()}  # the first round warms up
-        self.ends_s, self.nothing_s = took["ends"], took["nothing"]
-        self.step_s = max(took["plain"] - took["nothing"], 0.0) / n
-        self.both_s = max(took["all"] - took["ends"], 0.0) / n  # a step and a transposed step
+
+        def step(short: str, long: str) -> float:
+            return max(took[long] - took[short], 0.0) / (n - first)
+
+        self.step_s, self.both_s = step("nothing", "plain"), step("ends", "all")  # both: a step and a transposed step
+        self.ends_s = max(took["ends"] - first * self.both_s, 0.0)
         self.undo_s = max(took.get("reversible", 0.0) - took["all"], 0.0) / max(n - 1, 1)  # with the residue that the first run takes
         self.host_s = max(took["host"] - took["all"], 0.0) / n
-        ends = [(p, max(took[k] - took["nothing"], 0.0) / n) for p, k in ((low, "low"), (high, "high"))]
+        starts = ("first low", "first high") if first else ("nothing", "nothing")
+        ends = [(p, step(start, k)) for p, start, k in zip((low, high), starts, ("low", "high"), strict=True)]
         self.tangents_s = _line(ends[0], ends[1])
+        self.nothing_s = max(took[starts[0]] - first * ends[0][1], 0.0)
 
     def _trace(self) -> None:
         """Bytes of the parts: what a run allocates beside the states that it counts, and what it notes of each step."""
         n = _MOST_STEPS if self.n_steps * _NOTED_BYTES > self.state_bytes else _TRACED_STEPS
-        n = min(self.n_steps, n)
-        half = max(1, n // 2)
+        least = LEAST_STEPS if self.n_steps >= LEAST_STEPS and not self.on_gpu else 1  # of runs of this kind
+        n = min(self.n_steps, max(n, 3 * least))
+        half = max(n // 2, min(n, least))
         along = [self._peak(self._forward, k, self.low) for k in (half, n)]  # forward mode stores no states
         note = max(_line((half, along[0]), (n, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
         stored = self._over_steps("all", half, n)
         self.unit_bytes = self.state_bytes + max(stored.slope - note, 0.0)  # of a stored state, with the objects around its arrays
         self.besides = {"all": _Line(stored.start, note), "host": self._over_steps("host", half, n)}
-        for kind, checkpoints in (("sqrt", "sqrt"), ("count", half)):  # with half of the states some are run again, as with fewer
+        few = min(half, self.n_steps.bit_length() + 1)
+        for kind, checkpoints in (("sqrt", "sqrt"), ("count", few)):
             besides = self._besides(n, checkpoints) - self.stats.states_held * (self.unit_bytes - self.state_bytes)
             self.besides[kind] = _Line(besides - n * note, note)
         self.residues = _Line(0.0, 0.0)
