@@ -26,6 +26,9 @@ JOBS: dict[str, list[str]] = {
     "glyphs-protonet": ["--method", "protonet"],
     "omniglot": ["--data", "omniglot"],
     "omniglot-paper": ["--data", "omniglot", "--preset", "paper"],
+    "omniglot-protonet": "--data omniglot --method protonet --filters 64 --iterations 4000".split(),
+    "omniglot-protonet-5-shot": "--data omniglot --method protonet --filters 64 --iterations 3000 --k-shot 5".split(),
+    "omniglot-protonet-20-way": "--data omniglot --method protonet --filters 64 --iterations 2500 --n-way 20 --n-query 5".split(),
     "miniimagenet-300": ["--data", "miniimagenet", "--iterations", "300", "--eval-every", "100"],
 }
 SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iterations", "iteration_s", "command_s", "peak_bytes")
