@@ -35,7 +35,7 @@ def backend_of(*arrays: Any) -> Backend:
     Cost: O(1) per array.
     """
     for a in arrays:
-        if type(a) is not np.ndarray and not isinstance(a, (np.ndarray, np.generic, int, float)):
+        if type(a) is not np.ndarray and (type(a) is Traced or not isinstance(a, (np.ndarray, np.generic, int, float))):
             return _device_backend(a, arrays)
     return HOST
 

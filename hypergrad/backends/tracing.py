@@ -222,6 +222,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, recording: Trace, number: int, value: Any) -> None:
         self.recording, self.number, self.value = recording, number, value
 
+    __class__ = property(lambda self: type(self.value))  # code that asks goes the way it goes with an array
     shape = property(lambda self: self.value.shape)
     dtype = property(lambda self: self.value.dtype)
     ndim = property(lambda self: self.value.ndim)
@@ -360,12 +361,12 @@ class TracingBackend(HostBackend):
         """An op's value(backend, *values, **attrs), recorded by its parts; as one instruction where a part cannot be recorded."""
         recording = recording_of((values, attrs))
         assert recording is not None
-        done, asked = len(recording.instructions), len(recording.guards)
+        done, asked, reason = len(recording.instructions), len(recording.guards), recording.reason
         try:
             return value(self, *values, **attrs)
         except (Untraceable, TypeError, ValueError):  # of an array in the place of its Traced, or the value's own, which comes again
             del recording.instructions[done:], recording.guards[asked:]
-            recording.reason = None
+            recording.reason = reason
             return recording.emit(value, (HOST, *values), attrs)
 
     def run(self, name: str, /, **arguments: Any) -> dict[str, Any]:

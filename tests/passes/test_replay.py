@@ -175,6 +175,28 @@ def test_numbers_that_are_read_are_never_frozen(read, monkeypatch):
     assert "a number is taken out of an array" in r.stats.program
 
 
+def test_code_that_asks_for_the_class_of_an_array_goes_the_same_way(monkeypatch):
+    def loss(w, h, batch):
+        return hg.sum(w * w) * h * (1.0 if isinstance(w.value, np.ndarray) and isinstance(batch, np.ndarray) else 3.0)
+
+    problem = hg.Bilevel(loss, lambda w, h: hg.sum(w), lambda h: X[0], lambda h: hg.SGD(lr=0.1))
+    check(monkeypatch, lambda: hg.reverse(problem, np.float64(0.3), list(X[:T])))
+
+
+def test_a_refusal_that_the_loss_swallows_counts(monkeypatch):
+    """Also where an op that is recorded as one instruction comes after it."""
+
+    def loss(w, h, batch):
+        try:
+            scale = float(w.value.sum())
+        except Exception:
+            scale = 7.0
+        return hg.sum(hg.sort(w * h)) * scale
+
+    problem = hg.Bilevel(loss, lambda w, h: hg.sum(w), lambda h: X[0], lambda h: hg.SGD(lr=0.01))
+    check(monkeypatch, lambda: hg.reverse(problem, np.float64(0.3), hg.full_batch(None, T)), replayed=False)
+
+
 def test_what_numpy_computes_of_a_value_is_replayed(monkeypatch):
     def loss(w, h, batch):
         return hg.sum(w * w * (1.0 + np.abs(np.sort(w.value))) * np.where(batch > 0, h.value, 2.0))
