@@ -21,8 +21,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backends import Array, as_array, backend_of, is_on_gpu
-from .backends.recording import recalled, recording
+from .backends import CUDA, Array, as_array, backend_of, is_on_gpu
+from .backends.recording import recalled
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
 from .launches import Terms, linear_in, pull_broadcasts
 from .methods import ArrayMethods
@@ -193,10 +193,11 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
     inputs = to_tensors(op.name, args)
     values = [t.value for t in inputs]
     try:
-        if recording.get() is None:
-            outs, saved = op.forward(backend_of(*values), values, attrs)
+        backend = backend_of(*values)
+        if backend is not CUDA:
+            outs, saved = op.forward(backend, values, attrs)
         else:
-            outs, saved = recalled(op.name, values, attrs, lambda: op.forward(backend_of(*values), values, attrs))
+            outs, saved = recalled(op.name, values, attrs, lambda: op.forward(backend, values, attrs))
     except ValueError as error:
         if isinstance(error, HypergradError):
             raise
@@ -359,8 +360,7 @@ class Tape:
         flat = linear_in(mine, self.nodes) if on_gpu or not values else set()
         unread = set() if values else flat  # nodes the values of whose cotangents nothing reads
         late = flat - mine if on_gpu else set()  # nodes that come last, so that few launches do for all
-        pending: dict[int, list[Tensor | None]] = {}
-        terms = Terms()
+        pending, terms = dict[int, list[Tensor | None]](), Terms()
 
         def add(t: Tensor, bar: Tensor | None) -> None:
             if bar is None or t.node is None or id(t.node) not in on_tape:

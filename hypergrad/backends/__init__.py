@@ -15,7 +15,20 @@ from .cuda import MISSING as NO_CUDA
 from .host import HOST, HostBackend
 from .tracing import TRACING, Traced
 
-__all__ = ["DEVICES", "TRACING", "Array", "Backend", "as_array", "backend_of", "backend_on", "digest", "is_on_gpu", "place", "to_host"]
+__all__ = [
+    "CUDA",
+    "DEVICES",
+    "TRACING",
+    "Array",
+    "Backend",
+    "as_array",
+    "backend_of",
+    "backend_on",
+    "digest",
+    "is_on_gpu",
+    "place",
+    "to_host",
+]
 
 Array: TypeAlias = Any  # a NumPy or CuPy array; array modules share no type
 
