@@ -261,8 +261,9 @@ class _Parts:
         least = LEAST_STEPS if self.n_steps >= LEAST_STEPS and not self.on_gpu else 1  # of runs of this kind
         n = min(self.n_steps, max(n, 3 * least))
         half = max(n // 2, min(n, least))
-        along = [self._peak(self._forward, k, self.low) for k in (half, n)]  # forward mode stores no states
-        note = max(_line((half, along[0]), (n, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
+        long = min(self.n_steps, 4 * n)  # what is noted of the steps shows when it is more than a recording takes
+        along = [self._peak(self._forward, k, self.low) for k in (n, long)]  # forward mode stores no states
+        note = max(_line((n, along[0]), (long, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
         stored = self._over_steps("all", half, n)
         self.unit_bytes = self.state_bytes + max(stored.slope - note, 0.0)  # of a stored state, with the objects around its arrays
         self.besides = {"all": _Line(stored.start, note), "host": self._over_steps("host", half, n)}
@@ -274,9 +275,9 @@ class _Parts:
         if self.undoes:
             self.besides["reversible"] = self._over_steps("reversible", half, n)
             self.residues = self._late_residues(n, self.stats.residue_bytes)
-        wide = self._peak(self._forward, half, self.high)
+        wide = self._peak(self._forward, n, self.high)
         self.tangents_bytes = _line((self.low, along[0]), (self.high, wide), self.state_bytes)
-        self.later_notes = note * (self.n_steps - half)
+        self.later_notes = note * (self.n_steps - n)
 
     def _over_steps(self, checkpoints: Any, half: int, n: int) -> _Line:
         """`_besides` over the number of steps."""

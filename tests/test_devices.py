@@ -243,7 +243,7 @@ def test_no_device_is_said_by_every_call():
     x = FakeArray(np.ones((1, 1, 2, 2, 1)))
     m, cov = FakeArray(np.ones((1, 9))), FakeArray(np.ones((1, 9, 9)))
     with pytest.raises(RuntimeError, match="patch_cov: there is no CUDA device.*nvidia-smi"):
-        backends.cuda._cuda.run("patch_cov", {"x": x, "patch_mean": m, "patch_cov": cov}, None, lambda n: None)
+        backends.cuda._cuda.run("patch_cov", {"x": x, "patch_mean": m, "patch_cov": cov}, None, lambda n: None, lambda n: None)
 
 
 @built

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ SHORT = "--test-episodes 6 --iterations 40 --blocks 2".split()
 
 def launch(n, *args, **options):
     """Start n processes; the checkout's folder must not stand in for the installed package."""
-    command = [MPIEXEC, "-n", str(n), sys.executable, *map(str, args)]
+    command, options = [MPIEXEC, "-n", str(n), sys.executable, *map(str, args)], {"cwd": tempfile.gettempdir(), **options}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
 
 
@@ -227,7 +228,9 @@ def test_a_stopped_job_goes_on_with_any_number_of_processes(train, alone, tmp_pa
     assert (output + errors).count(f"Go on with:  hypergrad train --resume {path}") == 1, (output, errors)
     assert ("a process was lost" in errors) == (stop == signal.SIGKILL)
     resume = [*train[:3], "--resume", path]
-    finished(launch(3, *resume) if to == 1 else subprocess.Popen([sys.executable, *resume], stdout=subprocess.PIPE, text=True))
+    finished(
+        launch(3, *resume) if to == 1 else subprocess.Popen([sys.executable, *resume], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    )
     assert same(path, alone)
 
 

@@ -20,7 +20,7 @@ class Minibatches:
     """Four rows a step, the same whenever they are asked for."""
 
     def __len__(self):
-        return 3
+        return 5
 
     def __getitem__(self, t):
         return X[self.rows(t)], Y[self.rows(t)]

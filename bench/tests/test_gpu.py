@@ -65,7 +65,7 @@ def test_failed_parts_and_other_sources_run_again(tmp_path, monkeypatch, capsys)
 
 
 def test_unknown_parts_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="unknown parts nonsense, expected some of ceilings, tests"):
+    with pytest.raises(SystemExit, match="unknown parts nonsense, expected some of ceilings, gpu-tests"):
         run(tmp_path, "--only", "nonsense")
 
 

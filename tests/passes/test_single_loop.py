@@ -6,6 +6,7 @@ import numpy as np
 import optree
 import pretended
 import pytest
+from places import needs_emulator
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError, DTypeError, ShapeError
@@ -150,8 +151,9 @@ def test_a_callback_sees_every_step_and_cannot_write():
     assert np.array_equal(seen[3][1], flat(hg.soba(PROBLEM, LAM, BATCHES, OUTER, 0.1, 0.1, 3).hparams))
 
 
+@needs_emulator
 @pytest.mark.parametrize("name", ["soba", "saba"])
-def test_single_precision_and_a_gpu(name, monkeypatch):
+def test_single_precision_and_a_pretended_gpu(name, monkeypatch):
     """On a GPU nothing waits but the check at the end."""
 
     def run(convert, n_steps=6):
