@@ -18,7 +18,7 @@ from ..trees import PyTree, tree_flatten, tree_unflatten
 from .dynamics import Bars, Dynamics, Pulled, Step
 
 LEAST_STEPS = 12  # of a run that is replayed: in a shorter one recording costs more than it saves
-MOST_PROGRAMS = 8  # of a run: of steps that differ in kind more often the others are not replayed
+MOST_PROGRAMS = 8  # of a run: where its steps are of more kinds, the engine computes those of the later kinds
 MOST_FAILURES = 3  # of recordings and replays, until no more are tried
 
 _CONSTANTS = (bool, int, float, str, bytes)
@@ -44,7 +44,7 @@ class Replayed:
         if backend_of(*[x.value for x in inputs]) is not HOST:
             why = "the arrays are not the host's"
         self._able = why is None
-        stats.program = "" if why is None else f"none: {why}"
+        stats.program = f"none: {why or 'no step was like two earlier ones'}"
 
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
         """As `Dynamics.step`."""
@@ -68,7 +68,12 @@ class Replayed:
         batch, number = self.dynamics.batch(t)
         leaves, spec = tree_flatten((trees, batch))
         arguments = [number]
-        key = (kind, spec, *[_kind_of(x, arguments) for x in leaves])
+        kinds = [_kind_of(x, arguments) for x in leaves]
+        if None in kinds:
+            x = leaves[kinds.index(None)]
+            self._failed(f"a {type(x).__name__} in the batch is neither array nor number, so what it holds could change unseen")
+            return f(self.dynamics.with_batch(batch), number, *trees)
+        key = (kind, spec, *kinds)
         known = self._known.get(key)
         if type(known) is _Replay:
             try:
@@ -105,13 +110,14 @@ class Replayed:
             self._failed(f"{type(error).__name__}: {error}")
         else:
             if recording.reason is None and recording.is_unchanged():
-                return _Recorded(recording, result, [x for x in leaves if not _is_array(x)])
+                return _Recorded(recording, result)
             self._failed(recording.reason or "the step writes to an array that it reads")
         return None
 
     def _failed(self, why: str) -> None:
         self._failures += 1
-        self.stats.program = f"none: {why}" if not self.stats.program else self.stats.program
+        if self.stats.program.startswith("none"):
+            self.stats.program = f"none: {why}"
         if self._failures == MOST_FAILURES:
             self._able = False
 
@@ -124,12 +130,11 @@ class _Recorded:
         spec: structure of its result.
         places: of each leaf of the result, the slots of its value and of its tangents (None for none), or the leaf itself.
         result: the result with arrays in the place of Traced ones.
-        held: leaves of the arguments that are no arrays: the kind of a step knows them by identity.
     """
 
-    def __init__(self, recording: Trace, result: Any, held: list[Any]) -> None:
+    def __init__(self, recording: Trace, result: Any) -> None:
         leaves, self.spec = tree_flatten(result)
-        self.recording, self.held = recording, held
+        self.recording = recording
         self.places: list[Any] = [
             (recording.slot(x.value), None if x.dot is None else recording.slot(x.dot.value)) if isinstance(x, Tensor) else x
             for x in leaves
@@ -169,30 +174,36 @@ class _Replay:
 
 
 def _is_array(x: Any) -> bool:
-    return type(x) is np.ndarray or type(x) is Tensor and type(x.value) is np.ndarray
+    return type(x) is np.ndarray and x.dtype.kind in "biuf"
+
+
+def _is_tensor(x: Any) -> bool:
+    return type(x) is Tensor and type(x.value) is np.ndarray and x.node is None
 
 
 def _kind_of(x: Any, arguments: list[Any]) -> Any:
-    """What a replay needs of a leaf to be the same. Arrays are added to the arguments."""
-    if type(x) is Tensor and type(x.value) is np.ndarray and x.node is None:
+    """What a replay needs of a leaf to be the same; None for a leaf that cannot be replayed. Arrays are added to the arguments."""
+    if _is_tensor(x):
         value, dot = x.value, x.dot
         arguments.append(value)
         if dot is None:
             return value.shape, value.dtype.char, value.strides
-        if type(dot.value) is np.ndarray and dot.node is None:
+        if _is_tensor(dot):
             arguments.append(dot.value)
             return value.shape, value.dtype.char, value.strides, dot.value.shape, dot.value.strides
-    elif type(x) is np.ndarray and x.dtype.kind in "biuf":
+    elif _is_array(x):
         arguments.append(x)
         return "array", x.shape, x.dtype.char, x.strides
     elif type(x) in _CONSTANTS:
-        return type(x), x
-    return id(x)
+        return type(x), repr(x)  # which tells 0.0 from -0.0
+    elif isinstance(x, np.generic):
+        return type(x), x.tobytes()
+    return None
 
 
 def _with(x: Any, arguments: Any) -> Any:
     """The leaf with recorded arrays in the place of its own."""
-    if type(x) is Tensor and type(x.value) is np.ndarray and x.node is None:
+    if _is_tensor(x):
         value = next(arguments)
         return Tensor(value, None if x.dot is None else Tensor(next(arguments)))
-    return next(arguments) if type(x) is np.ndarray and x.dtype.kind in "biuf" else x
+    return next(arguments) if _is_array(x) else x

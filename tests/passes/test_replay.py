@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from cases import CASES
@@ -34,6 +36,7 @@ def check(patch, run, replayed=True):
     r = run()
     assert same(r, eagerly(patch, run))
     assert r.stats.program.startswith("none") != replayed, r.stats.program
+    assert (" calls, " in r.stats.program) == replayed
     return r
 
 
@@ -66,7 +69,7 @@ def test_bits_of_every_op(case, monkeypatch):
         lambda h: hg.SGD(lr=h["lr"], momentum=0.5),
     )
     hparams = {"scale": np.float64(1e-3), "lr": np.float64(1e-3)}
-    batches = [np.float64(1.0 + 0.1 * t) for t in range(T)]
+    batches = [np.asarray(1.0 + 0.1 * t) for t in range(T)]
     for run in (hg.reverse, hg.forward):
         check(monkeypatch, lambda run=run: run(problem, hparams, batches), replayed=case.name.partition("[")[0] not in READ)
 
@@ -173,6 +176,31 @@ def test_numbers_that_are_read_are_never_frozen(read, monkeypatch):
     )
     r = check(monkeypatch, lambda: hg.reverse(problem, np.float64(0.1), hg.full_batch(None, T)), replayed=False)
     assert "a number is taken out of an array" in r.stats.program
+
+
+def test_equal_numbers_that_are_not_the_same_are_told_apart(monkeypatch):
+    def loss(w, h, batch):
+        return h * hg.sum(w * w) * (2.0 + math.copysign(1.0, batch))
+
+    problem = hg.Bilevel(loss, lambda w, h: hg.sum(w), lambda h: X[0], lambda h: hg.SGD(lr=0.01))
+    for zeros in ([0.0] * 6 + [-0.0] * 6, [np.float64(0.0)] * 6 + [np.float64(-0.0)] * 6):
+        check(monkeypatch, lambda zeros=zeros: hg.reverse(problem, np.float64(0.3), zeros))
+
+
+def test_an_object_in_a_batch_is_not_replayed(monkeypatch):
+    """The same object may hold other arrays in each step."""
+
+    class Loader:
+        def __len__(self):
+            return T
+
+        def __getitem__(self, t):
+            self.x = X[t]
+            return self
+
+    problem = hg.Bilevel(lambda w, h, b: h * hg.sum(w * b.x), lambda w, h: hg.sum(w * w), lambda h: X[0], lambda h: hg.SGD(lr=0.1))
+    r = check(monkeypatch, lambda: hg.reverse(problem, np.float64(0.3), Loader()), replayed=False)
+    assert "a Loader in the batch is neither array nor number" in r.stats.program
 
 
 def test_code_that_asks_for_the_class_of_an_array_goes_the_same_way(monkeypatch):
