@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -24,6 +25,15 @@ namespace {
 
 thread_local bool inside_task = false;
 
+// Tells the processor that this thread only waits.
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 struct Arena {
   void* block[kScratchSlots] = {};
   std::size_t bytes[kScratchSlots] = {};
@@ -32,6 +42,20 @@ struct Arena {
   }
 };
 thread_local Arena arena;
+
+// Waits for a while without sleeping: to wake a sleeper takes longer than most gaps between two kernels. Afterwards the condition may
+// still not hold.
+constexpr std::chrono::microseconds kSpin{200};
+template <class Condition>
+void spin_until(const Condition& condition) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (condition()) return;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+}
 
 class Pool {
  public:
@@ -42,7 +66,7 @@ class Pool {
     try {
       while (static_cast<int>(workers_.size()) < helpers) {
         const int index = static_cast<int>(workers_.size());
-        workers_.emplace_back([this, index, seen = round_] { work(index, seen); });
+        workers_.emplace_back([this, index, seen = round_.load()] { work(index, seen); });
       }
     } catch (const std::exception&) {  // std::system_error, or no memory for one
       helpers = static_cast<int>(workers_.size());
@@ -61,6 +85,11 @@ class Pool {
     drain();
     std::unique_lock<std::mutex> lock(mutex_);
     helpers_ = 0;  // nothing is left for a worker that has not woken up yet, so nobody waits for it
+    if (active_ != 0) {
+      lock.unlock();
+      spin_until([this] { return active_ == 0; });
+      lock.lock();
+    }
     done_.wait(lock, [this] { return active_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -82,6 +111,7 @@ class Pool {
 
   void work(int index, std::uint64_t seen) {
     for (;;) {
+      spin_until([&] { return round_ != seen; });
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return round_ != seen; });
@@ -102,8 +132,9 @@ class Pool {
   const void* context_ = nullptr;
   std::int64_t n_ = 0;
   std::atomic<std::int64_t> next_{0};
-  int helpers_ = 0, active_ = 0;
-  std::uint64_t round_ = 0;
+  int helpers_ = 0;
+  std::atomic<int> active_{0};
+  std::atomic<std::uint64_t> round_{0};
   std::exception_ptr error_;
 };
 

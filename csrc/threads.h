@@ -1,7 +1,7 @@
 // A persistent thread pool and per-thread scratch.
 //
-// The shapes alone decide how work is cut into tasks, tasks write disjoint memory, and partial sums are merged in task order
-// afterwards. So results have the same bits for any number of threads.
+// Tasks write disjoint memory, and partial sums are merged in task order afterwards. Where the cut into tasks matters to the bits, the
+// shapes alone decide it. So results have the same bits for any number of threads.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -32,8 +32,9 @@ HG_SIGNATURE(linear_cross_entropy_value_jvp_vjp_jvp,
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
-constexpr int64_t kMostChunks = 16;                  // tasks of an episode
+constexpr int64_t kTaskProducts = int64_t(1) << 17;         // of one task; fixes nothing but the balance
+constexpr int64_t kMostChunks = 16;                         // tasks of an episode
+constexpr int kExamples = kTile / 3, kVectors = kTile / 3;  // of a register tile, beside five classes
 enum Slot : int { kSlotLogits = 0, kSlotZBar, kSlotZBarDot, kSlotW = kSharedSlots, kSlotWDot, kSlotTotals };
 
 // As parallel_for; calls too small to be worth waking a thread stay on this one.
@@ -105,31 +106,28 @@ HG_INLINE typename Doubles<T>::type doubled(const Vec<T>& v) {
 
 // out[i*K + k] += x_i . w_k over the features [first, last), for I examples and J classes.
 template <class T, int I, int J>
-HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, int64_t first, int64_t last, double* out) {
+HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, int64_t first, int64_t last, bool fetch, double* out) {
   constexpr int64_t V = kLanes<T>;
-  Vec<T> acc[I][J] = {};
+  Vec<T> acc[I * J] = {};
   int64_t d = first;
   for (; d + V <= last; d += V) {
     Vec<T> v[I];
+    if (fetch)
+      for (int i = 0; i < I; ++i) __builtin_prefetch(x + (I + i) * h.D + d);  // the next examples
     for (int i = 0; i < I; ++i) v[i] = load(x + i * h.D + d);
     for (int j = 0; j < J; ++j) {
       const Vec<T> u = load(w + j * h.Dp + d);
-      for (int i = 0; i < I; ++i) acc[i][j] += v[i] * u;
+      for (int i = 0; i < I; ++i) acc[i * J + j] += v[i] * u;
     }
   }
   for (int i = 0; i < I && d < last; ++i) {
     const Vec<T> v = load<T, false>(x + i * h.D + d, static_cast<int>(last - d));
-    for (int j = 0; j < J; ++j) acc[i][j] += v * load(w + j * h.Dp + d);
+    for (int j = 0; j < J; ++j) acc[i * J + j] += v * load(w + j * h.Dp + d);
   }
+  double sums[I * J];
+  sum_lanes<T, I * J>(acc, sums);
   for (int i = 0; i < I; ++i)
-    for (int j = 0; j < J; ++j) {
-      const typename Doubles<T>::type lanes = doubled<T>(acc[i][j]);
-      double sums[V];
-      __builtin_memcpy(sums, &lanes, sizeof sums);
-      for (int64_t half = V / 2; half > 0; half /= 2)
-        for (int64_t v = 0; v < half; ++v) sums[v] += sums[v + half];
-      out[i * h.K + j] += sums[0];
-    }
+    for (int j = 0; j < J; ++j) out[i * h.K + j] += sums[i * J + j];
 }
 
 // body(k, classes): all classes in groups that fill a tile, whose width is a compile-time constant.
@@ -150,12 +148,12 @@ void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out)
     const int64_t last = lower(h.D, first + band);
     const auto rows = [&](int64_t i, auto I) {
       for_classes(h.K, [&](int64_t k, auto J) {
-        dot_tile<T, decltype(I)::value, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, first, last, out + i * h.K + k);
+        dot_tile<T, decltype(I)::value, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, first, last, k == 0, out + i * h.K + k);
       });
     };
     int64_t i = 0;
-    for (; i + 2 <= n; i += 2) rows(i, std::integral_constant<int, 2>{});
-    if (i < n) rows(i, std::integral_constant<int, 1>{});
+    for (; i + kExamples <= n; i += kExamples) rows(i, std::integral_constant<int, kExamples>{});
+    for (; i < n; ++i) rows(i, std::integral_constant<int, 1>{});
   }
 }
 
@@ -163,7 +161,8 @@ void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out)
 template <class T>
 void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t* label, int64_t n, T* y, T* residual) {
   double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
-  for (int64_t i = 0; i < n * h.K; ++i) z[i] = static_cast<double>(bias[i % h.K]);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = static_cast<double>(bias[k]);
   add_products(h, x, w, n, z);
   for (int64_t i = 0; i < n; ++i) {
     double* const row = z + i * h.K;
@@ -179,7 +178,8 @@ void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t*
     double sum = 0;
     for (int64_t k = 0; k < h.K; ++k) sum += row[k];
     y[i] = static_cast<T>(std::log(sum) - at_label[i]);
-    for (int64_t k = 0; k < h.K; ++k) residual[i * h.K + k] = static_cast<T>(row[k] / sum - (k == label[i] ? 1.0 : 0.0));
+    const double scale = 1 / sum;
+    for (int64_t k = 0; k < h.K; ++k) residual[i * h.K + k] = static_cast<T>(row[k] * scale - (k == label[i] ? 1.0 : 0.0));
   }
 }
 
@@ -188,7 +188,8 @@ template <class T>
 void losses_dot(const Head& h, const T* residual, const T* x, const T* w, const T* x_dot, const T* w_dot, const T* bias_dot, int64_t n,
                 T* y_dot, T* z_dot) {
   double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
-  for (int64_t i = 0; i < n * h.K; ++i) z[i] = bias_dot != nullptr ? static_cast<double>(bias_dot[i % h.K]) : 0.0;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = bias_dot != nullptr ? static_cast<double>(bias_dot[k]) : 0.0;
   if (x_dot != nullptr) add_products(h, x_dot, w, n, z);
   if (w_dot != nullptr) add_products(h, x, w_dot, n, z);
   for (int64_t i = 0; i < n; ++i) {
@@ -287,14 +288,16 @@ template <class T>
 void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, bool weights, double* total) {
   for (const Factor<T>* f : {&a, &b}) {
     if (!weights || f->z == nullptr) continue;
-    for_classes(h.K, [&](int64_t k, auto J) {
-      constexpr int j = decltype(J)::value;
-      constexpr int64_t V = kLanes<T>;
-      int64_t d = 0;
-      for (; d + 2 * V <= h.D; d += 2 * V) weights_tile<T, j, 2, true>(h, *f, n, k, d, 0, total);
-      for (; d + V <= h.D; d += V) weights_tile<T, j, 1, true>(h, *f, n, k, d, 0, total);
-      if (d < h.D) weights_tile<T, j, 1, false>(h, *f, n, k, d, static_cast<int>(h.D - d), total);
-    });
+    constexpr int64_t V = kLanes<T>;
+    const auto columns = [&](int64_t d, int lanes, auto M, auto full) {
+      for_classes(h.K, [&](int64_t k, auto J) {
+        weights_tile<T, decltype(J)::value, decltype(M)::value, decltype(full)::value>(h, *f, n, k, d, lanes, total);
+      });
+    };
+    int64_t d = 0;
+    for (; d + kVectors * V <= h.D; d += kVectors * V) columns(d, 0, std::integral_constant<int, kVectors>{}, std::true_type{});
+    for (; d + V <= h.D; d += V) columns(d, 0, std::integral_constant<int, 1>{}, std::true_type{});
+    if (d < h.D) columns(d, static_cast<int>(h.D - d), std::integral_constant<int, 1>{}, std::false_type{});
   }
   double* const bias = total + h.K * h.Dp;
   for (int64_t i = 0; i < n; ++i)

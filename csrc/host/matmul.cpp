@@ -12,8 +12,6 @@
 HG_SIGNATURE(matmul, "x=ABMK| y=ABKN| -> out=ABMN")
 
 #ifdef HG_SIMD
-#include <utility>
-
 #include "simd.h"
 
 namespace hg::HG_SIMD {
@@ -23,7 +21,7 @@ constexpr int64_t kMostRun = 320;                     // of K; a panel of it fil
 constexpr int64_t kBand = 16 * kTile;                 // rows of a packed left factor; they stay in the second-level cache
 constexpr int64_t kMostRows = 512, kMostPanels = 32;  // of a task
 constexpr int64_t kSeveral = int64_t(1) << 19;        // multiply-adds of a call that is worth a second thread
-constexpr int64_t kTaskProducts = int64_t(1) << 23;   // of each of many tasks; fixes nothing but the balance
+constexpr int64_t kTaskProducts = int64_t(1) << 25;   // of a call's many tasks each, so that a thread that is held up keeps few waiting
 constexpr int64_t kWholePanels = int64_t(1) << 15;    // elements of panels that are packed for all of K at once
 enum Slot : int { kSlotLeft = 0, kSlotRight, kSlotVector, kSlotPartial };
 
@@ -134,29 +132,6 @@ HG_INLINE void for_tiles(int64_t rows, const Body& body) {
 }
 
 // --- Packing ---
-
-// Swaps blocks of kSize lanes: the second of each pair in a with the first of each pair in b.
-template <class T, int kSize, std::size_t... kLane>
-HG_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::index_sequence<kLane...>) {
-  constexpr int V = kLanes<T>;
-  const Vec<T> first = a, second = b;
-#if defined(__clang__)
-  a = __builtin_shufflevector(first, second, ((kLane & kSize) == 0 ? int(kLane) : V + int(kLane) - kSize)...);
-  b = __builtin_shufflevector(first, second, ((kLane & kSize) == 0 ? int(kLane) + kSize : V + int(kLane))...);
-#else
-  a = __builtin_shuffle(first, second, Mask<T>{((kLane & kSize) == 0 ? int(kLane) : V + int(kLane) - kSize)...});
-  b = __builtin_shuffle(first, second, Mask<T>{((kLane & kSize) == 0 ? int(kLane) + kSize : V + int(kLane))...});
-#endif
-}
-
-// Rows become columns: one vector each.
-template <class T, int kSize = kLanes<T> / 2>
-HG_INLINE void transpose(Vec<T> (&r)[kLanes<T>]) {
-  constexpr int V = kLanes<T>;
-  for (int i = 0; i < V; ++i)
-    if ((i & kSize) == 0) exchange<T, kSize>(r[i], r[i + kSize], std::make_index_sequence<V>{});
-  if constexpr (kSize > 1) transpose<T, kSize / 2>(r);
-}
 
 // out[k][width] = the first `lanes` elements of the factor for each k of a run, then zeros.
 template <class T>
@@ -426,19 +401,27 @@ struct Cut {
   int64_t down, across;  // pieces of I and of the panels of J
 };
 
-// Rectangles that fit the caches, and enough of them for some threads.
+// Rectangles that fit the caches, cut so that the threads end together. The cut does not matter to the bits.
 template <class T>
 Cut cut_of(int64_t batch, int64_t I, int64_t J, int64_t K) {
-  const int64_t panels = ceil_div(J, kWidth<T>), tiles = ceil_div(I, kTile);
-  const int64_t products = batch * I * J * K, wanted = higher(products < kSeveral ? 1 : 2, lower(16, products / kTaskProducts));
-  Cut cut{1, 1};
-  while (cut.down < tiles && I / cut.down > kMostRows) cut.down *= 2;
-  while (cut.across < panels && panels / cut.across > kMostPanels) cut.across *= 2;
-  while (batch * cut.down * cut.across < wanted && (cut.down < tiles || cut.across < panels)) {
-    const bool rows = cut.across >= panels || (cut.down < tiles && I / cut.down >= panels * kWidth<T> / cut.across);
-    (rows ? cut.down : cut.across) *= 2;
-  }
-  return {lower(cut.down, tiles), lower(cut.across, panels)};
+  constexpr int64_t W = kWidth<T>, kPackingCost = 5;  // of an element, in multiply-adds of a tile
+  const int64_t panels = ceil_div(J, W), tiles = ceil_div(I, kTile), products = batch * I * J * K;
+  const int64_t threads = products < kSeveral ? 1 : thread_count();
+  const int64_t fewest = lower(16, products / kTaskProducts), most = higher(fewest, 4 * threads);
+  const Cut least{ceil_div(I, kMostRows), ceil_div(panels, kMostPanels)};
+  Cut best = least;
+  int64_t shortest = INT64_MAX;
+  for (int64_t down = least.down; down <= tiles && (down == least.down || batch * down * least.across <= most); ++down)
+    for (int64_t across = least.across; across <= panels; ++across) {
+      const int64_t tasks = batch * down * across, rows = ceil_div(tiles, down) * kTile, cols = ceil_div(panels, across) * W;
+      if (tasks > most && shortest != INT64_MAX) break;
+      const int64_t time = ceil_div(tasks, threads) * (rows * cols + kPackingCost * (rows + cols));
+      if (time < shortest && (tasks >= fewest || (down == tiles && across == panels))) {
+        shortest = time;
+        best = {down, across};
+      }
+    }
+  return best;
 }
 
 template <class T, class S>

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "../check.h"
 #include "../registry.h"
@@ -106,6 +107,52 @@ constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / un
 constexpr int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 constexpr int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t higher(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Swaps blocks of kSize lanes: the second of each pair in a with the first of each pair in b.
+template <class T, int kSize, std::size_t... kLane>
+HG_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::index_sequence<kLane...>) {
+  constexpr int V = kLanes<T>;
+  const Vec<T> first = a, second = b;
+#if defined(__clang__)
+  a = __builtin_shufflevector(first, second, ((kLane & kSize) == 0 ? int(kLane) : V + int(kLane) - kSize)...);
+  b = __builtin_shufflevector(first, second, ((kLane & kSize) == 0 ? int(kLane) + kSize : V + int(kLane))...);
+#else
+  a = __builtin_shuffle(first, second, Mask<T>{((kLane & kSize) == 0 ? int(kLane) : V + int(kLane) - kSize)...});
+  b = __builtin_shuffle(first, second, Mask<T>{((kLane & kSize) == 0 ? int(kLane) + kSize : V + int(kLane))...});
+#endif
+}
+
+// Rows become columns: one vector each.
+template <class T, int kSize = kLanes<T> / 2>
+HG_INLINE void transpose(Vec<T> (&r)[kLanes<T>]) {
+  constexpr int V = kLanes<T>;
+  for (int i = 0; i < V; ++i)
+    if ((i & kSize) == 0) exchange<T, kSize>(r[i], r[i + kSize], std::make_index_sequence<V>{});
+  if constexpr (kSize > 1) transpose<T, kSize / 2>(r);
+}
+
+// sums[a] = the sum of the lanes of acc[a], in double: the halves are added, then one vector holds a lane of several.
+template <class T, int A>
+HG_INLINE void sum_lanes(const Vec<T> (&acc)[A], double (&sums)[A]) {
+  constexpr int V = kLanes<T>, W = kLanes<double>;
+  typedef T Part __attribute__((vector_size(W * sizeof(T))));
+  for (int a = 0; a < A; a += W) {
+    Vec<double> r[W] = {};
+    for (int n = 0; n < W && a + n < A; ++n) {
+      T lanes[V];
+      store(lanes, acc[a + n]);
+      for (int v = 0; v < V; v += W) {
+        Part part;
+        __builtin_memcpy(&part, lanes + v, sizeof part);
+        r[n] += __builtin_convertvector(part, Vec<double>);
+      }
+    }
+    transpose<double>(r);
+    for (int half = W / 2; half > 0; half /= 2)
+      for (int n = 0; n < half; ++n) r[n] += r[n + half];
+    for (int n = 0; n < W && a + n < A; ++n) sums[a + n] = r[0][n];
+  }
+}
 
 // body(i) for i in [0, n), by all threads; see threads.h for what makes the result independent of their number.
 template <class Body>
