@@ -126,13 +126,19 @@ def _make(problem: str, sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], 
 
 
 def _host(mode: str) -> Variant:
-    """On the host; a long run goes in reverse with the checkpoints that `mode` names, or forward."""
+    """On the host; a long run goes in reverse with the checkpoints that `mode` names, or forward. A meta-step is captured, unless the
+    mode is "eager"."""
 
     def make(problem: str, sizes: Any, dtype: str, data: Arrays, params: Arrays, device: str, tf32: bool) -> Step:
         if tf32:
             raise Unsupported("the host has no tf32")
         run = isinstance(sizes, RunSizes)
-        return _OnHost(value_and_grad(problem, sizes, data, mode) if run else hg.value_and_grad(_make(problem, sizes, data, np)), params)
+        if run and mode == "eager":
+            raise Unsupported("a long run records its own steps")
+        if run:
+            return _OnHost(value_and_grad(problem, sizes, data, mode), params)
+        step = hg.value_and_grad(_make(problem, sizes, data, np))
+        return _OnHost(step if mode == "eager" else hg.capture(step), params)
 
     return make
 
@@ -161,6 +167,7 @@ def _gpu(captured: bool, own: str | None = None) -> Variant:
 
 VARIANTS: dict[str, Variant] = {
     "hypergrad host": _host("all"),
+    "hypergrad host eager": _host("eager"),
     "hypergrad host sqrt": _host("sqrt"),
     "hypergrad host reversible": _host("reversible"),
     "hypergrad host forward": _host("forward"),

@@ -1,4 +1,4 @@
-"""CUDA graphs: a function of device arrays, recorded once and replayed with one launch."""
+"""A function recorded and replayed: of device arrays by a CUDA graph with one launch, of NumPy arrays by a program."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .backends import backend_of, is_on_gpu
 from .backends.cuda import CUDA
 from .backends.recording import Recording, recordable
 from .errors import ArgumentError, DeviceError, DifferentiationError
+from .replay import Replays
 from .rules import settings
 from .state import is_idle
 from .tape import Tensor
@@ -21,37 +22,60 @@ from .trees import PyTree, tree_flatten, tree_unflatten
 _CONSTANTS = (bool, int, float, str, bytes)
 
 
-def capture(fn: Callable[..., PyTree], *, keep_activations: bool = True) -> Callable[..., PyTree]:
-    """`fn` with all its kernels recorded in a CUDA graph, so that a call costs one launch instead of hundreds.
+def capture(fn: Callable[..., PyTree], *, keep_activations: bool = True) -> Captured:
+    """`fn` recorded: a call then costs its arithmetic, and the engine's work, tapes and rules, is not done again.
 
+    **On the GPU** all kernels lie in a CUDA graph, so that a call costs one launch instead of hundreds.
     The first call with arrays of given shapes runs `fn` twice, once to warm up and once to record it. Later calls copy their
     arrays into the graph's, replay it on CuPy's current stream and return copies of its results. Calls on several streams run one after
     the other. Arguments with another tree
     structure, shape, dtype or constant, and another setting of `fusion` or `precision`, get a recording of their own.
     A meta-step of few-shot learning has hundreds of small kernels. The GPU runs them faster than the host launches them.
 
+    **On NumPy arrays** calls of one kind are replayed after two whose recordings agree, with the same bits; see replay.py. What cannot
+    be recorded runs as it is: `captured.replays.program` says what is replayed, or why nothing is.
+
     Args:
         fn: takes and returns pytrees of arrays, and is pure. Only the arrays among its arguments may change between calls:
-            random draws and numbers are fixed at the recording. An array that it closes over may be overwritten in place. It must
-            not make the host wait: no float(array), no copy to or from NumPy. It may take gradients: ``capture(value_and_grad(loss))``.
-        keep_activations: whether a step of `unroll` or `scan` whose state reverse mode keeps on the GPU keeps its results, too, so that
-            its transposition need not run it again. The bits are the same.
-    Returns: a function of the same arguments. On NumPy arrays, where there is nothing to record, it calls `fn`.
-        Products of matrices are computed by a kernel of this package, because CuPy records no cuBLAS: they equal those outside up to
-            rounding, and large ones are slower.
+            random draws and numbers are fixed at the recording. An array that it closes over may be overwritten in place, but on the host
+            what NumPy's own functions make of it is fixed, too. It may take gradients: ``capture(value_and_grad(loss))``. On the GPU it
+            must not make the host wait: no float(array), no copy to or from NumPy.
+        keep_activations: whether a step of `unroll` or `scan` whose state reverse mode keeps in the arrays' memory keeps its results,
+            too, so that its transposition need not run it again. The bits are the same.
+    Returns: a function of the same arguments.
+        On the GPU products of matrices are computed by a kernel of this package, because CuPy records no cuBLAS: they equal those
+        outside up to rounding, and large ones are slower.
     Raises: DeviceError if `fn` waits for the GPU or copies from the host, or if NumPy arrays stand beside CuPy's;
-        ArgumentError for an argument that is neither array nor number nor text; DifferentiationError inside a transform.
-    Cost: one copy of each array in and out, and one launch; the memory of one run of `fn` is held for each recording. Kept activations
-        add the results of all ops in every step, and spare a third of the backward pass.
+        ArgumentError for an argument beside CuPy arrays that is neither array nor number nor text; DifferentiationError inside a transform.
+    Cost: on the GPU one copy of each array in and out, and one launch; on the host some microseconds for each kernel. The memory of one
+        run of `fn` is held for each recording. Kept activations add the results of all ops in every step, and spare a third of the
+        backward pass.
     Source: CUDA C++ Programming Guide, "CUDA Graphs".
     Example:
-        >>> step = hg.capture(hg.value_and_grad(lambda w: hg.sum(w**2)))  # of NumPy arrays it is the function itself
-        >>> step(np.array([1.0, 2.0]))
+        >>> step = hg.capture(hg.value_and_grad(lambda w: hg.sum(w**2)))
+        >>> for _ in range(3):
+        ...     value, grad = step(np.array([1.0, 2.0]))
+        >>> value, grad
         (array(5.), array([2., 4.]))
+        >>> step.replays.program.split(":")[0]
+        'function'
     """
-    recordings: dict[Any, _Recorded] = {}
+    return Captured(fn, keep_activations)
 
-    def captured(*args: PyTree) -> PyTree:
+
+class Captured:
+    """What `capture` returns.
+
+    Attributes: replays: of the calls with NumPy arrays.
+    """
+
+    def __init__(self, fn: Callable[..., PyTree], keep_activations: bool) -> None:
+        self.fn, self.keep_activations = fn, keep_activations
+        self.replays = Replays(whole=True, keep=keep_activations)
+        self._graphs: dict[Any, _Recorded] = {}
+
+    def __call__(self, *args: PyTree) -> PyTree:
+        """As the function."""
         leaves, spec = tree_flatten(args)
         if not is_idle() or any(isinstance(x, Tensor) for x in leaves):
             raise DifferentiationError(
@@ -59,13 +83,11 @@ def capture(fn: Callable[..., PyTree], *, keep_activations: bool = True) -> Call
                 "capture the function that takes the gradient"
             )
         if not any(is_on_gpu(x) for x in leaves):
-            return fn(*args)
+            return self.replays.call("function", lambda _, args: self.fn(*args), 0, args, settings())
         key = (spec, settings(), *(_kind(x) for x in leaves))
-        if key not in recordings:
-            recordings[key] = _Recorded(fn, leaves, spec, keep_activations)
-        return recordings[key](leaves)
-
-    return captured
+        if key not in self._graphs:
+            self._graphs[key] = _Recorded(self.fn, leaves, spec, self.keep_activations)
+        return self._graphs[key](leaves)
 
 
 def _kind(x: Any) -> Any:

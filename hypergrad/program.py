@@ -41,16 +41,17 @@ class Program:
     Args:
         recording: of a function.
         outputs: slots of its results.
+        keep: whether a large result that is computed twice is kept from the first time on instead.
 
     Attributes:
         n_calls: calls of a run.
         arena_bytes: bytes of the arena.
     """
 
-    def __init__(self, recording: Trace, outputs: Sequence[int]) -> None:
+    def __init__(self, recording: Trace, outputs: Sequence[int], *, keep: bool = True) -> None:
         self._inputs, self._outputs = recording.inputs, [*outputs]
         self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
-        code = _with_kernels_together(self._live(self._without_repeats(recording.instructions)), self._like)
+        code = _with_kernels_together(self._live(self._without_repeats(recording.instructions, keep)), self._like)
         leaving = {self._owners[n] for n in self._outputs if self._like(self._owners[n]).nbytes > SMALL}
         self._last = {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
         self._last |= {self._owners[n]: len(code) for n in self._outputs}
@@ -58,7 +59,8 @@ class Program:
         self._registers: list[Any] = [None] * len(self._likes)
         self._copied = [(i, n) for i, n in enumerate(self._inputs) if _is_small(self._likes[n])]
         self._fixed = {*recording.constants, *places, *[n for _, n in self._copied]}  # slots whose registers never change
-        self._known = {n for n, x in recording.constants.items() if not x.ndim}  # of these, what no one can write to
+        fixed = recording.constants.keys() - recording.closed_over
+        self._known = {n for n in fixed if not recording.constants[n].ndim}  # of these, what no one can write to
         for number, x in recording.constants.items():
             self._registers[number] = x
         for _, number in self._copied:
@@ -116,8 +118,8 @@ class Program:
 
     # --- what need not be computed ---
 
-    def _without_repeats(self, code: Sequence[Instruction]) -> list[Instruction]:
-        """The code without instructions that an earlier one stands for."""
+    def _without_repeats(self, code: Sequence[Instruction], keep: bool) -> list[Instruction]:
+        """The code without instructions that an earlier one stands for; without `keep` only where its results are small."""
         same: dict[int, int] = {}
         known: dict[str, Instruction] = {}
         kept = []
@@ -125,7 +127,7 @@ class Program:
             args, kwargs = replace((one.args, one.kwargs), Slot, lambda s: Slot(same.get(s.number, s.number)))
             one = one._replace(args=args, kwargs=kwargs, reads=tuple([same.get(n, n) for n in one.reads]))
             key = repr((identity(one.call), args, kwargs, one.errors))  # holds slots, numbers and text, but no array
-            if key in known:
+            if key in known and (keep or all(self._like(n).nbytes <= SMALL for n in one.writes)):
                 same.update(zip(one.writes, known[key].writes, strict=True))
             else:
                 known[key] = one
@@ -153,25 +155,26 @@ class Program:
         return found
 
     def _places(self, code: Sequence[Instruction], leaving: set[int]) -> tuple[int, dict[int, int]]:
-        """Bytes of the arena, and the offset of each array in it: the smallest gap that is large enough, else the end."""
-        top, offsets, gaps = 0, dict[int, int](), list[tuple[int, int]]()
-        ends: dict[int, list[tuple[int, int]]] = {}
-        for at, one in enumerate(code):
-            for number in one.writes if _into(one) is not None or one.call is run_kernel else ():
-                if self._owners[number] != number or number in leaving:
-                    continue
-                size = -(-max(self._like(number).nbytes, 1) // ALIGNMENT) * ALIGNMENT
-                fits = [gap for gap in gaps if gap[1] >= size]
-                offset, room = min(fits, key=lambda gap: gap[1]) if fits else (top, size)
-                if fits:
-                    gaps.remove((offset, room))
-                    gaps += [(offset + size, room - size)] if room > size else []
-                else:
-                    top += size
-                offsets[number] = offset
-                ends.setdefault(self._last[number], []).append((offset, size))
-            gaps = _joined([*gaps, *ends.pop(at, ())])
-        return top, offsets
+        """Bytes of the arena, and the offset of each array in it: the largest first, each at the lowest one that is free all its life.
+
+        Source: Pisarchyk & Lee 2020, arXiv:2001.03288, "Greedy by Size for Offset Calculation".
+        """
+        lives = [
+            (-(-max(self._like(number).nbytes, 1) // ALIGNMENT) * ALIGNMENT, at, self._last[number], number)
+            for at, one in enumerate(code)
+            for number in (one.writes if _into(one) is not None or one.call is run_kernel else ())
+            if self._owners[number] == number and number not in leaving
+        ]
+        placed, offsets = np.zeros((len(lives), 4), np.int64), dict[int, int]()  # of each: first byte, end, birth, death
+        for i, (size, birth, death, number) in enumerate(sorted(lives, key=lambda life: (-life[0], life[1]))):
+            beside = placed[:i][(placed[:i, 2] <= death) & (placed[:i, 3] >= birth), :2]
+            offset = 0
+            for first, end in sorted(beside.tolist()):
+                if first - offset >= size:
+                    break
+                offset = max(offset, end)
+            placed[i], offsets[number] = (offset, offset + size, birth, death), offset
+        return int(placed[:, 1].max(initial=0)), offsets
 
     # --- calls ---
 
@@ -251,17 +254,6 @@ def _is_small(like: Like | None) -> bool:
             return False
         expected *= size
     return like.nbytes > 0
-
-
-def _joined(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The gaps (offset, bytes) in order, those that touch as one."""
-    found: list[tuple[int, int]] = []
-    for offset, size in sorted(gaps):
-        if found and found[-1][0] + found[-1][1] == offset:
-            found[-1] = (found[-1][0], found[-1][1] + size)
-        else:
-            found.append((offset, size))
-    return found
 
 
 # --- kernels that do the work of several ---

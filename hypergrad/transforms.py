@@ -12,6 +12,7 @@ import numpy as np
 
 from .backends import backend_of, digest
 from .backends.recording import is_fixed
+from .backends.tracing import met
 from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
 from .state import current, is_idle, within
 from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents
@@ -30,7 +31,7 @@ def tree_tensors(tree: PyTree, where: str, root: str = "argument", like: Tensor 
         if isinstance(x, Tensor):
             return x
         if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:  # the common case, and the fast one
-            return Tensor(x)
+            return Tensor(met(x))
         try:
             return to_tensors(where, [x, *model] if type(x) in _NUMBERS else [x])[0]
         except HypergradError as error:

@@ -13,7 +13,7 @@ from ..errors import ArgumentError, DeviceError, DTypeError
 from .cuda import CUDA, CudaBackend
 from .cuda import MISSING as NO_CUDA
 from .host import HOST, HostBackend
-from .tracing import TRACING, Traced
+from .tracing import TRACING, Traced, met
 
 __all__ = [
     "CUDA",
@@ -26,6 +26,7 @@ __all__ = [
     "backend_on",
     "digest",
     "is_on_gpu",
+    "is_readable",
     "place",
     "to_host",
 ]
@@ -104,16 +105,21 @@ def is_on_gpu(x: Any) -> bool:
     return NO_CUDA is None and cupy is not None and isinstance(x, cupy.ndarray)
 
 
+def is_readable(x: Any) -> bool:
+    """Whether the host may read elements of x: not of an array on a GPU, and not of one in a recording of a whole function."""
+    return not (type(x) is Traced and x.recording.whole) and not is_on_gpu(x)
+
+
 _WORDS = 512  # of 8 bytes each, in a block of `digest`
 
 
 def digest(x: Any) -> int | None:
-    """A number that tells whether an array was written to; None for an array on a GPU, which the host does not read.
+    """A number that tells whether an array was written to; None for one whose elements the host does not read (`is_readable`).
 
     For a small array it is the CRC-32. A large array is taken as a table with rows of 4 KiB, and the digest is the CRC-32 of its row
     sums and column sums. That is almost as fast as memory, and misses only changes that keep the sum of every row and column.
     """
-    if is_on_gpu(x):
+    if not is_readable(x):
         return None
     if type(x) is Traced:
         raise x.recording.refuse("a digest of an array is taken")
@@ -139,7 +145,9 @@ def as_array(x: Any) -> Array:
         not made of numbers, or is a masked array or a matrix, which mean more than their elements.
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
-    if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative or type(x) is Traced or is_on_gpu(x):
+    if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative:
+        return met(x)
+    if type(x) is Traced or is_on_gpu(x):
         return x
     if isinstance(x, np.ndarray):
         return _plain(x)

@@ -15,6 +15,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,7 @@ def replace(x: Any, kind: type | tuple[type, ...], by: Callable[[Any], Any]) -> 
     return x
 
 
+MOST_INSTRUCTIONS = 20_000  # of a recording
 _STATIC = (np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.broadcast_shapes, np.iscomplexobj, np.isrealobj)
 _WRITING = (np.copyto, np.put, np.place, np.putmask, np.put_along_axis, np.fill_diagonal)
 _ARRAYS = (np.ndarray, np.generic)
@@ -89,22 +91,28 @@ class Like(NamedTuple):
 class Trace:
     """The instructions of one run of a function.
 
+    Args:
+        whole: as `Replays` has it.
+
     Attributes:
         likes: of each slot, what its array is like; None for the number of a step.
         owners: of each slot, the slot whose memory it lies in: its own, or that of the array that it is a view of.
         inputs: slots of the arguments.
         constants: slots of arrays that are no arguments and no results, and so the same in every replay.
+        closed_over: slots of those constants that the function did not make, whose elements may change between two replays.
         instructions: in order.
         guards: of each truth value that was asked for, its slot and the answer.
         reason: why the function cannot be replayed; None where it can. It is kept here as well as raised, because the function might
             catch what is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
         self.likes: list[Like | None] = []
         self.owners: list[int] = []
         self.inputs: list[int] = []
         self.constants: dict[int, Any] = {}
+        self.closed_over: set[int] = set()
         self.instructions: list[Instruction] = []
         self.guards: list[tuple[int, bool]] = []
         self.reason: str | None = None
@@ -116,6 +124,12 @@ class Trace:
         """An argument to record with."""
         self.inputs.append(len(self.likes))
         return Traced(self, self._new(x), x)
+
+    def closed_over_array(self, x: Any) -> Traced:
+        """An array that the function met and did not make, to record with."""
+        if id(x) not in self._known:
+            self.closed_over.add(self._constant(id(x), x))
+        return Traced(self, self._known[id(x)], x)
 
     def agrees(self, other: Trace) -> bool:
         """Whether both are the same but for the numbers: instructions, guards, and constants with their elements."""
@@ -150,13 +164,17 @@ class Trace:
                 raise self.refuse("an array of another recording is used")
             return Slot(x.number)
         key = (x.dtype, x.tobytes()) if not x.ndim else id(x)  # numbers are the same where they are equal
-        if key not in self._known:
-            number = self._known[key] = self._new(x)
-            self.constants[number], self._digests[number] = x, _digest(x)
-        return Slot(self._known[key])
+        return Slot(self._known[key] if key in self._known else self._constant(key, x))
+
+    def _constant(self, key: Any, x: Any) -> int:
+        number = self._known[key] = self._new(x)
+        self.constants[number], self._digests[number] = x, _digest(x)
+        return number
 
     def emit(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The function's result, recorded."""
+        if len(self.instructions) == MOST_INSTRUCTIONS:
+            raise self.refuse(f"it has more than {MOST_INSTRUCTIONS} instructions, whose recording would take long")
         read: dict[int, Any] = {}
 
         def slot(x: Any) -> Slot:
@@ -216,7 +234,7 @@ def _name(call: Callable[..., Any]) -> str:
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """An array of a recording. See the module."""
 
-    __slots__ = ("recording", "number", "value")
+    __slots__ = ("__weakref__", "recording", "number", "value")
     __hash__ = object.__hash__
 
     def __init__(self, recording: Trace, number: int, value: Any) -> None:
@@ -404,3 +422,23 @@ def recording_of(x: Any) -> Trace | None:
 
 
 TRACING = TracingBackend()
+
+_whole: ContextVar[Trace | None] = ContextVar("hypergrad_whole", default=None)
+_wholes: list[Trace] = []  # those of all threads: asking a list whether it is empty costs less than asking the context
+
+
+def recorded_whole(recording: Trace, f: Callable[..., Any], *args: Any) -> Any:
+    """f(*args), where arrays that the engine meets are recorded, too, if they are no arguments."""
+    context = copy_context()
+    context.run(_whole.set, recording)
+    _wholes.append(recording)
+    try:
+        return context.run(f, *args)
+    finally:
+        _wholes.remove(recording)
+
+
+def met(x: Any) -> Any:
+    """An array as the engine works with it: in a recording of a whole function a Traced, else itself."""
+    recording = _whole.get() if _wholes else None
+    return x if recording is None else recording.closed_over_array(x)

@@ -73,7 +73,7 @@ class Config(Section):
     preset: str = option("default", "A method's settings by name; paper is the published protocol.")
     seed: int = option(0, "Seed of the network and of the episodes.", low=0, high=2**64 - 1)
     device: str = option("cpu", "Where to compute; on a GPU images are kept there as bytes.", choices=DEVICES)
-    graphs: bool = option(True, "On a GPU, replay each meta-step as a CUDA graph.")
+    graphs: bool = option(True, "Record a meta-step and replay it: on a GPU as a CUDA graph.")
     per_episode: bool = option(
         False, "Take the gradient of each episode by itself: the same bits on any number of processes. mpiexec sets it."
     )

@@ -86,7 +86,7 @@ class Method(Section, ABC):
     def during(self, progress: float) -> "Method":
         """The method as it is while a share `progress` (0 to 1) of the meta-training is done: itself, where nothing is annealed.
 
-        On a GPU, each different method is recorded as a CUDA graph of its own, so it should change in few stages. Cost: O(options).
+        Each different method is recorded anew, so it should change in few stages. Cost: O(options).
         """
         return self
 

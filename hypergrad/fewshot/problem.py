@@ -57,7 +57,7 @@ class FewShot:
         return {name: place(value, self.config.device) for name, value in drawn.items()}
 
     def gradient(self, hparams: HParams, iteration: int) -> tuple[Array, HParams, Mapping[str, Any]]:
-        """Loss, hypergradient and accuracy of a meta-batch; on a GPU a graph, if `graphs` is set. Cost: one meta-step.
+        """Loss, hypergradient and accuracy of a meta-batch; replayed if `graphs` is set. Cost: one meta-step.
 
         With `per_episode`, the processes share the episodes. The gradients are added up in the order of the episodes.
         """
@@ -135,7 +135,7 @@ def evaluate(
         n_episodes: >= 1.
         steps: numbers of inner steps, in any order.
         progress: called with the number of episodes just finished.
-        graphs: on a GPU, record the work on one meta-batch as a CUDA graph and replay it for the others.
+        graphs: record the work on a meta-batch and replay it for the others; see `capture`.
         ranks: the processes that share the meta-batches; the result is the same in all, and for any number.
     Returns: an Evaluation with `steps` sorted.
     Raises: ArgumentError if there is no episode or no number of steps.

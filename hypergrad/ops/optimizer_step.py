@@ -156,17 +156,17 @@ def kernels_serve(columns: list[list[Any]], fields: list[Any]) -> bool:
     first = columns[0][0] if columns[0] else None
     if type(first) is not Tensor or first.value.dtype.char not in "fd" or not first.value.dtype.isnative:
         return False
-    dtype, kind = first.value.dtype, type(first.value)
+    dtype, kind = first.value.dtype, first.value.__class__  # of a recorded array that of the array
     shapes = [x.value.shape if type(x) is Tensor else None for x in columns[0]]
     for column in columns:
         for x, shape in zip(column, shapes, strict=True):
-            if type(x) is not Tensor or x.value.dtype != dtype or type(x.value) is not kind or x.value.shape != shape:
+            if type(x) is not Tensor or x.value.dtype != dtype or x.value.__class__ is not kind or x.value.shape != shape:
                 return False
     if any(shape is not None and len(shape) > MOST_AXES for shape in shapes):
         return False
 
     def serves(x: Any) -> bool:
-        at_hand = type(x.value) is kind if type(x) is Tensor else type(x) is kind or isinstance(x, (np.ndarray, np.generic))
+        at_hand = x.value.__class__ is kind if type(x) is Tensor else x.__class__ is kind or isinstance(x, (np.ndarray, np.generic))
         return at_hand and x.ndim == 0 and x.dtype == dtype
 
     return all(serves(x) for x in fields)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ..backends import backend_of, is_on_gpu
+from ..backends import backend_of, is_on_gpu, is_readable
 from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
@@ -204,8 +204,8 @@ class Run:
         return [*bar, *(total.value() for total in totals)]
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
-        """Raises: DifferentiationError unless step t, run again, was the same as the first time. Arrays on a GPU are not compared."""
-        if loss is not None and not is_on_gpu(loss.value) and loss.value.tobytes() != self.losses[t].value.tobytes():
+        """Raises: DifferentiationError unless step t, run again, was the same as the first time. Only readable arrays are compared."""
+        if loss is not None and is_readable(loss.value) and loss.value.tobytes() != self.losses[t].value.tobytes():
             raise self._error(
                 f"the inner loss of step {t} was {self.losses[t].value.item():.17g} and is {loss.value.item():.17g} when the step is "
                 f"run again, expected the same bits because reverse mode runs every step again; {_REMEDY}"
@@ -283,8 +283,8 @@ class _Total:
             self.sum = bar.value
         elif self.own:
             self.sum += bar.value
-        else:  # the first cotangent's array may have another owner, so it is not added to in place
-            self.sum, self.own = self.sum + bar.value, True
+        else:  # the first cotangent's array may have another owner, so it is not added to in place; nor is one that is recorded
+            self.sum, self.own = self.sum + bar.value, is_readable(bar.value) or is_on_gpu(bar.value)
 
     def value(self) -> Tensor | None:
         """The sum; None for zero."""

@@ -1,0 +1,191 @@
+"""`capture` of NumPy arrays: calls are replayed with the same bits, whatever changes between them, or the function is called."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import tiny
+from test_capture import STEPS, few_shot, parameters
+
+import hypergrad as hg
+from hypergrad.backends import tracing
+from hypergrad.fewshot.methods import METHODS
+from hypergrad.fewshot.problem import FewShot
+from hypergrad.trees import tree_leaves
+
+X = np.arange(1.0, 7.0).reshape(2, 3)
+
+
+def bits(tree):
+    arrays = [np.asarray(x.value if isinstance(x, hg.Tensor) else x) for x in tree_leaves(tree)]
+    return [(x.dtype, x.shape, x.tobytes()) for x in arrays]
+
+
+def check(f, calls, replayed=True, **options):
+    """Every call as the function's own, and the captured function; the third call on are replayed where they can be."""
+    captured = hg.capture(f, **options)
+    for args in calls:
+        assert bits(captured(*args)) == bits(f(*args))
+    assert captured.replays.program.startswith("function: ") == replayed, captured.replays.program
+    return captured
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", STEPS)
+def test_bits_of_meta_steps(name, dtype):
+    p = parameters(np, dtype)
+    check(STEPS[name], [(p, few_shot(np, seed, dtype)) for seed in range(5)], replayed=name != "composed")  # which writes into an array
+
+
+@pytest.mark.parametrize("checkpoints", ["all", "sqrt", 3])
+def test_bits_of_a_run_in_reverse(checkpoints):
+    def loss(h, x):
+        w = hg.unroll(
+            lambda w, h, t: hg.sum((w * t - x) ** 2) + h["decay"] * hg.sum(w**2),
+            np.zeros(3),
+            h,
+            [1.0, 2.0, 3.0, 4.0, 5.0],
+            optimizer=hg.SGD(lr=h["lr"], momentum=0.9),
+            checkpoints=checkpoints,
+        )
+        return hg.sum(hg.exp(w))
+
+    h = {"lr": np.array(0.01), "decay": np.array(0.1)}
+    check(hg.value_and_grad(loss), [(h, X[0] * k) for k in range(4)])
+
+
+def test_second_order_and_forward():
+    f = lambda x, v: (hg.hvp(lambda a: hg.sum(hg.sin(a) ** 3), (x,), (v,)), hg.jvp(hg.tanh, (x,), (v,)))  # noqa: E731
+    check(f, [(X * k, X + k) for k in range(4)])
+
+
+def test_results_are_new_arrays_and_arguments_are_let_go():
+    captured = hg.capture(lambda x, big: (2 * x, big + 1, x))
+    big = np.ones(5000)
+    for _ in range(4):
+        kept = captured(X, big)
+        want = [y.copy() for y in kept]
+        for y in captured(X + 1, big + 1)[:2]:
+            y[...] = -1.0
+        assert bits(list(kept)) == bits(want)
+    alive = weakref.ref(big)
+    del big
+    gc.collect()
+    assert alive() is None
+
+
+def test_arrays_that_it_closes_over_may_be_overwritten():
+    """Those that only meet other constants, too: of one axis and of none, of a run, and images whose statistics a run keeps."""
+    c, rate, images = np.ones(3), np.array(0.2), np.random.default_rng(0).standard_normal((1, 2, 4, 4, 1))
+    w = np.random.default_rng(1).standard_normal((3, 3, 1, 2))
+
+    def f(x):
+        y = hg.sum(hg.exp(c) * rate) + hg.sum(x * c) + hg.sum(hg.exp(rate))
+        v = hg.unroll(lambda v, h, t: hg.sum((v - h) ** 2), c, rate, [0, 1, 2], optimizer=hg.SGD(lr=0.1))
+        y = y + hg.sum(v) + hg.sum(hg.value_and_grad(lambda a: hg.sum(a**3))(c)[1])
+        return y + hg.sum(hg.conv_bn_relu_pool(images, w, np.ones(2), np.zeros(2)))
+
+    captured = hg.capture(hg.value_and_grad(f))
+    for k in range(6):
+        assert bits(captured(X)) == bits(hg.value_and_grad(f)(X))
+        c[k % 3] += 1.0
+        rate[...] += 0.1
+        images[...] *= 1.0 + images
+    assert captured.replays.program.startswith("function: ")
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "f, why",
+    [
+        (lambda x: hg.sum(x * RNG.standard_normal(3)), "recordings of the function differ"),
+        (lambda x: x * float(x[0, 0]), "a number is taken out of an array"),
+        (lambda x: np.add(x, 1.0, out=x.copy()), "writes into an array"),
+        (lambda x: [x := x + 1.0 for _ in range(60)][-1], "more than 50 instructions"),
+    ],
+    ids=["random", "float", "out", "long"],
+)
+def test_what_cannot_be_replayed_is_called(f, why, monkeypatch):
+    monkeypatch.setattr(tracing, "MOST_INSTRUCTIONS", 50)
+    captured = hg.capture(f)
+    for k in range(5):
+        found = captured(X + k)
+        assert why == "recordings of the function differ" or bits(found) == bits(f(X + k))
+    assert captured.replays.program.startswith("none: ") and why in captured.replays.program
+
+
+def test_another_answer_of_a_truth_value_calls_the_function():
+    f = lambda x: x * 2 if x[0, 0] > 0 else x - 1  # noqa: E731
+    check(f, [(X,), (X,), (X,), (-X,), (X,), (-X,)])
+
+
+def test_kinds_of_calls_have_programs_of_their_own():
+    f = lambda x, n, y=None: hg.grad(lambda a: hg.sum(a**n))(x)  # noqa: E731
+    calls = [(X, 2), (X, 3), (X.T, 2), (X.astype("float32"), 2), (X[:, :1], 2), (X, 2.0)]
+    check(f, calls * 4)
+    captured = hg.capture(f)
+    for fused in (True, False) * 3:
+        with hg.fusion(fused):
+            assert bits(captured(X, 2)) == bits(f(X, 2))
+
+
+def test_an_error_is_the_functions_own_and_leaves_it_usable():
+    def f(x, labels):
+        return hg.sum(hg.cross_entropy(x, labels))
+
+    captured = hg.capture(f)
+    right, wrong = np.array([0, 1]), np.array([0, 7])
+    for _ in range(3):
+        captured(X, right)
+    for _ in range(4):
+        with pytest.raises(hg.errors.HypergradError, match="labels"):
+            captured(X, wrong)
+        assert bits(captured(X, right)) == bits(f(X, right))
+
+
+def test_threads_do_not_share_an_arena():
+    captured = hg.capture(hg.value_and_grad(lambda x: hg.sum(hg.tanh(hg.matmul(x, x)))))
+    inputs = [np.random.default_rng(i).standard_normal((40, 40)) for i in range(4)]
+    want = [bits(captured.fn(x)) for x in inputs]
+    captured(inputs[0]), captured(inputs[0])
+    wrong = []
+
+    def work(i):
+        wrong.extend([i for _ in range(50) if bits(captured(inputs[i])) != want[i]])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not wrong
+
+
+def test_without_kept_activations_the_bits_are_the_same_and_the_arena_is_smaller():
+    def loss(w, x):
+        def inner(v, h, b):
+            return hg.sum(hg.tanh(hg.matmul(x, v)) ** 2)
+
+        return hg.sum(hg.unroll(inner, w, {}, hg.full_batch(None, 6), optimizer=hg.SGD(lr=0.1)))
+
+    rng = np.random.default_rng(0)
+    calls = [(rng.standard_normal((20, 3)), rng.standard_normal((400, 20))) for _ in range(4)]
+    arenas = [
+        int(check(hg.value_and_grad(loss), calls, keep_activations=keep).replays.program.split(", ")[1].split()[0])
+        for keep in (True, False)
+    ]
+    assert arenas[1] < 0.7 * arenas[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_with_the_same_bits(method):
+    """Four meta-steps: the last two are replayed where the method can be."""
+    found = []
+    for graphs in (True, False):
+        config = tiny.tiny_config(method, iterations=4, graphs=graphs)
+        problem = FewShot(config, tiny.tiny_data())
+        hparams = problem.init()
+        found.append([bits(list(problem.gradient(hparams, i)[:2])) for i in range(4)])
+    assert found[0] == found[1]
