@@ -6,7 +6,6 @@ bytes that each takes. The schedules' own counts of states and of steps run agai
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -35,7 +34,7 @@ _LONG_S = 1.0  # no other round of timed runs begins after so long
 _MOST_TIMED = 128  # steps of a run that is timed
 _TRACED_STEPS = 8  # of a run whose memory is measured, where nothing is recorded
 _NOTED_BYTES = 500  # of a step, about: its loss in its Tensor, and its places in lists
-_LITTLE = 0.05  # of a state
+_LITTLE = 0.5  # of a state: no more counts for little
 _MORE_STEPS = 4  # times as many steps are run to learn it precisely
 _LATE = 4  # times as many steps are run to learn the residues of later steps
 _BLOCK = 64  # directions of the larger forward run that is measured, at most
@@ -131,9 +130,9 @@ def plan(
     Returns: Plan(routes, choice, ...); plan.run() runs the choice. All routes give the same hypergradient.
     Raises: ArgumentError if no pass fits in memory_bytes (it names the smallest), and what `reverse` and `forward` raise.
     Memory: that of a pass over a few steps.
-    Time: about 25 runs that are timed, of 0.1 s or of 12 steps, whichever takes longer; two of six kinds where all of them take more than a
-        second. A dozen whose memory is traced, which slows them, of 8 to 36 steps; a few of four times as many where steps can be undone
-        and where states are small.
+    Time: up to 24 runs that are timed, of 0.1 s or of 12 steps, whichever takes longer; half as many where a round of them takes a
+        second. Seven whose memory is traced, which slows them, of 24 steps, or of 96 where states are small; one of four times as many
+        where steps can be undone.
     Example:
         >>> problem = hg.Bilevel(
         ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
@@ -312,7 +311,6 @@ class _Parts:
             return self.batches[t]
 
         self.draw = draw
-        gc.collect()  # also empties the lists of free objects, which would hide what a run takes from them
         with Meter(memory=True) as meter:
             kept = run(n, *args)  # its results count
             laps[number] = meter.lap()

@@ -27,7 +27,7 @@ def problem(n_steps=16, size=20_000, optimizer=None, n_hparams=3):
 
 
 def measured(plan, route):
-    gc.collect()  # which empties the lists of free objects
+    plan.run(route)  # which fills the lists of free objects that Python keeps, as the plan's own runs did
     tracemalloc.start()
     r = plan.run(route)
     tracemalloc.stop()
@@ -73,7 +73,7 @@ def test_bytes_of_runs_that_are_longer_than_those_the_plan_measures(n_steps, siz
 
 def measured_peak(run):
     run()
-    gc.collect()
+    gc.collect()  # which empties the lists
     tracemalloc.start()
     peak = run().stats.peak_bytes
     tracemalloc.stop()
