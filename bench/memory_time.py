@@ -1,6 +1,6 @@
 """Time and memory of every exact pass, over the steps T, the hyperparameters N and the weights W, beside what `hg.plan` predicts.
 
-    python bench/memory_time.py [--quick] [--out DIR] [--mnist ROOT] [--device cpu|cuda]
+    python bench/memory_time.py [--quick] [--out DIR] [--mnist ROOT] [--device cpu|cuda] [--report]
 
 The problem is the one by which RFHO checked forward against reverse mode: a network on images of MNIST's size, trained
 by gradient descent with momentum. The hyperparameters are the step size, the momentum and a weight for each group of
@@ -8,7 +8,8 @@ examples; N is varied by the number of groups. Seconds are medians of runs in al
 runs of their own, since tracing allocations costs time. A cell for which the plan predicts too long a run is not run.
 JAX and PyTorch run the same problem over T, on the CPU and where they are installed; see memory_time_peers.py.
 
-The last part is RFHO's own check: 328,810 weights, 8 hyperparameters, 100 steps.
+The last part is RFHO's own check: 328,810 weights, 8 hyperparameters, 100 steps. `--report` measures nothing: it writes the figures of
+bench/results/memory_time-cpu.jsonl into bench/README.md, as a whole run on the CPU does in the end.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from memory_time_peers import KINDS
+from memory_time_report import section, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -51,6 +53,7 @@ LABELS = {
     "reversible": "reverse reversible",
     "host": "reverse host",
 }
+STORED = HERE / "results" / "memory_time-cpu.jsonl"
 # Of RFHO's authors: https://github.com/lucfra/RFHO, states in MiB and seconds on their CPU.
 THEIRS = {"forward": {"state_mib": 22.6, "seconds": 49.0}, "all": {"state_mib": 255.9, "seconds": 15.0}}
 Row = dict[str, Any]
@@ -217,10 +220,11 @@ def measure_peers(data: tuple[Any, Any], problem: tuple[hg.Bilevel, Any, Any], r
 
 
 def measure(data: tuple[Any, Any], setting: Setting, progress: Progress) -> list[Row]:
-    """The rows of the three sweeps; with the peers' over T."""
+    """The rows of the three sweeps and of the most hyperparameters with the most weights; with the peers' over T."""
     fixed = (setting.steps_fixed, setting.hparams_fixed, (setting.width_fixed,))
     cells = [("T", t, *fixed[1:]) for t in setting.steps] + [("N", fixed[0], n, fixed[2]) for n in setting.hparams]
     cells += [("W", *fixed[:2], (h,)) for h in setting.widths]
+    cells.append(("N and W", fixed[0], max(setting.hparams), (max(setting.widths),)))
     rows: list[Row] = []
     for sweep, n_steps, n_hparams, hidden in progress.track(cells, description="measuring"):
         problem = make_problem(data, setting.batch, n_steps, n_hparams, hidden)
@@ -274,6 +278,7 @@ def errors(rows: list[Row]) -> list[str]:
 
 
 KEYS = {"T": "n_steps", "N": "n_hparams", "W": "n_weights"}
+TABLES = {**KEYS, "N and W": "n_weights"}
 
 
 def table(rows: list[Row], sweep: str) -> Table:
@@ -284,7 +289,7 @@ def table(rows: list[Row], sweep: str) -> Table:
     for r in (r for r in rows if r["sweep"] == sweep):
         if r["kind"] == "peer":
             peak = f"{r['peak_bytes'] / 1e6:.1f}"
-            out.add_row(str(r[KEYS[sweep]]), r["mode"], f"{r['seconds']:.3f}", "-", peak, "-", "-", "-", f"{r['difference']:.0e}")
+            out.add_row(str(r[TABLES[sweep]]), r["mode"], f"{r['seconds']:.3f}", "-", peak, "-", "-", "-", f"{r['difference']:.0e}")
             continue
         stats = r.get("stats")
         measured = (
@@ -299,7 +304,7 @@ def table(rows: list[Row], sweep: str) -> Table:
             )
         )
         out.add_row(
-            str(r[KEYS[sweep]]),
+            str(r[TABLES[sweep]]),
             LABELS[r["mode"]] + (" *" if r["chosen"] else ""),
             measured[0],
             f"{r['plan_s']:.3f}",
@@ -366,6 +371,12 @@ def on_device(data: tuple[Any, Any], device: str) -> tuple[Any, Any]:
     return cupy.asarray(data[0]), cupy.asarray(data[1])
 
 
+def report() -> None:
+    """Writes the figures of the stored run into bench/README.md."""
+    lines = [json.loads(line) for line in STORED.read_text().splitlines()]
+    write(HERE / "README.md", section(lines, LABELS, STORED.relative_to(HERE.parent).as_posix()))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write memory_time-DEVICE.jsonl and .png."""
     parser = argparse.ArgumentParser(description="Time and memory of every pass, over T, N and the weights, beside the plan's predictions.")
@@ -373,14 +384,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the results (default: bench/results)")
     parser.add_argument("--mnist", type=Path, metavar="ROOT", help="folder with MNIST's idx files, instead of synthetic images")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are (default: cpu)")
+    parser.add_argument("--report", action="store_true", help="write the figures of the stored run into bench/README.md; measure nothing")
     options = parser.parse_args(arguments)
     setting, console = QUICK if options.quick else FULL, Console()
+    if options.report:
+        return report()
     data = first_images(options.mnist, 6250) if options.mnist else synthetic_digits(6250)
     data = on_device(data, options.device)
     with Progress(console=console, transient=True) as progress:
         rows = measure(data, setting, progress)
     rfho = measure_rfho(data, setting)
-    for sweep in KEYS:
+    for sweep in TABLES:
         console.print(table(rows, sweep))
     said = errors(rows)
     for r in rfho:
@@ -407,6 +421,8 @@ def main(arguments: list[str] | None = None) -> None:
     write_lines(path, [head, *rows, *rfho, *({"kind": "verdict", "text": line} for line in said)])
     plot(rows, path.with_suffix(".png"))
     console.print(f"written: {path} and {path.with_suffix('.png').name}")
+    if path == STORED:
+        report()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Meter:
         self.seconds = 0.0
         self.peak_bytes: int | None = None
         self.peak_device_bytes: int | None = None
-        self._peak = self._held = 0
+        self._peak = self._held = self._lap = 0
         self._pool: Any = None
 
     def __enter__(self) -> Meter:
@@ -43,9 +43,8 @@ class Meter:
         self._traced = tracemalloc.is_tracing()
         if self._traced:
             self._held, peak = tracemalloc.get_traced_memory()
-            for meter in _open:
-                meter._peak = max(meter._peak, peak)
-            self._peak = self._held
+            _note(peak)
+            self._peak = self._lap = self._held
             _open.append(self)
             tracemalloc.reset_peak()
             self._pool = _pool_hook()
@@ -53,6 +52,20 @@ class Meter:
                 self._pool.__enter__()
         self._start = time.perf_counter()
         return self
+
+    def lap(self) -> tuple[int, int]:
+        """Bytes held now, and their peak since the last lap, both above what was held on entry; on a GPU those of the device.
+
+        It may be asked where memory is traced. Meters that are open inside or around this one go on as if it had not been.
+        """
+        held, peak = tracemalloc.get_traced_memory()
+        _note(peak)
+        tracemalloc.reset_peak()
+        peak, self._lap = self._lap, held
+        if self._pool is not None and self._pool.peak is not None:
+            of_device: tuple[int, int] = self._pool.lap()
+            return of_device
+        return held - self._held, peak - self._held
 
     def __exit__(self, *error: Any) -> None:
         self.seconds = time.perf_counter() - self._start
@@ -67,6 +80,12 @@ class Meter:
             tracemalloc.stop()
 
 
+def _note(peak: int) -> None:
+    """Tells all open meters of a peak, before tracemalloc forgets it."""
+    for meter in _open:
+        meter._peak, meter._lap = max(meter._peak, peak), max(meter._lap, peak)
+
+
 def _pool_hook() -> Any:
     """A hook of CuPy's memory pools that counts what they hand out from now on; None where CuPy is not imported."""
     cupy: Any = sys.modules.get("cupy")  # an array of CuPy's exists only where CuPy is imported
@@ -74,7 +93,7 @@ def _pool_hook() -> Any:
         return None
 
     class Count(cupy.cuda.MemoryHook):  # type: ignore[misc]
-        held = 0
+        held = lap_peak = 0
         peak: int | None = None
 
         def malloc_postprocess(self, *, mem_size: int, mem_ptr: int, **_: Any) -> None:
@@ -85,7 +104,11 @@ def _pool_hook() -> Any:
 
         def _change(self, by: int) -> None:
             self.held += by
-            self.peak = max(self.peak or 0, self.held)
+            self.peak, self.lap_peak = max(self.peak or 0, self.held), max(self.lap_peak, self.held)
+
+        def lap(self) -> tuple[int, int]:
+            peak, self.lap_peak = self.lap_peak, self.held
+            return self.held, peak
 
     hook = Count()
     hook.name = f"hypergrad.Meter {id(hook)}"  # CuPy knows hooks by name

@@ -7,9 +7,13 @@ bytes that each takes. The schedules' own counts of states and of steps run agai
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .backends import is_on_gpu
 from .bilevel import Batches, Bilevel, DrawnBatches, HyperGradient, Stats, count_steps
@@ -25,12 +29,17 @@ from .tape import with_tangents
 from .transforms import tree_tensors
 from .trees import PyTree, tree_leaves
 
-_SHORT_S = 0.05  # a timed run is at least this long, where the problem has enough steps
-_MOST_STEPS = 32  # of a short run
-_TRACED_STEPS = 8  # of a run whose memory is measured, where all that is noted of the steps is less than a state
-_NOTED_BYTES = 1000  # of a step, at most
+_SHORT_S = 0.1  # a timed run is about this long, where the problem has enough steps
+_LONG_S = 1.0  # no other round of timed runs begins after so long
+_MOST_TIMED = 128  # steps of a run that is timed
+_TRACED_STEPS = 8  # of a run whose memory is measured, where nothing is recorded
+_NOTED_BYTES = 500  # of a step, about: its loss in its Tensor, and its places in lists
+_LITTLE = 0.5  # of a state: no more counts for little
+_MORE_STEPS = 4  # times as many steps are run to learn it precisely
 _LATE = 4  # times as many steps are run to learn the residues of later steps
-_BLOCK = 64  # directions of the larger forward run that is measured
+_BLOCK = 64  # directions of the larger forward run that is measured, at most
+_LEAST_BLOCK = 4  # of them, and more only as long as their states are within
+_BLOCK_BYTES = 64 * 2**20
 _REPEATS = 3
 
 
@@ -121,8 +130,9 @@ def plan(
     Returns: Plan(routes, choice, ...); plan.run() runs the choice. All routes give the same hypergradient.
     Raises: ArgumentError if no pass fits in memory_bytes (it names the smallest), and what `reverse` and `forward` raise.
     Memory: that of a pass over a few steps.
-    Time: runs of a few steps each, about 40 of them timed, the longest about 0.1 s or a few steps where these take longer. A dozen whose
-        memory is traced, which slows them, have up to 32 steps; where steps can be undone, one has four times as many.
+    Time: up to 24 runs that are timed, of 0.1 s or of 12 steps, whichever takes longer; half as many where a round of them takes a
+        second. Seven whose memory is traced, which slows them, of 24 steps, or of 96 where states are small; one of four times as many
+        where steps can be undone.
     Example:
         >>> problem = hg.Bilevel(
         ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
@@ -173,6 +183,14 @@ def _line(a: tuple[int, float], b: tuple[int, float], slope: float = 0.0) -> _Li
     return _Line(b[1] - slope * b[0], slope)
 
 
+class _Bytes(NamedTuple):
+    """Bytes of a run: the peak of its first steps, which are recorded, that of what follows, and what each step leaves behind."""
+
+    first: int
+    later: int
+    note: float
+
+
 class _Parts:
     """The measured parts of the costs of a problem, and the routes that they make up."""
 
@@ -185,105 +203,123 @@ class _Parts:
         self.state_bytes = store.n_bytes((w, optimizer.begin(w)))
         self.on_gpu = any(is_on_gpu(x.value) for x in tree_leaves(w))
         self.block = max(1, min(self.n_hparams, DIRECTIONS))  # directions of a block without a budget
-        self.high = min(self.block, _BLOCK)
+        self.high = min(self.block, _BLOCK, max(_LEAST_BLOCK, _BLOCK_BYTES // max(self.state_bytes, 1)))
         self.low = max(1, self.high // 4)
         self.undoes = n_steps > 1 and _undoes(optimizer.scheduled(n_steps, range(n_steps)))
-        # Steps are recorded before they are replayed. So where there are enough, the parts come from the difference of two such runs.
-        self.first = LEAST_STEPS if n_steps >= 2 * LEAST_STEPS and not self.on_gpu else 0
-        self.n = self._enough_steps()
+        self.draw: Callable[[int], Any] = batches.__getitem__
         self._time()
         self._trace()
 
     # --- short runs, and what they say --------------------------------------------------------------------
 
     def _reverse(self, n: int, checkpoints: Any, **more: Any) -> HyperGradient:
-        return reverse(self.problem, self.hparams, DrawnBatches(n, self.batches.__getitem__), checkpoints=checkpoints, **self.more, **more)
+        return reverse(self.problem, self.hparams, DrawnBatches(n, self.draw), checkpoints=checkpoints, **self.more, **more)
 
     def _forward(self, n: int, directions: int) -> Any:
-        h, first = tree_tensors(self.hparams, "plan", "hparams"), DrawnBatches(n, self.batches.__getitem__)
+        h, first = tree_tensors(self.hparams, "plan", "hparams"), DrawnBatches(n, self.draw)
         seeds = units(self.leaves, 0, directions)
         return set_aside(lambda: with_tangents(block, self.problem, h, seeds, directions, first, Stats("plan"), **self.more))
 
     def _plain(self, n: int) -> Any:
         h = tree_tensors(self.hparams, "plan", "hparams")
-        return set_aside(objective, self.problem, h, DrawnBatches(n, self.batches.__getitem__), Stats("plan"), **self.more)
-
-    def _enough_steps(self) -> int:
-        """Steps of a run that takes long enough to be timed."""
-        n = max(1, 2 * self.first)
-        while n < min(self.n_steps, _MOST_STEPS):
-            n = min(2 * n, self.n_steps, _MOST_STEPS)
-            with Meter() as meter:
-                _wait(self._reverse(n, "all").value)
-            if meter.seconds > _SHORT_S:
-                break
-        return n
+        return set_aside(objective, self.problem, h, DrawnBatches(n, self.draw), Stats("plan"), **self.more)
 
     def _time(self) -> None:
-        """Seconds of the parts. The runs take turns, so that what slows the machine for a while slows all of them."""
-        n, first, low, high = self.n, self.first, self.low, self.high
-        runs: dict[Any, Callable[[], Any]] = {
-            "nothing": lambda: self._plain(first)[0].value,
-            "plain": lambda: self._plain(n)[0].value,
-            "ends": lambda: self._reverse(first, "all").value,
-            "all": lambda: self._reverse(n, "all").value,
-            "host": lambda: self._reverse(n, "host").value,
-            "low": lambda: self._forward(n, low)[0].value,
-            "high": lambda: self._forward(n, high)[0].value,
+        """Seconds over the steps, for each kind of run. They take turns, so that what slows the machine for a while slows all of them."""
+        runs: dict[str, Callable[[int], Any]] = {
+            "plain": lambda n: self._plain(n)[0].value,
+            "low": lambda n: self._forward(n, self.low)[0].value,
+            "high": lambda n: self._forward(n, self.high)[0].value,
         }
-        if first:
-            runs |= {"first low": lambda: self._forward(first, low)[0].value, "first high": lambda: self._forward(first, high)[0].value}
-        if self.undoes:
-            runs["reversible"] = lambda: self._reverse(n, "reversible").value
-        seconds: dict[str, list[float]] = {k: [] for k in runs}
-        for _ in range(_REPEATS + 1):
-            for k, run in runs.items():
-                with Meter() as meter:
-                    _wait(run())
-                seconds[k].append(meter.seconds)
-        took = {k: statistics.median(x[1:]) for k, x in seconds.items()}  # the first round warms up
+        for kind in ("all", "host", *["reversible"] * self.undoes):
+            runs[kind] = lambda n, kind=kind: self._reverse(n, kind).value  # type: ignore[misc]
+        few, most = min(self.n_steps, LEAST_STEPS), min(self.n_steps, _MOST_TIMED)
+        first = {k: self._seconds_of(run, few) for k, run in runs.items()}  # which warms up
+        steps = {k: max(few, min(most, int(_SHORT_S / max(x.slope, 1e-6)))) for k, x in first.items()}
+        found: dict[str, list[_Line]] = {k: [] for k in runs}
+        spent = 0.0
+        while spent < _LONG_S and len(found["all"]) < _REPEATS:
+            with Meter() as meter:
+                for k, run in runs.items():
+                    found[k].append(self._seconds_of(run, steps[k]))
+            spent += meter.seconds
+        took = {k: _Line(*(statistics.median(column) for column in zip(*lines, strict=True))) for k, lines in found.items()}
+        self.seconds, low, high = took, took["low"], took["high"]
+        self.tangents_start_s = _line((self.low, low.start), (self.high, high.start))
+        self.tangents_step_s = _line((self.low, low.slope), (self.high, high.slope))
 
-        def step(short: str, long: str) -> float:
-            return max(took[long] - took[short], 0.0) / (n - first)
+    def _seconds_of(self, run: Callable[[int], Any], n: int) -> _Line:
+        """Seconds over the number of steps, by a run of n steps.
 
-        self.step_s, self.both_s = step("nothing", "plain"), step("ends", "all")  # both: a step and a transposed step
-        self.ends_s = max(took["ends"] - first * self.both_s, 0.0)
-        self.undo_s = max(took.get("reversible", 0.0) - took["all"], 0.0) / max(n - 1, 1)  # with the residue that the first run takes
-        self.host_s = max(took["host"] - took["all"], 0.0) / n
-        starts = ("first low", "first high") if first else ("nothing", "nothing")
-        ends = [(p, step(start, k)) for p, start, k in zip((low, high), starts, ("low", "high"), strict=True)]
-        self.tangents_s = _line(ends[0], ends[1])
-        self.nothing_s = max(took[starts[0]] - first * ends[0][1], 0.0)
+        A step begins when its batch is read, in every pass. The first steps are recorded and the later ones replayed, which is cheaper.
+        The steps in the middle of the run are neither the first ones of the run nor of its way back, so that their mean is that of the
+        steps that would follow. Work on a GPU goes on beside the host's, so there a run without steps tells what is not the steps'.
+        """
+        begun: list[tuple[int, float]] = []
+
+        def draw(t: int) -> Any:
+            begun.append((t, time.perf_counter()))
+            return self.batches[t]
+
+        with Meter() as nothing:
+            if self.on_gpu:
+                _wait(run(0))
+        self.draw = draw
+        with Meter() as meter:
+            _wait(run(n))
+        self.draw = self.batches.__getitem__
+        if self.on_gpu:
+            return _line((0, nothing.seconds), (n, meter.seconds))
+        middle = range(n // 4, n - n // 4)
+        slope = sum([after - at for (t, at), (_, after) in pairwise(begun) if t in middle]) / len(middle)
+        return _Line(meter.seconds - slope * n, slope)
 
     def _trace(self) -> None:
         """Bytes of the parts: what a run allocates beside the states that it counts, and what it notes of each step."""
-        n = _MOST_STEPS if self.n_steps * _NOTED_BYTES > self.state_bytes else _TRACED_STEPS
-        least = LEAST_STEPS if self.n_steps >= LEAST_STEPS and not self.on_gpu else 1  # of runs of this kind
-        n = min(self.n_steps, max(n, 3 * least))
-        half = max(n // 2, min(n, least))
-        long = min(self.n_steps, 4 * n)  # what is noted of the steps shows when it is more than a recording takes
-        along = [self._peak(self._forward, k, self.low) for k in (n, long)]  # forward mode stores no states
-        note = max(_line((n, along[0]), (long, along[1])).slope, 0.0)  # of each step, whatever is stored: its loss
-        stored = self._over_steps("all", half, n)
-        self.unit_bytes = self.state_bytes + max(stored.slope - note, 0.0)  # of a stored state, with the objects around its arrays
-        self.besides = {"all": _Line(stored.start, note), "host": self._over_steps("host", half, n)}
-        few = min(half, self.n_steps.bit_length() + 1)
-        for kind, checkpoints in (("sqrt", "sqrt"), ("count", few)):
-            besides = self._besides(n, checkpoints) - self.stats.states_held * (self.unit_bytes - self.state_bytes)
-            self.besides[kind] = _Line(besides - n * note, note)
-        self.residues = _Line(0.0, 0.0)
-        if self.undoes:
-            self.besides["reversible"] = self._over_steps("reversible", half, n)
-            self.residues = self._late_residues(n, self.stats.residue_bytes)
-        wide = self._peak(self._forward, n, self.high)
-        self.tangents_bytes = _line((self.low, along[0]), (self.high, wide), self.state_bytes)
+        notes = self.n_steps * _NOTED_BYTES > _LITTLE * self.state_bytes  # whether what is noted of the steps counts
+        n = min(self.n_steps, (_MORE_STEPS if notes else 1) * (_TRACED_STEPS if self.on_gpu else 2 * LEAST_STEPS))
+        low, high = (self._bytes_of(self._forward, n, p) for p in (self.low, self.high))  # forward mode stores no states
+        note = low.note  # of each step, whatever is stored: its loss
+        self.tangents_first_bytes = _line((self.low, low.first), (self.high, high.first), self.state_bytes)
+        self.tangents_bytes = _line((self.low, low.later), (self.high, high.later), self.state_bytes)
         self.later_notes = note * (self.n_steps - n)
+        stored = self._bytes_of(self._reverse, n, "all")
+        self.unit_bytes = max(stored.note - note, float(self.state_bytes))  # of a stored state, with the objects around its arrays
+        self.first_bytes = {"all": stored.first}
+        self.besides = {"all": _Line(stored.later - n * (self.unit_bytes + note), note)}
+        few = max(1, min(n // 2, self.n_steps.bit_length() + 1))
+        for kind, checkpoints in (("sqrt", "sqrt"), ("count", few), ("host", "host"), *[("reversible", "reversible")] * self.undoes):
+            found = self._bytes_of(self._reverse, n, checkpoints)
+            states = self.stats.states_held * (self.unit_bytes if kind in ("sqrt", "count") else self.state_bytes)
+            around = found.note - self.stats.residue_bytes / n  # with a residue's objects, or the place of a state in the file
+            noted = max(note, around) if kind in ("host", "reversible") else note
+            self.first_bytes[kind] = found.first
+            self.besides[kind] = _Line(found.later - states - self.stats.residue_bytes - n * noted, noted)
+        self.residues = self._late_residues(n, self.stats.residue_bytes) if self.undoes else _Line(0.0, 0.0)
 
-    def _over_steps(self, checkpoints: Any, half: int, n: int) -> _Line:
-        """`_besides` over the number of steps."""
-        low, high = (self._besides(k, checkpoints) for k in (half, n))
-        slope = max(_line((half, low), (n, high)).slope, 0.0)
-        return _Line(high - slope * n, slope)
+    def _bytes_of(self, run: Callable[..., Any], n: int, *args: Any) -> _Bytes:
+        """Bytes of a run of n steps. As in `_seconds_of`, a step begins when its batch is read."""
+        laps = np.zeros((8 * n + 8, 2), np.int64)  # made beforehand, so that nothing of it counts as held by the run
+        at = [-1] * n  # of each step, the number of its first lap
+        number = 0
+
+        def draw(t: int) -> Any:
+            nonlocal number
+            laps[number % len(laps)] = meter.lap()
+            at[t] = number if at[t] < 0 else at[t]
+            number += 1
+            return self.batches[t]
+
+        self.draw = draw
+        with Meter(memory=True) as meter:
+            kept = run(n, *args)  # its results count
+            laps[number] = meter.lap()
+        self.draw = self.batches.__getitem__
+        if isinstance(kept, HyperGradient):
+            self.stats = kept.stats
+        middle, last = at[n // 2], at[n - 1]
+        note = (laps[last, 0] - laps[at[n // 4], 0]) / max(n - 1 - n // 4, 1)
+        return _Bytes(int(laps[: middle + 1, 1].max()), int(laps[middle + 1 : number + 1, 1].max()), max(float(note), 0.0))
 
     def _late_residues(self, n: int, first: int) -> _Line:
         """Bytes of the residues over the number of steps, where the first n steps have `first` bytes.
@@ -297,18 +333,6 @@ class _Parts:
         if last > 1:
             slope = self._reverse(late, "reversible", last=last).stats.residue_bytes / (last - 1)
         return _Line(first - slope * n, slope)
-
-    def _besides(self, n: int, checkpoints: Any) -> float:
-        """Bytes at the peak of n steps in reverse, less those of the states and residues that the pass counts."""
-        peak = self._peak(self._reverse, n, checkpoints)
-        return peak - self.stats.state_bytes - self.stats.residue_bytes
-
-    def _peak(self, run: Callable[..., Any], *args: Any) -> float:
-        with Meter(memory=True) as meter:
-            kept = run(*args)  # its results count
-        if isinstance(kept, HyperGradient):
-            self.stats = kept.stats
-        return (meter.peak_device_bytes if self.on_gpu else meter.peak_bytes) or 0
 
     # --- routes --------------------------------------------------------------------------------------------
 
@@ -324,17 +348,18 @@ class _Parts:
     def reverse(self, checkpoints: Any) -> Route:
         """The route of reverse mode with this policy."""
         counts = schedule.parse(checkpoints, self.n_steps)
-        seconds = self.ends_s + self.n_steps * self.both_s
-        states, held = counts.states, float(counts.states * self.state_bytes)
         kind = "count" if isinstance(checkpoints, int) else checkpoints
-        seconds += counts.reruns * (self.undo_s if checkpoints == "reversible" else self.step_s)
+        states, held = counts.states, float(counts.states * self.state_bytes)
+        if kind in self.seconds:
+            seconds = self.seconds[kind].at(self.n_steps)
+        else:
+            seconds = self.seconds["all"].at(self.n_steps) + counts.reruns * self.seconds["plain"].slope
         if checkpoints == "host":
-            seconds += self.n_steps * self.host_s
             states, held = 1, float(self.state_bytes)
         if checkpoints == "reversible":
             held += self.residues.at(self.n_steps)
         objects = states * (self.unit_bytes - self.state_bytes) if kind in ("all", "sqrt", "count") else 0.0
-        peak = self.besides[kind].at(self.n_steps) + held + objects
+        peak = max(self.first_bytes[kind], self.besides[kind].at(self.n_steps) + held + objects)
         name = f"reverse, {checkpoints} states" if isinstance(checkpoints, int) else f"reverse, {checkpoints}"
         return Route(name, "reverse", {"checkpoints": checkpoints}, seconds, int(peak), states, int(held), counts.reruns)
 
@@ -349,9 +374,9 @@ class _Parts:
     def forward(self, directions: int) -> Route:
         """The route of forward mode with blocks of so many directions."""
         whole, rest = divmod(self.n_hparams, directions)
-        a_step = whole * self.tangents_s.at(directions) + (self.tangents_s.at(rest) if rest else 0.0)
-        seconds = (whole + (rest > 0)) * self.nothing_s + self.n_steps * a_step
-        peak = self.tangents_bytes.at(directions) + self.later_notes
+        sizes = [directions] * whole + [rest] * (rest > 0)
+        seconds = sum(self.tangents_start_s.at(p) + self.n_steps * self.tangents_step_s.at(p) for p in sizes)
+        peak = max(self.tangents_first_bytes.at(directions), self.tangents_bytes.at(directions) + self.later_notes)
         states = 1 + directions
         name = f"forward, {'all directions' if directions == self.n_hparams else f'blocks of {directions}'}"
         return Route(name, "forward", {"directions": directions}, seconds, int(peak), states, states * self.state_bytes, 0)

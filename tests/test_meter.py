@@ -45,6 +45,22 @@ def test_bytes_held_on_entry_do_not_count():
     assert kept.nbytes == 5 * MB
 
 
+def test_laps():
+    """Each has the peak since the last one, also where a meter was opened in between; the whole keeps its own."""
+    with Meter(memory=True) as outer:
+        a = allocate(6 * MB)
+        del a
+        b = allocate(2 * MB)
+        assert outer.lap() == (near(2 * MB), near(6 * MB))
+        with Meter() as inner:
+            c = allocate(3 * MB)
+            del c
+            assert inner.lap() == (near(0), near(3 * MB))
+        assert outer.lap() == (near(2 * MB), near(5 * MB))
+        assert outer.lap() == (near(2 * MB), near(2 * MB))
+    assert (outer.peak_bytes, inner.peak_bytes, b.nbytes) == (near(6 * MB), near(3 * MB), 2 * MB)
+
+
 def test_an_inner_meter_does_not_hide_the_peak_of_the_outer_one():
     with Meter(memory=True) as outer:
         a = allocate(7 * MB)

@@ -27,6 +27,7 @@ def problem(n_steps=16, size=20_000, optimizer=None, n_hparams=3):
 
 
 def measured(plan, route):
+    plan.run(route)  # which fills the lists of free objects that Python keeps, as the plan's own runs did
     tracemalloc.start()
     r = plan.run(route)
     tracemalloc.stop()
@@ -45,7 +46,7 @@ def test_every_route_gives_what_the_plan_says(n_hparams):
         for a, b in zip(optree.tree_leaves(r.grad), optree.tree_leaves(exact.grad), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
         assert r.stats.mode == route.call and r.stats.steps_rerun == route.steps_rerun and r.stats.states_held == route.states, route
-        assert r.stats.peak_bytes == pytest.approx(route.peak_bytes, rel=0.1), route
+        assert r.stats.peak_bytes == pytest.approx(route.peak_bytes, rel=0.05), route
         if route.options != {"checkpoints": "reversible"}:  # how many bits its later steps will need is an estimate
             assert r.stats.state_bytes == route.state_bytes
 
@@ -67,7 +68,7 @@ def test_bytes_of_runs_that_are_longer_than_those_the_plan_measures(n_steps, siz
     args = noisy(n_steps, size)
     plan = hg.plan(*args)
     found = {r.name: measured(plan, r).stats.peak_bytes / r.peak_bytes for r in plan.routes}
-    assert len(found) == 6 and all(0.9 <= ratio <= 1.1 for ratio in found.values()), found
+    assert len(found) == 6 and all(0.95 <= ratio <= 1.05 for ratio in found.values()), found
 
 
 def measured_peak(run):
@@ -150,5 +151,5 @@ def test_on_a_pretended_gpu(monkeypatch):
         for route in routes.values():
             r = measured(plan, route)
             assert float(r.value) != 0 and r.stats.states_held == route.states
-            assert r.stats.peak_device_bytes == pytest.approx(route.peak_bytes, rel=0.1), route
+            assert r.stats.peak_device_bytes == pytest.approx(route.peak_bytes, rel=0.05), route
         assert routes["reverse, host"].peak_bytes < routes["reverse, all"].peak_bytes / 2

@@ -5,6 +5,7 @@ import json
 
 import common
 import memory_time
+import memory_time_report
 import numpy as np
 import pinned
 import pretended
@@ -32,7 +33,8 @@ def test_a_run_writes_lines_a_plot_and_tables(tmp_path, capsys, monkeypatch):
     assert {"device", "commit", "date", "versions", "cores"} <= set(head)
     assert {"hypergrad", "numpy", "python"} <= set(head["versions"])
     rows = [line for line in lines if line["kind"] == "row"]
-    assert {r["sweep"] for r in rows} == {"T", "N", "W"} and {r["mode"] for r in rows} >= {"forward", "all", "sqrt", "reversible", "host"}
+    assert {r["sweep"] for r in rows} == {"T", "N", "W", "N and W"}
+    assert {r["mode"] for r in rows} >= {"forward", "all", "sqrt", "reversible", "host"}
     for row in rows:
         stats = row["stats"]
         assert row["seconds"] > 0 and len(row["all_seconds"]) == 2 and row["difference"] < 1e-3
@@ -49,6 +51,35 @@ def test_a_run_writes_lines_a_plot_and_tables(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "over T" in printed and "over N" in printed and "over W" in printed and "measured bytes over the plan's" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["memory_time-cpu.jsonl", "memory_time-cpu.png"]
+
+
+def test_the_readme_has_the_figures_of_the_stored_run(tmp_path):
+    """Written again they are the same, in the place between the marks."""
+    page = common.HERE / "README.md"
+    lines = [json.loads(line) for line in memory_time.STORED.read_text().splitlines()]
+    text = memory_time_report.section(lines, memory_time.LABELS, "bench/results/memory_time-cpu.jsonl")
+    assert memory_time_report.rewritten(page.read_text(), text) == page.read_text()
+    row = next(line for line in lines if line["kind"] == "rfho" and line["mode"] == "all")
+    row["seconds"] = 1234.5
+    copy = tmp_path / "README.md"
+    copy.write_text(page.read_text())
+    memory_time_report.write(copy, memory_time_report.section(lines, memory_time.LABELS, "elsewhere"))
+    changed = copy.read_text()
+    assert "1234.50" in changed and "(`elsewhere`, " in changed and changed.splitlines()[0] == page.read_text().splitlines()[0]
+    assert changed.partition(memory_time_report.END)[2] == page.read_text().partition(memory_time_report.END)[2]
+
+
+def test_what_is_left_out_is_named():
+    row = {"kind": "row", "mode": "all", "n_steps": 5, "n_hparams": 6, "n_weights": 7, "plan_s": 99.0, "plan_bytes": 8e6}
+    done = {**row, "seconds": 2.0, "plan_s": 1.0, "peak_bytes": 4e6}
+    rfho = {"kind": "rfho", "mode": "all", "n_weights": 7, "seconds": 1.0, "state_mib": 2.0, "theirs": {"seconds": 3.0, "state_mib": 4.0}}
+    head = {"device": "a", "cores": 2, "threads": {}, "commit": "c" * 40, "date": "2020-01-01T00:00"}
+    head |= {"repeats": 3, "data": "synthetic", "dtype": "float32", "batch": 1}
+    rows = [{**done, "sweep": s} for s in ("T", "N", "W")]
+    rows.append({**row, "sweep": "N and W", "n_hparams": 5000, "seconds": None, "peak_bytes": None})
+    text = memory_time_report.section([head | {"kind": "environment"}, *rows, rfho], {"all": "reverse all"}, "file")
+    assert "| reverse all | 2 s, 4 MB | not run, planned 99 s | 2.00 (2.00 to 2.00) | 0.50 (0.50 to 0.50) |" in text
+    assert "Left out, as the plan expects so long a run: reverse all at T = 5, N = 5,000, W = 7 (99 s)." in text
 
 
 def test_a_cell_that_would_take_too_long_is_planned_alone(monkeypatch):

@@ -69,6 +69,7 @@ def online(
     every: int = 1,
     *,
     mode: Mode = "forward",
+    discount: float = 1.0,
     outer_batches: Any = None,
     project: Project | None = None,
     callback: Callback | None = None,
@@ -85,12 +86,16 @@ def online(
         every: inner steps between two updates, >= 1. A last window that is shorter ends with an update, too.
         mode: "forward" carries the tangents of the state through the whole run (RTHO), so that an update knows all that the
             hyperparameters have done so far. "reverse" goes back to the last update only; use it for many hyperparameters.
+        discount: of mode "forward": the factor in [0, 1] by which an update multiplies the tangents that it hands on. 1 remembers all
+            steps alike, as if the hyperparameters had always been what they are (RTHO); 0 only those since the last update, which are
+            greedy (as in hypergradient descent, Baydin et al. 2018). Between them an update weighs about 1 / (1 - discount) windows.
         outer_batches: outer_batches[k] is what outer_loss takes as its third argument in update k; None for none.
         project: hparams -> hparams, arrays, after each update, such as a projection onto a box; None for none.
         callback: called as callback(k, hparams, params, value) before update k, with arrays that must not be written to.
     Returns: Online(hparams, params, state, values, history, losses, stats).
     Raises: ArgumentError for a bad argument; DifferentiationError that names a leaf that is no longer finite, with its step.
-    Equation: Franceschi et al. 2017, section 3.3 (RTHO): Z_t = A_t Z_{t-1} + B_t, and a step along -(dE/dw Z_t + dE/dlambda).
+    Equation: Franceschi et al. 2017, section 3.3 (RTHO): Z_t = A_t Z_{t-1} + B_t, and a step along -(dE/dw Z_t + dE/dlambda); discount:
+        Donini et al. 2020, MARTHE, arXiv:1910.08525, whose factor mu acts in each step.
     Memory: forward: 1 + N states, whatever T; reverse: `every` states.
     Time: T steps; forward: N Hessian products in each; reverse: T transposed steps.
     Example:
@@ -109,6 +114,11 @@ def online(
         raise ArgumentError(f"online: every has {every!r}, expected an integer >= 1; pass the number of inner steps between two updates")
     if mode not in get_args(Mode):
         raise ArgumentError(f"online: mode has {mode!r}, expected 'forward' or 'reverse'; choose one")
+    if not (isinstance(discount, (int, float)) and 0.0 <= discount <= 1.0) or (mode == "reverse" and discount != 1.0):
+        raise ArgumentError(
+            f"online: discount has {discount!r} in mode {mode!r}, expected a number from 0 to 1, and 1 in mode 'reverse', which hands no "
+            "tangents on; pass for instance 0.9 with mode='forward'"
+        )
     if not isinstance(outer_optimizer, Optimizer):
         raise ArgumentError(
             f"online: outer_optimizer is a {type(outer_optimizer).__name__}, expected an Optimizer such as hg.Adam(lr=1e-3); pass one"
@@ -125,6 +135,8 @@ def online(
             steps = range(start, min(start + every, len(batches)))
             extra = () if outer_batches is None else (outer_batches[k],)
             state, state_dot, value, grad, own_losses = set_aside(window, problem, h, state, state_dot, batches, steps, stats, extra)
+            if discount != 1.0:
+                state_dot = tree_map(lambda x: Tensor(x.value * x.dtype.type(discount)), state_dot)
             losses += own_losses
             check_finite("online", steps[-1], {"params": state[0], "state": state[1], "the hypergradient": grad})
             values.append(value)

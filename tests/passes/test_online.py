@@ -66,6 +66,20 @@ def test_while_nothing_moves_it_is_the_forward_pass(which, every):
     assert r.stats.steps_run == 13 and r.stats.states_held == 1 + 6
 
 
+@pytest.mark.parametrize("which", range(4))
+def test_a_discount_stands_between_all_steps_and_those_since_the_last_update(which):
+    """0 is what reverse windows give. The third window's gradient is a parabola in the discount, which the first window meets twice."""
+    args = list(optimizers())[which]
+    greedy = gradients(*args, 5, discount=0.0)[1]
+    close(greedy, gradients(*args, 5, mode="reverse")[1], rtol=1e-9)
+    all_steps, half = gradients(*args, 5)[1], gradients(*args, 5, discount=0.5)[1]
+    minus = gradients(*args, 5, discount=0.25)[1]
+    for k in range(3):
+        for a, b, c, d in zip(*map(optree.tree_leaves, (greedy[k], minus[k], half[k], all_steps[k])), strict=True):
+            # of a + x*u + x*x*v at 0, 1/4, 1/2 and 1: the value at 1 by Lagrange's formula from the other three
+            np.testing.assert_allclose(d, 3 * a - 8 * b + 6 * c, rtol=1e-8, atol=1e-11)
+
+
 def first_steps(problem, end):
     """The problem whose schedules are cut to `end` steps."""
 
@@ -137,6 +151,9 @@ def test_refusals():
         ({"every": 0}, "every has 0"),
         ({"mode": "sideways"}, "mode has 'sideways'"),
         ({"outer_optimizer": 0.1}, "outer_optimizer is a float"),
+        ({"discount": 1.5}, "discount has 1.5 in mode 'forward'"),
+        ({"discount": float("nan")}, "discount has nan"),
+        ({"discount": 0.5, "mode": "reverse"}, "discount has 0.5 in mode 'reverse'"),
     ):
         with pytest.raises(ArgumentError, match=f"online: {text}"):
             hg.online(problem, h, batches, **{"outer_optimizer": hg.SGD(lr=0.1), **change})

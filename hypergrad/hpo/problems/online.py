@@ -2,7 +2,8 @@
 
     w_t = Phi(w_{t-1}, lambda),    every few steps: lambda <- lambda - outer step along dE(w_t)/dlambda
 
-In forward mode the tangents of the weights are carried through the whole run (real-time hyperparameter optimisation, RTHO). E is the
+In forward mode the tangents of the weights are carried through the run (real-time hyperparameter optimisation, RTHO), and a discount
+lets those of early steps fade (MARTHE): they speak of weights that the run has left long ago, and they grow where steps are large. E is the
 validation loss. There is one inner run and no outer loop: an outer iteration of the command is one update of the hyperparameters.
 
 The inner steps see minibatches. A step size that is fixed must then choose between speed at first and little noise at the end, which one
@@ -45,7 +46,7 @@ class OnlineProblem(ImageProblem):
     """The problem and its options. The model has one hidden layer, trained on minibatches.
 
     Args: see the options' help.
-    Source: Franceschi et al. 2017, arXiv:1703.01785, sections 3.3 and 5.3.
+    Source: Franceschi et al. 2017, arXiv:1703.01785, sections 3.3 and 5.3; the discount: Donini et al. 2020, arXiv:1910.08525.
     """
 
     title: ClassVar[str] = "hyperparameters that move during training"
@@ -62,8 +63,9 @@ class OnlineProblem(ImageProblem):
 
     hidden: int = option(32, "Hidden units of the model; 0 for softmax regression.", low=0)
     every: int = option(4, "Inner steps between two updates of the hyperparameters.", low=1)
+    discount: float = option(0.95, "Factor of the tangents at each update; 1 keeps all. Mode reverse has none.", low=0.0, high=1.0)
     batch: int = option(20, "Training images of a step, drawn anew for each; all of them where there are no more.", low=1)
-    start_lr: float = option(0.02, "Step size that the run begins with.", above=0)
+    start_lr: float = option(0.1, "Step size that the run begins with.", above=0)
     start_momentum: float = option(0.5, "Momentum that the run begins with, and that of the runs with a fixed step size.", above=0)
     start_decay: float = option(1e-3, "Weight decay that the run begins with, and that of the other runs.", above=0)
 
@@ -130,7 +132,9 @@ class OnlineRun(SingleRun):
                 best = min(best, loss)
 
         batches = self.batches(training.iterations * self.options.every)
-        return online(self.problem(), self.init(), batches, training.optimizer(), self.options.every, mode=mode, callback=see)
+        discount = self.options.discount if mode == "forward" else 1.0
+        options: Any = {"mode": mode, "discount": discount, "callback": see}
+        return online(self.problem(), self.init(), batches, training.optimizer(), self.options.every, **options)
 
     def evaluate(self, done: Online, title: str) -> Evaluation:
         fixed = [self.fixed(lr, len(done.losses)) for lr in GRID]
