@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from .backends import Array, Backend, Batched, as_array, backend_of, levels
 from .errors import ArgumentError, DTypeError, HypergradError, ShapeError
-from .state import moment
 from .tape import Node, Rule, Tensor, apply, to_tensors
 from .transforms import arrays_of, result, zeros_like
 from .trees import PyTree, tree_flatten, tree_named, tree_unflatten
@@ -75,7 +75,10 @@ def vmap(f: Callable[..., Any], in_axes: Axes = 0, out_axes: int = 0, *, loop: b
             ]
             return f(*trees, **kwargs)
 
-        out = _stacked([call(k) for k in range(level.count)], out_axes) if loop else _joined(call(0), out_axes, level)
+        try:
+            out = _stacked([call(k) for k in range(level.count)], out_axes) if loop else _joined(call(0), out_axes, level)
+        finally:
+            level.running = False
         return result(out, arrays_of(args, kwargs))
 
     return wrapped
@@ -86,19 +89,22 @@ class Level:
 
     Attributes:
         count: the number of examples.
-        number: the moment of the call; see `hypergrad.state.moment`.
+        number: larger than that of every call before, and so of those around it.
+        running: whether the function is still being called. A sweep meanwhile is part of it, and gives each example its own cotangents.
     """
 
+    numbers = itertools.count()
+
     def __init__(self, count: int) -> None:
-        self.count, self.number = count, moment()
+        self.count, self.number, self.running = count, next(self.numbers), True
 
     @staticmethod
-    def settled(bar: Tensor, value: Array, opened: int) -> Tensor:
-        """The cotangent of a Tensor with that value, on a tape that was opened at that moment.
+    def settled(bar: Tensor, value: Array) -> Tensor:
+        """The cotangent of a Tensor with that value.
 
-        A tape that is older than a call of vmap sees one Tensor where all examples use it. Its cotangent is then the sum over them.
+        A sweep after the call sees one Tensor where all examples used it. Its cotangent is the sum over them.
         """
-        for level in [level for level in levels(bar.value) if level.number > opened and level not in levels(value)]:
+        for level in [level for level in levels(bar.value) if not level.running and level not in levels(value)]:
             (bar,) = apply(cast(Rule, _TOTAL), [bar], {"level": level})
         return bar
 

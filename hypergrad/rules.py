@@ -45,8 +45,7 @@ class Registered:
             The rules of an op declared elsewhere may be others on purpose, as those of a straight-through rounding. The passes rely
             on the symmetry of a Hessian only where all its ops are proven.
         batching: how the op takes an axis of examples in front. "broadcast": leading axes of its arguments broadcast against each other;
-            "lead": by its attribute of that name; "axis": by its attribute of that name, which counts from the front; "reference": a
-            fused op, in whose place its reference is computed. None: it does not, and `vmap` refuses it.
+            "lead", "axis": by its attribute of that name; "reference": a fused op, whose reference is computed. None: `vmap` refuses it.
     """
 
     proven = False
@@ -405,7 +404,7 @@ class FusedMany(Registered):
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
         """The jvp rung, or the reference's tangents where a tape records them."""
-        if levels_of([*inputs, *dots]):
+        if levels_of([*inputs, *dots]) or is_batched(dots):
             carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
             return [y.dot for y in self.reference(*carrying, **node.attrs)]
         values = [x.value for x in inputs]
@@ -417,7 +416,8 @@ class FusedMany(Registered):
         dots = [t.dot for t in node.inputs]
         bar_dots = [None if b is None else b.dot for b in bars]
         curved = any(d is not None for d in dots)
-        if levels_of([*node.inputs, *bars, *dots, *bar_dots]) or curved and self.vjp_jvp is None:
+        beyond = levels_of([*node.inputs, *bars, *dots, *bar_dots]) or is_batched([*bars, *dots, *bar_dots])
+        if beyond or curved and self.vjp_jvp is None:
             tape = Tape()
 
             def taped() -> tuple[list[Tensor], list[Tensor]]:

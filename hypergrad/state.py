@@ -7,7 +7,6 @@ exception, or a KeyboardInterrupt at any instruction, leaves the state as it was
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
@@ -20,7 +19,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MOST_TAPES = 64  # open at once in one thread
-moment = itertools.count(1).__next__  # () -> a number larger than all before: what begins inside of another has the larger one
 
 
 class Jvp:
@@ -62,14 +60,13 @@ class State(NamedTuple):
     thread: _Share | None = None
 
     def with_tape(self, tape: Any) -> State:
-        """The state with that tape open. It assigns the tape its bit and the moment of its beginning."""
+        """The state with that tape open. It assigns the tape its bit."""
         share = _thread.share
         if len(self.tapes) == MOST_TAPES:
             raise DifferentiationError(
                 f"grad: called inside {MOST_TAPES} others, expected fewer because each needs a bit of its own; "
                 "take the gradients one after the other"
             )
-        tape.opened = moment()
         tape.bit = 1 << (share.number * MOST_TAPES + len(self.tapes))
         return State((*self.tapes, tape), self.open | tape.bit, self.active | tape.bit, self.paused, self.jvp, share)
 

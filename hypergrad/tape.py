@@ -317,7 +317,7 @@ class Tape:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.leaves: list[Node] = []
-        self.bit, self.opened, self.proven = 0, 0, True
+        self.bit, self.proven = 0, True
 
     def run(self, f: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """f(*args, **kwargs) with this tape open."""
@@ -362,7 +362,7 @@ class Tape:
             if bar is None or t.node is None or id(t.node) not in on_tape:
                 return
             if type(bar.value) is Batched:
-                bar = bar.value.level.settled(bar, t.value, self.opened)
+                bar = bar.value.level.settled(bar, t.value)
             if on_gpu and id(t.node) in mine:
                 return terms.add(id(t.node), bar)
             slots = pending.setdefault(id(t.node), [None] * len(t.node.outputs))

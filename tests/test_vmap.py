@@ -186,6 +186,7 @@ def curve(w: Any, x: Any) -> Any:
     return hg.sum(hg.tanh(w * x) * hg.exp(hg.sum(w) * x[0] / 4))
 
 
+IMAGES = RNG.normal(size=(2, 2, 2, 3))
 INSIDE = {
     "value_and_grad": lambda w, x: hg.value_and_grad(curve)(w, x),
     "both arguments": lambda w, x: hg.grad(curve, argnums=(0, 1))(w, x),
@@ -197,6 +198,10 @@ INSIDE = {
     "hessian": lambda w, x: hg.hessian(curve)(w, x),
     "third order": lambda w, x: hg.grad(lambda w: hg.sum(hg.grad(lambda w: hg.sum(hg.grad(curve)(w, x) * V))(w) * X))(w),
     "checkpoint": lambda w, x: hg.grad(hg.checkpoint(curve))(w, x),
+    "a fused op that all examples share": lambda w, x: hg.grad(lambda w: hg.sum(hg.batch_norm(IMAGES, w, w)[0, 0, 0] * x) ** 2)(w),
+    "its Hessian": lambda w, x: hg.hessian(lambda w: hg.sum(hg.batch_norm(IMAGES, w, w)[0, 0, 0] * x) ** 2)(w),
+    "its Jacobian": lambda w, x: hg.jacobian(lambda w: hg.batch_norm(IMAGES, w, w)[0, 0, 0] * x, mode="forward")(w),
+    "a fused op of each": lambda w, x: hg.grad(lambda w: hg.sum(hg.batch_norm(IMAGES, w * x, x)[0, 0, 0] * X) ** 2)(w),
     "stop_gradient": lambda w, x: hg.grad(lambda w: curve(w, hg.stop_gradient(x * w)))(w),
     "vmap": lambda w, x: hg.vmap(lambda a: curve(a * x, w))(A),
     "gradient of vmap": lambda w, x: hg.grad(lambda w: hg.sum(hg.vmap(lambda a: curve(a * w, x))(A) ** 2))(w),
@@ -212,6 +217,25 @@ def test_other_transforms_inside(name: str, axes: Any) -> None:
     got, want = (optree.tree_leaves(hg.vmap(INSIDE[name], axes, loop=loop)(*args)) for loop in (False, True))
     for a, b in zip(got, want, strict=True):
         assert_same(a, b, name, AMPLIFIED)
+
+
+def test_a_pullback_may_be_mapped() -> None:
+    """Its tape is older than the call of vmap, and each example has its own cotangent all the same."""
+    f = lambda x: hg.tanh(A * x) @ x  # noqa: E731
+    y, pullback = hg.vjp(f, X)
+    assert_same(hg.vmap(lambda bar: pullback(bar)[0])(np.eye(4)), hg.jacobian(f)(X), "jacobian", ULPS)
+    twice = lambda x: hg.vmap(lambda bar: hg.vjp(f, x)[1](bar)[0])(np.eye(4))  # noqa: E731
+    assert_same(hg.grad(lambda x: hg.sum(twice(x) ** 2))(X), hg.grad(lambda x: hg.sum(hg.jacobian(f)(x) ** 2))(X), "of it", AMPLIFIED)
+
+
+def test_accumulated_gradients_of_each_example() -> None:
+    def total(w: Any, x: Any) -> Any:
+        return hg.accumulate(lambda w, part, rows: (hg.sum(hg.tanh(w * part[0]) * x), None), w, (A,), 4, 3)[0]
+
+    for axes in ((None, 0), (0, None)):
+        args = [a if axis == 0 else a[0] for a, axis in zip((A, A[::-1]), axes, strict=True)]
+        got, want = (hg.vmap(hg.grad(total), axes, loop=loop)(*args) for loop in (False, True))
+        assert_same(got, want, "accumulate", AMPLIFIED)
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -354,6 +378,7 @@ def hypergradient(x: Any) -> Any:
 NAMED = {
     "unroll": (descent, "unroll: used inside vmap"),
     "unroll of a constant": (closed, "unroll: used inside vmap"),
+    "the gradient of a shared run": (lambda x: hg.grad(lambda h: hg.sum(descent(h) * x))(X), "unroll: used inside vmap"),
     "scan": (lambda x: hg.scan(lambda s, h, b: (s * h, None), X, x, DATA)[0], "scan: used inside vmap"),
     "reverse": (hypergradient, "unroll: used inside vmap"),
     "NumPy's index": (lambda x: A[hg.argmax(x)], "vmap: the function takes numbers out of an array"),
@@ -365,6 +390,8 @@ NAMED = {
     "iteration": (lambda x: [v for v in x.value], "iter"),
     "numpy": (lambda x: np.histogram(x.value), "numpy.histogram: used inside vmap"),
     "ufunc.reduce": (lambda x: np.add.reduce(x.value), "numpy.add.reduce: used inside vmap"),
+    "in a list": (lambda x: np.where(x.value > 0, x.value, [x.value[0], 1.0, 2.0]), "numpy.where: used inside vmap"),
+    "by keyword": (lambda x: np.clip(x.value, 0.0, max=x.value[0]), "numpy.clip: used inside vmap"),
     "asarray": (lambda x: np.asarray(x.value), "array"),
     "writing": (lambda x: x.value.__setitem__(0, 1.0), "writes into an array"),
 }

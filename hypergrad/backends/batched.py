@@ -289,7 +289,8 @@ def call(name: str, /, *args: Any, **kwargs: Any) -> Any:
     like = _innermost((*args, *kwargs.values()))
     ufunc = getattr(np, name, None)
     rule = _elementwise if isinstance(ufunc, np.ufunc) and ufunc.signature is None and ufunc.nout == 1 else _FUNCTIONS.get(name)
-    if rule is None or rule is not _elementwise and _innermost(args[:1]) is not like:
+    hidden = _innermost((*kwargs.values(), *(x for x in args if type(x) in (tuple, list))))  # where no rule looks for it
+    if rule is None or hidden is not None or rule is not _elementwise and _innermost(args[:1]) is not like:
         raise refused(f"numpy.{name}")
     return like.like(rule(operator.attrgetter(name)(_backend(like, args).xp), like, *args, **kwargs))
 

@@ -145,6 +145,8 @@ class Run:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
         if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
             raise self._error(_FIRST_ORDER)
+        if is_batched(bars):
+            raise refused(self.name)
         inputs = [Tensor(t.value) for t in node.inputs]
         losses, traces = self.losses, self.traces
         try:
