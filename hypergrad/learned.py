@@ -14,7 +14,8 @@ from .backends import Array, backend_of
 from .errors import ArgumentError, DTypeError, ShapeError
 from .ops.arrays import concatenate, reshape
 from .ops.elementwise import abs as abs_
-from .ops.elementwise import log, sigmoid, sqrt, tanh, where
+from .ops.elementwise import log, sqrt, tanh, where
+from .ops.layers import lstm_cell
 from .ops.linalg import linear
 from .optimizers import Optimizer
 from .tape import Tensor
@@ -35,7 +36,7 @@ def lstm_params(seed: int, hidden: int = 20, dtype: DTypeLike = np.float32) -> d
         hidden: units H of each of the two layers, >= 1.
         dtype: float32 or float64, that of the weights that it is to move.
     Returns: {"w1": (2 + H, 4H), "b1": (4H,), "w2": (2H, 4H), "b2": (4H,), "w_out": (H, 1), "b_out": (1,)}. The rows of w1 and w2 are
-        a layer's input, then its own last output; the columns are its input, forget and output gates and its candidates.
+        a layer's input, then its own last output; the columns are its gates in the order of `lstm_cell`.
     Raises: ArgumentError for a number of units below 1.
     Cost: one draw a weight; 4H (3H + 4) + H + 1 weights, 5,141 of them for 20 units.
     Example:
@@ -123,7 +124,7 @@ class LSTMOptimizer(Optimizer):
             whole = 1.0 - self.decay ** (t + 1)  # the weight of the gradients in an average that began with zero
             x = concatenate([after["m"] / whole, flat], axis=1) / sqrt(after["v"] / whole + TINY**2)
         for layer in LAYERS:
-            x, cell = lstm_layer(x, state[f"h{layer}"], state[f"c{layer}"], self.params[f"w{layer}"], self.params[f"b{layer}"])
+            x, cell = lstm_cell(x, state[f"h{layer}"], state[f"c{layer}"], self.params[f"w{layer}"], bias=self.params[f"b{layer}"])
             after |= {f"h{layer}": x, f"c{layer}": cell}
         out = linear(x, self.params["w_out"], self.params["b_out"])
         step, at, moved = self.scale * (out if self.decay is None else tanh(out)), 0, []
@@ -183,20 +184,3 @@ def preprocess(x: Tensor, p: float) -> Tensor:
     large = xp.abs(x.value) >= math.exp(-p)
     size = where(large, log(where(large, abs_(x), 1.0)) / p, -1.0)  # the inner one keeps log from 0, and its slope finite
     return concatenate([size, where(large, Tensor(xp.sign(x.value)), math.exp(p) * x)], axis=1)
-
-
-def lstm_layer(x: Any, h: Any, c: Any, w: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """One step of one layer of an LSTM.
-
-    Args:
-        x: input, (n, I); h: recurrent input, such as the layer's last output, (n, R); c: cell, (n, H).
-        w: (I + R, 4H), with the columns of the input, forget and output gates and of the candidates; b: (4H,).
-    Returns: the output and the new cell, each (n, H).
-    Cost: 8 n (I + R) H flop.
-    Source: Hochreiter & Schmidhuber 1997, Long short-term memory; forget gates: Gers et al. 2000.
-    """
-    n = c.shape[1]
-    z = linear(concatenate([x, h], axis=1), w, b)
-    gates = sigmoid(z[:, : 3 * n])
-    cell = gates[:, n : 2 * n] * c + gates[:, :n] * tanh(z[:, 3 * n :])
-    return gates[:, 2 * n :] * tanh(cell), cell

@@ -14,6 +14,9 @@ Fused          a composed reference and four kernel rungs           everything e
 FusedMany      the same for any number of outputs and arguments     -
 =============  ===================================================  ====================================
 
+Each op also states how it takes one more axis in front of its arguments, that of the examples of `vmap` (`Registered.batching`). The first
+three declarations state it themselves.
+
 Every op is entered in `REGISTRY` under its name. The tests go through all of them.
 """
 
@@ -22,12 +25,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from .backends import CUDA, TRACING, Array, Backend, backend_of
+from .backends import CUDA, TRACING, Array, Backend, backend_of, is_batched
 from .backends.recording import recalled
 from .errors import ArgumentError
-from .tape import Node, Rule, Tape, Tensor, apply, levels_of
+from .tape import Node, Tape, Tensor, apply, levels_of
 
 RuleFn = Callable[..., Tensor]
 R = TypeVar("R")
@@ -41,9 +44,15 @@ class Registered:
         proven: whether this package's tests prove that the rules are the derivatives of the value. True for the package's own ops.
             The rules of an op declared elsewhere may be others on purpose, as those of a straight-through rounding. The passes rely
             on the symmetry of a Hessian only where all its ops are proven.
+        batching: how the op takes an axis of examples in front. "broadcast": leading axes of its arguments broadcast against each other;
+            "lead", "axis": by its attribute of that name; "reference": a fused op, whose reference is computed. None: `vmap` refuses it.
     """
 
     proven = False
+    batching: str | None = None
+    forward: Any
+    push: Any
+    pull: Any
 
     def __init__(self, name: str, arity: int | None) -> None:
         if name in REGISTRY:
@@ -55,7 +64,7 @@ class Registered:
         """Apply the op to Tensors, arrays or scalars."""
         if self.arity is not None and len(args) != self.arity:
             raise ArgumentError(f"{self.name}: got {len(args)} arguments, expected {self.arity}; pass attributes by keyword")
-        return apply(cast(Rule, self), args, attrs)
+        return apply(self, args, attrs)
 
     def __call__(self, *args: Any, **attrs: Any) -> Tensor:
         """The first output of the op on Tensors, arrays or scalars."""
@@ -70,10 +79,19 @@ class Op(Registered):
         value: (backend, *arrays, **attrs) -> array; backend.xp is NumPy or CuPy.
         vjp: per argument (out_bar, out, *inputs, **attrs) -> cotangent of that argument; None for one without a derivative.
         jvp: per argument (x_dot, out, *inputs, **attrs) -> its share of out_dot; None for one without a derivative.
+        batching: see `Registered`.
     Raises: ArgumentError if the two tables differ in length or in which entries are None, or the name is taken.
     """
 
-    def __init__(self, name: str, value: Callable[..., Array], *, vjp: Sequence[RuleFn | None], jvp: Sequence[RuleFn | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        value: Callable[..., Array],
+        *,
+        vjp: Sequence[RuleFn | None],
+        jvp: Sequence[RuleFn | None],
+        batching: str | None = None,
+    ) -> None:
         if len(vjp) != len(jvp) or [f is None for f in vjp] != [f is None for f in jvp]:
             raise ArgumentError(
                 f"{name}: declared with {len(vjp)} vjp and {len(jvp)} jvp rules, expected one of each for every "
@@ -81,6 +99,11 @@ class Op(Registered):
             )
         super().__init__(name, len(vjp))
         self.value, self.vjp, self.jvp = value, tuple(vjp), tuple(jvp)
+        self.batching = batching
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        """The op on Tensors, arrays or scalars."""
+        return apply(self, args, attrs)[0] if len(args) == self.arity else self.outputs(*args, **attrs)[0]  # which says what is wrong
 
     def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
         """The value; nothing is saved."""
@@ -131,7 +154,11 @@ def elementwise(name: str, value: Callable[..., Array], *partials: Callable[...,
         return lambda dot, out, *ins, **attrs: align(dot, out.ndim, ins[i].ndim) * partial(out, *ins, **attrs)
 
     return Op(
-        name, value, vjp=[p and vjp_of(i, p) for i, p in enumerate(partials)], jvp=[p and jvp_of(i, p) for i, p in enumerate(partials)]
+        name,
+        value,
+        vjp=[p and vjp_of(i, p) for i, p in enumerate(partials)],
+        jvp=[p and jvp_of(i, p) for i, p in enumerate(partials)],
+        batching="broadcast",
     )
 
 
@@ -146,6 +173,7 @@ class Linear(Op):
             value,
             vjp=(lambda bar, out, x, lead=0, **attrs: transpose(bar, x, lead=lead, **attrs),),
             jvp=(lambda dot, out, x, lead=0, **attrs: self(dot, lead=lead + 1, **attrs),),
+            batching="lead",
         )
 
 
@@ -178,7 +206,7 @@ def bilinear(name: str, value: Callable[..., Array], transposes: tuple[RuleFn, R
 
         return rule
 
-    op = Op(name, value, vjp=(vjp_of(0), vjp_of(1)), jvp=(jvp_of(0), jvp_of(1)))
+    op = Op(name, value, vjp=(vjp_of(0), vjp_of(1)), jvp=(jvp_of(0), jvp_of(1)), batching="broadcast")
     return op
 
 
@@ -348,6 +376,8 @@ class FusedMany(Registered):
             this nesting.
     """
 
+    batching = "reference"
+
     def __init__(
         self,
         name: str,
@@ -363,8 +393,9 @@ class FusedMany(Registered):
         self.reference, self.value, self.jvp, self.vjp, self.vjp_jvp = reference, value, jvp, vjp, vjp_jvp
 
     def outputs(self, *args: Any, **attrs: Any) -> list[Tensor]:
-        """The kernels' values, or the reference's inside ``fusion(False)``."""
-        return super().outputs(*args, **attrs) if _fusion.get() else self.reference(*args, **attrs)
+        """The kernels' values; those of the reference inside ``fusion(False)``, and for arrays of `vmap`."""
+        composed = not _fusion.get() or is_batched((*args, *attrs.values()))
+        return self.reference(*args, **attrs) if composed else super().outputs(*args, **attrs)
 
     def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
         """The value rung."""
@@ -373,7 +404,7 @@ class FusedMany(Registered):
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
         """The jvp rung, or the reference's tangents where a tape records them."""
-        if levels_of([*inputs, *dots]):
+        if levels_of([*inputs, *dots]) or is_batched(dots):
             carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
             return [y.dot for y in self.reference(*carrying, **node.attrs)]
         values = [x.value for x in inputs]
@@ -385,7 +416,8 @@ class FusedMany(Registered):
         dots = [t.dot for t in node.inputs]
         bar_dots = [None if b is None else b.dot for b in bars]
         curved = any(d is not None for d in dots)
-        if levels_of([*node.inputs, *bars, *dots, *bar_dots]) or curved and self.vjp_jvp is None:
+        beyond = levels_of([*node.inputs, *bars, *dots, *bar_dots]) or is_batched([*bars, *dots, *bar_dots])
+        if beyond or curved and self.vjp_jvp is None:
             tape = Tape()
 
             def taped() -> tuple[list[Tensor], list[Tensor]]:

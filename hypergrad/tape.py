@@ -21,8 +21,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backends import CUDA, Array, as_array, backend_of, is_on_gpu
-from .backends.recording import recalled
+from .backends import HOST, Array, Batched, as_array, backend_of, is_on_gpu
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
 from .launches import Terms, linear_in, pull_broadcasts
 from .methods import ArrayMethods
@@ -194,10 +193,7 @@ def apply(op: Rule, args: Sequence[Any], attrs: dict[str, Any]) -> list[Tensor]:
     values = [t.value for t in inputs]
     try:
         backend = backend_of(*values)
-        if backend is not CUDA:
-            outs, saved = op.forward(backend, values, attrs)
-        else:
-            outs, saved = recalled(op.name, values, attrs, lambda: op.forward(backend, values, attrs))
+        outs, saved = op.forward(HOST, values, attrs) if backend is HOST else backend.applied(op, values, attrs)
     except ValueError as error:
         if isinstance(error, HypergradError):
             raise
@@ -365,6 +361,8 @@ class Tape:
         def add(t: Tensor, bar: Tensor | None) -> None:
             if bar is None or t.node is None or id(t.node) not in on_tape:
                 return
+            if type(bar.value) is Batched:
+                bar = bar.value.level.settled(bar, t.value)
             if on_gpu and id(t.node) in mine:
                 return terms.add(id(t.node), bar)
             slots = pending.setdefault(id(t.node), [None] * len(t.node.outputs))

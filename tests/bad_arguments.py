@@ -230,7 +230,32 @@ BAD = {
         ShapeError,
         "batch_norm: gamma has shape (3, 3)",
     ),
-    "batch_norm axes": (lambda: hg.batch_norm(ones(2, 3), ones(3), ones(3)), ShapeError, "batch_norm: x has shape (2, 3)"),
+    "batch_norm axes": (lambda: hg.batch_norm(ones(3), ones(3), ones(3)), ShapeError, "batch_norm: x has shape (3,)"),
+    "batch_norm of one": (
+        lambda: hg.batch_norm(ones(1, 3), ones(3), ones(3), running=(ones(3), ones(3))),
+        ShapeError,
+        "batch_norm: x has shape (1, 3), expected at least two elements per channel",
+    ),
+    "batch_norm running": (
+        lambda: hg.batch_norm(ones(2, 3), ones(3), ones(3), running=ones(3)),
+        ArgumentError,
+        "batch_norm: running has ndarray of shape (3,), expected (mean, var)",
+    ),
+    "batch_norm running mean": (
+        lambda: hg.batch_norm(ones(2, 3), ones(3), ones(3), running=(ones(2), ones(3))),
+        ShapeError,
+        "batch_norm: running mean has shape (2,), expected (3,)",
+    ),
+    "batch_norm momentum": (
+        lambda: hg.batch_norm(ones(2, 3), ones(3), ones(3), running=(ones(3), ones(3)), momentum=1.5),
+        ArgumentError,
+        "batch_norm: momentum has 1.5",
+    ),
+    "batch_norm without statistics": (
+        lambda: hg.batch_norm(ones(2, 3), ones(3), ones(3), training=False),
+        ArgumentError,
+        "batch_norm: training has False, expected running statistics",
+    ),
     "batch_norm of nothing": (
         lambda: hg.batch_norm(ones(0, 2, 2, 3), ones(3), ones(3)),
         ShapeError,

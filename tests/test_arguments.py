@@ -39,7 +39,7 @@ ARRAYS = {
     "q",
     "v",
 }
-ARRAYS |= {"h", "c", "u", "recurrent_bias"}
+ARRAYS |= {"h", "c", "u", "recurrent_bias", "running"}
 ARRAYS_OF = {("scaled_dot_product_attention", "k"), ("clip", "min"), ("clip", "max")}
 ARRAY_LISTS = {"list", "list of None", "list of floats", "Tensor"}  # of arrays, as above
 FILLS = {"half", "nan", "inf", "bool", "list", "list of floats", "Tensor"}
@@ -79,6 +79,8 @@ ATTRIBUTES: dict[tuple[str, str], tuple[Callable[[Any], Any], Any, set[str]]] = 
     ("max_pool2d", "size"): (lambda v: hg.max_pool2d(X, size=v), 1, set()),
     ("avg_pool2d", "size"): (lambda v: hg.avg_pool2d(X, size=v), 1, set()),
     ("batch_norm", "eps"): (lambda v: hg.batch_norm(X, K, K, eps=v), 1.0, {"half"}),
+    ("batch_norm", "momentum"): (lambda v: hg.batch_norm(X, K, K, running=(K, K), momentum=v)[1][0], 0.5, {"half"}),
+    ("batch_norm", "training"): (lambda v: hg.batch_norm(X, K, K, running=(K, K), training=v)[0], True, {"bool"}),
     ("conv_bn_relu_pool", "eps"): (
         lambda v: hg.conv_bn_relu_pool(X, np.ones((3, 3, X.shape[-1], 2)), np.ones(2), np.ones(2), eps=v),
         1.0,

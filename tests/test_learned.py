@@ -43,7 +43,7 @@ class Plain:
             hs, cs = [], []
             for k in range(2):
                 z = np.concatenate([x, h[k]]) @ self.params[f"w{k + 1}"] + self.params[f"b{k + 1}"]
-                gate_in, gate_forget, gate_out, candidate = np.split(z, 4)
+                gate_in, gate_forget, candidate, gate_out = np.split(z, 4)
                 cs.append(sigmoid(gate_forget) * c[k] + sigmoid(gate_in) * np.tanh(candidate))
                 x = sigmoid(gate_out) * np.tanh(cs[-1])
                 hs.append(x)
@@ -83,7 +83,7 @@ def test_a_step_by_averages_is_that_of_a_plain_lstm(dtype, tolerance):
         x = np.stack([m / (1 - decay ** (t + 1)), g], axis=1) / np.sqrt(v / (1 - decay ** (t + 1)))[:, None]
         for k in range(2):
             z = np.concatenate([x, h[k]], axis=1) @ full[f"w{k + 1}"] + full[f"b{k + 1}"]
-            gate_in, gate_forget, gate_out, candidate = np.split(z, 4, axis=1)
+            gate_in, gate_forget, candidate, gate_out = np.split(z, 4, axis=1)
             c[k] = sigmoid(gate_forget) * c[k] + sigmoid(gate_in) * np.tanh(candidate)
             x = h[k] = sigmoid(gate_out) * np.tanh(c[k])
         expected = expected + 0.3 * np.tanh(x @ full["w_out"] + full["b_out"])[:, 0]

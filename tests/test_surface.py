@@ -217,6 +217,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type, str]] = {
     "instance_norm": (lambda: hg.instance_norm(EYE), ShapeError, "instance_norm: x has shape"),
     "attention": (lambda: hg.scaled_dot_product_attention(EYE, RANK1, EYE), ShapeError, "scaled_dot_product_attention: q, k, v"),
     "lstm_cell": (lambda: hg.lstm_cell(EYE, EYE, EYE, EYE, EYE), ShapeError, "lstm_cell: x, h, w, u have shapes"),
+    "lstm_cell, one product": (lambda: hg.lstm_cell(EYE, EYE, EYE, EYE), ShapeError, "lstm_cell: x, h, w have shapes"),
     "gru_cell": (lambda: hg.gru_cell(EYE, EYE, EYE, EYE), ShapeError, "gru_cell: x, h, w, u have shapes"),
     "conv2d, groups": (lambda: hg.conv2d(np.ones((1, 3, 3, 4)), np.ones((3, 3, 2, 3)), groups=2), ArgumentError, "conv2d: groups has 2"),
     "conv2d, channels": (lambda: hg.conv2d(np.ones((1, 3, 3, 4)), np.ones((3, 3, 4, 2)), groups=2), ShapeError, "conv2d: x has 4 channels"),

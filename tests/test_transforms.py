@@ -1,4 +1,4 @@
-"""jacobian, hessian, checkpoint, vmap, and arguments by name, against closed forms, each other and finite differences."""
+"""jacobian, hessian, checkpoint, and arguments by name, against closed forms, each other and finite differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checks import assert_same, differenced
 
 import hypergrad as hg
 from hypergrad import state as engine
-from hypergrad.errors import ArgumentError, DeviceError, DifferentiationError, DTypeError, ShapeError
+from hypergrad.errors import ArgumentError, DifferentiationError
 from hypergrad.rules import Op
 from hypergrad.tape import Tensor
 
@@ -332,72 +332,3 @@ def test_a_checkpoint_of_an_unproven_op_is_unproven() -> None:
     assert_same(checkpointed, plain, "unproven", 1e-14)
     with pytest.raises(DifferentiationError, match="rules are declared outside this package"):
         hg.implicit(problem, V, X, None)
-
-
-# --- vmap ----------------------------------------------------------------------------------------------------
-
-
-def one_loss(w: Any, x: Any, label: Any) -> Any:
-    return hg.softmax_cross_entropy(hg.tanh(x) @ w, label) + hg.sum(w * w)
-
-
-LABELS = np.array([0, 1, 1, 0])
-W = RNG.normal(size=(3, 2))
-
-
-def test_gradients_per_example() -> None:
-    got = hg.vmap(hg.grad(one_loss), in_axes=(None, 0, 0))(W, A, LABELS)
-    wanted = np.stack([hg.grad(one_loss)(W, x, label) for x, label in zip(A, LABELS, strict=True)])
-    assert_same(got, wanted, "per example", 0)
-    value, gradient = hg.vmap(hg.value_and_grad(one_loss), (None, 0, 0))(W, A, LABELS)
-    assert value.shape == (4,) and gradient.shape == (4, 3, 2)
-
-
-@pytest.mark.parametrize("order", SECOND_ORDERS)
-def test_a_batch_inside_other_transforms(order: str) -> None:
-    looped = lambda x: hg.sum(hg.vmap(lambda a, x: hg.tanh(hg.sum(a * x)) * x, (0, None))(A * x, x) ** 2)  # noqa: E731
-    batched = lambda x: hg.sum((hg.tanh(hg.sum(A * x * x, axis=1))[:, None] * x) ** 2)  # noqa: E731
-    assert_same(SECOND_ORDERS[order](looped)(X), SECOND_ORDERS[order](batched)(X), order, 1e-13)
-    assert_same(hg.grad(looped)(X) @ V, differenced(looped, [X], [V]), "first order", 1e-9)
-    assert_same(hg.jacobian(hg.vmap(hg.sigmoid))(A), hg.jacobian(hg.sigmoid)(A), "jacobian", 1e-15)
-
-
-def test_axes_of_arguments_and_results() -> None:
-    x = RNG.normal(size=(2, 3, 4))
-    for axis in (0, 1, 2, -1, -3):
-        assert_same(hg.vmap(lambda x: 2.0 * x, in_axes=axis, out_axes=axis)(x), 2 * x, "axes", 0)
-        assert_same(hg.vmap(lambda x: x * x, in_axes=axis)(x), np.moveaxis(x * x, axis, 0), "moved", 0)
-        largest = hg.vmap(lambda x: np.argmax(x), in_axes=axis)(x)
-        assert largest.dtype.kind == "i" and np.array_equal(largest, np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).argmax(1))
-    tree = hg.vmap(lambda p, s, *, k: {"y": p["w"] * s * k, "none": None}, in_axes=[0, None])({"w": A, "n": np.arange(4)}, X, k=2.0)
-    assert_same(tree["y"], A * X * 2, "trees", 0)
-    assert tree["none"] is None
-    nested = hg.vmap(hg.vmap(lambda a, b: a * b, (0, None)), (None, 0))(X, V)
-    assert_same(nested, X * V[:, None], "nested", 0)
-
-
-def test_a_slice_may_decide_by_its_values() -> None:
-    assert_same(hg.vmap(lambda x: x if x.value > 0 else -2.0 * x)(X), np.where(X > 0, X, -2 * X), "branches", 0)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: hg.vmap(hg.exp, in_axes=(0, 0))(X), ArgumentError, "in_axes has 2 entries, expected 1"),
-        (lambda: hg.vmap(hg.exp, in_axes=1)(X), ArgumentError, "in_axes has 1 for args\\[0\\] of shape \\(3,\\)"),
-        (lambda: hg.vmap(hg.exp, in_axes=0)(np.array(1.0)), ArgumentError, "in_axes has 0 for args\\[0\\] of shape \\(\\)"),
-        (lambda: hg.vmap(hg.exp, in_axes="x")(X), ArgumentError, "in_axes has 'x'"),
-        (lambda: hg.vmap(hg.exp, out_axes=1)(X), ArgumentError, "out_axes has 1, expected an integer from -1 to 0"),
-        (lambda: hg.vmap(hg.add)(X, A), ShapeError, "the leaves have \\[3, 4\\] examples"),
-        (lambda: hg.vmap(hg.exp)(X[:0]), ArgumentError, "have no example"),
-        (lambda: hg.vmap(hg.exp, in_axes=None)(X), ArgumentError, "have no example"),
-        (lambda: hg.vmap(lambda x: A[: int(x.value) + 2])(X), ShapeError, "examples 0 and 1 have shapes \\(2, 3\\) and \\(1, 3\\)"),
-        (lambda: hg.vmap(lambda x: [x] * int(x.value + 2))(X), ShapeError, "examples 0 and 1 have structures"),
-        (lambda: hg.vmap(lambda x: x.value.astype("fd"[int(x.value > 0)]))(X), DTypeError, "results have dtypes"),
-        (lambda: hg.vmap(lambda x: "text")(X), (ArgumentError, DeviceError), "as_array"),
-        (lambda: hg.vmap(lambda x: x)({"a": "text"}), (ArgumentError, DeviceError), "args\\[0\\]\\['a'\\] has no slices"),
-    ],
-)
-def test_what_vmap_refuses(call: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..errors import ArgumentError, DeviceError, DTypeError
+from .batched import Batched, BatchedBackend, backend_over, bare, is_batched, levels, refused
 from .cuda import CUDA, CudaBackend
 from .cuda import MISSING as NO_CUDA
 from .host import HOST, HostBackend
@@ -18,16 +19,22 @@ from .tracing import TRACING, Traced, met
 __all__ = [
     "CUDA",
     "DEVICES",
+    "HOST",
     "TRACING",
     "Array",
     "Backend",
+    "Batched",
     "as_array",
     "backend_of",
     "backend_on",
+    "bare",
     "digest",
+    "is_batched",
     "is_on_gpu",
     "is_readable",
+    "levels",
     "place",
+    "refused",
     "to_host",
 ]
 
@@ -37,7 +44,7 @@ DEVICES = ("cpu", "cuda")
 
 _DLPACK_CPU = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h: memory the CPU reads in place
 
-Backend: TypeAlias = HostBackend | CudaBackend  # an array module and the kernels that run on its arrays
+Backend: TypeAlias = HostBackend | CudaBackend | BatchedBackend  # an array module and the kernels that run on its arrays
 
 
 def backend_of(*arrays: Any) -> Backend:
@@ -55,7 +62,10 @@ def backend_of(*arrays: Any) -> Backend:
 
 
 def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
-    """The CUDA backend, where `first` is a CuPy array and no other array is in host memory; that of recordings for their arrays."""
+    """The CUDA backend, where `first` is a CuPy array and no other one is in host memory; that of vmap or of recordings for theirs."""
+    batched = [a for a in arrays if type(a) is Batched]
+    if batched:
+        return backend_over(max(batched, key=lambda a: a.level.number).base)
     if type(first) is Traced:
         return TRACING
     if not is_on_gpu(first):
@@ -69,6 +79,9 @@ def _device_backend(first: Any, arrays: Sequence[Any]) -> Backend:
         if not isinstance(a, (np.ndarray, np.generic, int, float)) and not is_on_gpu(a):
             raise _no_backend("backend_of", a)
     return CUDA
+
+
+Batched.base = property(lambda self: backend_of(self.whole))
 
 
 def backend_on(device: str) -> Backend:
@@ -121,6 +134,8 @@ def digest(x: Any) -> int | None:
     """
     if not is_readable(x):
         return None
+    if type(x) is Batched:
+        return digest(x.whole)
     if type(x) is Traced:
         raise x.recording.refuse("a digest of an array is taken")
     flat: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
@@ -147,7 +162,7 @@ def as_array(x: Any) -> Array:
     """
     if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative:
         return met(x)
-    if type(x) is Traced or is_on_gpu(x):
+    if type(x) in (Traced, Batched) or is_on_gpu(x):
         return x
     if isinstance(x, np.ndarray):
         return _plain(x)

@@ -83,6 +83,11 @@ class HostBackend:
         outputs: dict[str, Any] = _host.run(name, arguments, self.empty)
         return outputs
 
+    def applied(self, op: Any, values: list[Any], attrs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """What an op gives on these arrays (outputs, saved); see tape.Rule."""
+        found: tuple[tuple[Any, ...], Any] = op.forward(self, values, attrs)
+        return found
+
     def empty(self, shape: Sequence[int], dtype: Any) -> Any:
         """An uninitialised array; see `release_memory`."""
         return np.empty(shape, dtype) if MISSING is not None else _host.empty(shape, dtype)

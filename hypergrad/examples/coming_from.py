@@ -28,7 +28,7 @@ jax.jacfwd(f), jax.jacrev(f), jax.hessian(f)                   hg.jacobian(f, mo
 jax.jvp(jax.grad(f), (x,), (v,))[1]                            hg.hvp(f, (x,), (v,))[2][0], with value and gradient
 jax.lax.scan(step, state, xs)                                  hg.scan(lambda s, h, x: step(s, x), state, hparams, xs)
 jax.checkpoint(f), jax.vmap(f), jax.lax.stop_gradient          hg.checkpoint(f), hg.vmap(f), hg.stop_gradient
-x.at[i].set(y)                                                 hg.where(mask, y, x)
+x.at[i].set(y), x.at[i].add(y)                                 hg.set_at(x, i, y), hg.add_at(x, i, y)
 jax.tree.map                                                   optree.tree_map
 =============================================================  ===========================================================
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, as_array
+from ..backends import Array, Batched, as_array, bare
 from ..errors import ArgumentError, DTypeError, HypergradError
 from ..tape import Tensor
 
@@ -59,15 +59,15 @@ def number(
 ) -> float:
     """A real number of at least `least` (above it where that is `excluded`) and below `below`, in Python's or NumPy's types.
 
-    Infinity is one only where `infinite` says so.
+    Infinity is one only where `infinite` says so. Of a number for each example of `vmap`, all are looked at, and the first is given.
 
     Raises: ArgumentError for anything else: bools, NaN, strings, None and Tensors, whose derivative would be lost, among them.
     """
     plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if plain or _is_scalar(value) and not isinstance(value, (Tensor, np.bool_)) and value.dtype.kind in "iuf":
-        found = float(value)
-        if (least < found if excluded else least <= found) and (found < below or infinite and found == math.inf):
-            return found
+        every = bare(value).ravel().tolist() if type(value) is Batched else [float(value)]
+        if all((least < n if excluded else least <= n) and (n < below or infinite and n == math.inf) for n in every):
+            return float(every[0])
     raise ArgumentError(f"{op}: {argument} has {shown(value)}, expected {wanted} because {reason}; pass such a number")
 
 

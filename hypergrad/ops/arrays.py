@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of, is_on_gpu
+from ..backends import Array, Backend, backend_of, bare, is_batched, is_on_gpu
 from ..errors import ArgumentError, ShapeError
-from ..rules import Op, Registered, linear
+from ..rules import Linear, Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
 from ..rules import reshape as _reshape
 from ..tape import Node, Tensor, apply, to_tensors
 from .arguments import array_of, dtype_of, integer, integers, shown
+from .elementwise import for_each
 
 __all__ = ["astype", "broadcast_to", "concatenate", "reshape", "stack", "take", "transpose"]
 
@@ -120,13 +121,13 @@ def _apart(index: tuple[Any, ...]) -> bool:
     return any(_is_array(p) for p in index) and bool(where) and where[-1] - where[0] + 1 != len(where)
 
 
-def _getitem_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...]) -> Array:
+def _getitem_value(b: Backend, x: Array, *, lead: int = 0, index: tuple[Any, ...]) -> Array:
     if lead and _apart(index):
         return b.concatenate([_getitem_value(b, row, lead=lead - 1, index=index)[None] for row in x], 0)
     return x[(slice(None),) * lead + index]
 
 
-def _put_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
+def _put_value(b: Backend, x: Array, *, lead: int = 0, index: tuple[Any, ...], shape: tuple[int, ...]) -> Array:
     out = b.xp.zeros(x.shape[:lead] + shape, x.dtype)
     if lead and _apart(index):
         for row, source in zip(out, x, strict=True):
@@ -138,8 +139,19 @@ def _put_value(b: Backend, x: Array, *, lead: int, index: tuple[Any, ...], shape
     return out
 
 
-_getitem: Op = linear("getitem", _getitem_value, lambda bar, x, *, lead, index: put(bar, index=index, shape=x.shape[lead:], lead=lead))
-put: Op = linear("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
+class _Indexed(Linear):
+    """A linear op with an index, which may be another one for each example of `vmap`."""
+
+    def __call__(self, *args: Any, **attrs: Any) -> Tensor:
+        index = attrs["index"]
+        if is_batched((index,)):
+            (x,) = to_tensors(self.name, args)
+            args = (for_each(x, index if type(index) is tuple else (index,)),)
+        return super().__call__(*args, **attrs)
+
+
+_getitem: Op = _Indexed("getitem", _getitem_value, lambda bar, x, *, lead, index: put(bar, index=index, shape=x.shape[lead:], lead=lead))
+put: Op = _Indexed("put", _put_value, lambda bar, x, *, lead, index, shape: _getitem(bar, index=index, lead=lead))
 
 
 def getitem(x: Any, index: Any) -> Tensor:
@@ -168,7 +180,7 @@ def as_index(name: str, index: Any) -> tuple[Any, ...]:
 def look_up(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
     """x[index] for the op `name`; index arrays of the host are checked and copied to where x is."""
     try:
-        if is_on_gpu(x.value) and any(isinstance(p, np.ndarray) for p in index):
+        if is_on_gpu(bare(x.value)) and any(isinstance(p, np.ndarray) for p in index):
             np.broadcast_to(np.int8(0), x.shape)[tuple([0 if is_on_gpu(p) else p for p in index])]  # CuPy would wrap around
         return _getitem(x, index=beside(x, index))
     except IndexError as error:
@@ -178,7 +190,9 @@ def look_up(name: str, x: Tensor, index: tuple[Any, ...]) -> Tensor:
 
 def beside(x: Tensor, index: tuple[Any, ...]) -> tuple[Any, ...]:
     """The index with its arrays where x is."""
-    return tuple([backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index]) if is_on_gpu(x.value) else index
+    if not is_on_gpu(bare(x.value)):
+        return index
+    return tuple([backend_of(x.value).xp.asarray(p) if isinstance(p, np.ndarray) else p for p in index])
 
 
 def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
@@ -200,19 +214,19 @@ def take(x: Any, indices: Any, axis: int = 0) -> Tensor:
     return look_up("take", x, (slice(None),) * axis + (array_of("take", "indices", indices, "iu", "integers", "they number slices"),))
 
 
-def _pick_value(b: Backend, x: Array, *, lead: int, index: Array) -> Array:
+def _pick_value(b: Backend, x: Array, *, lead: int = 0, index: Array) -> Array:
     full = b.xp.broadcast_to(index, x.shape[:-1])[..., None]
     return b.xp.take_along_axis(x, full, axis=-1)[..., 0]
 
 
-def _place_value(b: Backend, x: Array, *, lead: int, index: Array, size: int) -> Array:
+def _place_value(b: Backend, x: Array, *, lead: int = 0, index: Array, size: int) -> Array:
     out = b.xp.zeros((*x.shape, size), x.dtype)
     b.xp.put_along_axis(out, b.xp.broadcast_to(index, x.shape)[..., None], x[..., None], axis=-1)
     return out
 
 
-pick: Op = linear("pick", _pick_value, lambda bar, x, *, lead, index: place(bar, index=index, size=x.shape[-1], lead=lead))
-place: Op = linear("place", _place_value, lambda bar, x, *, lead, index, size: pick(bar, index=index, lead=lead))
+pick: Op = _Indexed("pick", _pick_value, lambda bar, x, *, lead, index: place(bar, index=index, size=x.shape[-1], lead=lead))
+place: Op = _Indexed("place", _place_value, lambda bar, x, *, lead, index, size: pick(bar, index=index, lead=lead))
 
 
 # --- precision -----------------------------------------------------------------------------------------------
@@ -244,6 +258,8 @@ def astype(x: Any, dtype: Any) -> Tensor:
 
 class _Concatenate(Registered):
     """Any number of arguments joined along one axis; its transpose cuts."""
+
+    batching = "axis"
 
     def __call__(self, *args: Any, **attrs: Any) -> Tensor:
         return apply(self, args, attrs)[0]

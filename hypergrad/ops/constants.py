@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import DEVICES, Array, as_array, backend_of, backend_on
+from ..backends import DEVICES, Array, as_array, backend_of, backend_on, bare
 from ..errors import ArgumentError, ShapeError
 from ..rules import broadcast_to
 from ..tape import Tensor
@@ -407,7 +407,7 @@ def full_like(x: Any, fill_value: Any) -> Any:
                [7., 7.]])
     """
     a = _value(x)
-    return _filled("full_like", a.shape, fill_value, a.dtype, "cpu" if isinstance(a, np.ndarray) else "cuda")
+    return _filled("full_like", a.shape, fill_value, a.dtype, "cpu" if isinstance(bare(a), np.ndarray) else "cuda")
 
 
 def one_hot(labels: Any, classes: int, dtype: Any = np.float64) -> Array:
@@ -426,8 +426,9 @@ def one_hot(labels: Any, classes: int, dtype: Any = np.float64) -> Array:
     """
     count, kind = _count("one_hot", "classes", classes), _dtype("one_hot", dtype)
     index = array_of("one_hot", "labels", labels, "iu", "integers", "they number classes")
-    if isinstance(index, np.ndarray) and index.size and (index.min() < 0 or index.max() >= count):
+    every = bare(index)
+    if isinstance(every, np.ndarray) and every.size and (every.min() < 0 or every.max() >= count):
         raise ArgumentError(
-            f"one_hot: labels has values {index.min()} to {index.max()}, expected 0 to {count - 1} because there are {count} classes"
+            f"one_hot: labels has values {every.min()} to {every.max()}, expected 0 to {count - 1} because there are {count} classes"
         )
     return (index[..., None] == backend_of(index).xp.arange(count)).astype(kind)

@@ -19,7 +19,7 @@ from .arguments import switch
 from .arrays import concatenate, getitem
 from .arrays import swap_last as T
 from .elementwise import divide, multiply, negative, subtract
-from .lapack import Many, call, column, eps, largest, lower, matrices, refuse, row, singular, symmetric, symmetric_part
+from .lapack import Many, call, column, eps, every, largest, lower, matrices, refuse, row, singular, symmetric, symmetric_part
 from .linalg import matmul
 from .systems import right_solve
 
@@ -34,12 +34,12 @@ def _distinct(name: str, values: Array, squared: bool = False) -> None:
     size = largest(xp, values, 1)[..., None]
     tiny = values.shape[-1] * eps(values) * size
     close = xp.abs(values[..., 1:] - values[..., :-1]) <= tiny
-    if bool(close.any()):
+    if not every(~close):
         what, why = "equal eigenvalues or singular values", "their vectors are not determined, and none of them has a derivative"
         raise refuse(
             name, what, "distinct ones", why, "perturb the matrix, or use functions of all values together, such as slogdet or trace"
         )
-    if squared and bool((xp.abs(values) <= tiny).any()):
+    if squared and not every(~(xp.abs(values) <= tiny)):
         raise refuse(name, "a singular value of 0", "positive ones", "no derivative exists there", "add a multiple of the identity")
 
 
@@ -220,7 +220,7 @@ def _independent(r: Tensor) -> Tensor:
     """R, where the columns are linearly independent: else an entry of its diagonal is rounding alone, and so would the derivative be."""
     xp = backend_of(r.value).xp
     diagonal = xp.abs(xp.diagonal(r.value, axis1=-2, axis2=-1))
-    if not bool((diagonal > r.shape[-1] * eps(r.value) * largest(xp, r.value)[..., None]).all()):
+    if not every(diagonal > r.shape[-1] * eps(r.value) * largest(xp, r.value)[..., None]):
         raise singular("qr")
     return r
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of, is_on_gpu
+from ..backends import Array, Backend, Batched, backend_of, bare, is_batched, is_on_gpu, levels
+from ..errors import ArgumentError
 from ..rules import Op, align, bilinear, elementwise, linear, sum_to
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, number
@@ -45,12 +47,14 @@ add = Op(
     lambda b, x, y: x + y,
     vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(bar, shape=y.shape)),
     jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(dot, out.ndim, y.ndim)),
+    batching="broadcast",
 )
 subtract = Op(
     "subtract",
     lambda b, x, y: x - y,
     vjp=(lambda bar, out, x, y: sum_to(bar, shape=x.shape), lambda bar, out, x, y: sum_to(negative(bar), shape=y.shape)),
     jvp=(lambda dot, out, x, y: align(dot, out.ndim, x.ndim), lambda dot, out, x, y: align(negative(dot), out.ndim, y.ndim)),
+    batching="broadcast",
 )
 multiply: Op = bilinear(
     "multiply", lambda b, x, y: x * y, (lambda bar, x, y: multiply(bar, y), lambda bar, x, y: multiply(bar, x)), core=(0, 0, 0)
@@ -109,17 +113,25 @@ _where = elementwise(
 )
 
 
+def for_each(x: Tensor, others: Iterable[Any]) -> Tensor:
+    """x, repeated for each example of a `vmap` whose examples one of the others has and x has not."""
+    for level in {level: None for other in others for level in levels(other)}:
+        if level not in levels(x.value):
+            x = multiply(x, Batched(level, backend_of(x.value).xp.ones((level.count,) + (1,) * x.ndim, x.dtype)))
+    return x
+
+
 def _power_by_base(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
     """exponent * x**(exponent - 1), and 0 where the exponent is 0 and x so small that 1 / x overflows."""
     tiny = (exponent.value == 0) & (backend_of(x.value).xp.abs(x.value) < 1 / float(np.finfo(x.dtype).max))
-    return multiply(exponent, _powers(x, _where(1.0, subtract(exponent, 1.0), condition=tiny)))
+    return multiply(exponent, _powers(x, where(tiny, 1.0, subtract(exponent, 1.0))))
 
 
 def _power_by_exponent(out: Tensor, x: Tensor, exponent: Tensor) -> Tensor:
     """x**exponent * log(x); 0 where x is 0 and the exponent is not negative; NaN for other x that have no logarithm."""
     positive = x.value > 0
     constant = Tensor(backend_of(x.value).xp.where((x.value == 0) & (exponent.value >= 0), 0.0, math.nan).astype(x.dtype))
-    return multiply(out, _where(log(_where(x, 1.0, condition=positive)), constant, condition=positive))
+    return multiply(out, where(positive, log(where(positive, x, 1.0)), constant))
 
 
 _powers: Op = elementwise("power", lambda b, x, exponent: b.xp.power(x, exponent), _power_by_base, _power_by_exponent)
@@ -202,7 +214,9 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     x, y = to_tensors("where", [x, y])
     condition = array_of("where", "condition", condition, "biu", "bools", "it chooses between x and y")
     condition = condition if condition.dtype == bool else condition.astype(bool)
-    return _where(x, y, condition=backend_of(x.value).xp.asarray(condition) if is_on_gpu(x.value) else condition)
+    if isinstance(condition, np.ndarray) and is_on_gpu(bare(x.value)):
+        condition = backend_of(x.value).xp.asarray(condition)
+    return _where(for_each(x, [condition]), y, condition=condition)
 
 
 def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
@@ -214,7 +228,7 @@ def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
             probability `rate`. A step of an inner run is run again, so a generator must be new in each step, from a seed of its batch.
         rate: probability of a zero, 0 <= rate < 1; a Tensor of no axes gets a derivative.
     Returns: Tensor like x.
-    Raises: ArgumentError for a rate outside [0, 1).
+    Raises: ArgumentError for a rate outside [0, 1), and for a generator where `vmap` computes all examples at once.
     Rules: the mask is a constant, drawn or given. So the derivative in the rate is that of the factor 1 / (1 - rate) alone, and not that
         of the expected loss, which also changes with the number of zeros.
     Source: Srivastava et al. 2014, JMLR 15.
@@ -226,5 +240,10 @@ def dropout(x: Any, mask: Any, *, rate: Any) -> Tensor:
     found = number("dropout", "rate", rate.value if isinstance(rate, Tensor) else rate, "0 <= rate < 1", "1 - rate divides", 0, below=1)
     if isinstance(mask, np.random.Generator):
         (x,) = to_tensors("dropout", [x])
+        if is_batched([x]):
+            raise ArgumentError(
+                "dropout: mask has a generator inside vmap, expected bools because one mask would serve all examples; draw the masks "
+                "before, and map over them"
+            )
         mask = backend_of(x.value).xp.asarray(mask.random(x.shape) >= found)
     return multiply(multiply(x, mask), 1.0 / (1.0 - (rate if isinstance(rate, Tensor) else found)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of
+from ..backends import Array, Backend, backend_of, bare
 from ..errors import ArgumentError, ShapeError
 from ..rules import Registered
 from ..tape import Node, Tensor, to_tensors
@@ -47,8 +47,13 @@ def singular(name: str) -> ArgumentError:
 def finite(name: str, *arrays: Array) -> None:
     """Raises where a result is not finite: LAPACK on a GPU does not say so."""
     for a in arrays:
-        if not bool(backend_of(a).xp.isfinite(a).all()):
+        if not every(backend_of(a).xp.isfinite(a)):
             raise refuse(name, "no finite result", "a finite one", "a matrix is singular or has NaN or infinities", "check the matrix")
+
+
+def every(mask: Array) -> bool:
+    """Whether all elements are true, of all examples where there are several (see backends/batched.py)."""
+    return bool(bare(mask).all())
 
 
 def eps(x: Array) -> float:
@@ -67,7 +72,7 @@ def symmetric(name: str, x: Any) -> Tensor:
     x = matrices(name, x)
     xp = backend_of(x.value).xp
     gap, size = largest(xp, x.value - x.value.swapaxes(-1, -2)), largest(xp, x.value)
-    if bool((gap > max(eps(x.value) ** 0.5, 1e-6) * size).any()):
+    if not every(~(gap > max(eps(x.value) ** 0.5, 1e-6) * size)):
         raise refuse(name, "a matrix that is not symmetric", "x = x.T", "only one half of it would be read", "pass (x + x.T) / 2")
     return symmetric_part(x)
 
@@ -99,6 +104,8 @@ class Many(Registered):
         vjp: (bars, outs, x) -> x_bar; a bar is None where an output is not used.
         jvp: (x_dot, outs, x) -> the outputs' tangents.
     """
+
+    batching = "broadcast"
 
     def __init__(
         self,

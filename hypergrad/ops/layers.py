@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ArgumentError, ShapeError
 from ..tape import Tensor, to_tensors
 from .arguments import array_of, integer, number
-from .arrays import getitem, reshape, swap_last, take
+from .arrays import concatenate, getitem, reshape, swap_last, take
 from .elementwise import add, divide, multiply, scale, sigmoid, sqrt, subtract, tanh, where
 from .linalg import matmul
 from .reductions import mean, reduced_axes, softmax
@@ -153,14 +153,14 @@ def scaled_dot_product_attention(q: Any, k: Any, v: Any, mask: Any = None) -> Te
     return matmul(softmax(scores), v)
 
 
-def _gates(name: str, x: Any, h: Any, w: Any, u: Any, count: int) -> list[Tensor]:
-    """x, h, w, u as Tensors whose shapes fit."""
+def _gates(name: str, x: Any, h: Any, w: Any, u: Any, count: int, units: int) -> list[Tensor]:
+    """x, h, w, u as Tensors whose shapes fit, for so many gates of H = `units`."""
     x, h, w, u = to_tensors(name, [x, h, w, u])
-    units = h.shape[-1] if h.ndim else 0
-    if not x.ndim or w.shape[-2:] != (x.shape[-1], count * units) or u.shape[-2:] != (units, count * units):
+    columns = count * units
+    if not x.ndim or not h.ndim or w.shape[-2:] != (x.shape[-1], columns) or u.shape[-2:] != (h.shape[-1], columns):
         raise ShapeError(
-            f"{name}: x, h, w, u have shapes {x.shape}, {h.shape}, {w.shape}, {u.shape}, expected (..., D), (..., H), (D, {count} H) and "
-            f"(H, {count} H) because there are {count} gates; transpose or reshape them"
+            f"{name}: x, h, w, u have shapes {x.shape}, {h.shape}, {w.shape}, {u.shape}, expected (..., D), (..., R), (D, {columns}) and "
+            f"(R, {columns}) because there are {count} gates of {units} units; transpose or reshape them"
         )
     return [x, h, w, u]
 
@@ -170,17 +170,19 @@ def _parts(z: Tensor, count: int) -> list[Tensor]:
     return [getitem(z, (..., slice(i * n, (i + 1) * n))) for i in range(count)]
 
 
-def lstm_cell(x: Any, h: Any, c: Any, w: Any, u: Any, bias: Any = None) -> tuple[Tensor, Tensor]:
+def lstm_cell(x: Any, h: Any, c: Any, w: Any, u: Any = None, bias: Any = None) -> tuple[Tensor, Tensor]:
     """One step of a long short-term memory: with i, f, g, o the parts of x w + h u + bias,
 
     c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
 
     Args:
         x: inputs, (..., D).
-        h, c: output and cell so far, (..., H).
-        w, u: weights, (D, 4 H) and (H, 4 H), the gates in the order i, f, g, o.
+        h: output so far, (..., H), or another recurrent input, (..., R).
+        c: cell so far, (..., H).
+        w, u: weights, (D, 4 H) and (R, 4 H), the gates in the order i, f, g, o; or u None and w both of them, (D + R, 4 H), which is one
+            product in place of two.
         bias: (4 H,), or None.
-    Returns: (h', c'), Tensors like h.
+    Returns: (h', c'), Tensors like c.
     Raises: ShapeError if the shapes do not fit; DTypeError if mixed.
     Source: Hochreiter & Schmidhuber 1997, Neural Computation 9; the gate f: Gers et al. 2000, Neural Computation 12.
     Example:
@@ -189,10 +191,23 @@ def lstm_cell(x: Any, h: Any, c: Any, w: Any, u: Any, bias: Any = None) -> tuple
         >>> h.shape, c.shape
         ((4, 2), (4, 2))
     """
-    x, h, w, u = _gates("lstm_cell", x, h, w, u, 4)
-    z = add(matmul(x, w), matmul(h, u))
-    i, f, g, o = _parts(z if bias is None else add(z, bias), 4)
-    cell = add(multiply(sigmoid(f), c), multiply(sigmoid(i), tanh(g)))
+    (c,) = to_tensors("lstm_cell", [c])
+    n = c.shape[-1] if c.ndim else 0
+    if u is None:
+        x, h, w = to_tensors("lstm_cell", [x, h, w])
+        if not x.ndim or not h.ndim or w.shape[-2:] != (x.shape[-1] + h.shape[-1], 4 * n):
+            raise ShapeError(
+                f"lstm_cell: x, h, w have shapes {x.shape}, {h.shape}, {w.shape}, expected (..., D), (..., R) and (D + R, {4 * n}) because "
+                f"c has shape {c.shape}; transpose or reshape them"
+            )
+        z = matmul(concatenate([x, h], -1), w)
+    else:
+        x, h, w, u = _gates("lstm_cell", x, h, w, u, 4, n)
+        z = add(matmul(x, w), matmul(h, u))
+    z = z if bias is None else add(z, bias)
+    both, g, o = (getitem(z, (..., slice(a * n, b * n))) for a, b in ((0, 2), (2, 3), (3, 4)))
+    both = sigmoid(both)
+    cell = add(multiply(getitem(both, (..., slice(n, None))), c), multiply(getitem(both, (..., slice(n))), tanh(g)))
     return multiply(sigmoid(o), tanh(cell)), cell
 
 
@@ -214,7 +229,8 @@ def gru_cell(x: Any, h: Any, w: Any, u: Any, bias: Any = None, recurrent_bias: A
         >>> h.shape
         (4, 2)
     """
-    x, h, w, u = _gates("gru_cell", x, h, w, u, 3)
+    (h,) = to_tensors("gru_cell", [h])
+    x, h, w, u = _gates("gru_cell", x, h, w, u, 3, h.shape[-1] if h.ndim else 0)
     of_x, of_h = matmul(x, w), matmul(h, u)
     r, z, n = _parts(of_x if bias is None else add(of_x, bias), 3)
     r_h, z_h, n_h = _parts(of_h if recurrent_bias is None else add(of_h, recurrent_bias), 3)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of, is_on_gpu
+from ..backends import Array, Backend, backend_of, bare, is_on_gpu
 from ..errors import ArgumentError, ShapeError
 from ..rules import Op, linear
 from ..tape import Tensor, to_tensors
@@ -141,6 +141,7 @@ amax, amin = max, min
 
 def _ordinary(x: Array) -> bool:
     """Whether all elements are known to be finite and small enough for every dtype; arrays on a GPU are not read by the host."""
+    x = bare(x)
     return not is_on_gpu(x) and bool((np.abs(x) < 1e4).all())
 
 
@@ -181,12 +182,14 @@ _softmax: Op = Op(
     _softmax_value,
     vjp=(lambda bar, out, x: out * (bar - sum(bar * out, axis=-1, keepdims=True)),),
     jvp=(lambda dot, out, x: out * (dot - sum(dot * out, axis=-1, keepdims=True)),),
+    batching="broadcast",
 )
 _logsumexp = Op(
     "logsumexp",
     _logsumexp_value,
     vjp=(lambda bar, out, x: bar * _weights(out, x),),
     jvp=(lambda dot, out, x: sum(dot * _weights(out, x), axis=-1, keepdims=True),),
+    batching="broadcast",
 )
 
 
@@ -261,15 +264,16 @@ def class_labels(name: str, labels: Any, x: Tensor, classes: int, shape_reason: 
     index = array_of(name, "labels", labels, "iu", "integers", "they index classes")
     if index.shape != x.shape[:-1]:
         raise ShapeError(f"{name}: labels has shape {index.shape}, expected {x.shape[:-1]} because {shape_reason}")
-    if is_on_gpu(index):
+    every = bare(index)
+    if is_on_gpu(every):
         backend_of(x.value, index)  # raises where x is the host's
         return index
-    if index.size and (index.min() < 0 or index.max() >= classes):
+    if every.size and (every.min() < 0 or every.max() >= classes):
         raise ArgumentError(
-            f"{name}: labels has values {int(index.min())} to {int(index.max())}, expected 0 to {classes - 1} "
+            f"{name}: labels has values {int(every.min())} to {int(every.max())}, expected 0 to {classes - 1} "
             f"because {range_reason}; renumber the classes"
         )
-    return backend_of(x.value).xp.asarray(index)
+    return backend_of(x.value).xp.asarray(index) if is_on_gpu(bare(x.value)) else index
 
 
 def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
@@ -293,4 +297,4 @@ def softmax_cross_entropy(logits: Any, labels: Any) -> Tensor:
         "softmax_cross_entropy", labels, z, z.shape[-1], f"logits has shape {z.shape}", f"logits has {z.shape[-1]} classes"
     )
     losses = subtract(logsumexp(z), pick(z, index=index))
-    return where((index >= 0) & (index < z.shape[-1]), losses, math.nan) if is_on_gpu(index) else losses
+    return where((index >= 0) & (index < z.shape[-1]), losses, math.nan) if is_on_gpu(bare(index)) else losses

@@ -211,6 +211,7 @@ _norm: Op = Op(
     _norm_value,
     vjp=(lambda bar, out, x: multiply(reshape(bar, (*bar.shape, 1)), _unit(x, out)),),
     jvp=(lambda dot, out, x: sum(multiply(dot, _unit(x, out)), axis=-1),),
+    batching="broadcast",
 )
 
 ORDERS = "None, 'fro', 'nuc', 1, 2, -1, -2, inf, -inf or, of vectors, a number > 0"

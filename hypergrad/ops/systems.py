@@ -21,7 +21,7 @@ from ..tape import Tensor, to_tensors
 from .arrays import reshape
 from .arrays import swap_last as T
 from .elementwise import add, multiply, negative, subtract
-from .lapack import Many, call, column, eps, finite, largest, lower, matrices, refuse, singular, symmetric, symmetric_part
+from .lapack import Many, call, column, eps, every, finite, largest, lower, matrices, refuse, singular, symmetric, symmetric_part
 from .linalg import matmul
 from .reductions import sum
 
@@ -57,6 +57,7 @@ _solve: Op = Op(
         lambda dot, out, x, y, name: negative(_solve(x, matmul(align(dot, out.ndim, x.ndim), out), name=name)),
         lambda dot, out, x, y, name: _solve(x, align(dot, out.ndim, y.ndim), name=name),
     ),
+    batching="broadcast",
 )
 
 
@@ -107,6 +108,7 @@ _inv: Op = Op(
     _inv_value,
     vjp=(lambda bar, out, x, name: negative(matmul(matmul(T(out), bar), T(out))),),
     jvp=(lambda dot, out, x, name: negative(matmul(matmul(out, dot), out)),),
+    batching="broadcast",
 )
 
 
@@ -131,6 +133,7 @@ _det: Op = Op(
     lambda b, x: b.xp.linalg.det(x),
     vjp=(lambda bar, out, x: multiply(reshape(multiply(bar, out), (*out.shape, 1, 1)), T(_inv(x, name="det"))),),
     jvp=(lambda dot, out, x: multiply(out, sum(multiply(dot, T(_inv(x, name="det"))), axis=(-2, -1))),),
+    batching="broadcast",
 )
 
 
@@ -219,7 +222,7 @@ def _cholesky_value(b: Backend, x: Array) -> Array:
     return out
 
 
-_cholesky: Op = Op("cholesky", _cholesky_value, vjp=(_cholesky_x_bar,), jvp=(_cholesky_dot,))
+_cholesky: Op = Op("cholesky", _cholesky_value, vjp=(_cholesky_x_bar,), jvp=(_cholesky_dot,), batching="broadcast")
 
 
 def cholesky(x: Any) -> Tensor:
@@ -242,7 +245,7 @@ def cholesky(x: Any) -> Tensor:
 def _full_rank(x: Array) -> None:
     """Raises where the rank is below the smaller of M and N: there the pseudo-inverse jumps."""
     s = call("pinv", backend_of(x).xp.linalg.svd, x, compute_uv=False)
-    if s.shape[-1] and not bool((s[..., -1] > max(x.shape[-2:]) * eps(x) * s[..., 0]).all()):
+    if s.shape[-1] and not every(s[..., -1] > max(x.shape[-2:]) * eps(x) * s[..., 0]):
         what, why = "linearly dependent rows or columns", "the pseudo-inverse jumps there and has no derivative"
         raise refuse("pinv", what, "a matrix of full rank", why, "add a multiple of the identity to x.T @ x and use solve")
 
@@ -263,7 +266,7 @@ def _pinv_dot(dot: Tensor, out: Tensor, x: Tensor) -> Tensor:
     return add(add(first, matmul(matmul(out, T(out)), second)), matmul(third, matmul(T(out), out)))
 
 
-_pinv: Op = Op("pinv", lambda b, x: call("pinv", b.xp.linalg.pinv, x), vjp=(_pinv_x_bar,), jvp=(_pinv_dot,))
+_pinv: Op = Op("pinv", lambda b, x: call("pinv", b.xp.linalg.pinv, x), vjp=(_pinv_x_bar,), jvp=(_pinv_dot,), batching="broadcast")
 
 
 def pinv(x: Any) -> Tensor:

@@ -125,6 +125,6 @@ class _Accumulated:
 
     def _joined(self, x: Tensor, column: Sequence[Tensor | None]) -> Tensor:
         """The rows of all slices' cotangents of `x`."""
-        b = backend_of(x.value)
+        b = backend_of(x.value, *[g.value for g in column if g is not None])
         rows = [b.xp.zeros_like(x.value[s]) if g is None else g.value for s, g in zip(self.slices, column, strict=True)]
         return Tensor(b.concatenate(rows, 0))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ..backends import backend_of, is_on_gpu, is_readable
+from ..backends import backend_of, is_batched, is_on_gpu, is_readable, refused
 from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
@@ -75,6 +75,8 @@ class Run:
         if levels and any(t.dot is not None for t in self.inputs):
             raise self._error(_FIRST_ORDER)
         outs, spec = tree_flatten(self._first(self.inputs, keep=bool(levels)))
+        if is_batched((*self.inputs, *outs)):
+            raise refused(self.name)
         self.callback = None  # it is for the first run alone, not for those of a pullback that is called again
         self.stats.steps_run += self.n_steps
         if not levels:
@@ -143,6 +145,8 @@ class Run:
         """The reverse pass: visits the states from T-1 to 0 as the schedule says."""
         if levels_of([*node.inputs, *bars]) or any(t.dot is not None for t in [*node.inputs, *bars] if t is not None):
             raise self._error(_FIRST_ORDER)
+        if is_batched(bars):
+            raise refused(self.name)
         inputs = [Tensor(t.value) for t in node.inputs]
         losses, traces = self.losses, self.traces
         try:

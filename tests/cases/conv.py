@@ -178,8 +178,8 @@ for _shape, _size in (
 
 
 def norm_reference(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
-    wide = [p if p.ndim == 1 else p[:, None, None, None] for p in (gamma, beta)]
-    axes = (-4, -3, -2)
+    axes = (-4, -3, -2) if x.ndim > 3 else (-2,)
+    wide = [p if p.ndim == 1 else p.reshape(-1, *(1,) * len(axes), p.shape[-1]) for p in (gamma, beta)]
     return wide[0] * (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + x.dtype.type(eps)) + wide[1]
 
 
@@ -193,8 +193,48 @@ for _shapes, _eps in (
     (((1, 37, 30, 3), (3,), (3,)), 1e-5),
     (((1, 1, 1, 2), (2,), (2,)), 0.5),
     (((2, 2, 3, 2, 2, 3), (2, 3), (3,)), 0.1),
+    (((5, 3), (3,), (3,)), 1e-5),
+    (((2, 4, 3), (2, 3), (3,)), 0.1),
 ):
     CASES.append(Case(f"batch_norm[{_shapes}, eps={_eps}]", partial(hg.batch_norm, eps=_eps), partial(norm_reference, eps=_eps), _shapes))
+
+
+def running_reference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, share: Array) -> Array:
+    """The result in training, and the statistics after it."""
+    axes = (-4, -3, -2) if x.ndim > 3 else (-2,)
+    count = x.size // x.mean(axis=axes).size
+    after = [
+        (1 - share) * mean + share * x.mean(axis=axes),
+        (1 - share) * var + share * x.var(axis=axes) * x.dtype.type(count / (count - 1)),
+    ]
+    return np.concatenate([norm_reference(x, gamma, beta).ravel(), *(a.ravel() for a in after)])
+
+
+def with_running(x: hg.Tensor, gamma: hg.Tensor, beta: hg.Tensor, mean: hg.Tensor, var: hg.Tensor, share: hg.Tensor) -> hg.Tensor:
+    y, after = hg.batch_norm(x, gamma, beta, running=(mean, var), momentum=share)
+    return hg.concatenate([hg.ravel(y), *map(hg.ravel, after)])
+
+
+def evaluated(x: Array, gamma: Array, beta: Array, mean: Array, var: Array) -> Array:
+    """By the running statistics."""
+    wide = [p if p.ndim == 1 else p[:, None, None, None] for p in (gamma, beta, mean, var)]
+    return wide[0] * (x - wide[2]) / np.sqrt(wide[3] + x.dtype.type(1e-5)) + wide[1]
+
+
+for _x, _p in (((3, 2, 2, 2), (2,)), ((5, 3), (3,)), ((2, 2, 2, 1, 3), (2, 3))):
+    CASES.append(Case(f"batch_norm[running, {_x}]", with_running, running_reference, (_x, *[_p] * 4, ()), 0.2, 0.9, composed=True))
+for _x, _p in (((3, 2, 2, 2), (2,)), ((4, 3), (3,)), ((2, 2, 2, 1, 3), (2, 3))):
+    CASES.append(
+        Case(
+            f"batch_norm[evaluated, {_x}]",
+            lambda x, gamma, beta, mean, var: hg.batch_norm(x, gamma, beta, running=(mean, var), training=False)[0],
+            evaluated,
+            (_x, *[_p] * 4),
+            0.2,
+            1.5,
+            composed=True,
+        )
+    )
 
 
 def block_reference(x: Array, w: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:

@@ -125,6 +125,12 @@ CASES += [
         lstm,
         ((2, 3), (2, 2), (2, 2), (3, 8), (2, 8), (8,)),
     ),
+    Case(
+        "lstm_cell[one product]",
+        lambda x, h, c, w, bias: hg.concatenate(hg.lstm_cell(x, h, c, w, bias=bias), -1),
+        lambda x, h, c, w, bias: lstm(x, h, c, w[:3], w[3:], bias),
+        ((2, 3), (2, 2), (2, 2), (5, 8), (8,)),
+    ),
     Case("gru_cell", hg.gru_cell, gru, ((2, 3), (2, 2), (3, 6), (2, 6), (6,), (6,))),
     Case("dropout[generator]", lambda x: hg.dropout(x, np.random.default_rng(3), rate=0.5),
          lambda x: x * (np.random.default_rng(3).random(x.shape) >= 0.5) * 2, ((5, 3),), exact=True),

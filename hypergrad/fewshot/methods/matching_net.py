@@ -13,8 +13,7 @@ from numpy.typing import DTypeLike
 
 from ...backends import backend_of
 from ...data import Episodes
-from ...learned import lstm_layer
-from ...ops import concatenate, logsumexp, matmul, reshape, softmax, stack, transpose
+from ...ops import concatenate, logsumexp, lstm_cell, matmul, reshape, softmax, stack, transpose
 from ...runs.configuration import option
 from ...tape import Tensor
 from ..method import HParams, Method
@@ -89,7 +88,7 @@ class MatchingNet(Method):
 
 
 def _layer(hparams: Mapping[str, Any], name: str, x: Any, h: Any, cell: Any) -> tuple[Tensor, Tensor]:
-    return lstm_layer(x, h, cell, hparams[f"{name}.weight"], hparams[f"{name}.bias"])
+    return lstm_cell(x, h, cell, hparams[f"{name}.weight"], bias=hparams[f"{name}.bias"])
 
 
 def _outputs(hparams: Mapping[str, Any], name: str, x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from ...backends import backend_of
 from ...bilevel import full_batch
 from ...data import Episodes
 from ...errors import ArgumentError
-from ...learned import lstm_layer, preprocess
-from ...ops import broadcast_to, concatenate, linear, linear_cross_entropy, mean, reshape, sigmoid
+from ...learned import preprocess
+from ...ops import broadcast_to, concatenate, linear, linear_cross_entropy, lstm_cell, mean, reshape, sigmoid
 from ...ops import sum as sum_
 from ...passes.scan import scan
 from ...runs.configuration import option
@@ -133,7 +133,7 @@ def moved(state: Any, own: Mapping[str, Any], losses: Tensor, slope: Tensor) -> 
     before = {k: reshape(state[k], (-1, 1)) for k in GATES}
     slope = reshape(slope, (-1, 1))
     x = concatenate([preprocess(slope, PREPROCESS_P), reshape(of_losses, (-1, 2))], axis=1)
-    h, c = lstm_layer(x, before_h, before_c, own["lstm.weight"], own["lstm.bias"])
+    h, c = lstm_cell(x, before_h, before_c, own["lstm.weight"], bias=own["lstm.bias"])
     gates = {k: sigmoid(linear(concatenate([h, w, before[k]], axis=1), own[f"{k}.weight"], own[f"{k}.bias"])) for k in GATES}
     after = {"w": gates["forget"] * w - gates["input"] * slope, "h": h, "c": c, **gates}
     return {k: reshape(v, (*shape[:2], -1)) for k, v in after.items()}
