@@ -40,19 +40,14 @@ def _query_loss(judged: Callable[[Any, Any, Arrays], Any], shared: Any, learner:
 def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss."""
     dtype = data["support"].dtype
-    shapes = {"weight": (sizes.episodes, sizes.features, sizes.ways), "bias": (sizes.episodes, sizes.ways)}
-    zero = {name: xp.zeros(shape, dtype) for name, shape in shapes.items()}
-
-    def inner(w: Any, hparams: Any, labels: Any) -> Any:
-        losses = hg.linear_cross_entropy(hparams["features"], w["weight"], w["bias"], labels)
-        return hg.sum(losses) * (1.0 / labels.shape[-1])  # a mean of each episode, a sum over them
+    zero = xp.zeros((sizes.features, sizes.ways), dtype), xp.zeros(sizes.ways, dtype)
 
     def meta_loss(p: Any) -> Any:
-        steps = hg.full_batch(data["support_labels"], sizes.steps)
-        w = hg.unroll(inner, zero, {"features": _network(p, data["support"], sizes)}, steps, optimizer=hg.SGD(lr=p["lr"]))
+        support = _network(p, data["support"], sizes)
+        w = hg.linear_head_descent(support, *zero, data["support_labels"], p["lr"], sizes.steps)
 
         def judged(p: Any, w: Any, some: Arrays) -> Any:
-            return _loss(_network(p, some["query"], sizes), w["weight"], w["bias"], some["query_labels"])
+            return _loss(_network(p, some["query"], sizes), *w, some["query_labels"])
 
         return _query_loss(judged, p, w, data, sizes, xp)
 

@@ -341,7 +341,8 @@ class FusedMany(Registered):
         arity: number of arguments; None for any.
         reference: (*tensors, **attrs) -> list of Tensors, in ops. It is the definition.
         value: (backend, values, attrs) -> (list of ys, saved), `saved` a dict that the other rungs get.
-        jvp: (backend, values, dots, attrs, saved) -> list of y_dots, None for zero; may leave in `saved` what `vjp_jvp` needs.
+        jvp: (backend, values, dots, attrs, saved) -> list of y_dots, None for zero; may leave in `saved` what `vjp_jvp` needs. With
+            None, the reference computes tangents.
         vjp: (backend, values, y_bars, want, attrs, saved) -> cotangents, None where not wanted; y_bars are None for zero.
         vjp_jvp: (backend, values, dots, y_bars, y_bar_dots, want, attrs, saved) -> tangents of those cotangents;
             called only where an input carries a tangent, and so always after `jvp`. With None, the reference computes
@@ -355,7 +356,7 @@ class FusedMany(Registered):
         reference: Callable[..., list[Tensor]],
         *,
         value: Callable[..., tuple[list[Array], Any]],
-        jvp: Callable[..., list[Array | None]],
+        jvp: Callable[..., list[Array | None]] | None,
         vjp: Callable[..., list[Array | None]],
         vjp_jvp: Callable[..., list[Array | None]] | None,
     ) -> None:
@@ -372,8 +373,8 @@ class FusedMany(Registered):
         return tuple(ys), saved
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """The jvp rung, or the reference's tangents where a tape records them."""
-        if levels_of([*inputs, *dots]):
+        """The jvp rung, or the reference's tangents where a tape records them or there is no such rung."""
+        if self.jvp is None or levels_of([*inputs, *dots]):
             carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
             return [y.dot for y in self.reference(*carrying, **node.attrs)]
         values = [x.value for x in inputs]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import test_fused
 import test_gather_images
+import test_head_descent
 import test_kernels as suite
 import test_precision as precise
 import test_step_kernels as steps
@@ -76,7 +77,7 @@ def recorder():
             p.everything()
         patch.setattr(EMULATED, "run", recorder.run, raising=False)
         patch.setattr(backends, "HOST", EMULATED)
-        for case in test_fused.SMALL:
+        for case in (*test_fused.SMALL, test_head_descent.SMALL, *test_head_descent.CASES[3:5]):
             for dtype in suite.DTYPES:
                 args, w = fused_checks.setting(case, dtype)
                 hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))  # all four rungs
