@@ -8,7 +8,7 @@ import pytest
 from meta_problems import Sizes
 from places import needs_emulator
 
-MOST = {"hyper-representation": 62, "maml": 317}
+MOST = {"hyper-representation": 60, "maml": 315}
 IDLE = {"hyper-representation": 0.15e-3, "maml": 1.45e-3}  # seconds that the model predicts for kernels that fill no large GPU
 HEAD = {"hyper-representation": "linear_head_descent_vjp", "maml": "linear_cross_entropy_vjp_jvp"}  # whose second order it has
 

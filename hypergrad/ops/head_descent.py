@@ -13,10 +13,10 @@ from ..errors import ArgumentError, ShapeError
 from ..rules import FusedMany
 from ..tape import Tensor, to_tensors
 from .arguments import integer
-from .arrays import reshape, swap_last
+from .arrays import broadcast_to, reshape, swap_last
 from .elementwise import scale
 from .head import head_arguments
-from .layout import optional, rows, wanted, with_episodes
+from .layout import optional, rows, wanted
 from .linalg import linear, matmul
 from .reductions import softmax, sum
 
@@ -98,7 +98,7 @@ def linear_head_descent(x: Any, w: Any, bias: Any, labels: Any, lr: Any, n_steps
     _, lr = to_tensors("linear_head_descent", [x, lr])
     if lr.shape not in ((), (episodes,)):
         raise ShapeError(f"linear_head_descent: lr has shape {lr.shape}, expected () or ({episodes},), one for each episode of x")
-    given = features, w, bias, with_episodes(lr, episodes, 1)
+    given = features, w, bias, lr if lr.ndim else broadcast_to(lr, (episodes,))
     steps = _descent.outputs if n <= MOST_EXAMPLES else _reference
     w, bias = steps(*given, labels=index, n_steps=n_steps)
     return (reshape(w, w.shape[1:]), reshape(bias, bias.shape[1:])) if x.ndim == 2 else (w, bias)
