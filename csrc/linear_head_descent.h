@@ -56,7 +56,7 @@ struct HeadDescent {
     return slope;
   }
 
-  // Element i of G times `rows`.
+  // Element i of G times `rows`, for a thread that owns it; the host forms them all by vectors.
   template <class U>
   HG_BOTH double product(int64_t i, const U* rows) const {
     const T* const g = gram + i / K * N;
@@ -65,7 +65,7 @@ struct HeadDescent {
     return sum;
   }
 
-  // Element (n, m) of R V' + V R'.
+  // Element (n, m) of R V' + V R', likewise.
   HG_BOTH double pair(int64_t n, int64_t m, const T* residual, const double* v) const {
     double sum = 0;
     for (int64_t k = 0; k < K; ++k)

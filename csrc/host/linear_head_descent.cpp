@@ -65,16 +65,27 @@ T* packed(const T* w, int64_t D, int64_t K, int slot) {
   return rows;
 }
 
-// rows[k] = sum over examples of factor*a[n, k]*x[n].
+// rows[k] = sum over examples of factor*a[k, n]*x[n].
 template <class T>
 void weighted_sums(const T* x, const double* a, double factor, int64_t N, int64_t D, int64_t K, T* rows) {
   for (int64_t k = 0; k < K; ++k)
-    combine(rows + k * D, N, [&](int64_t n) { return Multiple<T>{static_cast<T>(factor * a[n * K + k]), x + n * D}; }, D);
+    combine(rows + k * D, N, [&](int64_t n) { return Multiple<T>{static_cast<T>(factor * a[k * N + n]), x + n * D}; }, D);
 }
 
-double column_sum(const double* a, int64_t N, int64_t K, int64_t k) {
+// out[k, n] = row n of G times column k of `rows`, (N, K): `HeadDescent::product` of all elements, by vectors along the examples.
+template <class T, class U>
+void products(const T* gram, const U* rows, int64_t N, int64_t K, double* out) {
+  for (int64_t i = 0; i < K * N; ++i) out[i] = 0;
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t m = 0; m < N; ++m) {
+      const double by = static_cast<double>(rows[m * K + k]);
+      for (int64_t n = 0; n < N; ++n) out[k * N + n] += by * static_cast<double>(gram[m * N + n]);
+    }
+}
+
+double row_sum(const double* a, int64_t N) {
   double sum = 0;
-  for (int64_t n = 0; n < N; ++n) sum += a[n * K + k];
+  for (int64_t n = 0; n < N; ++n) sum += a[n];
   return sum;
 }
 
@@ -92,7 +103,7 @@ void value(const Call& call) {
       for (int64_t m = 0; m <= n; ++m) g[n * N + m] = g[m * N + n] = static_cast<T>(1 + dot(features + n * D, features + m * D, D));
     }
     T* const rows = packed(before, D, K, kSlotRows);
-    double *const z = scratch_of<double>(kSlotLogits, 2 * size + 1), *const total = z + size;
+    double *const z = scratch_of<double>(kSlotLogits, 3 * size + 1), *const total = z + size, *const moved = total + size;
     for (int64_t i = 0; i < size; ++i) {
       z[i] = static_cast<double>(bias.at(e)[i % K]) + dot(features + i / K * D, rows + i % K * D, D);
       total[i] = 0;
@@ -102,14 +113,15 @@ void value(const Call& call) {
     for (int64_t t = 0; t < steps; ++t) {
       T* const r = residual.at(e) + t * size;
       for (int64_t n = 0; n < N; ++n) descent.residuals(n, z, r);
+      products(g, r, N, K, moved);
       for (int64_t i = 0; i < size; ++i) {
-        z[i] -= rate * descent.product(i, r);
-        total[i] += static_cast<double>(r[i]);
+        z[i] -= rate * moved[i % K * N + i / K];
+        total[i % K * N + i / K] += static_cast<double>(r[i]);
       }
     }
     weighted_sums(features, total, rate, N, D, K, rows);
     for (int64_t i = 0; i < D * K; ++i) w_next.at(e)[i] = before[i] - rows[i % K * D + i / K];
-    for (int64_t k = 0; k < K; ++k) bias_next.at(e)[k] = bias.at(e)[k] - static_cast<T>(rate * column_sum(total, N, K, k));
+    for (int64_t k = 0; k < K; ++k) bias_next.at(e)[k] = bias.at(e)[k] - static_cast<T>(rate * row_sum(total + k * N, N));
   });
 }
 
@@ -120,8 +132,8 @@ void vjp(const Call& call) {
   parallel_for(HG_DIM(E), [&](int64_t e) {
     const T *const features = x.at(e), *const bar = w_next_bar ? w_next_bar.at(e) : nullptr;
     T* const rows_bar = bar != nullptr ? packed(bar, D, K, kSlotRowsBar) : nullptr;
-    double *const y = scratch_of<double>(kSlotLogits, 4 * size + N * N + 1), *const v = y + size, *const c = v + size;
-    double *const total = c + size, *const pairs = total + size;
+    double *const y = scratch_of<double>(kSlotLogits, 5 * size + N * N + 1), *const v = y + size, *const c = v + size;
+    double *const total = c + size, *const moved = total + size, *const pairs = moved + size;
     for (int64_t i = 0; i < size; ++i) {
       y[i] = bias_next_bar ? static_cast<double>(bias_next_bar.at(e)[i % K]) : 0.0;
       if (bar != nullptr) y[i] += dot(features + i / K * D, rows_bar + i % K * D, D);
@@ -133,24 +145,26 @@ void vjp(const Call& call) {
     double slope = 0;
     for (int64_t t = steps - 1; t >= 0; --t) {
       const T* const r = residual.at(e) + t * size;
-      for (int64_t i = 0; x_bar && i < N * N; ++i) pairs[i] += descent.pair(i / N, i % N, r, v);
+      for (int64_t i = 0; x_bar && i < size; ++i)  // v is (K, N) here: its columns lie side by side
+        for (int64_t m = 0; m < N; ++m) pairs[i / K * N + m] += static_cast<double>(r[i]) * v[i % K * N + m];
       for (int64_t n = 0; n < N; ++n) slope += descent.residuals_bar(n, r, y, c);
+      products(descent.gram, c, N, K, moved);
       for (int64_t i = 0; i < size; ++i) {
-        y[i] += share * descent.product(i, c);
-        v[i] += c[i];
+        y[i] += share * moved[i % K * N + i / K];
+        v[i % K * N + i / K] += c[i];
         total[i] += static_cast<double>(r[i]);
       }
     }
     *lr_bar.at(e) = static_cast<T>(-share * slope);
     for (int64_t k = 0; k < K; ++k)
-      bias_bar.at(e)[k] = (bias_next_bar ? bias_next_bar.at(e)[k] : T(0)) + static_cast<T>(share * column_sum(v, N, K, k));
+      bias_bar.at(e)[k] = (bias_next_bar ? bias_next_bar.at(e)[k] : T(0)) + static_cast<T>(share * row_sum(v + k * N, N));
     if (x_bar) {
       const T* const rows = packed(w.at(e), D, K, kSlotRows);
       for (int64_t n = 0; n < N; ++n) {
         const auto multiple = [&](int64_t i) -> Multiple<T> {
-          if (i < N) return {static_cast<T>(-descent.lr * share * share * pairs[n * N + i]), features + i * D};
+          if (i < N) return {static_cast<T>(-descent.lr * share * share * (pairs[n * N + i] + pairs[i * N + n])), features + i * D};
           const int64_t k = (i - N) % K;
-          if (i < N + K) return {static_cast<T>(share * v[n * K + k]), rows + k * D};
+          if (i < N + K) return {static_cast<T>(share * v[k * N + n]), rows + k * D};
           return {static_cast<T>(-descent.lr * share * total[n * K + k]), rows_bar + k * D};
         };
         combine(x_bar.at(e) + n * D, N + (bar != nullptr ? 2 : 1) * K, multiple, D);
