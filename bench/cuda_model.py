@@ -76,6 +76,8 @@ class Work(NamedTuple):
 def _dims(node: Any) -> dict[str, int]:
     """Axes of a block's call: E, N, H, W, C, K, and P directions."""
     arrays = node.arrays
+    if len(arrays["x"]) != 5:  # features of a head
+        return {}
     e, n, h, w, c = arrays["x"]
     dots = [arrays[name] for name in ("y_dot", "w_bar_dot", "y_bar_dot") if arrays.get(name)]
     k = arrays["w"][-1] if "w" in arrays else 1
@@ -141,6 +143,18 @@ WORK: dict[str, Callable[[Any, dict[str, int]], Work]] = {
 def _tiles_of_wgrad(d: dict[str, int]) -> float:
     return max(1.0, d["N"] * d["H"] * d["W"] / 128 / max(1, d["N"] // 20))
 
+
+def _head(node: Any, pairs: Callable[[int, int], int]) -> Work:
+    """A head's steps, a block an episode: its warps form the products of pairs over the features; then one phase follows another."""
+    (e, n, size), k, steps = node.arrays["x"], node.arrays["w"][-1], node.arrays["residual"][1]
+    products = math.ceil(pairs(n, k) / (node.threads / 32))
+    first, later = math.ceil(size / 256), 0.1 * math.ceil(size / 256) + 0.5  # the first product loads the features from beyond L1
+    rounds = first + products * later + 1.5 * steps + 0.1 * math.ceil(size * k / node.threads) + 2
+    return Work(e * size * (pairs(n, k) + n * (n + 2 * k)), rounds, 0.2, "")
+
+
+WORK["descend_head"] = lambda node, d: _head(node, lambda n, k: n * (n + 1) // 2 + n * k)
+WORK["pull_head"] = lambda node, d: _head(node, lambda n, k: n * k)
 
 OTHERS = {  # round trips of kernels that wait for memory and do little else
     "head_value": 8.0,

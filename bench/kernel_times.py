@@ -55,6 +55,8 @@ def dims_of(family: str, sizes: Sizes) -> list[Dims]:
         return [{"E": e * n, "H": d["H"], "W": d["W"], "K": k, "Q": d["H"] // 2, "R": d["W"] // 2, "P": 1} for d in images]
     if family == "linear_cross_entropy":
         return [{"E": e, "N": n, "D": sizes.features, "K": sizes.ways, "P": 1}]
+    if family == "linear_head_descent":
+        return [{"E": e, "N": sizes.ways * sizes.shots, "D": sizes.features, "K": sizes.ways, "T": sizes.steps}]
     if family == "matmul":
         return [{"A": 1, "B": e, "M": n, "K": sizes.features, "N": sizes.ways}]
     if family == "gather_images":
@@ -75,6 +77,9 @@ def operations(kernel: str, d: Dims) -> float:
     rung = kernel.removeprefix(f"{family}_")
     if family == "linear_cross_entropy":
         return 2.0 * d["E"] * d["N"] * d["D"] * d["K"] * {"value": 1, "vjp": 2, "jvp": 2, "vjp_jvp": 4}[rung]
+    if family == "linear_head_descent":  # the products over features, and those of the steps
+        products = d["D"] * (d["N"] + 4 * d["K"]) if rung == "value" else 2 * d["D"] * (d["N"] + 4 * d["K"])
+        return float(d["E"] * d["N"] * (products + 2 * d["T"] * d["N"] * d["K"] * (1 if rung == "value" else 3)))
     if family == "matmul":
         return 2.0 * d["A"] * d["B"] * d["M"] * d["K"] * d["N"]
     if family not in ("patch_cov", "conv_bn_relu_pool_first", "conv_bn_relu_pool") and not family.startswith("conv2d_"):

@@ -28,31 +28,26 @@ def _loss(features: Any, weight: Any, bias: Any, labels: Any) -> Any:
 
 
 def _query_loss(judged: Callable[[Any, Any, Arrays], Any], shared: Any, learner: Any, data: Arrays, sizes: Sizes, xp: Any) -> Any:
-    """Mean query loss of all episodes: on the host one episode at a time, so that only its values are held."""
+    """Mean query loss of all episodes, `judged` giving those of each image: on the host one episode at a time, to hold its values only."""
 
     def part(shared: Any, learner: Any, rows: slice) -> Any:
         return hg.sum(judged(shared, learner, {name: data[name][rows] for name in ("query", "query_labels")})), None
 
     total, _ = hg.accumulate(part, shared, learner, sizes.episodes, 1 if xp is np else sizes.episodes)
-    return total * (1.0 / sizes.episodes)
+    return total * (1.0 / data["query_labels"].size)
 
 
 def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
     """params -> mean query loss."""
     dtype = data["support"].dtype
-    shapes = {"weight": (sizes.episodes, sizes.features, sizes.ways), "bias": (sizes.episodes, sizes.ways)}
-    zero = {name: xp.zeros(shape, dtype) for name, shape in shapes.items()}
-
-    def inner(w: Any, hparams: Any, labels: Any) -> Any:
-        losses = hg.linear_cross_entropy(hparams["features"], w["weight"], w["bias"], labels)
-        return hg.sum(losses) * (1.0 / labels.shape[-1])  # a mean of each episode, a sum over them
+    zero = xp.zeros((sizes.features, sizes.ways), dtype), xp.zeros(sizes.ways, dtype)
 
     def meta_loss(p: Any) -> Any:
-        steps = hg.full_batch(data["support_labels"], sizes.steps)
-        w = hg.unroll(inner, zero, {"features": _network(p, data["support"], sizes)}, steps, optimizer=hg.SGD(lr=p["lr"]))
+        support = _network(p, data["support"], sizes)
+        w = hg.linear_head_descent(support, *zero, data["support_labels"], p["lr"], sizes.steps)
 
         def judged(p: Any, w: Any, some: Arrays) -> Any:
-            return _loss(_network(p, some["query"], sizes), w["weight"], w["bias"], some["query_labels"])
+            return hg.linear_cross_entropy(_network(p, some["query"], sizes), *w, some["query_labels"])
 
         return _query_loss(judged, p, w, data, sizes, xp)
 
@@ -66,7 +61,7 @@ def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
         return hg.sum(_loss(_network(w, data["support"], sizes), w["head"], w["bias"], data["support_labels"]))
 
     def judged(_: Any, w: Any, some: Arrays) -> Any:
-        return _loss(_network(w, some["query"], sizes), w["head"], w["bias"], some["query_labels"])
+        return hg.linear_cross_entropy(_network(w, some["query"], sizes), w["head"], w["bias"], some["query_labels"])
 
     def meta_loss(p: Any) -> Any:
         start = {name: hg.broadcast_to(a, (sizes.episodes, *a.shape)) for name, a in p.items() if name != "bias"}

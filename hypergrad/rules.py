@@ -372,8 +372,8 @@ class FusedMany(Registered):
         jvp: (backend, values, dots, attrs, saved) -> list of y_dots, None for zero; may leave in `saved` what `vjp_jvp` needs.
         vjp: (backend, values, y_bars, want, attrs, saved) -> cotangents, None where not wanted; y_bars are None for zero.
         vjp_jvp: (backend, values, dots, y_bars, y_bar_dots, want, attrs, saved) -> tangents of those cotangents;
-            called only where an input carries a tangent, and so always after `jvp`. With None, the reference computes
-            this nesting.
+            called only where an input carries a tangent, and so always after `jvp`.
+            Where this rung or `jvp` is None, the reference computes the tangents.
     """
 
     batching = "reference"
@@ -385,7 +385,7 @@ class FusedMany(Registered):
         reference: Callable[..., list[Tensor]],
         *,
         value: Callable[..., tuple[list[Array], Any]],
-        jvp: Callable[..., list[Array | None]],
+        jvp: Callable[..., list[Array | None]] | None,
         vjp: Callable[..., list[Array | None]],
         vjp_jvp: Callable[..., list[Array | None]] | None,
     ) -> None:
@@ -403,8 +403,8 @@ class FusedMany(Registered):
         return tuple(ys), saved
 
     def push(self, node: Node, inputs: list[Tensor], dots: list[Tensor | None]) -> Sequence[Tensor | None]:
-        """The jvp rung, or the reference's tangents where a tape records them."""
-        if levels_of([*inputs, *dots]) or is_batched(dots):
+        """The jvp rung, or the reference's tangents where a tape records them or there is no such rung."""
+        if self.jvp is None or levels_of([*inputs, *dots]) or is_batched(dots):
             carrying = [Tensor(x.value, d, x.node, x.index) for x, d in zip(inputs, dots, strict=True)]
             return [y.dot for y in self.reference(*carrying, **node.attrs)]
         values = [x.value for x in inputs]

@@ -23,7 +23,7 @@ import numpy as np
 
 from .backends import HOST, Array, Batched, as_array, backend_of, is_on_gpu
 from .errors import DifferentiationError, DTypeError, HypergradError, ShapeError
-from .launches import Terms, linear_in, pull_broadcasts
+from .launches import Late, linear_in
 from .methods import ArrayMethods
 from .state import Jvp, State, current, own_thread, within
 
@@ -352,19 +352,17 @@ class Tape:
         """
         mine = {id(t.node) for t in leaves}
         on_tape = mine | {id(n) for n in self.nodes}
-        on_gpu = bool(outputs) and is_on_gpu(outputs[0].value)
-        flat = linear_in(mine, self.nodes) if on_gpu or not values else set()
-        unread = set() if values else flat  # nodes the values of whose cotangents nothing reads
-        late = flat - mine if on_gpu else set()  # nodes that come last, so that few launches do for all
-        pending, terms = dict[int, list[Tensor | None]](), Terms()
+        unread = set() if values else linear_in(mine, self.nodes)  # nodes the values of whose cotangents nothing reads
+        late = Late(mine, self.nodes) if outputs and is_on_gpu(outputs[0].value) else None
+        pending: dict[int, list[Tensor | None]] = {}
 
         def add(t: Tensor, bar: Tensor | None) -> None:
             if bar is None or t.node is None or id(t.node) not in on_tape:
                 return
             if type(bar.value) is Batched:
                 bar = bar.value.level.settled(bar, t.value)
-            if on_gpu and id(t.node) in mine:
-                return terms.add(id(t.node), bar)
+            if late is not None and late.takes(t.node, bar):
+                return
             slots = pending.setdefault(id(t.node), [None] * len(t.node.outputs))
             old = slots[t.index]
             slots[t.index] = bar if old is None else old + bar
@@ -374,24 +372,18 @@ class Tape:
         if not keep:
             outputs.clear()
 
-        def sweep(nodes: list[Node], skipped: set[int]) -> list[Node]:
-            last = []
+        def sweep(nodes: list[Node]) -> None:
             while nodes:
                 node = nodes.pop()
-                if id(node) in skipped:
-                    last.append(node)
-                    continue
-                if (slots := pending.pop(id(node), None)) is None:
+                if late is not None and late.puts_off(node) or (slots := pending.pop(id(node), None)) is None:
                     continue
                 want = [t.node is not None and id(t.node) in on_tape and (id(t.node) not in unread or TANGENTS) for t in node.inputs]
                 bars = slots if node.op is None else node.op.pull(node, slots, want)
                 for t, bar in zip(node.inputs, bars, strict=True):
                     add(t, bar)
-            return last
 
-        last = sweep(list(self.nodes) if keep else self.nodes, late)
-        if on_gpu:
-            pull_broadcasts(last, pending, add)
-            sweep(last[::-1], set())
-            return terms.totals([id(t.node) for t in leaves])
-        return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]
+        sweep(list(self.nodes) if keep else self.nodes)
+        if late is None:
+            return [(pending[id(t.node)][0] if id(t.node) in pending else None) for t in leaves]
+        sweep(late.rest(pending, add))
+        return late.totals([t.node for t in leaves])

@@ -106,6 +106,21 @@ BAD = {
         DTypeError,
         "linear_cross_entropy: labels has dtype float64",
     ),
+    "head's steps": (
+        lambda: hg.linear_head_descent(ones(2, 3), ones(3, 2), ones(2), LABELS, 0.1, -1),
+        ArgumentError,
+        "linear_head_descent: n_steps has -1, expected >= 0",
+    ),
+    "head's step sizes": (
+        lambda: hg.linear_head_descent(ones(2, 3), ones(3, 2), ones(2), LABELS, ones(2), 1),
+        ShapeError,
+        "linear_head_descent: lr has shape (2,), expected () or (1,)",
+    ),
+    "head without examples": (
+        lambda: hg.linear_head_descent(ones(0, 3), ones(3, 2), ones(2), LABELS[:0], 0.1, 1),
+        ShapeError,
+        "linear_head_descent: x has shape (0, 3), expected at least one example",
+    ),
     "labels out of range": (
         lambda: hg.softmax_cross_entropy(ones(2, 3), np.array([0, 3])),
         ArgumentError,

@@ -78,6 +78,12 @@ def maml(optimizer):
     return hg.value_and_grad(meta_loss)
 
 
+def representation(p, batch):
+    """The loss of a head that is trained in two steps on the network's features."""
+    w = hg.linear_head_descent(network(p, batch["support"]), p["head"], p["bias"], batch["labels"], p["lr"], 2)
+    return hg.mean(hg.linear_cross_entropy(network(p, batch["query"]), *w, batch["labels"]))
+
+
 def unfused(step):
     """The meta-step with composed ops only."""
 
@@ -95,6 +101,7 @@ STEPS = {
     "AdamW": maml(lambda lr: hg.AdamW(lr=lr)),
     "RMSprop": maml(lambda lr: hg.RMSprop(lr=0.1 * lr, momentum=0.5)),
     "Adagrad": maml(lambda lr: hg.Adagrad(lr=lr)),
+    "head": hg.value_and_grad(representation),
     "composed": unfused(maml(lambda lr: hg.SGD(lr=lr, momentum=0.5))),
 }
 

@@ -161,6 +161,8 @@ NORM, BLOCK = "batch_norm[((3, 3, 2, 2), (2,), (2,)), eps=1e-05]", "conv_bn_relu
         ("linear_cross_entropy_jvp", 4, "linear_cross_entropy[one feature, 6 classes]"),
         ("linear_cross_entropy_vjp", 4, "linear_cross_entropy[rows]"),
         ("linear_cross_entropy_vjp_jvp", 5, "linear_cross_entropy[rows]"),
+        ("linear_head_descent_value", 4, "linear_head_descent[rows]"),
+        ("linear_head_descent_vjp", 4, "linear_head_descent[rows]"),
         *((f"batch_norm_{rung}", 4, NORM) for rung in RUNGS),
         *((f"conv_bn_relu_pool_{rung}", 4, BLOCK) for rung in RUNGS),
     ],

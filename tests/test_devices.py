@@ -91,6 +91,10 @@ def test_labels_on_the_device_are_not_read(cupy):
     on = cupy.asarray
     for losses in (hg.softmax_cross_entropy(on(logits), on(labels)), hg.linear_cross_entropy(on(x), on(w), on(b), on(labels))):
         assert np.isnan(losses.value.get()).tolist() == [False, False, True]
+    for fused in (True, False):
+        with hg.fusion(fused):
+            after = hg.linear_head_descent(on(x), on(w), on(b), on(labels), 0.1, 1)
+        assert all(np.isnan(a.value.get()).all() for a in after)
     with pytest.raises(hg.errors.ArgumentError, match="labels has values 0 to 2, expected 0 to 1"):
         hg.softmax_cross_entropy(on(logits), labels)  # the host's are read before they are copied
     with pytest.raises(hg.errors.DeviceError):

@@ -20,7 +20,7 @@ from hypergrad.rules import REGISTRY
 from hypergrad.tape import Tape, Tensor
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
-FUSED = ("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross", *STEPS)
+FUSED = ("conv2d", "conv_bn", "batch_norm", "max_pool2d", "linear_cross", "linear_head", *STEPS)
 KERNELS = [case for case in CASES if case.name.startswith(FUSED) and not case.name.startswith("batch_norm[evaluated")]  # that has none
 
 

@@ -128,12 +128,12 @@ class CudaBackend:
     def sum_trees(self, xs: Sequence[Any], ys: Sequence[Any]) -> list[Any]:
         """x + y of each pair of arrays of one shape; contiguous arrays of one dtype in one launch."""
         outs = self._sum_leaves([a[None] for a in xs], ys=list(ys))
-        return [x + y for x, y in zip(xs, ys, strict=True)] if outs is None else [a[0, ...] for a in outs]
+        return [x + y for x, y in zip(xs, ys, strict=True)] if outs is None else outs
 
     def sum_rows(self, xs: Sequence[Any]) -> list[Any]:
         """The sum over the first axis of each array; contiguous arrays of one dtype and number of rows in one launch."""
         outs = self._sum_leaves(list(xs))
-        return [a.sum(0) for a in xs] if outs is None else [a[0, ...] for a in outs]
+        return [a.sum(0) for a in xs] if outs is None else outs
 
     def copies(self, xs: Sequence[Any]) -> list[Any]:
         """Contiguous copies; of contiguous arrays of one dtype, or of arrays whose rows are one row repeated, in one launch."""
@@ -142,7 +142,6 @@ class CudaBackend:
             outs = self._sum_leaves([a[:1] for a in xs], Q=count)
         else:
             outs = self._sum_leaves([a[None] for a in xs])
-            outs = None if outs is None else [a[0, ...] for a in outs]
         return [a.copy() for a in xs] if outs is None else outs
 
     def fill(self, own: Sequence[Any], given: Sequence[Any]) -> None:
@@ -151,21 +150,30 @@ class CudaBackend:
         kind = floats[0][0].dtype if floats else None
         same = [(a, b) for a, b in floats if a.dtype == kind and b.dtype == kind]
         done = {id(a) for a, _ in same}
-        if self._sum_leaves([b[None] for _, b in same], out=[a[None] for a, _ in same]) is None:
+        if self._sum_leaves([b[None] for _, b in same], out=[a for a, _ in same]) is None:
             done.clear()
         for a, b in zip(own, given, strict=True):
             if id(a) not in done:
                 a[...] = b
 
-    def _sum_leaves(self, xs: list[Any], ys: list[Any] | None = None, **more: Any) -> list[Any] | None:
-        """The outputs of the kernel sum_leaves; None where it does not serve, or saves no launch."""
+    def _sum_leaves(
+        self, xs: list[Any], ys: list[Any] | None = None, out: list[Any] | None = None, Q: int | None = None
+    ) -> list[Any] | None:
+        """The outputs of the kernel sum_leaves; None where it does not serve, or saves no launch.
+
+        Without `out` and the number Q of copies they are new arrays without the first axis, no views, so that they can be handed on.
+        """
         rest = xs if ys is None else [*xs, *ys]
         if len(xs) < 2 or xs[0].dtype.char not in "fd" or len({(str(a.dtype), a.shape[0]) for a in xs}) > 1:
             return None
         if any(not a.flags.c_contiguous or a.ndim > MOST_AXES or a.dtype != xs[0].dtype for a in rest):
             return None
-        outputs: list[Any] = self.run("sum_leaves", x=xs, y=ys, **({"Q": 1} | more if "out" not in more else more))["out"]
-        return outputs
+        if Q is not None:
+            copies: list[Any] = self.run("sum_leaves", x=xs, y=ys, Q=Q)["out"]
+            return copies
+        own = [self.empty(a.shape[1:], a.dtype) for a in xs] if out is None else out
+        self.run("sum_leaves", x=xs, y=ys, out=[a[None] for a in own])
+        return own
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined along an axis, at most 8 at a time: for more, CuPy copies a table of pointers from the host."""

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..backends import backend_of
-from ..bilevel import full_batch
 from ..data import Episodes
-from ..ops import linear_cross_entropy, mean, reshape, sqrt
+from ..ops import linear_head_descent, mean, sqrt
 from ..ops import sum as sum_
-from ..optimizers import SGD
-from ..passes.unroll import unroll
 from ..runs.configuration import option
 from ..tape import Tensor
 from .method import Array, LinearMethod
@@ -84,18 +81,17 @@ class LogisticMethod(LinearMethod):
             learner = self.represent(hparams, episodes)
             learner |= self.zero_model(learner["support"])
         n_steps = self.n_steps if n_steps is None else n_steps
-        if n_steps == 0:
-            return learner
-        w = {name: learner[name] for name in ("weight", "bias")}
-        optimizer = SGD(lr=self.inner_step_size(hparams))
-        steps = full_batch(episodes.support_labels, n_steps)
-        return {**learner, **unroll(inner_loss, w, {"features": learner["support"]}, steps, optimizer=optimizer)}
+        step_size = self.inner_step_size(hparams)
+        weight, bias = linear_head_descent(
+            learner["support"], learner["weight"], learner["bias"], episodes.support_labels, step_size, n_steps
+        )
+        return {**learner, "weight": weight, "bias": bias}
 
     def zero_model(self, support: Any) -> dict[str, Array]:
         """The logistic regression of zeros for features (E, S, D), a Tensor, on their device. Cost: O(E*D*n_way)."""
         episodes, _, size = support.shape
         xp = backend_of(support.value).xp
-        shapes = {"weight": (episodes, size, self.n_way), "bias": (episodes, 1, self.n_way)}
+        shapes = {"weight": (episodes, size, self.n_way), "bias": (episodes, self.n_way)}
         return {name: xp.zeros(shape, support.dtype) for name, shape in shapes.items()}
 
     def head(self, hparams: Mapping[str, Any], learner: Any, episodes: Episodes) -> tuple[Tensor, Any, Any]:
@@ -104,18 +100,4 @@ class LogisticMethod(LinearMethod):
             query = query - learner["centred"]
         if self.normalized:
             query = query / learner["divided"]
-        return query, learner["weight"], reshape(learner["bias"], (-1, self.n_way))
-
-
-def inner_loss(w: Any, hparams: Any, labels: Array) -> Tensor:
-    """The logistic regression's training loss: cross-entropy on the support set, summed over episodes.
-
-    A sum and not a mean over episodes, so that every episode's gradient, and its step size, is that of its
-    own loss.
-
-    Args: w: {"weight": (E, D, n_way), "bias": (E, 1, n_way)}; hparams: {"features": (E, S, D)}; labels: (E, S).
-    Returns: a scalar Tensor. Cost: 2*E*S*D*n_way flop.
-    """
-    bias = reshape(w["bias"], (len(labels), w["bias"].shape[-1]))
-    total: Tensor = sum_(linear_cross_entropy(hparams["features"], w["weight"], bias, labels)) * (1.0 / labels.shape[-1])
-    return total
+        return query, learner["weight"], learner["bias"]

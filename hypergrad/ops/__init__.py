@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # which read no loop: the same names, from each file
     from .decompositions import *  # noqa: F403
     from .elementwise import *  # noqa: F403
     from .head import *  # noqa: F403
+    from .head_descent import *  # noqa: F403
     from .initialisers import *  # noqa: F403
     from .layers import *  # noqa: F403
     from .linalg import *  # noqa: F403

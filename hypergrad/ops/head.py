@@ -101,21 +101,25 @@ def linear_cross_entropy(x: Any, w: Any, bias: Any, labels: Any) -> Tensor:
         Tensor(array([0.69314718, 0.69314718, 0.69314718, 0.69314718]))
     """
     x, w, bias = to_tensors("linear_cross_entropy", [x, w, bias])
+    features, w, bias, index = head_arguments("linear_cross_entropy", x, w, bias, labels)
+    y = _head(features, w, bias, labels=index)
+    return reshape(y, x.shape[:-1]) if x.ndim == 2 else y
+
+
+def head_arguments(op: str, x: Tensor, w: Tensor, bias: Tensor, labels: Any) -> tuple[Tensor, Tensor, Tensor, Array]:
+    """A head's arguments with an episode axis: features (E, N, D), weights (E, D, K), bias (E, K) and int64 labels (E, N).
+
+    Raises: ShapeError if the shapes do not fit; errors of labels as `linear_cross_entropy`.
+    """
     if x.ndim not in (2, 3) or w.ndim not in (2, 3) or x.shape[-1] != w.shape[-2]:
-        raise ShapeError(
-            f"linear_cross_entropy: x has shape {x.shape} and w {w.shape}, expected (N, D) or (E, N, D) and (D, K) or "
-            "(E, D, K) with equal D"
-        )
+        raise ShapeError(f"{op}: x has shape {x.shape} and w {w.shape}, expected (N, D) or (E, N, D) and (D, K) or (E, D, K) with equal D")
     episodes, k = (x.shape[0] if x.ndim == 3 else 1), w.shape[-1]
     if w.ndim == 3 and w.shape[0] != episodes:
-        raise ShapeError(f"linear_cross_entropy: w has shape {w.shape}, expected {episodes} episodes because x has shape {x.shape}")
+        raise ShapeError(f"{op}: w has shape {w.shape}, expected {episodes} episodes because x has shape {x.shape}")
     if bias.shape not in ((k,), (episodes, k)):
-        raise ShapeError(
-            f"linear_cross_entropy: bias has shape {bias.shape}, expected ({k},) or ({episodes}, {k}) because w has shape {w.shape}"
-        )
-    index = class_labels("linear_cross_entropy", labels, x, k, f"x has shape {x.shape}", f"w has shape {w.shape}")
+        raise ShapeError(f"{op}: bias has shape {bias.shape}, expected ({k},) or ({episodes}, {k}) because w has shape {w.shape}")
+    index = class_labels(op, labels, x, k, f"x has shape {x.shape}", f"w has shape {w.shape}")
     features = reshape(x, (1, *x.shape)) if x.ndim == 2 else x
     xp = backend_of(x.value).xp
     index = xp.ascontiguousarray(index.astype("int64", copy=False).reshape(features.shape[:-1]))
-    y = _head(features, with_episodes(w, episodes, 3), with_episodes(bias, episodes, 2), labels=index)
-    return reshape(y, x.shape[:-1]) if x.ndim == 2 else y
+    return features, with_episodes(w, episodes, 3), with_episodes(bias, episodes, 2), index

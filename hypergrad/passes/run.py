@@ -9,11 +9,11 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ..backends import backend_of, is_batched, is_on_gpu, is_readable, refused
+from ..backends import backend_of, is_batched, is_readable, refused
 from ..backends.recording import Results, keeping, new_results
 from ..bilevel import Stats
 from ..errors import DifferentiationError
-from ..launches import added
+from ..launches import added, in_full
 from ..ops.arrays import stack
 from ..optimizers import digests
 from ..rules import Surroundings
@@ -100,7 +100,8 @@ class Run:
     def _first(self, inputs: Sequence[Tensor], *, keep: bool) -> tuple[PyTree, PyTree]:
         """The first run; with `keep`, the states that the schedule wants are stored on the way."""
         self.surroundings.kept.clear()
-        return set_aside(self.surroundings.run, self._run, _in_full(inputs, self.n_state), keep)
+        state = in_full([untaped(t) for t in inputs[: self.n_state]])
+        return set_aside(self.surroundings.run, self._run, [*state, *map(untaped, inputs[self.n_state :])], keep)
 
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
@@ -170,7 +171,7 @@ class Run:
     def _pull(self, store: Store, inputs: list[Tensor], after: PyTree, bars: Bars) -> Bars:
         args = inputs[self.n_state :]
         bar, stacked = bars[: self.n_state], bars[self.n_state :]
-        totals = [_Total(self.n_steps if own else None) for own in self.per_step or [False] * len(args)]
+        totals = _Totals(self.per_step or [False] * len(args), self.n_steps)
         state: PyTree = None
         reads_after = self.dynamics.reads_after(self._args(args, 0)) if self.n_steps else False
         t = 0
@@ -202,10 +203,10 @@ class Run:
                     again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
                     self._check(t, again.loss, digests(again.compared))
                 bar, after = pulled.state_bar, state if reads_after else None
-                _add_all(totals, pulled.args_bar, t)
+                totals.add(pulled.args_bar, t)
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
-        return [*bar, *(total.value() for total in totals)]
+        return [*bar, *totals.values()]
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
         """Raises: DifferentiationError unless step t, run again, was the same as the first time. Only readable arrays are compared."""
@@ -239,57 +240,34 @@ def _row(x: Tensor, t: int) -> Tensor:
     return Tensor(x.value[t, ...], None if x.dot is None else Tensor(x.dot.value[:, t]))
 
 
-def _add_all(totals: list[_Total], bars: Bars, t: int) -> None:
-    """Adds the cotangents from step t to the totals; on a GPU in one launch where they have no rows."""
-    both = [
-        (total, b)
-        for total, b in zip(totals, bars, strict=True)
-        if b is not None and total.n_rows is None and total.sum is not None and is_on_gpu(b.value)
-    ]
-    if len(both) < 2:
-        both = []
-    sums = added([Tensor(total.sum) for total, _ in both], [b for _, b in both])
-    done = {id(total) for total, _ in both}
-    for (total, _), x in zip(both, sums, strict=True):
-        total.sum = x.value
-    for total, b in zip(totals, bars, strict=True):
-        if id(total) not in done:
-            total.add(b, t)
+class _Totals:
+    """The sums of the arguments' cotangents over the steps. For an argument with a row per step: an array of the rows' cotangents."""
 
+    def __init__(self, per_step: Sequence[bool], n_steps: int) -> None:
+        self.per_step, self.n_steps = per_step, n_steps
+        self.sums: list[Any] = [None] * len(per_step)
+        self.own: set[int] = set()  # sums that are added to in place on the host: the first cotangent's array may have another owner
 
-def _in_full(inputs: Sequence[Tensor], n_state: int) -> list[Tensor]:
-    """The Tensors off every tape. On a GPU a state that broadcasting repeats is copied, once and not in every kernel that reads it."""
-    out = [untaped(t) for t in inputs]
-    repeated = [i for i, t in enumerate(out[:n_state]) if is_on_gpu(t.value) and not t.value.flags.c_contiguous]
-    if repeated:
-        for i, x in zip(repeated, backend_of(out[repeated[0]].value).copies([out[i].value for i in repeated]), strict=True):
-            out[i] = Tensor(x, out[i].dot)
-    return out
+    def add(self, bars: Bars, t: int) -> None:
+        """Adds the cotangents from step t; on a GPU in one launch."""
+        rest = []
+        for i, (bar, per_step) in enumerate(zip(bars, self.per_step, strict=True)):
+            if bar is None:
+                continue
+            if per_step:
+                if self.sums[i] is None:
+                    self.sums[i] = backend_of(bar.value).xp.zeros((self.n_steps, *bar.shape), bar.dtype)
+                self.sums[i][t] = bar.value
+            elif self.sums[i] is None:
+                self.sums[i] = bar.value
+            elif i in self.own and is_readable(bar.value):
+                self.sums[i] += bar.value
+            else:
+                rest.append(i)
+        for i, total in zip(rest, added([Tensor(self.sums[i]) for i in rest], [bars[i] for i in rest]), strict=True):
+            self.sums[i] = total.value
+            self.own.add(i)
 
-
-class _Total:
-    """The sum of an argument's cotangents over the steps. For an argument with a row per step: an array of the rows' cotangents."""
-
-    def __init__(self, n_rows: int | None) -> None:
-        self.n_rows, self.own = n_rows, False
-        self.sum: Any = None
-
-    def add(self, bar: Tensor | None, t: int) -> None:
-        """Adds the cotangent from step t."""
-        if bar is None:
-            return
-        if self.n_rows is not None:
-            if self.sum is None:
-                xp = backend_of(bar.value).xp
-                self.sum = xp.zeros((self.n_rows, *bar.shape), bar.dtype)
-            self.sum[t] = bar.value
-        elif self.sum is None:
-            self.sum = bar.value
-        elif self.own:
-            self.sum += bar.value
-        else:  # the first cotangent's array may have another owner, so it is not added to in place; nor is one that is recorded
-            self.sum, self.own = self.sum + bar.value, is_readable(bar.value) or is_on_gpu(bar.value)
-
-    def value(self) -> Tensor | None:
-        """The sum; None for zero."""
-        return None if self.sum is None else Tensor(np.asarray(self.sum) if isinstance(self.sum, np.generic) else self.sum)
+    def values(self) -> Bars:
+        """The sums; None for zero."""
+        return [None if x is None else Tensor(np.asarray(x) if isinstance(x, np.generic) else x) for x in self.sums]

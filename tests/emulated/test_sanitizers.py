@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import test_fused
 import test_gather_images
+import test_head_descent
 import test_kernels as suite
 import test_precision as precise
 import test_step_kernels as steps
@@ -80,6 +81,10 @@ def recorder():
             for dtype in suite.DTYPES:
                 args, w = fused_checks.setting(case, dtype)
                 hg.hvp(w.loss(case.f), tuple(args), tuple(w.dots))  # all four rungs
+        for case in (test_head_descent.SMALL, *test_head_descent.CASES):
+            for dtype in suite.DTYPES:
+                args, w = fused_checks.setting(case, dtype)
+                hg.grad(w.loss(case.f), argnums=tuple(range(len(args))))(*args)
         for dtype in suite.DTYPES:
             undone(dtype)
     assert recorder.kernels() == set(EMULATED.kernels())

@@ -174,7 +174,7 @@ def test_the_approximate_gradient_takes_the_weights_for_constants(outer_images):
     def at_these_weights(tree):
         judged = episodes if outer_images == "query" else episodes._replace(query=episodes.support, query_labels=episodes.support_labels)
         x = method.head(tree, {**method.represent(tree, episodes), **w}, judged)[0]
-        return hg.mean(hg.softmax_cross_entropy(hg.matmul(x, w["weight"]) + w["bias"], judged.query_labels))
+        return hg.mean(hg.softmax_cross_entropy(hg.matmul(x, w["weight"]) + w["bias"][:, None], judged.query_labels))
 
     (value, _), found = hg.value_and_grad(approximate.meta_loss, has_aux=True)(hparams, episodes)
     (same, _), exact = hg.value_and_grad(method.meta_loss, has_aux=True)(hparams, episodes)
