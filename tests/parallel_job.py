@@ -10,6 +10,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad import parallel
+from hypergrad.cli import app
 from hypergrad.errors import EndedError
 
 
@@ -59,6 +60,14 @@ def on_gpus(ranks, gpus):
         return found
 
 
+def command_on_gpus(args):
+    """The command `hypergrad`, each process on a pretended GPU of its own."""
+    with pytest.MonkeyPatch.context() as patch, pretended.gpu(patch):
+        ranks = parallel.world()
+        pretended_nccl.install(patch, ranks.comm, ranks.size)
+        app(args)
+
+
 def main():
     """Print it once, then end the job as the last process does that meets an error."""
     ranks = parallel.world()
@@ -77,4 +86,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_on_gpus(sys.argv[1:]) if sys.argv[1:2] == ["train"] else main()

@@ -178,6 +178,7 @@ class Device(contextlib.nullcontext[None]):
 
     def __init__(self, number: int = 0) -> None:
         assert number == 0
+        super().__init__()
 
     def use(self) -> None:
         """It is always in use."""

@@ -216,6 +216,30 @@ def test_two_processes_train_as_one(train, alone, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["per_episode"]
 
 
+@mpi
+@needs_emulator
+def test_two_processes_train_on_a_gpu_each_as_one_does(train, tmp_path):
+    """On pretended GPUs: the gradients go by NCCL."""
+    args = [
+        *train[2:],
+        "--iterations",
+        4,
+        "--eval-every",
+        2,
+        "--eval-episodes",
+        3,
+        "--test-episodes",
+        3,
+        "--device",
+        "cuda",
+        "--per-episode",
+    ]
+    for n in (1, 2):
+        output, _ = finished(launch(n, parallel_job.__file__, *args, "--run-dir", tmp_path / f"run{n}", cwd=tmp_path))
+        assert ("2 processes, gradients by NCCL" in output) == (n == 2)
+    assert same(tmp_path / "run1", tmp_path / "run2")
+
+
 def ranks_below(launcher):
     """The process ids of the command's processes, by their rank."""
     found = {}
