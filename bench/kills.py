@@ -50,7 +50,7 @@ OPTIONS = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"
 LINES = 66  # of metrics.jsonl: 60 iterations and 6 validations
 SINGLE_THREADED = {"HYPERGRAD_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 JOB = "HYPERGRAD_KILLS_JOB"  # marks the processes of a job in their environment
-HANG_S = 300  # no job takes so long, also where other jobs run
+HANG_S = 1800  # no job takes so long, also where other jobs run or stop it for a while
 APART_S = (1e-6, 1e-3, 2e-2)  # between two interrupts
 ENDS = {"SIGKILL": -9, "SIGTERM": -15, "SIGINT": 130, "SIGINT twice": 130, "full disk": 1}  # the exit status of one process
 DISK_MIB = 48

@@ -13,7 +13,7 @@ import pytest
 import hypergrad as hg
 from hypergrad import state, tape
 
-TRIALS = int(os.environ.get("HYPERGRAD_INTERRUPTS", "250"))
+TRIALS = int(os.environ.get("HYPERGRAD_INTERRUPTS", "500"))
 RNG = np.random.default_rng(0)
 X, LABELS = RNG.standard_normal((8, 4)), RNG.integers(0, 3, 8)
 
