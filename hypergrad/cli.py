@@ -105,6 +105,7 @@ def train_command(  # its other options are made from those of the configuration
                         f"error: train: a process was lost, and the job ends. Go on with:  hypergrad train --resume {run.path}"
                     )
                 together = f"; {ranks.size} processes" if ranks.size > 1 else ""
+                together += f", gradients by {ranks.by}" if ranks.size > 1 and config.device == "cuda" else ""
                 echo(f"{config.method_name}, {config.task} on {data.describe()}; preset {config.preset}{together}; run {run.path}")
             events = run.path / EVENTS if run is not None and tensorboard else None
             result = few_shot.train_run(run, config, data, _reporter() if run is not None else SilentReporter(), events, ranks)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .backends import Array, backend_of, is_on_gpu, place, to_host
+from .backends import CUDA, Array, backend_of, is_on_gpu, place, to_host
 from .backends.host import HOST
 from .bilevel import Batches, Bilevel, HyperGradient
 from .errors import ArgumentError, EndedError, ExtensionError
@@ -60,18 +60,26 @@ class _End(NamedTuple):
 class Ranks:
     """The processes that share the tasks, each with a number, its rank; by default this process alone.
 
-    Every method but `share` has to be called by all of them, in the same order. Arrays travel through host memory, also those on a GPU.
+    Every method but `share` has to be called by all of them, in the same order. Arrays travel through host memory, also those on a GPU;
+    after `divide_gpus` sums may go from GPU to GPU.
 
     Args: comm: a communicator of mpi4py, such as `MPI.COMM_WORLD`; None for this process alone.
-    Attributes: comm: the same; rank: 0 to size - 1; size: how many processes there are.
+    Attributes: comm: the same; rank: 0 to size - 1; size: how many processes there are; by: "NCCL" or "host memory", what sums of arrays on
+        GPUs go by.
     """
 
     def __init__(self, comm: Any = None) -> None:
         self.comm = comm
         self._max = None if comm is None else importlib.import_module("mpi4py.MPI").MAX
         self._request: Any = None  # of a meeting that has not ended
+        self._nccl: Any = None  # CuPy's communicator, where each process has a GPU of its own
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
+
+    @property
+    def by(self) -> str:
+        """What sums of arrays on GPUs go by."""
+        return "host memory" if self._nccl is None else "NCCL"
 
     @property
     def waits(self) -> bool:
@@ -132,15 +140,18 @@ class Ranks:
         if n_tasks < self.size:  # a process without a part does not know what the others have
             kinds, spec = self.broadcast((kinds, spec))
         assert kinds is not None
-        rows = [[to_host(leaf).reshape(-1) for leaf in tree_leaves(tree)] for tree in trees]
+        direct = self._nccl is not None and all(device == "cuda" for _, _, device in kinds)
+        xp = CUDA.xp if direct else np
+        rows = [[(leaf if direct else to_host(leaf)).reshape(-1) for leaf in tree_leaves(tree)] for tree in trees]
         sums: list[Any] = [None] * len(kinds)
         for dtype in dict.fromkeys(dtype for _, dtype, _ in kinds):
             chosen = [i for i, kind in enumerate(kinds) if kind[1] == dtype]
             ends = np.cumsum([0, *(int(np.prod(kinds[i][0])) for i in chosen)])
-            stacked = np.empty((len(rows), ends[-1]), dtype)
+            stacked = xp.empty((len(rows), int(ends[-1])), dtype)
             for row, leaves in zip(stacked, rows, strict=True):
-                np.concatenate([leaves[i] for i in chosen], out=row)
-            total = self._sum_rows(stacked, n_tasks)
+                for i, start, stop in zip(chosen, ends, ends[1:], strict=False):
+                    row[start:stop] = leaves[i]
+            total = self._sum_rows_on_gpus(stacked, n_tasks) if direct else self._sum_rows(stacked, n_tasks)
             for i, start, stop in zip(chosen, ends, ends[1:], strict=False):
                 shape, _, device = kinds[i]
                 sums[i] = place(total[start:stop].reshape(shape).copy(), device)
@@ -164,6 +175,32 @@ class Ranks:
         _until(self.comm.Iallgatherv(total, [whole, lengths.tolist()]))
         return whole
 
+    def _sum_rows_on_gpus(self, rows: Array, n_tasks: int) -> Array:
+        """As `_sum_rows`, from GPU to GPU. NCCL only carries the bytes: its own sums would depend on the number of processes."""
+        xp, n = CUDA.xp, rows.shape[1]
+        nccl, stream = importlib.import_module("cupy.cuda.nccl"), xp.cuda.get_current_stream().ptr
+        shares = [self.share(n_tasks, r) for r in range(self.size)]
+        length = -(-n // self.size)  # of a process's range; the last ones are filled up
+        filled = xp.zeros((len(rows), self.size * length), rows.dtype)
+        filled[:, :n] = rows
+        pieces = xp.ascontiguousarray(filled.reshape(len(rows), self.size, length).transpose(1, 0, 2))
+        received = xp.empty((n_tasks, length), rows.dtype)
+        self._meet()
+        nccl.groupStart()
+        for r, share in enumerate(shares):
+            if len(rows):
+                self._nccl.send(pieces[r].data.ptr, pieces[r].nbytes, nccl.NCCL_UINT8, r, stream)
+            if share:
+                arriving = received[share.start : share.stop]
+                self._nccl.recv(arriving.data.ptr, arriving.nbytes, nccl.NCCL_UINT8, r, stream)
+        nccl.groupEnd()
+        total = received[0].copy()
+        for row in received[1:]:
+            total += row
+        whole = xp.empty(self.size * length, rows.dtype)
+        self._nccl.allGather(total.data.ptr, whole.data.ptr, total.nbytes, nccl.NCCL_UINT8, stream)
+        return whole[:n]
+
     def _meet(self) -> None:
         """Wait until all processes are here, so that what follows takes no longer than its data.
 
@@ -181,6 +218,8 @@ class Ranks:
         """
         if self.size == 1:
             return True
+        if self._nccl is not None:
+            self._nccl.abort()  # its destructor would wait for the others
         if self._request is not None and (ended := self._wait(PATIENCE_S)):  # an error has struck while this process waited
             return False
         if self._request is None:
@@ -213,6 +252,22 @@ class Ranks:
         beside = self.gather([home]).count(home)
         if self.size > 1 and not os.environ.get("HYPERGRAD_NUM_THREADS"):
             HOST.set_threads(max(1, len(cores) // beside))
+
+    def divide_gpus(self) -> None:
+        """Let the processes of a machine use its GPUs in turn. Where each has one of its own, and CuPy finds NCCL, `sum` goes by that.
+
+        Results do not depend on it; `by` says what has come of it. Before it no array may lie on a GPU but the first.
+        Raises: DeviceError without CuPy, driver or GPU. Cost: three messages, and the start of NCCL, some seconds.
+        """
+        if self.size == 1:
+            return
+        cuda, nodes = CUDA.xp.cuda, self.gather([platform.node()])
+        cuda.Device(nodes[: self.rank].count(platform.node()) % CUDA.device_count()).use()
+        nccl = importlib.import_module("cupy.cuda.nccl")
+        found = self.gather([(platform.node(), cuda.Device().pci_bus_id, nccl.available)])
+        if len({place[:2] for place in found}) == self.size and all(available for *_, available in found):
+            identity = self.broadcast(nccl.get_unique_id() if self.rank == 0 else None)
+            self._nccl = nccl.NcclCommunicator(self.size, identity, self.rank)
 
 
 ALONE = Ranks()  # one process without others

@@ -1,12 +1,16 @@
 """Sums and a gradient by forward mode that several processes compute; run as a program, under mpiexec."""
 
 import json
+import sys
 
 import numpy as np
+import pretended
+import pretended_nccl
 import pytest
 
 import hypergrad as hg
 from hypergrad import parallel
+from hypergrad.cli import app
 from hypergrad.errors import EndedError
 
 
@@ -39,18 +43,42 @@ def computed(ranks):
     return [*sums, bits((r.grad, r.value, r.params))]
 
 
+def on_gpus(ranks, gpus):
+    """The same sums of arrays on so many pretended GPUs: what they went by, how, whether through the host, and their bits."""
+    with pytest.MonkeyPatch.context() as patch, pretended.gpu(patch) as machine:
+        calls, xp = pretended_nccl.install(patch, ranks.comm, gpus), parallel.CUDA.xp
+        ranks.divide_gpus()
+        found = []
+        for n in (1, 2, 11):
+            tasks = [parallel.tree_map(xp.asarray, task(i)) for i in ranks.share(n)]
+            before = machine.waits
+            total = ranks.sum(tasks, n)
+            crossed = machine.waits > before
+            assert all(isinstance(x, xp.ndarray) for x in parallel.tree_leaves(total))
+            found.append((ranks.by, calls[:], crossed, bits(parallel.tree_map(xp.asnumpy, total))))
+            calls.clear()
+        return found
+
+
+def command_on_gpus(args):
+    """The command `hypergrad`, each process on a pretended GPU of its own."""
+    with pytest.MonkeyPatch.context() as patch, pretended.gpu(patch):
+        ranks = parallel.world()
+        pretended_nccl.install(patch, ranks.comm, ranks.size)
+        app(args)
+
+
 def main():
     """Print it once, then end the job as the last process does that meets an error."""
     ranks = parallel.world()
     ranks.divide_cores()
-    found = computed(ranks)
+    found = ranks.gather([on_gpus(ranks, int(sys.argv[1]))]) if len(sys.argv) > 1 else computed(ranks)
+    assert ranks.gather([str(ranks.rank)]) == [*map(str, range(ranks.size))]
     if ranks.rank == 0:
-        assert ranks.gather(["first"]) == ["first", *map(str, range(1, ranks.size))]
         print(json.dumps(found))
-    else:
-        ranks.gather([str(ranks.rank)])
     if ranks.rank == ranks.size - 1:
         assert ranks.end(7)
+        assert ranks.by == "host memory" or ranks._nccl.aborted
         return
     with pytest.raises(EndedError, match=f"process {ranks.size - 1} has ended the job") as caught:
         ranks.broadcast(None)
@@ -58,4 +86,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_on_gpus(sys.argv[1:]) if sys.argv[1:2] == ["train"] else main()

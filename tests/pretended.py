@@ -172,9 +172,16 @@ def arrays_in(x: Any) -> list[Any]:
 
 
 class Device(contextlib.nullcontext[None]):
-    """The one device."""
+    """The one device. Args: number: of it."""
 
-    id = 0
+    id, pci_bus_id = 0, "0000:00:1E.0"
+
+    def __init__(self, number: int = 0) -> None:
+        assert number == 0
+        super().__init__()
+
+    def use(self) -> None:
+        """It is always in use."""
 
 
 class ndarray:
@@ -205,6 +212,11 @@ class ndarray:
     @property
     def device(self) -> Device:
         return Device()
+
+    @property
+    def data(self) -> Any:
+        """Where it lies, for a library of another's."""
+        return types.SimpleNamespace(ptr=self._a.ctypes.data)
 
     @property
     def T(self) -> ndarray:

@@ -161,6 +161,33 @@ def test_a_forked_child_can_run_kernels():
     assert result.returncode == 0, result.stderr
 
 
+FORK_MEANWHILE = """
+import threading
+stop, wrong = threading.Event(), []
+def compute():
+    while not stop.is_set():
+        if not run():
+            wrong.append("in the thread")
+worker = threading.Thread(target=compute)
+worker.start()
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if run() and run() else 1)
+    if os.waitpid(pid, 0)[1] != 0 or not run():
+        wrong.append("in a child or beside it")
+stop.set()
+worker.join()
+sys.exit(str(wrong) if wrong else 0)
+"""
+
+
+def test_a_child_that_is_forked_while_another_thread_computes_can_run_kernels():
+    """A lock that a thread of the parent holds would never be freed in the child, which `python` waits for only so long."""
+    result = python(FORK.partition("ok = run()")[0] + FORK_MEANWHILE)
+    assert result.returncode == 0, result.stderr
+
+
 FEW_THREADS = """
 import os, resource
 import numpy as np
@@ -333,11 +360,14 @@ def test_unexportable_array_is_an_argument_error():
 
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-def test_emulated_kernels_have_no_instruction_set_to_choose(level):
+def test_emulated_and_cuda_kernels_have_no_instruction_set_to_choose(level):
     code = """
 import numpy as np
+from hypergrad.backends.cuda import CUDA
 from hypergrad.backends.emulated import EMULATED, MISSING
 print(MISSING or EMULATED.run("max_pool_value", x=np.ones((1, 2, 2, 1)), size=2)["y"].item())
+print(CUDA.build_info().get("missing") or "max_pool_value" in CUDA.kernels())
 """
     result = python(code, HYPERGRAD_SIMD=level)
-    assert result.stdout.strip() == "1.0" or "_emulated" in result.stdout, result.stderr
+    emulated, cuda = result.stdout.splitlines()
+    assert (emulated == "1.0" or "_emulated" in emulated) and (cuda == "True" or "_cuda" in cuda), result.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import outcome
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -117,25 +118,33 @@ def test_resume_of_a_finished_run_repeats_the_result(trained):
     assert (path / "model.safetensors").read_bytes() == before
 
 
-def test_control_c_saves_and_says_how_to_go_on(train_args, tmp_path):
-    path = tmp_path / "run"
-    args = [str(arg) for arg in train_args] + ["--iterations", "100000", "--patience", "100000", "--run-dir", str(path)]
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_control_c_saves_and_says_how_to_go_on_to_the_same_files(train_args, tmp_path, twice):
+    path, whole = tmp_path / "struck" / "run", tmp_path / "whole" / "run"
+    args = [str(arg) for arg in train_args] + ["--iterations", "300"]
+    path.parent.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "hypergrad.cli", *args],
+        [sys.executable, "-m", "hypergrad.cli", *args, "--run-dir", str(path)],
         cwd=path.parent,  # not the checkout, whose folder would stand in for the installed package
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in its background jobs
     )
-    while not (path / "metrics.jsonl").exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(0.2)
+    metrics = path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 9) and process.poll() is None:
+        time.sleep(0.001)
     process.send_signal(signal.SIGINT)
+    if twice:
+        process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert f"hypergrad train --resume {path}" in output and "Traceback" not in errors
-    assert (path / "state.safetensors").exists()
+    assert (path / "state.safetensors").exists() and not (path / "result.json").exists()
+    for more in (["train", "--resume", path], [*args, "--run-dir", whole]):
+        result = invoke(*more)
+        assert result.exit_code == 0, result.output
+    assert outcome(path) == outcome(whole)
 
 
 @pytest.mark.parametrize(

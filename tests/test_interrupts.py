@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -10,9 +11,9 @@ import optree
 import pytest
 
 import hypergrad as hg
-from hypergrad import state
+from hypergrad import state, tape
 
-TRIALS = int(os.environ.get("HYPERGRAD_INTERRUPTS", "250"))
+TRIALS = int(os.environ.get("HYPERGRAD_INTERRUPTS", "500"))
 RNG = np.random.default_rng(0)
 X, LABELS = RNG.standard_normal((8, 4)), RNG.integers(0, 3, 8)
 
@@ -98,8 +99,6 @@ def test_random_interrupts(name):
 
 def test_an_error_in_every_op_of_a_run_leaves_no_trace(monkeypatch):
     """The same without a timer: an interrupt in the n-th op, for every n."""
-    from hypergrad import tape
-
     expected, apply, left = bits(WORK["reverse"]()), tape.apply, [0]
 
     def interrupted(*args):
@@ -119,3 +118,41 @@ def test_an_error_in_every_op_of_a_run_leaves_no_trace(monkeypatch):
             WORK["reverse"]()
         left[0] = 10**9
         assert state.current() is state.IDLE and bits(WORK["reverse"]()) == expected
+
+
+@pytest.mark.parametrize("name", ["grad of grad", "jvp of grad", "reverse"])
+def test_an_interrupt_at_any_instruction_of_the_engine_leaves_no_trace(name):
+    """Where tapes open and close and the state changes, too. Instructions of Python are counted, so that no moment is left to chance."""
+    work, files = WORK[name], {state.__file__, tape.__file__}
+    expected, done, at = {n: bits(f()) for n, f in WORK.items()}, [0], [-1]
+
+    def local(frame, event, arg):
+        if event == "opcode":
+            done[0] += 1
+            if done[0] == at[0]:
+                raise KeyboardInterrupt
+        return local
+
+    def enter(frame, event, arg):
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        return local
+
+    def traced():
+        before, done[0] = sys.gettrace(), 0
+        sys.settrace(enter)
+        try:
+            return bits(work())
+        finally:
+            sys.settrace(before)
+
+    assert traced() == expected[name]
+    moments, others = np.unique(np.linspace(1, done[0], 150).astype(int)), list(WORK)
+    assert len(moments) > 100
+    for i, at[0] in enumerate(moments.tolist()):
+        with pytest.raises(KeyboardInterrupt):
+            traced()
+        assert state.current() is state.IDLE
+        other = others[i % len(others)]
+        assert bits(WORK[other]()) == expected[other], other

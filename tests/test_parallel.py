@@ -16,6 +16,7 @@ import pytest
 import tiny
 from parallel_job import bits, computed, problem, task
 from PIL import Image
+from places import needs_emulator
 from typer.testing import CliRunner
 
 import hypergrad as hg
@@ -86,6 +87,22 @@ def test_any_number_of_processes_gives_the_same_bits(n, tmp_path):
     """More, as many and fewer tasks than processes. Then the last process ends the job, and the others hear of it."""
     output, _ = finished(launch(n, parallel_job.__file__, cwd=tmp_path))
     assert json.loads(output) == computed(parallel.ALONE)
+
+
+@mpi
+@needs_emulator
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+def test_sums_go_from_gpu_to_gpu_where_each_process_has_one(n, own, tmp_path):
+    """On pretended GPUs, the bytes carried by MPI. The bits are those of one process; two processes on one GPU go by way of the host."""
+    output, _ = finished(launch(n, parallel_job.__file__, n if own else 1, cwd=tmp_path))
+    alone = [bits(parallel.sum_tasks(task, count, parallel.ALONE)) for count in (1, 2, 11)]
+    for sums in json.loads(output):
+        assert [sum_bits for *_, sum_bits in sums] == alone
+        for by, calls, crossed, _ in sums:
+            # one exchange for each of the dtypes float64, float32 and int64
+            assert (by, calls) == (("NCCL", ["group", "allGather"] * 3) if own else ("host memory", [])) and not (own and crossed)
+        assert own or sums[2][2]
 
 
 class Other:
@@ -197,6 +214,30 @@ def test_two_processes_train_as_one(train, alone, tmp_path):
     assert "2 processes" in output and output.count("iteration     40") == 1
     assert errors.count("\n") == errors.count("folder: images of 12 of 12 classes") == 1  # what one process says of the data
     assert json.loads((tmp_path / "run" / "config.json").read_text())["per_episode"]
+
+
+@mpi
+@needs_emulator
+def test_two_processes_train_on_a_gpu_each_as_one_does(train, tmp_path):
+    """On pretended GPUs: the gradients go by NCCL."""
+    args = [
+        *train[2:],
+        "--iterations",
+        4,
+        "--eval-every",
+        2,
+        "--eval-episodes",
+        3,
+        "--test-episodes",
+        3,
+        "--device",
+        "cuda",
+        "--per-episode",
+    ]
+    for n in (1, 2):
+        output, _ = finished(launch(n, parallel_job.__file__, *args, "--run-dir", tmp_path / f"run{n}", cwd=tmp_path))
+        assert ("2 processes, gradients by NCCL" in output) == (n == 2)
+    assert same(tmp_path / "run1", tmp_path / "run2")
 
 
 def ranks_below(launcher):

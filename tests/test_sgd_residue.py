@@ -8,6 +8,7 @@ from test_kernels import DTYPES, LEVELS
 
 import hypergrad as hg
 from hypergrad import _host
+from hypergrad.errors import ArgumentError
 from hypergrad.optimizers import SGD
 from hypergrad.passes import reversible
 from hypergrad.tape import Tensor
@@ -159,7 +160,15 @@ def test_a_residue_that_ends_early_reads_as_zeros(backend):
     kernels, _ = p.steps()
     bits, _ = kernels.pack(p.w, p.v, p.g)
     w, place = kernels.weights(bits[:1])
-    assert np.isfinite(w[0]).all() and np.isfinite(kernels.velocities(p.w, p.g, bits[:0], place)[0]).all()
+    zeros = kernels.velocities(p.w, p.g, bits[:0], place)[0]
+    assert np.isfinite(w[0]).all() and np.isfinite(zeros).all()
+    assert np.array_equal(kernels.velocities(p.w, p.g, bits, np.asarray(2**62))[0], zeros)
+    before, first = np.asarray(-1), np.asarray(0)  # a GPU cannot tell
+    if backend.name == "host":
+        with pytest.raises(ArgumentError, match="begin is -1, expected the place of a bit"):
+            kernels.velocities(p.w, p.g, bits, before)
+    else:
+        assert np.array_equal(kernels.velocities(p.w, p.g, bits, before)[0], kernels.velocities(p.w, p.g, bits, first)[0])
 
 
 def test_the_op_takes_what_the_kernels_do_not_serve(backend):

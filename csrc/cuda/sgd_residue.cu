@@ -9,8 +9,9 @@
 namespace hg::cuda {
 namespace {
 
-constexpr int kBlock = 4 * kThreads;  // elements of a block
-constexpr int kCounts = 4;            // bits, not finite, not the step's, negative zeros
+constexpr int kBlock = 4 * kThreads;             // elements of a block
+constexpr int64_t kMostBits = int64_t{1} << 62;  // of a residue; behind its bits, zeros are read
+constexpr int kCounts = 4;                       // bits, not finite, not the step's, negative zeros
 
 HG_DEVICE int width_of(std::uint64_t rest) { return 64 - __clzll(static_cast<long long>(rest)); }
 
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
     int64_t at = before_thread(sum, shared, all);
     if (threadIdx.x == 0 && totals != nullptr) totals[i] = all;
     if (i > 0) continue;
-    at += start == nullptr ? 0 : *start;
+    if (start != nullptr) at += lower(higher(*start, int64_t{0}), kMostBits);  // the host cannot see that it is wrong
     for (int64_t block = first; block < last; ++block) {
       begin[block] = at;
       at += counts[block * kCounts];

@@ -220,7 +220,9 @@ void undo_weights(const Call& call) {
 
 template <class T, class S>
 void undo_velocities(const Call& call) {
-  restore<VelocityMap<T>, S>(call, *data_of<const int64_t>(call, find(S::signature.arrays, "begin"), 0));
+  const int64_t begin = *data_of<const int64_t>(call, find(S::signature.arrays, "begin"), 0);
+  if (begin < 0) fail_argument(call, "begin is %lld, expected the place of a bit, 0 or more", static_cast<long long>(begin));
+  restore<VelocityMap<T>, S>(call, lower(begin, 8 * HG_DIM(B)));  // all bits from there on are zeros
 }
 
 HG_KERNEL(sgd_residue, residue)

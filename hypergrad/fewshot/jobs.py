@@ -76,6 +76,8 @@ def open_run(
             run.write_json(CONFIG, save_config(config))
         config = ranks.broadcast(config)
         assert config is not None
+        if config.device == "cuda":
+            ranks.divide_gpus()
         if ranks.rank > 0:  # the first process has filled the cache
             data = open_data(config, SilentReporter())
         yield run, config, data

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ LOCK = "lock"
 METADATA, OLD_METADATA = "hypergrad-checked", "hypergrad"
 _MAX_JSON, _MAX_METRICS, _MAX_TENSORS = 1 << 24, 1 << 30, 1 << 33  # bytes
 _LEFTOVER = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.tmp")  # what `_replace` names a file that is not whole yet
+_UNBORN = re.compile(r"\.new-[a-z0-9_]{8}")  # what `create` names a directory that is not whole yet
+_STALE_S = 86400.0  # no process takes so long to make a directory
 
 
 class RunDirectory:
@@ -87,6 +90,7 @@ class RunDirectory:
         parent = Path("runs") if path is None else Path(path).parent
         with _writing(parent if path is None else Path(path)):
             parent.mkdir(parents=True, exist_ok=True)
+            _clear_unborn(parent)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
             with _writing(parent if path is None else Path(path)):
@@ -344,6 +348,22 @@ def _publish(fresh: Path, path: str | os.PathLike[str] | None, stem: str) -> Pat
                     f"another; use --resume {target}, or choose another --run-dir"
                 ) from error
             number += 1
+
+
+def _clear_unborn(parent: Path) -> None:
+    """Remove what processes that were killed in `create` have left in a folder, once it is old; nothing with other files in it."""
+    for name in filter(_UNBORN.fullmatch, os.listdir(parent) if os.access(parent, os.R_OK) else []):
+        with contextlib.suppress(OSError):  # another process is clearing it, or it is another's
+            folder = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                files = os.listdir(folder)
+                old = time.time() - os.fstat(folder).st_mtime > _STALE_S
+                if old and all(file == CONFIG or _LEFTOVER.fullmatch(file) for file in files):
+                    for file in files:
+                        os.unlink(file, dir_fd=folder)
+                    os.rmdir(parent / name)
+            finally:
+                os.close(folder)
 
 
 def _replace_in(folder: Path, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 import zlib
 
 import attacks
@@ -100,6 +101,25 @@ def test_what_a_killed_process_was_writing_is_cleared_away(run_of):
     assert left.exists()
     RunDirectory(run_of).close()
     assert not left.exists() and foreign.exists()
+
+
+def test_what_a_process_left_that_was_killed_in_create_is_cleared_away_a_day_later(tmp_path):
+    """Only directories of that name, which are no links, and hold nothing else."""
+    target, old = tmp_path / "target", time.time() - 2 * 86400
+    kept = [tmp_path / name for name in (".new-abcdefg1", ".new-abcdefg2", ".new-abc", "new-abcdefg3")]
+    gone = [tmp_path / ".new-abcdefg4", tmp_path / ".new-abcdefg5"]
+    for path in (target, *kept, *gone):
+        path.mkdir()
+        (path / CONFIG).write_bytes(b"{")
+    (gone[1] / f".{CONFIG}.{'0' * 16}.tmp").write_bytes(b"half")
+    (kept[1] / "notes").write_bytes(b"precious")
+    link = tmp_path / ".new-abcdefg6"
+    link.symlink_to(target)
+    for path in (target, *kept[1:], *gone):
+        os.utime(path, (old, old))
+    RunDirectory.create(tmp_path / "run", {}).close()
+    assert not any(path.exists() for path in gone) and link.is_symlink()
+    assert all((path / CONFIG).exists() for path in (target, *kept)) and (kept[1] / "notes").read_bytes() == b"precious"
 
 
 def test_a_file_of_ones_own_choice(tmp_path):

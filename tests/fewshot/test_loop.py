@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import kills
 import numpy as np
 import pytest
 import tiny
@@ -51,10 +52,11 @@ def lines_of(path):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_kill_9_then_resume_is_bit_identical(tmp_path, uninterrupted, seed):
+def test_kill_9_then_resume_leaves_the_same_files(tmp_path, uninterrupted, seed):
+    """At ten moments in all. What may differ are the seconds in them."""
     draw = random.Random(seed)
     path = tmp_path / "run"
-    for target in sorted(draw.sample(range(1, 60), 2)):
+    for target in sorted(draw.sample(range(1, 60), 5)):
         process = subprocess.Popen([*PROGRAM, str(path)])
         while lines_of(path / METRICS) < target and process.poll() is None:
             time.sleep(0.001)
@@ -63,8 +65,7 @@ def test_kill_9_then_resume_is_bit_identical(tmp_path, uninterrupted, seed):
         assert process.wait() == -signal.SIGKILL, "the program ended before it could be killed"
     subprocess.run([*PROGRAM, str(path)], check=True)
     whole, _ = uninterrupted
-    assert (path / MODEL).read_bytes() == (whole / MODEL).read_bytes()
-    assert untimed(path) == untimed(whole)
+    assert kills.outcome(path) == kills.outcome(whole) and len(os.listdir(path)) == 5
 
 
 def test_learning_happens_and_the_record_is_complete(uninterrupted):
