@@ -96,6 +96,38 @@ def test_arrays_that_it_closes_over_may_be_overwritten():
     assert captured.replays.program.startswith("function: ")
 
 
+LABELS, ROWS, COLUMNS = np.array([0, 1, 2, 1]), np.array([3, 1, 0, 2]), np.array([[0], [2], [1], [0]])
+MASK, SOFT, HEAD = np.arange(12).reshape(4, 3) % 5 < 2, np.linspace(0.1, 0.9, 12).reshape(4, 3), np.linspace(-1.0, 1.0, 9).reshape(3, 3)
+CLOSED_OVER = {
+    "cross_entropy": lambda x: hg.cross_entropy(x, LABELS),
+    "cross_entropy of weights": lambda x: hg.cross_entropy(x, SOFT),
+    "linear_cross_entropy": lambda x: hg.linear_cross_entropy(x, HEAD, np.zeros(3), LABELS),
+    "linear_head_descent": lambda x: hg.linear_head_descent(x, HEAD, np.zeros(3), LABELS, 0.1, 3)[0],
+    "take_along_axis": lambda x: hg.take_along_axis(x, COLUMNS, 1),
+    "index": lambda x: x[ROWS, LABELS],
+    "index by a mask": lambda x: x[MASK],
+    "where": lambda x: hg.where(MASK, x, 2 * x),
+    "numpy.where": lambda x: np.where(MASK, x, 0.0),
+    "one_hot": lambda x: x * hg.one_hot(LABELS, 3),
+    "add_at": lambda x: hg.add_at(x, ROWS, SOFT),
+    "set_at": lambda x: hg.set_at(x, ROWS, SOFT * x),
+    "binary_cross_entropy_with_logits": lambda x: hg.binary_cross_entropy_with_logits(x, SOFT),
+    "clip": lambda x: hg.clip(x, -1.0, SOFT),
+    "power": lambda x: hg.abs(x) ** SOFT,
+    "product": lambda x: x * MASK * COLUMNS,
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_OVER)
+def test_labels_and_masks_that_an_op_takes_may_be_overwritten_after_the_recording(name):
+    step = hg.value_and_grad(lambda x: hg.sum(CLOSED_OVER[name](x)))
+    captured, x = hg.capture(step), np.random.default_rng(0).standard_normal((4, 3))
+    for k in range(5):
+        assert bits(captured(x)) == bits(step(x)), captured.replays.program
+        for y in (LABELS, ROWS, COLUMNS, MASK, SOFT, HEAD) if k else ():
+            y[...] = np.roll(y, 1, axis=0)
+
+
 RNG = np.random.default_rng(0)
 
 
