@@ -67,6 +67,12 @@ struct Floats {
   static constexpr W kInfinity = static_cast<W>(sizeof(T) == 4 ? 0x7f800000ll : 0x7ff0000000000000ll);  // its bits and its number
 };
 
+// a - b without end: a vector computes both sides of a choice, also where the side that is not taken has no room for its result.
+template <class V>
+HG_HERE Whole<V> wrapped_difference(Whole<V> a, Whole<V> b) {
+  return same_bits<Whole<V>>(same_bits<Word<V>>(a) - same_bits<Word<V>>(b));
+}
+
 template <class V>
 HG_HERE Whole<V> number_of(V x) {
   using F = Floats<typename Numbers<V>::Element>;
@@ -76,7 +82,7 @@ HG_HERE Whole<V> number_of(V x) {
 template <class V>
 HG_HERE V float_of(Whole<V> n) {
   using F = Floats<typename Numbers<V>::Element>;
-  return same_bits<V>(n < 0 ? F::kZero - n : n);
+  return same_bits<V>(n < 0 ? wrapped_difference<V>(Whole<V>{} + F::kZero, n) : n);
 }
 
 // v itself. The compiler does not see that: it would take a product that all places of a search share out of the search, and then
@@ -235,8 +241,8 @@ HG_HERE Whole<V> edge(const Map& map, V image, V shared, Whole<V> at) {
   high = down ? at - 1 : high;
   low = above ? low : at + 1;
   for (auto step = F::kOne; any(open); step = step < F::kInfinity / 8 ? 4 * step : F::kInfinity) {  // farther and farther away
-    Whole<V> next =
-        down ? high - (high > least + step ? Whole<V>{} + step : high - least) : low + (low < most - step ? Whole<V>{} + step : most - low);
+    Whole<V> next = down ? high - (high > least + step ? Whole<V>{} + step : wrapped_difference<V>(high, least))
+                         : low + (low < most - step ? Whole<V>{} + step : wrapped_difference<V>(most, low));
     const auto yes = reached(next), no = !yes;
     high = open & yes ? next : high;
     low = open & no ? next : low;

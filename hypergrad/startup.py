@@ -3,6 +3,7 @@
 The package imports this module first, and it imports nothing that Python has not loaded for itself.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -42,3 +43,7 @@ def leave(*_: object) -> None:
 
 if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, leave)
+    # Python's own end takes a tenth of a second. It begins by giving interrupts back to the system, for which a command that has done
+    # everything would then be one that was interrupted. MPI's end waits for others, so there an interrupt must still count.
+    if launched_rank() is None:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

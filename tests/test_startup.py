@@ -47,6 +47,28 @@ def test_an_interrupt_at_any_moment_of_a_short_command_is_one_line(tmp_path, sec
         assert [line.split(";")[0].rstrip(".") for line in said] == ["Interrupted"] * (process.returncode == startup.INTERRUPTED), errors
 
 
+def test_an_interrupt_of_a_command_that_has_done_everything_changes_nothing(tmp_path):
+    """While Python ends, which takes a tenth of a second."""
+    draw = random.Random(0)
+    for i in range(TRIALS):
+        run = tmp_path / f"run{i}"
+        process = subprocess.Popen(
+            [*COMMAND, "tune", "ridge", "--quick", "--run-dir", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in its background jobs
+        )
+        while process.poll() is None and not (run / "result.json").exists():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode in (0, startup.INTERRUPTED), errors
+        assert (output + errors).count("nterrupted") == (process.returncode == startup.INTERRUPTED)
+
+
 def test_a_process_that_is_not_the_command_keeps_its_interrupts(tmp_path):
     code = "import signal, hypergrad; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
