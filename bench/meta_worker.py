@@ -31,6 +31,7 @@ META, RUNS = meta_problems.PROBLEMS, run_problems.PROBLEMS
 VARIANTS = {
     "meta_hypergrad": (
         "hypergrad host",
+        "hypergrad host eager",
         "hypergrad host sqrt",
         "hypergrad host reversible",
         "hypergrad host forward",

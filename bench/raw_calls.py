@@ -71,7 +71,7 @@ class Calls:
         """Arguments of a kernel that fit each other."""
         inputs, outputs, attributes = HOST.kernels()[name]
         given: dict[str, Any] = {key: self.attribute(key) for key in attributes}
-        sizes = {axis: self.draw.choice(SIZES) for axis in "ABCDEHKMNPQRSW"} | {str(i): i for i in range(10)}
+        sizes = {axis: self.draw.choice(SIZES) for axis in "ABCDEHKMNPQRSTW"} | {str(i): i for i in range(10)}
         sizes |= {"P": self.draw.choice([0, 1, 1, 1, 2, 3])}  # directions, which one kernel takes one of
         sizes |= {"h": sizes["H"] // 2, "w": sizes["W"] // 2, "g": 9 * sizes["C"], "n": self.draw.choice([0, 1, 2, 3])}
         if name.startswith("max_pool"):
@@ -95,7 +95,7 @@ class Calls:
             if name == "gather_images" or self.draw.random() < 0.5:  # which has no other array to take the element type from
                 given[key] = self.draw.choice([True, False, None]) if self.draw.random() < 0.05 else made(key, axes, True)
         known = "".join(axes for key, axes in inputs.items() if given.get(key) is not None)
-        for axis in sorted({axis for axes in outputs.values() for axis in axes if axis in "BHWQRS" and axis not in known}):
+        for axis in sorted({axis for axes in outputs.values() for axis in axes if axis in "BHWQRST" and axis not in known}):
             if self.draw.random() < 0.9 and not name.startswith("max_pool_value"):
                 given[axis] = sizes[axis]
         return given
