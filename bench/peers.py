@@ -165,7 +165,7 @@ def plot(lines: list[Row], path: Path) -> None:
     n_rows = -(-len(cases) // columns)
     figure = Figure(figsize=(1.0 + 3.2 * columns, 1.8 + 3.0 * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(n_rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(n_rows, columns, squeeze=False).flat)
     handles: dict[str, Any] = {}
     for axis, case in zip(axes, cases, strict=False):
         for row in (row for row in timed if row["case"] == case):
@@ -182,7 +182,7 @@ def plot(lines: list[Row], path: Path) -> None:
             scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             scale.set_minor_formatter(NullFormatter())
         axis.tick_params(labelsize=7)
-    for axis in list(axes)[len(cases) :]:
+    for axis in axes[len(cases) :]:
         axis.remove()
     figure.legend(
         [handles[k] for k in MODULE if k in handles], [k for k in MODULE if k in handles], loc="outside lower center", ncols=columns + 1
