@@ -73,8 +73,8 @@ def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
 
 
 class _OnHost:
-    def __init__(self, step: Callable[[Any], Any], params: Arrays) -> None:
-        self.step, self.params = step, params
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], params: Arrays) -> None:
+        self.make, self.step, self.params = make, make(), params
         self.peak: int | None = None
 
     def run(self) -> Any:
@@ -88,8 +88,10 @@ class _OnHost:
 
     def peak_bytes(self) -> int | None:
         if self.peak is None:  # in a run of its own: tracing costs time
+            step = self.make()  # a captured one takes its memory when it is recorded, by its first two calls
             with Meter(memory=True) as meter:
-                self.run()
+                for _ in range(3):
+                    step(self.params)
             self.peak = meter.peak_bytes
         return self.peak
 
@@ -128,10 +130,8 @@ def _host(mode: str) -> Variant:
         if tf32:
             raise Unsupported("the host has no tf32")
         run = isinstance(sizes, RunSizes)
-        if run:
-            return _OnHost(value_and_grad(problem, sizes, data, mode), params)
-        step = hg.value_and_grad(_make(problem, sizes, data, np))
-        return _OnHost(step if mode == "eager" else hg.capture(step), params)
+        step = value_and_grad(problem, sizes, data, mode) if run else hg.value_and_grad(_make(problem, sizes, data, np))
+        return _OnHost((lambda: step) if run or mode == "eager" else (lambda: hg.capture(step)), params)
 
     return make
 

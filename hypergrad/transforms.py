@@ -12,7 +12,7 @@ import numpy as np
 
 from .backends import backend_of, digest
 from .backends.recording import is_fixed
-from .backends.tracing import met
+from .backends.tracing import recorded_if_whole
 from .errors import ArgumentError, DifferentiationError, HypergradError, ShapeError
 from .state import current, is_idle, within
 from .tape import Tape, Tensor, primal, to_tensors, untaped, with_tangents
@@ -31,7 +31,7 @@ def tree_tensors(tree: PyTree, where: str, root: str = "argument", like: Tensor 
         if isinstance(x, Tensor):
             return x
         if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:  # the common case, and the fast one
-            return Tensor(met(x))
+            return Tensor(recorded_if_whole(x))
         try:
             return to_tensors(where, [x, *model] if type(x) in _NUMBERS else [x])[0]
         except HypergradError as error:

@@ -14,7 +14,7 @@ from .batched import Batched, BatchedBackend, backend_over, bare, is_batched, le
 from .cuda import CUDA, CudaBackend
 from .cuda import MISSING as NO_CUDA
 from .host import HOST, HostBackend
-from .tracing import TRACING, Traced, met
+from .tracing import TRACING, Traced, recorded_if_whole
 
 __all__ = [
     "CUDA",
@@ -161,7 +161,7 @@ def as_array(x: Any) -> Array:
     Cost: O(1) for arrays, O(size) for numbers and sequences.
     """
     if type(x) is np.ndarray and x.dtype.char in _PLAIN and x.dtype.isnative:
-        return met(x)
+        return recorded_if_whole(x)
     if type(x) in (Traced, Batched) or is_on_gpu(x):
         return x
     if isinstance(x, np.ndarray):

@@ -99,7 +99,7 @@ class Trace:
         owners: of each slot, the slot whose memory it lies in: its own, or that of the array that it is a view of.
         inputs: slots of the arguments.
         constants: slots of arrays that are no arguments and no results, and so the same in every replay.
-        closed_over: slots of those constants that the function did not make, whose elements may change between two replays.
+        closed_over: slots of those constants whose elements may change between two replays; see `closed_over_array`.
         instructions: in order.
         guards: of each truth value that was asked for, its slot and the answer.
         reason: why the function cannot be replayed; None where it can. It is kept here as well as raised, because the function might
@@ -126,7 +126,7 @@ class Trace:
         return Traced(self, self._new(x), x)
 
     def closed_over_array(self, x: Any) -> Traced:
-        """An array that the function met and did not make, to record with."""
+        """An array that is no argument, to record with: the function closes over it, or NumPy has made it."""
         if id(x) not in self._known:
             self.closed_over.add(self._constant(id(x), x))
         return Traced(self, self._known[id(x)], x)
@@ -438,7 +438,7 @@ def recorded_whole(recording: Trace, f: Callable[..., Any], *args: Any) -> Any:
         _wholes.remove(recording)
 
 
-def met(x: Any) -> Any:
+def recorded_if_whole(x: Any) -> Any:
     """An array as the engine works with it: in a recording of a whole function a Traced, else itself."""
     recording = _whole.get() if _wholes else None
     return x if recording is None else recording.closed_over_array(x)

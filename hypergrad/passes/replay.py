@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backends import backend_of
+from ..backends import TRACING, backend_of
 from ..backends.host import HOST
 from ..bilevel import Stats
 from ..replay import Replays
@@ -28,8 +28,9 @@ class Replayed:
             why = f"the run has {n_steps} steps, and recording pays from {LEAST_STEPS}"
         if not settings()[0]:
             why = "fusion is switched off"
-        if backend_of(*[x.value for x in inputs]) is not HOST:
-            why = "the arrays are not the host's"
+        backend = backend_of(*[x.value for x in inputs])
+        if backend is not HOST:
+            why = "the function around the run is recorded" if backend is TRACING else "the arrays are not the host's"
         self._replays = Replays(why)
         stats.program = self._replays.program
 
