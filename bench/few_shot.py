@@ -29,6 +29,12 @@ JOBS: dict[str, list[str]] = {
     "omniglot-protonet": "--data omniglot --method protonet --filters 64 --iterations 4000".split(),
     "omniglot-protonet-5-shot": "--data omniglot --method protonet --filters 64 --iterations 3000 --k-shot 5".split(),
     "omniglot-protonet-20-way": "--data omniglot --method protonet --filters 64 --iterations 2500 --n-way 20 --n-query 5".split(),
+    "omniglot-64": "--data omniglot --filters 64 --iterations 8000".split(),
+    "omniglot-64-5-shot": "--data omniglot --filters 64 --iterations 4000 --k-shot 5".split(),
+    "omniglot-64-20-way": "--data omniglot --filters 64 --iterations 4000 --n-way 20 --n-query 5".split(),
+    "omniglot-maml": "--data omniglot --method maml --filters 64 --iterations 6000".split(),
+    "omniglot-maml-5-shot": "--data omniglot --method maml --filters 64 --iterations 3000 --k-shot 5".split(),
+    "omniglot-maml-20-way": "--data omniglot --method maml --filters 64 --iterations 3000 --n-way 20 --n-query 5".split(),
     "miniimagenet-300": ["--data", "miniimagenet", "--iterations", "300", "--eval-every", "100"],
 }
 SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iterations", "iteration_s", "command_s", "peak_bytes")
