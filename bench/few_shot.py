@@ -20,10 +20,16 @@ from common import HERE, environment, write_lines
 from rich.console import Console
 from rich.table import Table
 
+from hypergrad.fewshot.config import FIRST_METHOD
+from hypergrad.fewshot.methods import METHODS
+
 JOBS: dict[str, list[str]] = {
     "glyphs": [],
-    "glyphs-maml": ["--method", "maml"],
-    "glyphs-protonet": ["--method", "protonet"],
+    **{f"glyphs-{name}": ["--method", name] for name in METHODS if name != FIRST_METHOD},
+    "glyphs-first-order-maml": ["--method", "maml", "--first-order"],
+    "glyphs-anil": ["--method", "maml", "--moves", "head"],
+    "glyphs-paper": ["--preset", "paper"],
+    "glyphs-approximate": ["--preset", "paper", "--gradient", "approximate"],
     "omniglot": ["--data", "omniglot"],
     "omniglot-paper": ["--data", "omniglot", "--preset", "paper"],
     "omniglot-protonet": "--data omniglot --method protonet --filters 64 --iterations 4000".split(),

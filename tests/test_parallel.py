@@ -155,17 +155,17 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
 
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.by_episode])
 def test_gradients_of_single_episodes_add_up_to_that_of_the_batch(method):
-    """Up to rounding; iMAML's solver takes the systems of a batch as one, so it has to come near their solutions."""
-    both, solved = [], {"cg_steps": 20, "proximal": 20.0, "step_size": 0.01} if method == "imaml" else {}
+    """Up to rounding, also where iMAML's solver stops far from the solutions of its systems."""
+    both = []
     for per_episode in (False, True):
-        problem = FewShot(tiny.tiny_config(method, meta_batch=3, per_episode=per_episode, **solved), tiny.tiny_data())
+        problem = FewShot(tiny.tiny_config(method, meta_batch=3, per_episode=per_episode), tiny.tiny_data())
         both.append(problem.gradient(problem.init(), 1))
     (loss, grad, metrics), (loss_2, grad_2, metrics_2) = both
     assert float(loss_2) == pytest.approx(float(loss), rel=1e-5) and metrics_2["accuracy"] == pytest.approx(metrics["accuracy"])
     assert grad.keys() == grad_2.keys() and all(g.dtype == np.float32 and g.shape == grad[name].shape for name, g in grad_2.items())
     size = max(float(np.abs(g).max()) for g in grad.values())
     off = max(float(np.abs(g - grad_2[name]).max()) for name, g in grad.items())
-    assert off <= size * (1e-3 if method == "imaml" else 2e-4), off / size
+    assert off <= size * 2e-4, off / size
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -51,30 +51,35 @@ def _damped(product: Product, damping: float) -> Callable[[Array], Array]:
     return lambda v: product(v[None])[0] + damping * v
 
 
-def _dot(a: Array, b: Array) -> float:
-    return float((a * b).sum())
+def _dot(a: Array, b: Array) -> Array:
+    """Of rows (..., n), in float64: (..., 1)."""
+    return (a * b).sum(axis=-1, keepdims=True).astype(np.float64)
 
 
-def _conjugate(
-    apply: Callable[[Array], Array], b: Array, start: Array | None, tolerance: float, most: int, precondition: Preconditioner | None
+def conjugate(
+    apply: Callable[[Array], Array], b: Array, start: Array | None, tolerance: float, most: int, precondition: Preconditioner | None = None
 ) -> Array:
-    """Conjugate gradients on a positive definite operator; stops where it meets a direction of no positive curvature."""
+    """Conjugate gradients on positive definite operators. The rows of b, (n,) or (systems, n), are right sides of systems of their own.
+
+    A system is left as it is once its residual is small enough, or where it meets a direction of no positive curvature.
+    """
+    xp = backend_of(b).xp
     x = 0 * b if start is None else start
     r = b - apply(x) if start is not None else b
     z = r if precondition is None else precondition(r)
-    p, rz, goal = z, _dot(r, z), tolerance**2 * _dot(b, b)
+    p, rz, goal, going = z, _dot(r, z), tolerance**2 * _dot(b, b), True
     for _ in range(most):
-        if not _dot(r, r) > goal:
+        going = going & (_dot(r, r) > goal)
+        if not going.any():
             break
         ap = apply(p)
         curvature = _dot(p, ap)
-        if not curvature > 0:
-            break
-        step = rz / curvature
+        going = going & (curvature > 0)
+        step = xp.where(going, rz / xp.where(going, curvature, 1), 0).astype(b.dtype)
         x, r = x + step * p, r - step * ap
         z = r if precondition is None else precondition(r)
         rz, before = _dot(r, z), rz
-        p = z + rz / before * p
+        p = z + xp.where(going, rz / xp.where(going, before, 1), 0).astype(b.dtype) * p
     return x
 
 
@@ -104,7 +109,7 @@ class CG:
 
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
-        return _conjugate(_damped(product, self.damping), b, start, self.tolerance, self.max_iterations, self.preconditioner)
+        return conjugate(_damped(product, self.damping), b, start, self.tolerance, self.max_iterations, self.preconditioner)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class NormalCG:
     def solve(self, product: Product, b: Array, start: Array | None) -> Array:
         """See `Solver`."""
         apply = _damped(product, self.damping)
-        return _conjugate(lambda v: apply(apply(v)), apply(b), start, self.tolerance, self.max_iterations, None)
+        return conjugate(lambda v: apply(apply(v)), apply(b), start, self.tolerance, self.max_iterations)
 
 
 @dataclass(frozen=True)

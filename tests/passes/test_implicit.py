@@ -6,6 +6,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError, ShapeError
+from hypergrad.passes.solvers import conjugate
 from hypergrad.rules import elementwise
 
 RNG = np.random.default_rng(0)
@@ -50,6 +51,18 @@ def test_ridge_in_closed_form(solver):
     assert r.value == pytest.approx(outer({"w": w}, LAM).value, rel=1e-14) and r.losses.shape == (1,) and r.state is None
     assert r.report.solver == names(solver) and r.report.converged and r.report.residual <= solver.tolerance
     assert r.report.gradient_norm < 1e-13 and r.params["w"] is not w and r.stats.mode == "implicit"
+
+
+def test_systems_in_rows_are_solved_as_by_themselves():
+    """One is solved at once, one needs all of its steps, one meets a direction of no positive curvature, one has nothing to solve."""
+    matrices = np.stack([np.eye(5), np.diag([1.0, 2.0, 3.0, 4.0, 5.0]), np.diag([1.0, 1.0, -9.0, 1.0, 1.0]), np.eye(5)])
+    b = np.concatenate([np.random.default_rng(1).standard_normal((3, 5)), np.zeros((1, 5))])
+    calls = []
+    together = conjugate(lambda v: (calls.append(0), (matrices @ v[..., None])[..., 0])[1], b, None, 1e-14, 20)
+    for a, right, found in zip(matrices, b, together, strict=True):
+        np.testing.assert_array_equal(found, conjugate(lambda v, a=a: a @ v, right, None, 1e-14, 20))
+    np.testing.assert_allclose(together[:2], np.linalg.solve(matrices[:2], b[:2, :, None])[..., 0], rtol=1e-12)
+    assert not together[2:].any() and len(calls) == 5
 
 
 def test_the_passes_over_a_run_converge_to_it():

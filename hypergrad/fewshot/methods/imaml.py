@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
+from ...backends import backend_of
 from ...bilevel import Bilevel, full_batch
 from ...data import Episodes
 from ...ops import mean, stack
@@ -17,23 +20,55 @@ from ...ops import sum as sum_
 from ...optimizers import SGD
 from ...passes.implicit import at_point
 from ...passes.point import Losses
-from ...passes.solvers import CG
+from ...passes.solvers import Product, conjugate
 from ...passes.unroll import unroll
 from ...runs.configuration import option
 from ...tape import Tensor
 from ...transforms import stop_gradient, tree_values
+from ...trees import tree_leaves
 from ..learner import NetworkMethod, network_loss, start, weight_names
 from ..method import Array, Settings, accuracies, with_gradient
+
+
+@dataclass(frozen=True)
+class EpisodesCG:
+    """Conjugate gradients for each episode by itself, where a vector is the flat weights of all episodes.
+
+    Args: weights: by name, each (E, ...), in the order of the vectors; max_iterations: products at most.
+    """
+
+    weights: Mapping[str, Any]
+    max_iterations: int
+    tolerance: float = 1e-6
+    damping: float = 0.0
+
+    def solve(self, product: Product, b: Array, start: Array | None) -> Array:
+        """See `hypergrad.passes.solvers.Solver`. Cost: `max_iterations` products at most."""
+        leaves = tree_leaves(self.weights)
+        episodes, ends = len(leaves[0]), np.cumsum([x.size for x in leaves])[:-1].tolist()
+        backend = backend_of(b)
+
+        def rows(flat: Array) -> Array:
+            joined: Array = backend.concatenate([part.reshape(episodes, -1) for part in backend.xp.split(flat, ends)], 1)
+            return joined
+
+        def flat(rows: Array) -> Array:
+            joined: Array = backend.concatenate(
+                [part.reshape(-1) for part in backend.xp.split(rows, [end // episodes for end in ends], axis=1)], 0
+            )
+            return joined
+
+        first = None if start is None else rows(start)
+        return flat(conjugate(lambda v: rows(product(flat(v)[None])[0]), rows(b), first, self.tolerance, self.max_iterations))
 
 
 @dataclass(frozen=True)
 class IMAML(NetworkMethod):
     """The method and its options; see `NetworkMethod`.
 
-    The linear systems of a meta-batch are solved as one: the Hessian of the sum of the episodes' losses has a block for each episode and
-    is zero elsewhere. Conjugate gradients stop after `cg_steps` products at most, so the gradient is approximate, as published. It is
-    exact up to the error of this solver and of the inner steps, which have to come near the inner solution. The solver reads its residuals
-    on the host, so on a GPU the meta-steps are no CUDA graphs.
+    Each episode has a linear system of its own; one product serves all of them. Conjugate gradients stop after `cg_steps` products at
+    most, so the gradient is approximate, as published. It is exact up to the error of this solver and of the inner steps, which have to
+    come near the inner solution. The solver reads its residuals on the host, so on a GPU the meta-steps are no CUDA graphs.
 
     Args: see the options' help; n_way: classes of an episode, and outputs of the network.
     Source: Rajeswaran et al. 2019, arXiv:1909.04630, Algorithms 1 and 2. The defaults are those of the authors' example for Omniglot, 5-way
@@ -82,7 +117,7 @@ class IMAML(NetworkMethod):
 
         problem = Bilevel(self.inner_loss, query_loss, lambda lam: lam["start"], lambda lam: SGD(lr=self.step_size))
         w_0, w_star = tree_values((start(fixed, episodes, tuple(learner)), learner))
-        batch, solver = (episodes.support, episodes.support_labels), CG(max_iterations=self.cg_steps)
+        batch, solver = (episodes.support, episodes.support_labels), EpisodesCG(learner, max_iterations=self.cg_steps)
         found = at_point(Losses("imaml", problem), {"start": w_0}, w_star, batch, lambda _: solver, check=False)
         direction = {name: slope.sum(axis=0) for name, slope in found.grad["start"].items()}
         return with_gradient(found.value, hparams, direction), accuracies(judged[-1], episodes.query_labels)
