@@ -6,8 +6,9 @@
 //   x_bar_dot = z_bar_dot w' + z_bar w_dot';  w_bar_dot = x_dot' z_bar + x' z_bar_dot
 //
 // A task owns some examples of an episode and goes through them in blocks of kFlush, which stay in the cache. Sums over examples are
-// those of the tasks, added in order. The last two kernels do several rungs to a block while it is there: `value_vjp` the value and the
-// vjp, `value_jvp_vjp_jvp` the value, the jvp and the jvp of the vjp in one direction. Their bits are those of the single rungs.
+// those of the tasks, added in order. The last three kernels do several rungs to a block while it is there: `value_vjp` the value and the
+// vjp, `jvp_vjp_jvp` the jvp and the jvp of the vjp in one direction, `value_jvp_vjp_jvp` the value before them. Their bits are those of
+// the single rungs.
 #include "../registry.h"
 
 // Axes: P directions, E episodes, N examples, D features, K classes.
@@ -19,6 +20,9 @@ HG_SIGNATURE(linear_cross_entropy_vjp_jvp,
              " -> x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
 HG_SIGNATURE(linear_cross_entropy_value_vjp,
              "y_bar=EN| x=E|ND w=E|DK bias=E|K label:i64=E|N -> y=E|N residual=E|NK x_bar?=E|ND w_bar?=E|DK bias_bar=E|K")
+HG_SIGNATURE(linear_cross_entropy_jvp_vjp_jvp,
+             "y_bar=EN| y_bar_dot?=PE|N residual=E|NK label:i64=E|N x=E|ND w=E|DK x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K"
+             " -> y_dot=PE|N z_dot=PE|NK x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
 HG_SIGNATURE(linear_cross_entropy_value_jvp_vjp_jvp,
              "y_bar=EN| y_bar_dot?=PE|N label:i64=E|N x=E|ND w=E|DK bias=E|K x_dot?=PE|ND w_dot?=PE|DK bias_dot?=PE|K"
              " -> y=E|N residual=E|NK y_dot=PE|N z_dot=PE|NK x_bar_dot?=PE|ND w_bar_dot?=PE|DK bias_bar_dot=PE|K")
@@ -27,14 +31,15 @@ HG_SIGNATURE(linear_cross_entropy_value_jvp_vjp_jvp,
 #include <cmath>
 
 #include "exponential.h"
+#include "head_products.h"
 #include "simd.h"
 
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kTaskProducts = int64_t(1) << 17;         // of one task; fixes nothing but the balance
-constexpr int64_t kMostChunks = 16;                         // tasks of an episode
-constexpr int kExamples = kTile / 3, kVectors = kTile / 3;  // of a register tile, beside five classes
+constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
+constexpr int64_t kMostChunks = 16;                  // tasks of an episode
+constexpr int kVectors = kTile / 3;                  // of a register tile, beside five classes
 enum Slot : int { kSlotLogits = 0, kSlotZBar, kSlotZBarDot, kSlotW = kSharedSlots, kSlotWDot, kSlotTotals };
 
 // As parallel_for; calls too small to be worth waking a thread stay on this one.
@@ -45,13 +50,6 @@ void spread(int64_t tasks, int64_t products, const Body& body) {
   else
     for (int64_t i = 0; i < tasks; ++i) body(i);
 }
-
-struct Head {
-  int64_t P, E, N, D, K;
-  int64_t Dp;             // D rounded up to whole vectors: the length of a packed row
-  int64_t chunk, chunks;  // examples per task, whole blocks; tasks per episode
-  int64_t products() const { return E * N * D * K; }
-};
 
 template <class T, class S>
 Head head_of(const Call& call) {
@@ -104,66 +102,13 @@ HG_INLINE typename Doubles<T>::type doubled(const Vec<T>& v) {
   return __builtin_convertvector(v, typename Doubles<T>::type);
 }
 
-// out[i*K + k] += x_i . w_k over the features [first, last), for I examples and J classes.
-template <class T, int I, int J>
-HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, int64_t first, int64_t last, bool fetch, double* out) {
-  constexpr int64_t V = kLanes<T>;
-  Vec<T> acc[I * J] = {};
-  int64_t d = first;
-  for (; d + V <= last; d += V) {
-    Vec<T> v[I];
-    if (fetch)
-      for (int i = 0; i < I; ++i) __builtin_prefetch(x + (I + i) * h.D + d);  // the next examples
-    for (int i = 0; i < I; ++i) v[i] = load(x + i * h.D + d);
-    for (int j = 0; j < J; ++j) {
-      const Vec<T> u = load(w + j * h.Dp + d);
-      for (int i = 0; i < I; ++i) acc[i * J + j] += v[i] * u;
-    }
-  }
-  for (int i = 0; i < I && d < last; ++i) {
-    const Vec<T> v = load<T, false>(x + i * h.D + d, static_cast<int>(last - d));
-    for (int j = 0; j < J; ++j) acc[i * J + j] += v * load(w + j * h.Dp + d);
-  }
-  double sums[I * J];
-  sum_lanes<T, I * J>(acc, sums);
-  for (int i = 0; i < I; ++i)
-    for (int j = 0; j < J; ++j) out[i * h.K + j] += sums[i * J + j];
-}
-
-// body(k, classes): all classes in groups that fill a tile, whose width is a compile-time constant.
-template <class Body>
-HG_INLINE void for_classes(int64_t K, const Body& body) {
-  int64_t k = 0;
-  for (; k + 5 <= K && (K - k) % 4 != 0; k += 5) body(k, std::integral_constant<int, 5>{});
-  for (; k + 4 <= K; k += 4) body(k, std::integral_constant<int, 4>{});
-  for (; k + 2 <= K; k += 2) body(k, std::integral_constant<int, 2>{});
-  if (k < K) body(k, std::integral_constant<int, 1>{});
-}
-
-// out[n, k] += x w, by bands of features for which all weights stay in the first-level cache.
-template <class T>
-void add_products(const Head& h, const T* x, const T* w, int64_t n, double* out) {
-  const int64_t bands = higher(1, ceil_div(h.D, kFlush * kLanes<T>)), band = round_up(ceil_div(h.D, bands), kLanes<T>);
-  for (int64_t first = 0; first < h.D; first += band) {
-    const int64_t last = lower(h.D, first + band);
-    const auto rows = [&](int64_t i, auto I) {
-      for_classes(h.K, [&](int64_t k, auto J) {
-        dot_tile<T, decltype(I)::value, decltype(J)::value>(h, x + i * h.D, w + k * h.Dp, first, last, k == 0, out + i * h.K + k);
-      });
-    };
-    int64_t i = 0;
-    for (; i + kExamples <= n; i += kExamples) rows(i, std::integral_constant<int, kExamples>{});
-    for (; i < n; ++i) rows(i, std::integral_constant<int, 1>{});
-  }
-}
-
 // The losses y and residuals of n examples.
 template <class T>
 void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t* label, int64_t n, T* y, T* residual) {
   double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = static_cast<double>(bias[k]);
-  add_products(h, x, w, n, z);
+  add_products(h, x, w, n, true, z);
   for (int64_t i = 0; i < n; ++i) {
     double* const row = z + i * h.K;
     double top = row[0];
@@ -183,15 +128,16 @@ void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t*
   }
 }
 
-// Their tangents y_dot and those of the logits. Null where there are none: x_dot, and w_dot, and bias_dot.
+// Their tangents y_dot and those of the logits. Null where there are none: x_dot, and w_dot, and bias_dot. `fetch`: of the block of x
+// after this one.
 template <class T>
 void losses_dot(const Head& h, const T* residual, const T* x, const T* w, const T* x_dot, const T* w_dot, const T* bias_dot, int64_t n,
-                T* y_dot, T* z_dot) {
+                bool fetch, T* y_dot, T* z_dot) {
   double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = bias_dot != nullptr ? static_cast<double>(bias_dot[k]) : 0.0;
-  if (x_dot != nullptr) add_products(h, x_dot, w, n, z);
-  if (w_dot != nullptr) add_products(h, x, w_dot, n, z);
+  if (x_dot != nullptr) add_products(h, x_dot, w, n, true, z);
+  if (w_dot != nullptr) add_products(h, x, w_dot, n, fetch, z);
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
     for (int64_t k = 0; k < h.K; ++k) {
@@ -266,7 +212,9 @@ void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t
 template <class T, int J, int M, bool Full>
 HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t k, int64_t d, int lanes, double* total) {
   constexpr int V = kLanes<T>;
-  Vec<T> acc[J][M] = {};
+  Vec<T> acc[J][M];
+  for (int j = 0; j < J; ++j)
+    for (int m = 0; m < M; ++m) acc[j][m] = Vec<T>{};
   for (int64_t i = 0; i < n; ++i) {
     Vec<T> x[M];
     for (int m = 0; m < M; ++m) x[m] = load<T, Full>(f.other + i * h.D + d + m * V, lanes);
@@ -281,6 +229,16 @@ HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_
       sums += doubled<T>(acc[j][m]);
       __builtin_memcpy(to, &sums, sizeof sums);
     }
+}
+
+// body(k, classes): all classes in groups that fill a tile, whose width is a compile-time constant.
+template <class Body>
+HG_INLINE void for_classes(int64_t K, const Body& body) {
+  int64_t k = 0;
+  for (; k + 5 <= K && (K - k) % 4 != 0; k += 5) body(k, std::integral_constant<int, 5>{});
+  for (; k + 4 <= K; k += 4) body(k, std::integral_constant<int, 4>{});
+  for (; k + 2 <= K; k += 2) body(k, std::integral_constant<int, 2>{});
+  if (k < K) body(k, std::integral_constant<int, 1>{});
 }
 
 // What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias.
@@ -394,7 +352,8 @@ void run(const Call& call, const Head& h, const Given<T>& g) {
       if constexpr ((kRungs & kValue) != 0) losses(h, x, w, g.bias.at(e), label, n, g.y.at(e) + first, g.residual.at(e) + K);
       const T* const residual = (kRungs & kValue) ? g.residual.at(e) + K : g.residual_in.at(e) + K;
       if constexpr ((kRungs & kJvp) != 0)
-        losses_dot(h, residual, x, w, x_dot, w_dot, at_or_null(g.bias_dot, p, e, 0), n, g.y_dot.at(p, e) + first, g.z_dot.at(p, e) + K);
+        losses_dot(h, residual, x, w, x_dot, w_dot, at_or_null(g.bias_dot, p, e, 0), n, (kRungs & kValue) == 0, g.y_dot.at(p, e) + first,
+                   g.z_dot.at(p, e) + K);
       if constexpr ((kRungs & (kVjp | kVjpJvp)) == 0) return;
       const Factor<T> none{nullptr, nullptr};
       const int64_t step = g.y_bar.stride_1;
@@ -460,9 +419,24 @@ void value_vjp(const Call& call) {
 }
 
 template <class T, class S>
-void value_jvp_vjp_jvp(const Call& call) {
+Head head_in_one_direction(const Call& call) {
   const Head h = head_of<T, S>(call);
   if (h.P != 1) fail_argument(call, "P is %lld, expected one direction", static_cast<long long>(h.P));
+  return h;
+}
+
+template <class T, class S>
+void jvp_vjp_jvp(const Call& call) {
+  const Head h = head_in_one_direction<T, S>(call);
+  Given<T> a{};
+  HG_MEMBERS(y_bar, y_bar_dot, label, x, w, x_dot, w_dot, bias_dot, y_dot, z_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
+  a.residual_in = HG_ARG(residual);
+  run<T, kJvp | kVjpJvp>(call, h, a);
+}
+
+template <class T, class S>
+void value_jvp_vjp_jvp(const Call& call) {
+  const Head h = head_in_one_direction<T, S>(call);
   Given<T> a{};
   HG_MEMBERS(y_bar, y_bar_dot, label, x, w, bias, x_dot, w_dot, bias_dot, y, residual, y_dot, z_dot, x_bar_dot, w_bar_dot, bias_bar_dot)
   run<T, kValue | kJvp | kVjpJvp>(call, h, a);
@@ -473,6 +447,7 @@ HG_KERNEL(linear_cross_entropy_jvp, jvp)
 HG_KERNEL(linear_cross_entropy_vjp, vjp)
 HG_KERNEL(linear_cross_entropy_vjp_jvp, vjp_jvp)
 HG_KERNEL(linear_cross_entropy_value_vjp, value_vjp)
+HG_KERNEL(linear_cross_entropy_jvp_vjp_jvp, jvp_vjp_jvp)
 HG_KERNEL(linear_cross_entropy_value_jvp_vjp_jvp, value_jvp_vjp_jvp)
 
 }  // namespace

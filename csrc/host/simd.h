@@ -122,6 +122,17 @@ HG_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::index_sequence<kLane...>) {
 #endif
 }
 
+// r[0][i] = the sum of the lanes of r[i], for the first `kRows` vectors: of each pair the halves change places and are added.
+template <class T, int kRows = kLanes<T>>
+HG_INLINE void add_pairs(Vec<T> (&r)[kLanes<T>]) {
+  constexpr int H = kRows / 2;
+  for (int i = 0; i < H; ++i) {
+    exchange<T, H>(r[i], r[i + H], std::make_index_sequence<kLanes<T>>{});
+    r[i] += r[i + H];
+  }
+  if constexpr (H > 1) add_pairs<T, H>(r);
+}
+
 // Rows become columns: one vector each.
 template <class T, int kSize = kLanes<T> / 2>
 HG_INLINE void transpose(Vec<T> (&r)[kLanes<T>]) {
@@ -131,26 +142,16 @@ HG_INLINE void transpose(Vec<T> (&r)[kLanes<T>]) {
   if constexpr (kSize > 1) transpose<T, kSize / 2>(r);
 }
 
-// sums[a] = the sum of the lanes of acc[a], in double: the halves are added, then one vector holds a lane of several.
+// sums[a] = the sum of the lanes of acc[a]: halves are added until one is left. A is a multiple of the lanes.
 template <class T, int A>
-HG_INLINE void sum_lanes(const Vec<T> (&acc)[A], double (&sums)[A]) {
-  constexpr int V = kLanes<T>, W = kLanes<double>;
-  typedef T Part __attribute__((vector_size(W * sizeof(T))));
-  for (int a = 0; a < A; a += W) {
-    Vec<double> r[W] = {};
-    for (int n = 0; n < W && a + n < A; ++n) {
-      T lanes[V];
-      store(lanes, acc[a + n]);
-      for (int v = 0; v < V; v += W) {
-        Part part;
-        __builtin_memcpy(&part, lanes + v, sizeof part);
-        r[n] += __builtin_convertvector(part, Vec<double>);
-      }
-    }
-    transpose<double>(r);
-    for (int half = W / 2; half > 0; half /= 2)
-      for (int n = 0; n < half; ++n) r[n] += r[n + half];
-    for (int n = 0; n < W && a + n < A; ++n) sums[a + n] = r[0][n];
+HG_INLINE void sum_lanes(const Vec<T> (&acc)[A], T (&sums)[A]) {
+  constexpr int V = kLanes<T>;
+  static_assert(A % V == 0, "whole vectors of sums");
+  for (int a = 0; a < A; a += V) {
+    Vec<T> r[V];
+    for (int i = 0; i < V; ++i) r[i] = acc[a + i];
+    add_pairs<T>(r);
+    store(sums + a, r[0]);
   }
 }
 
