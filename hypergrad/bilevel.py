@@ -128,6 +128,7 @@ class Stats:
         offloaded_bytes: highest number of bytes of states that lay outside of their device's memory.
         residue_bytes: bytes of the residues by which reversible mode undoes the steps.
         residue_bits: the same in bits for each weight and step.
+        kept_bytes: highest number of bytes of results that steps had kept for their transposition.
         peak_bytes: peak of all bytes allocated by the pass, or None unless tracemalloc is tracing.
         peak_device_bytes: peak of the bytes taken from CuPy's memory pool, or None unless tracemalloc is tracing and the
             arrays are on a GPU.
@@ -150,6 +151,7 @@ class Stats:
     offloaded_bytes: int = 0
     residue_bytes: int = 0
     residue_bits: float = 0.0
+    kept_bytes: int = 0
     peak_bytes: int | None = None
     peak_device_bytes: int | None = None
     seconds: float = 0.0

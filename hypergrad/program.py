@@ -42,16 +42,18 @@ class Program:
         recording: of a function.
         outputs: slots of its results.
         keep: whether a large result that is computed twice is kept from the first time on instead.
+        given: slots of results that are not computed: their arrays follow the arguments.
 
     Attributes:
         n_calls: calls of a run.
         arena_bytes: bytes of the arena.
     """
 
-    def __init__(self, recording: Trace, outputs: Sequence[int], *, keep: bool = True) -> None:
-        self._inputs, self._outputs = recording.inputs, [*outputs]
+    def __init__(self, recording: Trace, outputs: Sequence[int], *, keep: bool = True, given: Sequence[int] = ()) -> None:
+        self._inputs, self._outputs = [*recording.inputs, *given], [*outputs]
         self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
-        code = _with_kernels_together(self._live(self._without_repeats(recording.instructions, keep)), self._like)
+        code = [one for one in self._without_repeats(recording.instructions, keep) if not one.writes or not {*given}.issuperset(one.writes)]
+        code = _with_kernels_together(self._live(code), self._like)
         leaving = {self._owners[n] for n in self._outputs if self._like(self._owners[n]).nbytes > SMALL}
         self._last = {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
         self._last |= {self._owners[n]: len(code) for n in self._outputs}

@@ -10,6 +10,7 @@ import numpy as np
 
 from .backends.tracing import Trace, Traced, Untraceable, recorded_whole
 from .program import Diverged, Program
+from .sharing import Kept, Names, dear_results
 from .tape import Tensor
 from .trees import PyTree, tree_flatten, tree_unflatten
 
@@ -39,20 +40,44 @@ class Replays:
         self.whole, self.keep, self.able = whole, keep, why is None
         self.program = f"none: {why or 'no call was like two earlier ones'}"
         self._known: dict[Any, _Recorded | _Replay] = {}
+        self._names = Names()
         self._failures = 0
         self._busy = Lock()  # a program has one arena
 
-    def call(self, name: str, f: Callable[[Any, PyTree], Any], number: Any, tree: PyTree, *kind: Any) -> Any:
+    def call(
+        self,
+        name: str,
+        f: Callable[[Any, PyTree], Any],
+        number: Any,
+        tree: PyTree,
+        *kind: Any,
+        keep_for: Kept | None = None,
+        kept: Kept | None = None,
+    ) -> Any:
         """f(number, tree), where `number` may differ from call to call but must not be computed with. Calls with another name or other
-        things in `kind` are of another kind."""
+        things in `kind` are of another kind.
+
+        Args:
+            keep_for: where a replay puts what the roots of its result are made of, if that is worth it; see sharing.py.
+            kept: what a replay need not compute. It comes from a call whose arguments were the first ones of this call.
+        """
         if not self.able or not self._busy.acquire(blocking=False):
             return f(number, tree)
         try:
-            return self._call(name, f, number, tree, kind)
+            return self._call(name, f, number, tree, kind, keep_for, kept)
         finally:
             self._busy.release()
 
-    def _call(self, name: str, f: Callable[[Any, PyTree], Any], number: Any, tree: PyTree, kind: tuple[Any, ...]) -> Any:
+    def _call(
+        self,
+        name: str,
+        f: Callable[[Any, PyTree], Any],
+        number: Any,
+        tree: PyTree,
+        kind: tuple[Any, ...],
+        keep_for: Kept | None,
+        kept: Kept | None,
+    ) -> Any:
         leaves, spec = tree_flatten(tree)
         arguments = [number]
         kinds = [_kind_of(x, arguments) for x in leaves]
@@ -60,30 +85,32 @@ class Replays:
             x = leaves[kinds.index(None)]
             self._failed(f"of the {name} an argument is a {type(x).__name__}, neither array nor number: it could change unseen")
             return f(number, tree)
-        key = (name, *kind, spec, *kinds)
+        key = (name, *kind, keep_for is None, () if kept is None else kept.names, spec, *kinds)
         known = self._known.get(key)
         if type(known) is _Replay:
             try:
-                return known(arguments)
+                return known(arguments, keep_for, kept)
             except Diverged:
                 self._failed(f"of the {name} a truth value depends on the numbers")
             except Exception as error:  # the function raises it again, in its own words
                 self._failed(f"{type(error).__name__}: {error}")
         elif known is not None or len(self._known) < MOST_PROGRAMS:
-            recorded = self._record(f, leaves, spec, arguments)
+            recorded = self._record(f, leaves, spec, arguments, keep_for)
             if recorded is not None:
                 result, recorded.result = recorded.result, None
                 if known is None:
                     self._known[key] = recorded
                 elif type(known) is _Recorded and recorded.agrees(known):
-                    replay = self._known[key] = _Replay(recorded, self.keep)
+                    replay = self._known[key] = _Replay(recorded, self.keep, self._names, len(arguments), keep_for, kept)
                     self.program = f"{name}: {replay.program.n_calls} calls, {replay.program.arena_bytes} bytes"
                 else:
                     self._failed(f"two recordings of the {name} differ, as those of a function that is not pure")
                 return result
         return f(number, tree)
 
-    def _record(self, f: Callable[[Any, PyTree], Any], leaves: list[Any], spec: Any, arguments: list[Any]) -> _Recorded | None:
+    def _record(
+        self, f: Callable[[Any, PyTree], Any], leaves: list[Any], spec: Any, arguments: list[Any], keep_for: Kept | None
+    ) -> _Recorded | None:
         """One call with everything it does recorded; None where that fails, and then the function itself may say what is wrong."""
         recording = Trace(whole=self.whole)
         number, *inputs = [recording.input(x) for x in arguments]
@@ -97,7 +124,8 @@ class Replays:
             self._failed(f"{type(error).__name__}: {error}")
         else:
             if recording.reason is None and recording.is_unchanged():
-                return _Recorded(recording, result)
+                roots = () if keep_for is None else keep_for.roots(result)
+                return _Recorded(recording, result, [recording.slot(x.value) for x in roots])
             self._failed(recording.reason or "the function writes to an array that it reads")
         return None
 
@@ -117,12 +145,13 @@ class _Recorded:
         spec: structure of its result.
         places: of each leaf of the result a function of the found arrays, the leaf itself where it is neither array nor Tensor.
         slots: of the result's arrays, in order.
+        roots: slots of those whose making may be kept.
         result: the result with arrays in the place of Traced ones.
     """
 
-    def __init__(self, recording: Trace, result: Any) -> None:
+    def __init__(self, recording: Trace, result: Any, roots: Sequence[int]) -> None:
         leaves, self.spec = tree_flatten(result)
-        self.recording = recording
+        self.recording, self.roots = recording, roots
         self.slots: list[int] = []
         self.places = [self._place(x) for x in leaves]
         self.result = self.filled([x.value if type(x) is Traced else x for x in _arrays_of(leaves)])
@@ -155,14 +184,27 @@ class _Recorded:
 
 
 class _Replay:
-    """A function by its program."""
+    """A function by its program, which may keep results for another function, or begin with those that another has kept."""
 
-    def __init__(self, recorded: _Recorded, keep: bool) -> None:
-        self.recorded = recorded
-        self.program = Program(recorded.recording, recorded.slots, keep=keep)
+    def __init__(self, recorded: _Recorded, keep: bool, names: Names, n_arguments: int, keep_for: Kept | None, kept: Kept | None) -> None:
+        recording = recorded.recording
+        self.recorded, self.n_arguments = recorded, n_arguments
+        keeps = [] if keep_for is None else dear_results(recording, recorded.roots, keep_for.most_bytes)
+        self.names = tuple([names.of(recording, n_arguments)[n] for n in keeps]) if keeps else ()
+        given: dict[int, int] = {}  # of the results that were kept and are computed here: their places among the kept ones, and slots
+        if kept is not None:
+            numbers = names.of(recording, kept.n_arguments)
+            slots = {number: n for n, number in reversed(numbers.items())}
+            given = {i: slots[number] for i, number in enumerate(kept.names) if number in slots}
+        self.given = [*given]
+        self.program = Program(recording, [*recorded.slots, *keeps], keep=keep, given=[*given.values()])
 
-    def __call__(self, arguments: Sequence[Any]) -> Any:
-        return self.recorded.filled(self.program(arguments))
+    def __call__(self, arguments: Sequence[Any], keep_for: Kept | None, kept: Kept | None) -> Any:
+        found = self.program([*arguments, *[kept.arrays[i] for i in self.given]] if kept is not None else arguments)
+        if keep_for is not None:
+            keep_for.names, keep_for.n_arguments, keep_for.recording = self.names, self.n_arguments, self.recorded.recording
+            keep_for.arrays = found[len(self.recorded.slots) :]
+        return self.recorded.filled(found)
 
 
 def _arrays_of(leaves: Sequence[Any]) -> list[Any]:
@@ -181,8 +223,10 @@ def _is_tensor(x: Any) -> bool:
 
 def _kind_of(x: Any, arguments: list[Any]) -> Any:
     """What a replay needs of a leaf to be the same; None for a leaf that cannot be replayed. Arrays are added to the arguments."""
-    if _is_tensor(x):
+    if type(x) is Tensor:
         value, dot = x.value, x.dot
+        if type(value) is not np.ndarray or x.node is not None:
+            return None
         arguments.append(value)
         if dot is None:
             return value.shape, value.dtype.char, value.strides

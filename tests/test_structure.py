@@ -36,7 +36,7 @@ LAYERS = [
     ("backends",),
     ("state", "launches"),
     ("tape",),
-    ("rules", "transforms", "program"),
+    ("rules", "transforms", "program", "sharing"),
     ("checkpointing", "batching", "replay"),
     ("capture",),
     ("ops",),

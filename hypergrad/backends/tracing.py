@@ -136,7 +136,7 @@ class Trace:
         mine, theirs = ([(identity(one.call), *one[1:]) for one in r.instructions] for r in (self, other))
         if repr((mine, self.guards)) != repr((theirs, other.guards)) or self.constants.keys() != other.constants.keys():
             return False
-        return all(x is other.constants[n] or _same(x, other.constants[n]) for n, x in self.constants.items())
+        return all(x is other.constants[n] or same_array(x, other.constants[n]) for n, x in self.constants.items())
 
     def is_unchanged(self) -> bool:
         """Whether the constants still have the elements that they had when they were first read."""
@@ -223,7 +223,8 @@ def _digest(x: Any) -> int:
     return zlib.crc32(flat)
 
 
-def _same(x: Any, y: Any) -> bool:
+def same_array(x: Any, y: Any) -> bool:
+    """Whether two arrays have the same bits."""
     return bool(x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes())
 
 
@@ -274,6 +275,9 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         make = _FILLED.get(func)
         if make is not None and len(args) == 1 and not kwargs and self.flags.c_contiguous:
             return self.recording.emit(make, (self.shape, self.dtype), {})  # it reads no numbers
+        if func is np.mean and args and self.dtype.char in "fd" and self.size and kwargs.keys() <= {"axis"}:
+            total = self.recording.emit(np.add.reduce, args, kwargs)  # as NumPy's mean does, but for its work in Python
+            return self.recording.emit(np.true_divide, (total, self.size // total.size), {})
         reduce = _REDUCTIONS.get(func.__name__)
         return self.recording.emit(func, args, kwargs) if reduce is None else self._reduced(reduce, func, *args, **kwargs)
 

@@ -10,12 +10,14 @@ csrc/host/linear_cross_entropy.cpp has the tangent of the second line.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..backends import Array, Backend, backend_of
 from ..errors import ShapeError
 from ..program import do_together
 from ..rules import Fused
+from ..sharing import count_flop
 from ..tape import Tensor, to_tensors
 from .arrays import reshape
 from .layout import optional, rows, tangents, wanted, with_episodes
@@ -72,7 +74,10 @@ def _vjp_jvp(
 
 _NAME = "linear_cross_entropy_"
 do_together((f"{_NAME}value", f"{_NAME}vjp"), f"{_NAME}value_vjp")
-do_together((f"{_NAME}value", f"{_NAME}jvp", f"{_NAME}vjp_jvp"), f"{_NAME}value_jvp_vjp_jvp", lambda shapes: shapes["z_dot"][0] == 1)
+for _names in (("value", "jvp", "vjp_jvp"), ("jvp", "vjp_jvp")):
+    do_together(tuple([f"{_NAME}{rung}" for rung in _names]), _NAME + "_".join(_names), lambda shapes: shapes["z_dot"][0] == 1)
+
+count_flop(f"{_NAME}value", lambda shapes: 2 * math.prod(shapes["x"]) * shapes["w"][-1])
 
 _head = Fused("linear_cross_entropy", 3, _reference, value=_value, jvp=_jvp, vjp=_vjp, vjp_jvp=_vjp_jvp)
 

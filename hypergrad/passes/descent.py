@@ -137,7 +137,7 @@ class Descent(Reversible):
             if not self.first_order:
                 loss, _, products, hparams_bar = with_tangents(self._second_order, w, hparams, t, bars["g"], False)
         if direction is not None and "lr" in fields:
-            bars["fields"] = self._with_lr_bar(bars["fields"], w, direction, fields, t, state_bar)
+            bars["fields"] = self._with_lr_bar(bars["fields"], direction, fields, t, state_bar)
         w_bar = bars["w"] if products is None else added(bars["w"], products)
         hparams_bar = [None] * len(tree_leaves(hparams)) if hparams_bar is None else hparams_bar
         if self.running_loss is not None and t and output_bar[0] is not None:
@@ -164,10 +164,10 @@ class Descent(Reversible):
         bars = iter(tape.gradients(outs, state_bar[: len(outs)], [x for k in wanted for x in leaves[k]]))
         return {k: [next(bars) for _ in leaves[k]] for k in wanted}, compared
 
-    def _with_lr_bar(self, bars: Bars, w: PyTree, direction: PyTree, fields: PyTree, t: int, state_bar: Bars) -> Bars:
-        """The fields' cotangents with those of lr for a step w - lr*direction."""
+    def _with_lr_bar(self, bars: Bars, direction: PyTree, fields: PyTree, t: int, state_bar: Bars) -> Bars:
+        """The fields' cotangents with those of lr for a step w - lr*direction. They are the same at any w: `direction` is read anyway."""
         plain = replace(self, optimizer=SGD(lr=fields["lr"]))
-        lr_bars = plain._update_transposed((w, ()), direction, {"lr": fields["lr"]}, t, state_bar, wanted=("fields",))[0]["fields"]
+        lr_bars = plain._update_transposed((direction, ()), direction, {"lr": fields["lr"]}, t, state_bar, wanted=("fields",))[0]["fields"]
         start = sum(len(tree_leaves(fields[k])) for k in fields if k < "lr")  # leaves of a dictionary are in order of its keys
         return [*bars[:start], *lr_bars, *bars[start + len(lr_bars) :]]
 

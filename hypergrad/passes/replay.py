@@ -5,24 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backends import TRACING, backend_of
+import numpy as np
+
+from ..backends import TRACING, backend_of, digest
 from ..backends.host import HOST
+from ..backends.tracing import Trace
 from ..bilevel import Stats
 from ..replay import Replays
 from ..rules import settings
+from ..sharing import Kept
 from ..tape import Tensor
-from ..trees import PyTree
+from ..trees import PyTree, tree_leaves
 from .dynamics import Bars, Dynamics, Pulled, Step
 
 LEAST_STEPS = 12  # of a run that is replayed: in a shorter one recording costs more than it saves
+MOST_KEPT_BYTES = 2**26  # of results that all steps of a run keep for their transposition; or an eighth of its states
 
 
 class Replayed:
     """Some dynamics whose steps are replayed where they can be, with the same bits. `stats.program` says what is replayed, or why
-    nothing is. Steps of the same kind have the same cotangents missing."""
+    nothing is. Steps of the same kind have the same cotangents missing.
 
-    def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor]) -> None:
+    Args:
+        state_bytes: of one state.
+
+    Attributes:
+        keeps: whether steps may keep results for their transposition.
+    """
+
+    def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], state_bytes: int) -> None:
         self.dynamics, self.stats = dynamics, stats
+        self.keeps = False
+        self._kept: dict[int, tuple[Kept, list[Any]]] = {}  # with the fingerprints of what the step read
+        self._unchanged: dict[Trace, bool] = {}  # whether the constants of the recordings that kept it are
+        self._kept_bytes = 0
+        self._most_kept = max(MOST_KEPT_BYTES // max(n_steps, 1), state_bytes // 8)
         why = dynamics.unrecordable()
         if n_steps < LEAST_STEPS:
             why = f"the run has {n_steps} steps, and recording pays from {LEAST_STEPS}"
@@ -34,31 +51,75 @@ class Replayed:
         self._replays = Replays(why)
         stats.program = self._replays.program
 
-    def step(self, state: PyTree, args: PyTree, t: int) -> Step:
-        """As `Dynamics.step`."""
-        step: Step = self._run("step", t, (state, args), lambda dynamics, t, state, args: dynamics.step(state, args, t))
+    def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False) -> Step:
+        """As `Dynamics.step`.
+
+        Args: keep: whether the step is transposed from this very state, so that results may be kept for that where the run `keeps` any.
+        """
+        if not self._replays.able:
+            return self.dynamics.step(state, args, t)
+
+        def step_of(dynamics: Dynamics, t: int, state: PyTree, args: PyTree) -> Step:
+            return dynamics.step(state, args, t)
+
+        keep_for, batch = Kept(self._most_kept, _loss) if self.keeps else None, self.dynamics.batch(t)
+        step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for)
+        if keep and keep_for is not None and keep_for.arrays:
+            self._kept[t] = keep_for, _fingerprints((args, batch))
+            self._kept_bytes += keep_for.nbytes
+            self.stats.kept_bytes = max(self.stats.kept_bytes, self._kept_bytes)
         return step
 
     def step_transposed(
         self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
     ) -> Pulled:
         """As `Dynamics.step_transposed`."""
+        if not self._replays.able:
+            return self.dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
 
         def pull(dynamics: Dynamics, t: int, state: PyTree, args: PyTree, after: PyTree, state_bar: Bars, output_bar: Bars) -> Pulled:
             return dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
 
-        pulled: Pulled = self._run(f"transposed step, proven {proven}", t, (state, args, after, state_bar, output_bar), pull)
+        if self.stats.kept_bytes and t not in self._kept:  # one of the first steps, which were recorded
+            self.step(state, args, t, keep=True)
+        batch, rest = self.dynamics.batch(t), (after, state_bar, output_bar)
+        kept = self._take(t, (args, batch))
+        pulled: Pulled = self._run(f"transposed step, proven {proven}", batch, (state, args), rest, pull, kept=kept)
         return pulled
 
-    def _run(self, kind: str, t: int, trees: tuple[Any, ...], f: Callable[..., Any]) -> Any:
-        if not self._replays.able:
-            return f(self.dynamics, t, *trees)
+    def _take(self, t: int, read: PyTree) -> Kept | None:
+        """What step t has kept; None where it would read other numbers now. Then its loss is another one, too, and the run says so."""
+        kept, fingerprints = self._kept.pop(t, (None, None))
+        if kept is None:
+            return None
+        self._kept_bytes -= kept.nbytes
+        if kept.recording not in self._unchanged:
+            self._unchanged[kept.recording] = kept.recording.is_unchanged()
+        return kept if self._unchanged[kept.recording] and fingerprints == _fingerprints(read) else None
 
+    def forget(self) -> None:
+        """Lets go what steps have kept."""
+        self._kept.clear()
+        self._unchanged.clear()
+        self._kept_bytes = 0
+
+    def _run(
+        self, kind: str, batch: tuple[Any, int], front: tuple[Any, ...], rest: tuple[Any, ...], f: Callable[..., Any], **more: Any
+    ) -> Any:
         def with_batch(t: int, tree: PyTree) -> Any:
-            trees, batch = tree
-            return f(self.dynamics.with_batch(batch), t, *trees)
+            front, batch, rest = tree
+            return f(self.dynamics.with_batch(batch), t, *front, *rest)
 
-        batch, number = self.dynamics.batch(t)
-        result = self._replays.call(kind, with_batch, number, (trees, batch))
+        result = self._replays.call(kind, with_batch, batch[1], (front, batch[0], rest), **more)
         self.stats.program = self._replays.program
         return result
+
+
+def _fingerprints(tree: PyTree) -> list[Any]:
+    """What shows whether two trees have the same numbers."""
+    leaves = [x.value if isinstance(x, Tensor) else x for x in tree_leaves(tree)]
+    return [repr(x) if not isinstance(x, np.ndarray) else x.tobytes() if x.size == 1 else digest(x) for x in leaves]
+
+
+def _loss(step: Step) -> list[Tensor]:
+    return [] if step.loss is None else [step.loss]

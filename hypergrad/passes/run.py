@@ -42,6 +42,7 @@ class Run:
         make_store: makes the store of the states.
         per_step: for each leaf of `args`, whether it has one row for each step. Step t then gets row t alone.
         callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
+        keeps: whether steps may keep results for their transposition, beside the states that the schedule wants.
     """
 
     dynamics: Dynamics
@@ -53,6 +54,7 @@ class Run:
     make_store: Callable[[Stats], Store]
     per_step: Sequence[bool] = ()
     callback: Callback | None = None
+    keeps: bool = False
     proven: ClassVar[bool] = True
 
     def __post_init__(self, state: PyTree, args: PyTree) -> None:
@@ -61,7 +63,7 @@ class Run:
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
-        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs)
+        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs, n_bytes(state))
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
         self.results: dict[int, Results | None] = {}  # of the steps whose states are in the device's memory
@@ -109,7 +111,10 @@ class Run:
         store = self.store = self.make_store(self.stats) if keep else None
         self.residues.clear()
         self.results.clear()
-        self.stats.residue_bytes = 0
+        self.steps.forget()
+        # A stored state is transposed as it is, and its step run once, so that the step may keep results for that.
+        self.steps.keeps = self.keeps and self.schedule.reruns == 0 and isinstance(store, Memory) and store.exact
+        self.stats.residue_bytes = self.stats.kept_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
             if store is not None and t in wanted:
@@ -120,7 +125,7 @@ class Run:
                 self.stats.residue_bytes += residue.nbytes
             else:
                 kept = self.results[t] = new_results() if isinstance(store, Memory) and t in wanted else None
-                step = keeping(kept, self.steps.step, state, self._args(args, t), t)
+                step = keeping(kept, self.steps.step, state, self._args(args, t), t, t in wanted)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
@@ -165,6 +170,7 @@ class Run:
             self.losses, self.traces, self.store = losses, traces, None
             self.residues.clear()
             self.results.clear()
+            self.steps.forget()
             self.surroundings.kept.clear()
         return [t if wanted else None for t, wanted in zip(got, want, strict=True)]
 

@@ -179,7 +179,7 @@ def test_peak_of_the_device(run, monkeypatch):
 def test_stats_make_one_line_of_json():
     line = hg.reverse(*wide(3)).stats.as_dict()
     peaks, residues = {"peak_bytes", "peak_device_bytes"}, {"residue_bytes", "residue_bits"}
-    others = {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "offloaded_bytes", "seconds", "program"}
+    others = {"mode", "steps_run", "steps_rerun", "states_held", "state_bytes", "offloaded_bytes", "kept_bytes", "seconds", "program"}
     assert set(line) == others | peaks | residues
 
 

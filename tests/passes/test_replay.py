@@ -151,6 +151,106 @@ def test_bits_of_a_scan(monkeypatch):
         assert not stats.program.startswith("none"), stats.program
 
 
+# --- what steps keep for their transposition ---------------------------------------------------------------
+
+WIDE = RNG.standard_normal((30, 600)) / 8
+WIDE_W = {"a": RNG.standard_normal((600, 20)) / 20, "b": np.zeros(20), "c": RNG.standard_normal((600, 3)) / 20, "d": np.zeros(3)}
+
+
+def wide_loss(w, h, batch):
+    """A product and a head over many features: their results are worth keeping."""
+    x, y = batch
+    hidden = hg.tanh(hg.linear(x, w["a"], w["b"]))
+    return hg.mean(hidden**2) + h["l2"] * hg.mean(hg.linear_cross_entropy(x, w["c"], w["d"], y))
+
+
+def wide_problem(optimizer):
+    return hg.Bilevel(wide_loss, lambda w, h: hg.sum(w["a"] ** 2) + hg.sum(w["c"] ** 2), lambda h: WIDE_W, OPTIMIZERS[optimizer])
+
+
+class WideMinibatches(Minibatches):
+    def __getitem__(self, t):
+        rows = np.arange(8 + t % 2) + ROWS[t][0]
+        return WIDE[rows], Y[rows % 20]
+
+
+WIDE_H = {"l2": np.float64(0.5), "lr": np.float64(0.1), "other": np.float64(0.9)}
+KEPT = 8 * 8.5 * (20 + 3 + 1)  # bytes a step, of batches of 8 and 9: the product, the head's residual and its losses
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("more", [{}, {"last": 20}, {"checkpoints": 40}], ids=str)
+def test_bits_where_steps_keep_results(optimizer, more, monkeypatch):
+    problem = wide_problem(optimizer)
+    batches = [WideMinibatches()[t % T] for t in range(30)]
+    r = check(monkeypatch, lambda: hg.reverse(problem, WIDE_H, batches, **more))
+    assert r.stats.kept_bytes == (20 if "last" in more else 26) * KEPT  # the first two batches of each shape are recorded
+
+
+def products(run):
+    with hg.profile() as found:
+        r = run()
+    return r, sum(row.calls for row in found.rows if row.name == "matmul")
+
+
+def test_what_is_kept_is_not_computed_again_and_takes_no_room_that_was_counted():
+    problem = wide_problem("momentum")
+    batches = [WideMinibatches()[0]] * 30
+    r, fewer = products(lambda: hg.reverse(problem, WIDE_H, batches))
+    for more in ({"checkpoints": "sqrt"}, {"memory_bytes": 2**30}, {"checkpoints": "host"}):
+        other, _ = products(lambda more=more: hg.reverse(problem, WIDE_H, batches, **more))
+        assert same(r, other) and other.stats.kept_bytes == 0
+    other, more = products(lambda: hg.reverse(problem, WIDE_H, batches, memory_bytes=2**30))
+    # One product a step, but for the four transposed ones that are not replayed: the last two have fewer cotangents than the others. The
+    # first two steps are replayed once more, with two products each, as they kept nothing when they were recorded.
+    assert more - fewer == 30 - 4 - 2 * 2
+
+
+def test_what_is_kept_has_a_limit(monkeypatch):
+    """Some bytes in all, or an eighth of the states."""
+    problem = wide_problem("momentum")
+    state = 2 * sum(x.nbytes for x in WIDE_W.values())
+
+    def kept(rows):
+        x, y = np.tile(WIDE, (5, 1))[:rows], np.tile(Y, 8)[:rows]
+        return hg.reverse(problem, WIDE_H, [(x, y)] * 30).stats.kept_bytes
+
+    assert kept(140) == 28 * 140 * 8 * 24 and kept(144) == 28 * 144 * 8 * 24
+    monkeypatch.setattr(replay, "MOST_KEPT_BYTES", 30 * (state // 8 - 1))
+    assert 143 * 8 * 24 < state // 8 < 144 * 8 * 24
+    assert kept(143) == 28 * 143 * 8 * 24 and kept(144) == 0
+
+
+@pytest.mark.parametrize(("what", "step"), [("the batch", 9), ("an array that the loss closes over", 15), ("a hyperparameter", 15)])
+def test_what_is_kept_of_other_numbers_is_not_used(what, step):
+    """The step then has another loss when it is run again, and the run says so at the first one that the backward run meets."""
+    x, h = WIDE[:8].copy(), {**WIDE_H, "scale": np.ones((8, 600))}
+    problem = wide_problem("momentum")
+    closing = hg.Bilevel(lambda w, h, batch: wide_loss(w, h, (h["scale"] * x, Y[:8])), problem.outer_loss, problem.init, problem.optimizer)
+
+    class Once(WideMinibatches):
+        read = 0
+
+        def __len__(self):
+            return 30
+
+        def __getitem__(self, t):
+            self.read += 1
+            return WIDE[:8] + (1e-3 if self.read > 50 else 0.0), Y[:8]
+
+    def change(t, w, loss):
+        if t == 15:
+            (x if what.startswith("an array") else h["scale"])[3, 5] += 1.0
+
+    kept = hg.reverse(closing, h, hg.full_batch(None, 30)).stats.kept_bytes
+    assert kept > 28 * 8 * 8 * 20
+    with pytest.raises(DifferentiationError, match=f"the inner loss of step {step} was .* when the step is run again"):
+        if what == "the batch":
+            hg.reverse(problem, WIDE_H, Once())
+        else:
+            hg.reverse(closing, h, hg.full_batch(None, 30), callback=change)
+
+
 # --- what a recording cannot know -------------------------------------------------------------------------
 
 
