@@ -85,13 +85,28 @@ def _dims(node: Any) -> dict[str, int]:
     return {"E": e, "N": n, "H": h, "W": w, "C": c, "K": k, "P": dots[0][0] if dots else 1, **counts}
 
 
+def _by_winograd(inputs: int, outputs: int) -> bool:
+    """As csrc/cuda/winograd.h."""
+    return inputs >= 16 and inputs % 8 == 0 and outputs > 0 and outputs % 32 == 0
+
+
+def _share(useful: float, each: float, n: float, once: float) -> float:
+    """Of multiply-adds among all instructions of a thread: `useful` among `each` in a loop of n, and `once` around it, counted in sm_90 code."""
+    return useful * n / (each * n + once)
+
+
 def _convolution(source: str) -> Callable[[Any, dict[str, int]], Work]:
     """A 3x3 convolution; two terms where both factors carry tangents. A cotangent is formed while it is loaded."""
 
     def work(node: Any, d: dict[str, int]) -> Work:
         given = [node.arrays.get(name) for name in ("x_dot", "w_dot")]
         terms = sum(g is not None for g in given) if "jvp" in node.call and source == "Images" else 1 + (given[1] is not None)
-        chunks = math.ceil((d["C"] if source == "Images" else d["K"]) / 8)
+        inputs, outputs = (d["C"], d["K"]) if source == "Images" else (d["K"], d["C"])
+        chunks = math.ceil(inputs / 8)
+        if _by_winograd(inputs, outputs):  # 16 products of 32 windows by 32 filters; a chunk is loaded while the one before is multiplied
+            n = chunks * terms
+            issue = _share(512, 941 if source == "Images" else 1084, n, 1100)
+            return Work(node.blocks * 16.0 * 32 * 32 * inputs * terms, 1 + n, issue, "winograd3x3<")
         issue = {"Images": 0.6, "Cotangent": 0.5}[source]
         return Work(d["P"] * d["pixels"] * 9.0 * d["C"] * d["K"] * terms, 2 * chunks * terms, issue, "conv3x3<float")
 
@@ -101,6 +116,32 @@ def _convolution(source: str) -> Callable[[Any, dict[str, int]], Work]:
 def _wgrad(node: Any, d: dict[str, int]) -> Work:
     terms = 2 if node.arrays.get("x_dot") else 1
     return Work(d["P"] * d["pixels"] * 9.0 * d["C"] * d["K"] * terms, 3 * terms, 0.45, "wgrad3x3<float")
+
+
+def _winograd_wgrad(node: Any, d: dict[str, int]) -> Work:
+    """16 products of 32 channels by 32 filters at each window, 8 windows at a time."""
+    chunks = math.ceil(_wgrad_windows(d) / 8)
+    n = chunks * (2 if node.arrays.get("x_dot") else 1)
+    return Work(node.blocks * 8 * n * 16.0 * 32 * 32, 1 + n, _share(512, 1150, n, 1600), "winograd_wgrad3x3<")
+
+
+def _wgrad_windows(d: dict[str, int]) -> int:
+    """Windows of a part, as csrc/cuda/winograd_wgrad.h cuts them."""
+    columns = d["E"] * d["P"] * math.ceil(d["C"] / 32) * math.ceil(d["K"] / 32)
+    return min(256, 8 * math.ceil(math.ceil(_windows(d) / max(1, 264 // columns)) / 8))
+
+
+def _windows(d: dict[str, int]) -> int:
+    """Of an episode, those that hang over the edge as well."""
+    return d["N"] * math.ceil(d["H"] / 2) * math.ceil(d["W"] / 2)
+
+
+def _patch_products(node: Any, d: dict[str, int]) -> Work:
+    """27 x 27 / 3 pairs of taps at each pixel: tap row 0 with all three, of which a thread has one at a row of pixels."""
+    parts, groups = node.blocks // d["E"], math.ceil(d["N"] * (d["H"] + 2) / 128)
+    columns = math.ceil(d["W"] * groups / parts)
+    rounds = 4 + math.ceil(columns / 28) + 2 * math.ceil(parts / 16)
+    return Work(node.blocks * 384.0 * 81 * columns, rounds, _share(81, 140, columns, 1300), "patch_products<float, 3")
 
 
 def _parts(node: Any, d: dict[str, int]) -> int:
@@ -126,6 +167,7 @@ WORK: dict[str, Callable[[Any, dict[str, int]], Work]] = {
     "conv_pool_dot": lambda node, d: Work(d["P"] * d["pixels"] * 9.0 * d["C"] * d["K"], 3, 0.5, "conv3x3<float"),
     "conv_cotangent": _convolution("Cotangent"),
     "wgrad3x3": _wgrad,
+    "winograd_wgrad3x3": _winograd_wgrad,
     "reduce_winners": _reduce,
     "gather_winners": lambda node, d: Work(d["windows"] * d["E"] * 27.0 * d["K"], 16 + 2, 0.3, "gather_winners<float"),
     "close_first": _close_first,
@@ -133,14 +175,16 @@ WORK: dict[str, Callable[[Any, dict[str, int]], Work]] = {
     "combine_filters": lambda node, d: Work(rounds=14, double=True),
     "merge_parts": lambda node, d: Work(rounds=2 + d["N"] * d["H"] * d["W"] / 1024 / 64),
     "tap_sums": lambda node, d: Work(9.0 * d["pixels"] * d["C"], d["pixels"] / node.blocks / 256 * d["C"] + 6, 0.4, double=True),
-    "patch_products": lambda node, d: Work(45.0 * d["C"] ** 2 * d["pixels"], 4 + 8 * 3, 0.1, "patch_products<float"),
-    "sum_parts": lambda node, d: Work(rounds=2 + _tiles_of_wgrad(d) / 8),
+    "patch_products": _patch_products,
+    "sum_parts": lambda node, d: Work(rounds=2 + _parts_of_wgrad(d) / 8),
     "bn_relu_pool": lambda node, d: Work(rounds=3),
     "pool_dot": lambda node, d: Work(rounds=4),
 }
 
 
-def _tiles_of_wgrad(d: dict[str, int]) -> float:
+def _parts_of_wgrad(d: dict[str, int]) -> float:
+    if _by_winograd(d["C"], d["K"]) and _by_winograd(d["K"], d["C"]):
+        return math.ceil(_windows(d) / _wgrad_windows(d))
     return max(1.0, d["N"] * d["H"] * d["W"] / 128 / max(1, d["N"] // 20))
 
 

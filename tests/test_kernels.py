@@ -333,6 +333,23 @@ def test_statistics_survive_a_large_mean(ratio):
     close(cov[0], expected_cov, np.float32, 0.5)
 
 
+# Images of one pixel; several chunks of channels; rows of pixels over several parts, and columns over more than a part adds up.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1, 1), (2, 3, 2, 3, 6), (1, 2, 5, 7, 4), (2, 50, 7, 5, 3), (1, 1, 3, 2100, 3), (2, 0, 4, 4, 3)], ids=str
+)
+def test_patch_statistics(sizes, dtype, backend):
+    x = np.random.default_rng(sizes).standard_normal(sizes).astype(dtype) + dtype(0.5)
+    m, cov = backend.same_bits(lambda: list(call("patch_cov", x=x).values()))
+    if x.size == 0:
+        assert (m == 0).all() and (cov == 0).all()
+        return
+    expected_m, expected_cov = per_episode(ref.patch_statistics, len(x), x)
+    close(m, expected_m, dtype)
+    close(cov, expected_cov, dtype)
+    np.testing.assert_array_equal(cov, cov.swapaxes(1, 2))
+
+
 # A, B, N, H, W, C, K, R, S, stride, pad_h, pad_w
 CONVOLUTIONS = [
     (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0),

@@ -5,6 +5,9 @@
 
 namespace hg::cuda {
 
+// Which kernel makes a convolution without tensor cores.
+enum Schedule : int { kLargeTiles, kSmallTiles, kWinograd };
+
 template <class T, class Source>
 struct Convolution {
   struct Term {
@@ -18,7 +21,7 @@ struct Convolution {
   int64_t E;
   int planes;     // channels in shared memory at a time
   int precision;  // a Precision
-  bool small;     // whether tiles are small
+  Schedule schedule;
 
   int64_t filter_tiles() const { return ceil_div(outputs, kFilters); }
   void add(const Source& source, const Filter<T>& filter) { terms[n_terms++] = {source, filter}; }
@@ -104,7 +107,7 @@ Convolution<T, Source> spread(Convolution<T, Source> a, int64_t entries) {
   if constexpr (sizeof(T) == 4) {
     const Tiling& t = a.tiling;
     if (entries * a.filter_tiles() * t.tiles() < kFill) {
-      a.small = true;
+      a.schedule = kSmallTiles;
       a.tiling = choose_tiling(t.N, t.H, t.W, TileShape<T, true>::kWindows, most_pixels<T>(a.planes));
     }
   }
@@ -132,7 +135,7 @@ void launch_convolution(const Launch& launch, const char* name, const Convolutio
                              (Epilogue::kSums ? shared_size(TileShape<T>::kSums * sizeof(T)) : 0);
   const int64_t blocks = entries * a.filter_tiles() * a.tiling.tiles();
   if constexpr (sizeof(T) == 4)
-    if (a.small) return launch(name, conv3x3<T, true, Source, Epilogue>, blocks, kThreads, shared, a, epilogue);
+    if (a.schedule == kSmallTiles) return launch(name, conv3x3<T, true, Source, Epilogue>, blocks, kThreads, shared, a, epilogue);
   launch(name, conv3x3<T, false, Source, Epilogue>, blocks, kThreads, shared, a, epilogue);
 }
 

@@ -14,6 +14,7 @@
 
 #include "convolution.h"
 #include "mma.h"
+#include "winograd.h"
 
 namespace hg::cuda {
 
@@ -158,7 +159,11 @@ Convolution<T, Source> convolution(Precision precision, int64_t entries, int64_t
                                    int64_t outputs) {
   Convolution<T, Source> a = convolution<T, Source>(E, N, H, W, inputs, outputs);
   a.precision = precision;
-  if (precision == kFloat32) return spread(a, entries);
+  if (precision == kFloat32) {
+    if (!by_winograd<T>(inputs, outputs)) return spread(a, entries);
+    tile_winograd(a);
+    return a;
+  }
   const std::size_t rest = kSharedLimit - shared_size(MmaShape::kWeights * sizeof(float)) - shared_size(MmaShape::kSums * sizeof(float));
   a.planes = MmaShape::kChunk;
   a.tiling = choose_tiling(N, H, W, MmaShape::kWindows, static_cast<int>(rest / (MmaShape::kChunk * sizeof(float))));
@@ -181,6 +186,7 @@ void launch_precise(const Launch& launch, const char* name, const Convolution<T,
     if (a.tiling.tiles() == 0) return launch_close(launch, a, entries, epilogue);
   }
   if constexpr (std::is_same<T, float>::value) {
+    if (a.schedule == kWinograd) return launch_winograd(launch, name, a, entries, epilogue);
     if (a.precision == kTf32) return launch_mma<kTf32>(launch, name, a, entries, epilogue);
     if (a.precision == kThreeTf32) return launch_mma<kThreeTf32>(launch, name, a, entries, epilogue);
   }

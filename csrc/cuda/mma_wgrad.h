@@ -11,7 +11,7 @@
 // conflicts: one wavefront per product of tf32, which takes an SM two cycles.
 #pragma once
 #include "mma_convolution.h"
-#include "wgrad.h"
+#include "winograd_wgrad.h"
 
 namespace hg::cuda {
 
@@ -45,8 +45,7 @@ struct PutFilters {
 
 // parts[entry][part][3][3][C][K]
 template <Precision precision, class Source>
-__global__ void __launch_bounds__(kWgradThreads, 1)
-    mma_wgrad3x3(const Wgrad<float, Source> a, const Divisor by_rect_width, const Divisor by_rect_height, float* parts) {
+__global__ void __launch_bounds__(kWgradThreads, 1) mma_wgrad3x3(const Wgrad<float, Source> a, float* parts) {
   using Fragment = Operand<precision>[4];
   const Tiling& t = a.tiling;
   SharedMemory shared;
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
   const int width = 2 * t.cols, height = 2 * t.rows;
   if (thread < MmaWgrad::kPairs) {
     int image = thread;
-    const int x = 2 * t.by_cols.split(image), y = by_rect_height.split(image);
+    const int x = 2 * t.by_cols.split(image), y = a.by_height.split(image);
     const int start = image < t.images ? (image * t.height + y) * t.width + x : 0;  // beyond, z_bar is zero
     starts[thread] = start / 2 * MmaWgrad::kPair;
   }
@@ -72,7 +71,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
       __syncthreads();  // all threads are done with the rows of before
       load_rows<float>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height,
                        PutChannels<precision>{x_rows});
-      load_rows<float>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
+      load_rows<float>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, a.by_width, a.by_height,
                        PutFilters<precision>{z_rows});
       for (int i = pairs * MmaWgrad::kPair + thread; i < 4 * groups * MmaWgrad::kPair; i += kWgradThreads) z_rows[i] = 0.0f;
       __syncthreads();
@@ -139,7 +138,10 @@ template <class T, class Source>
 Wgrad<T, Source> wgrad(Precision precision, int64_t entries, int64_t E, int64_t N, int64_t H, int64_t W, int64_t C, int64_t K) {
   Wgrad<T, Source> a = wgrad<T, Source>(entries, E, N, H, W, C, K);
   a.precision = precision;
-  if (precision == kFloat32) return a;
+  if (precision == kFloat32) {
+    if (by_winograd<T>(C, K) && by_winograd<T>(K, C)) cut_winograd(a, entries, N, H, W);
+    return a;
+  }
   cut(a, entries, N, H, W, MmaWgrad::kWindows, MmaWgrad::kMostPixels);
   return a;
 }
@@ -148,12 +150,14 @@ Wgrad<T, Source> wgrad(Precision precision, int64_t entries, int64_t E, int64_t 
 template <class T, class Source>
 T* launch_precise(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
   if constexpr (std::is_same<T, float>::value) {
+    if (a.winograd)
+      return launch_wgrad(launch, a, entries, "winograd_wgrad3x3", winograd_wgrad3x3<Source>, kThreads, winograd_wgrad_shared<Source>());
     if (a.precision != kFloat32) {
       const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) / 2 * MmaWgrad::kPair * sizeof(float)) +
                                  shared_size(MmaWgrad::kPairs * MmaWgrad::kPair * sizeof(float)) +
                                  shared_size(MmaWgrad::kPairs * sizeof(int));
       return launch_wgrad(launch, a, entries, "mma_wgrad3x3",
-                          a.precision == kTf32 ? mma_wgrad3x3<kTf32, Source> : mma_wgrad3x3<kThreeTf32, Source>, shared);
+                          a.precision == kTf32 ? mma_wgrad3x3<kTf32, Source> : mma_wgrad3x3<kThreeTf32, Source>, kWgradThreads, shared);
     }
   }
   return launch_wgrad(launch, a, entries);

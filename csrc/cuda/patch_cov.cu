@@ -9,8 +9,6 @@ namespace hg::cuda {
 namespace {
 
 constexpr int kSumPixels = 4096;  // pixels of a block of tap_sums at most
-constexpr int kPatchWindows = 128;
-constexpr int64_t kPatchParts = 64;
 
 // parts[e][part][9][C]: each tap sums the pixels it sees, that is all but a row and a column. The last part of an episode makes the mean.
 template <class T>
@@ -53,117 +51,174 @@ __global__ void __launch_bounds__(kThreads) tap_sums(const Block b, Batch<const 
   }
 }
 
-// The pairs of taps whose products are summed for channel chunks a <= b: 45 with t <= u where a = b, else all 81.
-HG_DEVICE int pairs_of(bool same) { return same ? 45 : 81; }
-HG_DEVICE void taps_of(int pair, bool same, int& t, int& u) {
-  t = pair / 9;
-  u = pair % 9;
-  if (!same) return;
-  t = 0;
-  while (pair >= 9 - t) pair -= 9 - t++;
-  u = t + pair;
-}
+// How the products of tap rows are cut. A row of an image with its border above and below is a row of pixels: H + 2 for each image. A part
+// has kProductRows of them and every `segments`-th tile of `width` columns.
+constexpr int kProductRows = 128, kProductThreads = 3 * kProductRows, kProductWarps = kProductThreads / 32;
+constexpr int kProductColumns = 1024;  // that are added in T
+
+struct Cut {
+  int width, pitch;     // columns of a tile, and elements between its rows in shared memory
+  int segments, parts;  // of an episode
+  int chunks;
+  Divisor by_width, by_height;  // both with the border
+};
 
 // The covariance of an episode, by one block.
 template <class T>
-HG_DEVICE void close_covariance(const Block& b, int chunk, int n_parts, int64_t e, const double* parts, const double* exact,
+HG_DEVICE void close_covariance(const Block& b, int n_parts, int64_t e, const double* parts, const double* exact,
                                 const Batch<const T>& mean, const Batch<T>& cov) {
   const int64_t g = 9 * b.C, pixels = static_cast<int64_t>(b.N) * b.H * b.W;
   HG_NO_UNROLL
-  for (int64_t index = threadIdx.x; index < g * g; index += kThreads) {
-    const int64_t j = index / g, k = index % g, cj = j % b.C, ck = k % b.C, chunk_j = cj / chunk, chunk_k = ck / chunk;
-    const bool mirrored = chunk_j > chunk_k || (chunk_j == chunk_k && j / b.C > k / b.C);
-    const int64_t row = mirrored ? k : j, col = mirrored ? j : k;
+  for (int64_t index = threadIdx.x; index < g * g; index += kProductThreads) {
+    const int64_t j = index / g, k = index % g;
+    const bool mirrored = j / (3 * b.C) > k / (3 * b.C);
+    const double* const from = parts + e * n_parts * g * g + (mirrored ? k * g + j : index);
     double total = 0;
-    HG_UNROLL_BY(8)
-    for (int part = 0; part < n_parts; ++part) total += parts[((e * n_parts + part) * g + row) * g + col];
-    const double dj = exact[e * g + j] - static_cast<double>(mean.at(0, e)[4 * b.C + cj]);
-    const double dk = exact[e * g + k] - static_cast<double>(mean.at(0, e)[4 * b.C + ck]);
-    cov.at(0, e)[j * g + k] = static_cast<T>(pixels == 0 ? 0.0 : total / static_cast<double>(pixels) - dj * dk);
+    HG_UNROLL_BY(16)
+    for (int part = 0; part < n_parts; ++part) total += from[part * g * g];
+    const double dj = exact[e * g + j] - static_cast<double>(mean.at(0, e)[4 * b.C + j % b.C]);
+    const double dk = exact[e * g + k] - static_cast<double>(mean.at(0, e)[4 * b.C + k % b.C]);
+    cov.at(0, e)[index] = static_cast<T>(pixels == 0 ? 0.0 : total / static_cast<double>(pixels) - dj * dk);
   }
 }
 
-// parts[e][part][9C][9C]; only the pairs above are written. CC channels make a chunk. A thread owns a pair of taps, for all
-// CC x CC pairs of channels, at every kGroups-th pixel.
+// parts[e][part][9C][9C], of which the pairs of tap rows r <= u are written. CC channels make a chunk; a block has a pair of chunks. The
+// products of tap rows r and r + dy at row y of an image are those of rows y + r and y + r + dy of its pixels, whatever r. So thread (dy,
+// row) multiplies the taps of two rows of pixels once, along its columns, and the sums for all r differ in the first and last rows only.
 template <class T, int CC>
-__global__ void __launch_bounds__(kThreads)
-    patch_products(const Block b, const Tiling t, Batch<const T> x, Batch<const T> mean, int n_parts, double* parts, unsigned* tickets,
-                   const double* exact, Batch<T> cov) {
-  constexpr int kMostGroups = kThreads / 45;
+__global__ void __launch_bounds__(kProductThreads, 1) patch_products(const Block b, const Cut cut, Batch<const T> x, Batch<const T> mean,
+                                                                     double* parts, unsigned* tickets, const double* exact, Batch<T> cov) {
+  constexpr int kTaps = 3 * CC, kPairs = kTaps * kTaps, kGroups = (kPairs + 31) / 32, kRoom = 32 * kGroups;
+  const int rows = kProductRows + 2, thread = static_cast<int>(threadIdx.x), chunks = cut.chunks;
   SharedMemory shared;
-  T* const pixels_a = shared.take<T>(t.plane * CC);
-  T* pixels_b = shared.take<T>(t.plane * CC);
-  double* const sums = shared.take<double>(kMostGroups * 81);
+  T* const memory = shared.take<T>(higher((chunks > 1 ? 2 : 1) * rows * cut.pitch, kProductWarps * 3 * kRoom));
   int* const flag = shared.take<int>(1);
-  const int chunks = b.C / CC;
   int block = static_cast<int>(blockIdx.x);
-  const int part = block % n_parts;
-  block /= n_parts;
+  const int part = block % cut.parts;
+  block /= cut.parts;
   const int a0 = block % chunks * CC, b0 = block / chunks % chunks * CC, e = block / chunks / chunks;
-  if (a0 > b0) return;
-  const bool same = a0 == b0;
-  if (same) pixels_b = pixels_a;
-  const int pairs = pairs_of(same), groups = kThreads / pairs, thread = static_cast<int>(threadIdx.x);
-  const int pair = thread % pairs, group = thread / pairs, tiles = t.across * t.down * t.groups;
-  int tap_a, tap_b;
-  taps_of(pair, same, tap_a, tap_b);
-  double total[CC][CC] = {};
+  T* const left = memory;
+  T* const right = a0 == b0 ? left : memory + rows * cut.pitch;
+  const int64_t first = static_cast<int64_t>(part / cut.segments) * kProductRows;
+  const int first_image = static_cast<int>(first / (b.H + 2)), first_row = static_cast<int>(first % (b.H + 2));
+  const T *const images = x.at(0, e), *const shift = mean.at(0, e) + 4 * b.C;
+  const int dy = thread / kProductRows, row = thread % kProductRows;
+  T sums[kTaps][kTaps] = {};
   HG_NO_UNROLL
-  for (int tile = part; tile < tiles; tile += n_parts) {
-    const Place at = place_of(t, tile);
-    __syncthreads();
-    for (int i = thread; i < at.images * t.height * t.width; i += kThreads) {
-      int rest = i;
-      const int col = at.x + t.by_width.split(rest) - 1, row = at.y + t.by_height.split(rest) - 1;
-      const bool inside = row >= 0 && row < b.H && col >= 0 && col < b.W;
-      const T* const from = x.at(0, e) + ((static_cast<int64_t>(at.image + rest) * b.H + row) * b.W + col) * b.C;
+  for (int x0 = part % cut.segments * cut.width; x0 < b.W; x0 += cut.segments * cut.width) {
+    __syncthreads();  // all threads are done with the tile before
+    for (int i = thread; i < rows * (cut.width + 2); i += kProductThreads) {
+      int at = i;
+      const int column = cut.by_width.split(at), to = at * cut.pitch + column * CC;
+      int image = first_row + at;
+      const int y = cut.by_height.split(image) - 1, col = x0 + column - 1;
+      image += first_image;
+      const bool inside = image < b.N && y >= 0 && y < b.H && col >= 0 && col < b.W;
+      const T* const from = images + ((static_cast<int64_t>(image) * b.H + y) * b.W + col) * b.C;
       HG_UNROLL
-      for (int c = 0; c < CC; ++c) {
-        pixels_a[i * CC + c] = (inside ? from[a0 + c] : T(0)) - mean.at(0, e)[4 * b.C + a0 + c];
-        if (!same) pixels_b[i * CC + c] = (inside ? from[b0 + c] : T(0)) - mean.at(0, e)[4 * b.C + b0 + c];
-      }
+      for (int c = 0; c < CC; ++c) left[to + c] = (inside ? from[a0 + c] : T(0)) - shift[a0 + c];
+      if (a0 == b0) continue;
+      HG_UNROLL
+      for (int c = 0; c < CC; ++c) right[to + c] = (inside ? from[b0 + c] : T(0)) - shift[b0 + c];
     }
     __syncthreads();
-    T near[CC][CC] = {};
-    if (group < groups)
-      for (int i = group; i < pixels_of(at); i += groups) {
-        const int col = i % at.cols, row = i / at.cols % at.rows, image = i / at.cols / at.rows;
-        const int first = (image * t.height + row) * t.width + col;
-        const T* const left = pixels_a + (first + tap_a / 3 * t.width + tap_a % 3) * CC;
-        const T* const right = pixels_b + (first + tap_b / 3 * t.width + tap_b % 3) * CC;
-        HG_UNROLL
-        for (int c = 0; c < CC; ++c) HG_UNROLL
-        for (int d = 0; d < CC; ++d) near[c][d] = fused(left[c], right[d], near[c][d]);
-      }
+    const int count = lower(cut.width, b.W - x0);
+    const T *const left_row = left + row * cut.pitch, *const right_row = right + (row + dy) * cut.pitch;
+    T l[3][CC], r[3][CC];  // the three columns of taps
     HG_UNROLL
-    for (int c = 0; c < CC; ++c) HG_UNROLL
-    for (int d = 0; d < CC; ++d) total[c][d] += static_cast<double>(near[c][d]);
+    for (int i = 0; i < 2 * CC; ++i) {
+      l[i / CC][i % CC] = left_row[i];
+      r[i / CC][i % CC] = right_row[i];
+    }
+    HG_UNROLL_BY(3)  // after three steps the columns are back in their registers
+    for (int i = 0; i < count; ++i) {
+      HG_UNROLL
+      for (int c = 0; c < CC; ++c) {
+        l[2][c] = left_row[(i + 2) * CC + c];
+        r[2][c] = right_row[(i + 2) * CC + c];
+      }
+      HG_UNROLL
+      for (int j = 0; j < kTaps; ++j) HG_UNROLL
+      for (int k = 0; k < kTaps; ++k) sums[j][k] = fused(l[j / CC][j % CC], r[k / CC][k % CC], sums[j][k]);
+      HG_UNROLL
+      for (int c = 0; c < 2 * CC; ++c) {
+        l[c / CC][c % CC] = l[c / CC + 1][c % CC];
+        r[c / CC][c % CC] = r[c / CC + 1][c % CC];
+      }
+    }
   }
+  // memory[warp][r][pair]: the sums over a warp's rows of pixels that are tap row r of a patch.
+  __syncthreads();
+  int image = first_row + row;
+  const int y = cut.by_height.split(image), lane = thread % 32;
+  const bool any = first_image + image < b.N;
+  T own[kGroups];
+  HG_NO_UNROLL
+  for (int r = 0; r < 3 - dy; ++r) {
+    const bool counts = any && r <= y && y < r + b.H;
+    if (r == 0 || over_warp(counts == (any && y < b.H) ? 0.0 : 1.0) > 0) {
+      HG_UNROLL
+      for (int i = 0; i < kGroups; ++i) {
+        T v[32];
+        HG_UNROLL
+        for (int j = 0; j < 32; ++j) {
+          const int pair = 32 * i + j;
+          v[j] = pair < kPairs && counts ? sums[lower(pair, kPairs - 1) / kTaps][lower(pair, kPairs - 1) % kTaps] : T(0);
+        }
+        halve_sums(v);
+        own[i] = v[0];
+      }
+    }
+    HG_UNROLL
+    for (int i = 0; i < kGroups; ++i) memory[(thread / 32 * 3 + r) * kRoom + 32 * i + lane] = own[i];
+  }
+  __syncthreads();
   const int64_t g = 9 * b.C;
-  double* const out = parts + (static_cast<int64_t>(e) * n_parts + part) * g * g;
-  HG_UNROLL
-  for (int c = 0; c < CC; ++c) HG_UNROLL
-  for (int d = 0; d < CC; ++d) {
-    __syncthreads();
-    if (group < groups) sums[group * pairs + pair] = total[c][d];
-    __syncthreads();
-    if (group != 0) continue;
-    double sum = 0;
-    for (int i = 0; i < groups; ++i) sum += sums[i * pairs + pair];
-    out[(tap_a * b.C + a0 + c) * g + tap_b * b.C + b0 + d] = sum;
+  double* const out = parts + (static_cast<int64_t>(e) * cut.parts + part) * g * g;
+  HG_NO_UNROLL
+  for (int i = thread; i < 9 * kPairs; i += kProductThreads) {
+    const int pair = i % kPairs, r = i / kPairs % 3, u = r + i / kPairs / 3, j = pair / kTaps, k = pair % kTaps;
+    if (u > 2) continue;
+    const T* const from = memory + ((u - r) * (kProductRows / 32) * 3 + r) * kRoom + pair;
+    double total = 0;
+    HG_UNROLL
+    for (int warp = 0; warp < kProductRows / 32; ++warp) total += static_cast<double>(from[warp * 3 * kRoom]);
+    out[((r * 3 + j / CC) * b.C + a0 + j % CC) * g + (u * 3 + k / CC) * b.C + b0 + k % CC] = total;
   }
-  if (comes_last(tickets + e, static_cast<unsigned>(n_parts * (chunks * (chunks + 1) / 2)), flag))
-    close_covariance(b, CC, n_parts, e, parts, exact, mean, cov);
+  if (comes_last(tickets + e, static_cast<unsigned>(cut.parts * chunks * chunks), flag))
+    close_covariance(b, cut.parts, e, parts, exact, mean, cov);
 }
 
 template <class T, int CC>
-void products(const Launch& launch, const Block& b, const Tiling& t, int64_t n_parts, const Batch<const T>& x, const Batch<const T>& mean,
-              double* parts, unsigned* tickets, const double* exact, const Batch<T>& cov) {
-  const int64_t chunks = b.C / CC;
-  const std::size_t plane = shared_size(static_cast<std::size_t>(t.plane) * CC * sizeof(T));
-  launch("patch_products", patch_products<T, CC>, b.E * chunks * chunks * n_parts, kThreads,
-         2 * plane + shared_size(kThreads / 45 * 81 * sizeof(double)) + shared_size(sizeof(int)), b, t, x, mean, static_cast<int>(n_parts),
-         parts, tickets, exact, cov);
+Cut cut_of(const Block& b) {
+  Cut cut{};
+  cut.chunks = b.C / CC;
+  const int64_t groups = higher<int64_t>(1, ceil_div(static_cast<int64_t>(b.N) * (b.H + 2), kProductRows)), wide = higher(1, b.W);
+  const int64_t room = static_cast<int64_t>(kSharedLimit - 16) / (cut.chunks > 1 ? 2 : 1) / (kProductRows + 2) / sizeof(T);
+  int64_t width = ceil_div(wide, ceil_div(wide, (room - 1) / CC - 2));
+  const int64_t entries = b.E * cut.chunks * cut.chunks * groups;
+  const auto few = [&](int64_t segments) { return entries * segments < kFill / 2; };
+  while (width > 8 && few(ceil_div(wide, width))) width = ceil_div(width, 2);
+  cut.width = static_cast<int>(width);
+  cut.pitch = static_cast<int>((width + 2) * CC) | 1;  // odd: the rows of a warp's threads lie in different banks
+  cut.segments = static_cast<int>(few(1) ? ceil_div(wide, width) : ceil_div(wide, kProductColumns));
+  cut.parts = static_cast<int>(groups) * cut.segments;
+  cut.by_width = Divisor::of(width + 2);
+  cut.by_height = Divisor::of(static_cast<int64_t>(b.H) + 2);
+  return cut;
+}
+
+template <class T, int CC>
+void products(Launch& launch, const Block& b, const Batch<const T>& x, const Batch<const T>& mean, unsigned* tickets, const double* exact,
+              const Batch<T>& cov) {
+  const Cut cut = cut_of<T, CC>(b);
+  const int64_t g = 9 * static_cast<int64_t>(b.C);
+  double* const parts = launch.scratch<double>(b.E * cut.parts * g * g);
+  const int elements =
+      higher((cut.chunks > 1 ? 2 : 1) * (kProductRows + 2) * cut.pitch, kProductWarps * 3 * ((9 * CC * CC + 31) / 32) * 32);
+  launch("patch_products", patch_products<T, CC>, b.E * cut.chunks * cut.chunks * cut.parts, kProductThreads,
+         shared_size(static_cast<std::size_t>(elements) * sizeof(T)) + shared_size(sizeof(int)), b, cut, x, mean, parts, tickets, exact,
+         cov);
 }
 
 template <class T, class S>
@@ -183,14 +238,10 @@ void covariance(const Call& call) {
          shared_size(kWarps * sizeof(double)) + shared_size(sizeof(int)), b, x, static_cast<int>(sum_pixels), static_cast<int>(sum_parts_),
          Divisor::of(higher(1, b.W)), Divisor::of(higher(1, b.H)), mean_parts, tickets, exact, mean);
 
-  const int chunk = b.C % 3 == 0 ? 3 : 1;
-  const Tiling t = choose_tiling(b.N, b.H, b.W, kPatchWindows, chunk == 3 ? 900 : 2000);
-  const int64_t n_parts = higher<int64_t>(1, lower(kPatchParts, t.tiles()));
-  double* const parts = launch.scratch<double>(b.E * n_parts * g * g);
-  if (chunk == 3)
-    products<T, 3>(launch, b, t, n_parts, x, as_input(mean), parts, tickets, exact, cov);
-  else
-    products<T, 1>(launch, b, t, n_parts, x, as_input(mean), parts, tickets, exact, cov);
+  if constexpr (sizeof(T) == 4) {  // registers hold the sums of three channels in float32 only
+    if (b.C % 3 == 0) return products<T, 3>(launch, b, x, as_input(mean), tickets, exact, cov);
+  }
+  products<T, 1>(launch, b, x, as_input(mean), tickets, exact, cov);
 }
 
 HG_KERNEL(patch_cov, covariance)

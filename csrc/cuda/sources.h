@@ -4,6 +4,23 @@
 
 namespace hg::cuda {
 
+// Offsets of n x n pixels from (y, x) on in an image of H x W pixels and C channels, and which of them lie inside.
+template <int n>
+struct Square {
+  int row[n], column[n];
+  bool high[n], wide[n];
+  HG_DEVICE Square(int y, int x, int H, int W, int C) {
+    HG_UNROLL
+    for (int i = 0; i < n; ++i) {
+      high[i] = y + i >= 0 && y + i < H;
+      wide[i] = x + i >= 0 && x + i < W;
+      row[i] = high[i] ? (y + i) * W * C : 0;
+      column[i] = wide[i] ? (x + i) * C : 0;
+    }
+  }
+  HG_DEVICE bool inside(int i, int j) const { return high[i] && wide[j]; }
+};
+
 // Images of H x W pixels and C channels, zero outside; minus shift[c] everywhere where a shift is given.
 template <class T>
 struct Images {
@@ -28,6 +45,19 @@ struct Images {
         for (int j = 0; j < 4; ++j) v.v[j] -= channel.shift.v[j];
       }
       return v;
+    }
+    // Channel c of n x n pixels from (y, x_) on.
+    template <int n>
+    HG_DEVICE void square(int c, int image, int y, int x_, T (&v)[n][n]) const {
+      const T off = shift == nullptr ? T(0) : shift[c];
+      const Square<n> at(y, x_, H, W, C);
+      const T* const from = x + static_cast<int64_t>(image) * H * W * C + c;
+      HG_UNROLL
+      for (int i = 0; i < n; ++i) {
+        const T* const line = from + at.row[i];
+        HG_UNROLL
+        for (int j = 0; j < n; ++j) v[i][j] = (at.inside(i, j) ? line[at.column[j]] : T(0)) - off;
+      }
     }
   };
   HG_DEVICE At at(int64_t p, int64_t e) const { return {x.at(p, e), shift ? shift.at(p, e) : nullptr, H, W, C, x.wide}; }
@@ -61,7 +91,7 @@ struct Cotangent {
       const int rows = z_dot == nullptr ? kMeanDot : kCotangentRows;
       HG_UNROLL
       for (int i = 0; i < kCotangentRows; ++i)
-        out.row[i] = i < rows ? load_quad(constants + static_cast<int64_t>(i) * C, c, C, false) : Quad<T>{};
+        out.row[i] = i < rows ? load_quad(constants + static_cast<int64_t>(i) * C, c, C, wide && c < C) : Quad<T>{};
       return out;
     }
     HG_DEVICE Quad<T> load(const Channel& channel, int image, int y, int x) const {
@@ -91,6 +121,34 @@ struct Cotangent {
         if ((codes.v[j] & 7) == mine) v.v[j] += add;
       }
       return v;
+    }
+    // Channel c of the window whose first pixel is (y, x).
+    HG_DEVICE void square(int c, int image, int y, int x, T (&v)[2][2]) const {
+      const T* const row = constants + c;
+      const T mean = row[kMean * C], by_z = row[kByZ * C], shift = row[kShift * C];
+      const Square<2> at(y, x, H, W, C);
+      const int64_t first = static_cast<int64_t>(image) * H * W * C + c;
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) v[q >> 1][q & 1] = fused(z[first + at.row[q >> 1] + at.column[q & 1]] - mean, by_z, shift);
+      if (z_dot != nullptr) {
+        const T mean_dot = row[kMeanDot * C], by_z_dot = row[kByZDot * C];
+        HG_UNROLL
+        for (int q = 0; q < 4; ++q)
+          v[q >> 1][q & 1] = fused(z_dot[first + at.row[q >> 1] + at.column[q & 1]] - mean_dot, by_z_dot, v[q >> 1][q & 1]);
+      }
+      int winner = 0;
+      T add = T(0);
+      if (at.inside(1, 1)) {
+        const int64_t pooled = (static_cast<int64_t>(image) * (H / 2) + y / 2) * (W / 2) * C + static_cast<int64_t>(x / 2) * C + c;
+        winner = code[pooled] & 7;
+        add = y_bar[pooled] * row[kByY * C];
+        if (y_bar_dot != nullptr) add = fused(y_bar_dot[pooled], row[kByYDot * C], add);
+      }
+      HG_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        T& value = v[q >> 1][q & 1];
+        value = at.inside(q >> 1, q & 1) ? (winner == (4 | q) ? value + add : value) : T(0);
+      }
     }
   };
   HG_DEVICE At at(int64_t p, int64_t e) const {

@@ -183,13 +183,11 @@ HG_DEVICE void convolve(const Term* terms, int term, int p, int e, int k0, const
   }
 }
 
-// v holds a thread's sums over its own windows, one for each of n filters of its group; every thread gets the sums over the tile
-// in their place. Lanes with the same filters exchange halves of them, so that n filters take n - 1 shuffles and
-// log2(32 / (kColumns*n)) more; warps are added in order through `sums`.
-template <class Shape, int n, class T = typename Shape::Element>
-HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
-  constexpr int kColumns = Shape::kColumns, kWarpsOfGroup = kWarps * kColumns * Shape::kGroup / kFilters;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+// v[0] becomes the sum of the lane's own element lane/(32/n) over the lanes that differ from it in that quotient only. Lanes exchange
+// halves of their elements, so that n sums take n - 1 shuffles.
+template <int n, class T>
+HG_DEVICE void halve_sums(T (&v)[n]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   HG_UNROLL
   for (int half = n / 2, bit = 16; half > 0; half /= 2, bit /= 2) {
     const bool upper = (lane & bit) != 0;
@@ -200,6 +198,16 @@ HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
         v[i] = keep + __shfl_xor_sync(kAllLanes, give, bit);
       }
   }
+}
+
+// v holds a thread's sums over its own windows, one for each of n filters of its group; every thread gets the sums over the tile
+// in their place. Lanes with the same filters exchange halves of them, so that n filters take n - 1 shuffles and
+// log2(32 / (kColumns*n)) more; warps are added in order through `sums`.
+template <class Shape, int n, class T = typename Shape::Element>
+HG_DEVICE void tile_sums(T (&v)[n], T* sums) {
+  constexpr int kColumns = Shape::kColumns, kWarpsOfGroup = kWarps * kColumns * Shape::kGroup / kFilters;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  halve_sums(v);
   HG_UNROLL
   for (int bit = 16 / n; bit >= kColumns; bit /= 2) v[0] += __shfl_xor_sync(kAllLanes, v[0], bit);
   __syncthreads();  // everyone has read the sums before

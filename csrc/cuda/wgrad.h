@@ -29,8 +29,10 @@ struct Wgrad {
   int C, K;
   Tiling tiling;
   int64_t E;
-  int per_part;   // tiles of a part
-  int precision;  // a Precision
+  Divisor by_width, by_height;  // of a tile's rectangle without its border
+  int per_part;                 // tiles of a part
+  int precision;                // a Precision
+  bool winograd;                // whether by Winograd; a tile is then a window
   int64_t parts() const { return ceil_div(tiling.tiles(), higher(1, per_part)); }
   int64_t size() const { return static_cast<int64_t>(9) * C * K; }
   void add(const Images<T>& x, const Source& z_bar) { terms[n_terms++] = {x, z_bar}; }
@@ -45,6 +47,8 @@ void cut(Wgrad<T, Source>& a, int64_t entries, int64_t N, int64_t H, int64_t W, 
   const auto few = [&] { return entries * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters) * a.parts() < kFill / 2; };
   while (a.per_part > 1 && few()) a.per_part /= 2;
   while (windows > 8 && few()) a.tiling = choose_tiling(N, H, W, windows /= 2, pixels);
+  a.by_width = Divisor::of(higher(1, 2 * a.tiling.cols));
+  a.by_height = Divisor::of(higher(1, 2 * a.tiling.rows));
 }
 
 template <class T, class Source>
@@ -112,8 +116,7 @@ HG_DEVICE void add_products(const Quad<T>& x, const Quad<T>& z, T (&sums)[4][4])
 
 // parts[entry][part][3][3][C][K]
 template <class T, class Source>
-__global__ void __launch_bounds__(kWgradThreads, 1)
-    wgrad3x3(const Wgrad<T, Source> a, const Divisor by_rect_width, const Divisor by_rect_height, T* parts) {
+__global__ void __launch_bounds__(kWgradThreads, 1) wgrad3x3(const Wgrad<T, Source> a, T* parts) {
   const Tiling& t = a.tiling;
   SharedMemory shared;
   T* const x_rows = shared.take<T>(t.plane * kFilters);
@@ -129,8 +132,7 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
     for (int term = 0; term < a.n_terms; ++term) {
       __syncthreads();  // all threads are done with the rows of before
       load_rows<T>(a.terms[term].x.at(spot.p, spot.e), at, spot.c0, t.height, t.width, 1, t.by_width, t.by_height, PutRows<T>{x_rows});
-      load_rows<T>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, by_rect_width, by_rect_height,
-                   PutRows<T>{z_rows});
+      load_rows<T>(a.terms[term].z_bar.at(spot.p, spot.e), at, spot.k0, height, width, 0, a.by_width, a.by_height, PutRows<T>{z_rows});
       __syncthreads();
       HG_NO_UNROLL
       for (int row = 0; row < at.images * at.rows; ++row) {
@@ -166,19 +168,17 @@ __global__ void __launch_bounds__(kWgradThreads, 1)
 
 // Launches the partial sums and returns them: parts() of size() elements per entry.
 template <class T, class Source>
-T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries, const char* name,
-                void (*kernel)(Wgrad<T, Source>, Divisor, Divisor, T*), std::size_t shared) {
+T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries, const char* name, void (*kernel)(Wgrad<T, Source>, T*),
+                int threads, std::size_t shared) {
   T* const parts = launch.scratch<T>(entries * a.parts() * a.size());
-  const int64_t blocks = entries * a.parts() * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters);
-  launch(name, kernel, blocks, kWgradThreads, shared, a, Divisor::of(higher(1, 2 * a.tiling.cols)),
-         Divisor::of(higher(1, 2 * a.tiling.rows)), parts);
+  launch(name, kernel, entries * a.parts() * ceil_div(a.C, kFilters) * ceil_div(a.K, kFilters), threads, shared, a, parts);
   return parts;
 }
 template <class T, class Source>
 T* launch_wgrad(Launch& launch, const Wgrad<T, Source>& a, int64_t entries) {
   const std::size_t shared = shared_size(static_cast<std::size_t>(a.tiling.plane) * kFilters * sizeof(T)) +
                              shared_size(4 * WgradShape<T>::kWindows * kFilters * sizeof(T));
-  return launch_wgrad(launch, a, entries, "wgrad3x3", wgrad3x3<T, Source>, shared);
+  return launch_wgrad(launch, a, entries, "wgrad3x3", wgrad3x3<T, Source>, kWgradThreads, shared);
 }
 
 }  // namespace hg::cuda
