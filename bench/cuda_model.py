@@ -64,6 +64,7 @@ class Work(NamedTuple):
         issue: share of the issued instructions that are these multiply-adds.
         kernel: how the kernel's name begins in the table of resources, for its registers.
         double: whether the arithmetic is float64.
+        last: round trips of the last block, which closes the sums of all.
     """
 
     fma: float = 0.0
@@ -71,6 +72,7 @@ class Work(NamedTuple):
     issue: float = 0.3
     kernel: str = ""
     double: bool = False
+    last: float = 0.0
 
 
 def _dims(node: Any) -> dict[str, int]:
@@ -91,7 +93,7 @@ def _by_winograd(inputs: int, outputs: int) -> bool:
 
 
 def _share(useful: float, each: float, n: float, once: float) -> float:
-    """Of multiply-adds among all instructions of a thread: `useful` among `each` in a loop of n, and `once` around it, counted in sm_90 code."""
+    """Of multiply-adds among a thread's instructions, counted in sm_90 code: `useful` among `each` in a loop of n, and `once` around it."""
     return useful * n / (each * n + once)
 
 
@@ -105,8 +107,9 @@ def _convolution(source: str) -> Callable[[Any, dict[str, int]], Work]:
         chunks = math.ceil(inputs / 8)
         if _by_winograd(inputs, outputs):  # 16 products of 32 windows by 32 filters; a chunk is loaded while the one before is multiplied
             n = chunks * terms
-            issue = _share(512, 941 if source == "Images" else 1084, n, 1100)
-            return Work(node.blocks * 16.0 * 32 * 32 * inputs * terms, 1 + n, issue, "winograd3x3<")
+            issue = _share(512, 960 if source == "Images" else 1130, n, 1100)
+            closing = 0 if source == "Cotangent" else 2 + node.blocks / (d["E"] * d["P"] * math.ceil(outputs / 32)) / 64
+            return Work(node.blocks * 16.0 * 32 * 32 * inputs * terms, 1 + n, issue, "winograd3x3<", last=closing)
         issue = {"Images": 0.6, "Cotangent": 0.5}[source]
         return Work(d["P"] * d["pixels"] * 9.0 * d["C"] * d["K"] * terms, 2 * chunks * terms, issue, "conv3x3<float")
 
@@ -157,7 +160,7 @@ def _reduce(node: Any, d: dict[str, int]) -> Work:
 def _close_first(node: Any, d: dict[str, int]) -> Work:
     tiles = math.ceil(d["N"] * d["H"] * d["W"] / 1024)
     tiles = tiles if tiles <= 64 else 1
-    return Work(rounds=(1 + (node.arrays.get("y_bar_dot") is not None)) * 4 * tiles / 8 + 15, double=True)
+    return Work(rounds=(1 + (node.arrays.get("y_bar_dot") is not None)) * math.ceil(tiles / 4) + 15, double=True)
 
 
 WORK: dict[str, Callable[[Any, dict[str, int]], Work]] = {
@@ -169,7 +172,7 @@ WORK: dict[str, Callable[[Any, dict[str, int]], Work]] = {
     "wgrad3x3": _wgrad,
     "winograd_wgrad3x3": _winograd_wgrad,
     "reduce_winners": _reduce,
-    "gather_winners": lambda node, d: Work(d["windows"] * d["E"] * 27.0 * d["K"], 16 + 2, 0.3, "gather_winners<float"),
+    "gather_winners": lambda node, d: Work(d["windows"] * d["E"] * 27.0 * d["K"], 16 + 2, 0.2, "gather_winners<float"),
     "close_first": _close_first,
     "first_statistics": lambda node, d: Work(rounds=12, double=True),
     "combine_filters": lambda node, d: Work(rounds=14, double=True),
@@ -241,7 +244,7 @@ class Model:
         warps = together * node.threads / 128  # of a scheduler
         rate = (gpu.fma64 if work.double else gpu.fma) * gpu.clock * work.issue * min(1.0, warps / HIDING)
         arithmetic = own * work.fma / max(1, node.blocks) / rate
-        waiting = math.ceil(own / together) * work.rounds * ROUND_TRIP
+        waiting = (math.ceil(own / together) * work.rounds + work.last) * ROUND_TRIP
         return gpu.node + max(arithmetic, n_bytes / gpu.bandwidth) + waiting
 
     def _registers(self, node: Any, work: Work) -> int:
@@ -250,14 +253,25 @@ class Model:
         return max(found, default=48)
 
 
+TOUCHED = {  # arrays of a call that a kernel of several reads or writes, where it is not all of them
+    "reduce_winners": ("y_bar", "y_bar_dot", "code", "z", "z_dot"),
+    "bn_relu_pool": ("z", "y", "code"),
+    "pool_dot": ("z", "z_dot", "code", "y_dot"),
+}
+
+
 def _bytes_of(node: Any) -> float:
-    """Bytes that the node reads and writes: all arrays of its call, but for kernels that close sums, which are small."""
+    """Bytes that the node reads and writes: all arrays of its call or those TOUCHED, but for kernels that close sums, which are small."""
     if not node.call:
         return float(sum(n for _, n in node.arrays.values()))
     if node.name in ("sum_parts", "close_first", "first_statistics", "combine_filters", "merge_parts", "head_logits_bar_dot"):
         return 0.0
-    rows = [row if isinstance(row, list) else [row] for row in node.arrays.values()]
-    return 4.0 * sum(math.prod(shape) for row in rows for shape in row if isinstance(shape, tuple))
+    total = 0.0
+    for name, row in node.arrays.items():
+        if name in TOUCHED.get(node.name, (name,)):
+            size = 1.0 if name == "code" else 4.0
+            total += size * sum(math.prod(shape) for shape in (row if isinstance(row, list) else [row]) if isinstance(shape, tuple))
+    return total
 
 
 def rows_of(problem: str, gpu: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kGatherThreads)
   SharedMemory shared;
   T* const pixels = shared.take<T>(t.plane * CC);
   T* const sums = shared.take<T>(kGatherWarps * (9 * CC + 1) * 32);
-  const int tiles = t.across * t.down * t.groups, chunks = higher(1, b.C / CC), filter_tiles = (b.K + kFilters - 1) / kFilters;
+  const int tiles = t.count, chunks = higher(1, b.C / CC), filter_tiles = (b.K + kFilters - 1) / kFilters;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int block = static_cast<int>(blockIdx.x);
   const int part = block % tiles;
@@ -43,8 +43,7 @@ __global__ void __launch_bounds__(kGatherThreads)
   }
   __syncthreads();
   T total[9 * CC + 1] = {};
-  const int cols = at.cols / 2, rows = at.rows / 2;  // whole windows of this tile
-  const int count = k < b.K ? at.images * rows * cols : 0;
+  const int count = k < b.K ? at.images * t.rows * t.cols : 0;
   // Loads of a few windows wait for memory together; what is added, and in which order, does not depend on that.
   constexpr int kAtOnce = 4;
   HG_NO_UNROLL
@@ -53,11 +52,13 @@ __global__ void __launch_bounds__(kGatherThreads)
     T bar[kAtOnce];
     HG_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
-      const int i = lower(i0 + j * kGatherWarps, count - 1), col = i % cols, row = i / cols % rows, image = i / cols / rows;
-      const int64_t window = ((static_cast<int64_t>(at.image + image) * b.h + at.y / 2 + row) * b.w + at.x / 2 + col) * b.K + k;
-      winner[j] = i0 + j * kGatherWarps < count ? code.at(0, e)[window] : 0;
+      const Window own = window_of(t, at, i0 + j * kGatherWarps);
+      const bool whole = i0 + j * kGatherWarps < count && own.whole(at);
+      const int64_t pooled = ((static_cast<int64_t>(at.image + own.image) * b.h + (at.y + own.y) / 2) * b.w + (at.x + own.x) / 2) * b.K + k;
+      const int64_t window = whole ? pooled : 0;
+      winner[j] = whole ? code.at(0, e)[window] : 0;
       bar[j] = bars[window];
-      corner[j] = (image * t.height + 2 * row) * t.width + 2 * col;
+      corner[j] = (own.image * t.height + own.y) * t.width + own.x;
     }
     HG_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
@@ -141,12 +142,18 @@ HG_DEVICE double close_gather(const Block& b, const Column& v, const Gathered<T>
   for (int part = v.slice; part < from.n_parts; part += kSlices) own += from.at(first + part * size + g * b.K);
   const double B = slice_sum(own, memory);
   if (!v.any) return B;
+  constexpr int kAtOnce = 4;  // taps whose loads wait for memory together
   HG_NO_UNROLL
-  for (int64_t j = v.slice; j < g; j += kSlices) {
-    double total = 0;
-    HG_UNROLL_BY(8)
-    for (int part = 0; part < from.n_parts; ++part) total += from.at(first + part * size + j * b.K);
-    out[j * b.K] = total - B * (static_cast<double>(patch_mean[j]) - static_cast<double>(patch_mean[4 * b.C + j % b.C]));
+  for (int64_t j0 = v.slice; j0 < g; j0 += kAtOnce * kSlices) {
+    double total[kAtOnce] = {};
+    HG_UNROLL_BY(4)
+    for (int part = 0; part < from.n_parts; ++part) HG_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) total[n] += from.at(first + part * size + lower(j0 + n * kSlices, g - 1) * b.K);
+    HG_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int64_t j = j0 + n * kSlices;
+      if (j < g) out[j * b.K] = total[n] - B * (static_cast<double>(patch_mean[j]) - static_cast<double>(patch_mean[4 * b.C + j % b.C]));
+    }
   }
   return B;
 }

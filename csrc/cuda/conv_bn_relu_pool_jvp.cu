@@ -10,15 +10,15 @@
 namespace hg::cuda {
 namespace {
 
-// Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean). The last tile merges
-// them.
+// Writes z_dot, and of each tile and filter: the mean of z_dot, sum (z - mean)*(z_dot - that mean), sum (z - mean), its pixels. The last
+// tile merges them.
 template <class T>
 struct StoreMoments {
   static constexpr bool kSums = true;
   static constexpr int kAtOnce = 4;
   Batch<T> z_dot, z_dot_mean, c;
   Batch<const T> z, mean, rstd, gamma, gamma_dot;
-  double* parts;      // [tile][3][K]
+  double* parts;      // [tile][4][K]
   T* factors;         // [entry][2][K]: of (z - mean) and (z_dot - mean(z_dot)) in y_dot
   unsigned* tickets;  // of each direction, episode and 32 filters
   int64_t pixels, E;
@@ -36,7 +36,7 @@ struct StoreMoments {
   // Of filters k .. k + kAtOnce - 1. Each thread reads back what it wrote: its registers do not hold all of z_dot, z and the sums.
   template <class Shape>
   HG_DEVICE void moments(const Spot& spot, int k, const Place& at, const Window (&windows)[Shape::kOwn], T* sums) const {
-    const T count = static_cast<T>(pixels_of(at));
+    const T count = static_cast<T>(spot.pixels);
     Quad<T> value[4], dot[4];
     const auto read = [&](const Window& window) {
       const int first = forgotten(((at.image + window.image) * H + at.y + window.y) * W + at.x + window.x);
@@ -77,7 +77,7 @@ struct StoreMoments {
     tile_sums<Shape>(product, sums);
     tile_sums<Shape>(deviation, sums);
     if (Shape::window(static_cast<int>(threadIdx.x), 0) != 0) return;
-    double* const part = parts + static_cast<int64_t>(spot.index) * 3 * K;
+    double* const part = parts + static_cast<int64_t>(spot.index) * 4 * K;
     HG_UNROLL
     for (int j = 0; j < kAtOnce; ++j) {
       if (k + j >= K) break;
@@ -85,23 +85,28 @@ struct StoreMoments {
       part[k + j] = static_cast<double>(near[j]) + off;
       part[K + k + j] = static_cast<double>(product[j]) - off * static_cast<double>(deviation[j]);
       part[2 * K + k + j] = static_cast<double>(deviation[j]);
+      part[3 * K + k + j] = static_cast<double>(count);
     }
   }
 
   HG_DEVICE void close(int column_tile, const Tiling& t, double* sums) const {
-    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups;
+    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.count;
     const int64_t entry = column_tile / filter_tiles, p = entry / E, e = entry % E;
     const int k = column_tile % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
     const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
-    const double* const part = parts + entry * tiles * 3 * K + column;
-    double total = 0, product = 0;
-    for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 3 * K] * pixels_of(place_of(t, i));
-    const double M = static_cast<double>(higher<int64_t>(1, pixels)), m_dot = slice_sum(total, sums) / M;
+    const double* const part = parts + entry * tiles * 4 * K + column;
+    const double near = tiles > 0 ? part[0] : 0.0;
+    double total = 0, product = 0, deviation = 0;
+    HG_UNROLL_BY(8)
     for (int i = slice; i < tiles; i += kSlices) {
-      const double* const row = part + static_cast<int64_t>(i) * 3 * K;
-      product += row[K] + (row[0] - m_dot) * row[2 * K];
+      const double* const row = part + static_cast<int64_t>(i) * 4 * K;
+      const double d = row[0] - near;
+      total += d * row[3 * K];
+      product += row[K] + d * row[2 * K];
+      deviation += row[2 * K];
     }
-    product = slice_sum(product, sums);
+    const double M = static_cast<double>(higher<int64_t>(1, pixels)), off = slice_sum(total, sums) / M, m_dot = near + off;
+    product = slice_sum(product, sums) - off * slice_sum(deviation, sums);
     if (slice != 0 || k >= K) return;
     const double r = static_cast<double>(rstd.at(0, e)[k]), correlation = r * product / M;
     const double g_dot = gamma_dot ? static_cast<double>(gamma_dot.at(p, e)[k]) : 0.0;
@@ -147,7 +152,7 @@ void jvp(const Call& call) {
   auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), entries, b.E, b.N, b.H, b.W, b.C, b.K);
   if (x_dot) conv.add({x_dot, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
   if (w_dot) conv.add({x, {}, b.H, b.W, b.C}, {w_dot, b.C, b.K, false});
-  double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 3 * b.K);
+  double* const parts = launch.scratch<double>(entries * conv.tiling.tiles() * 4 * b.K);
   T* const factors = launch.scratch<T>(entries * 2 * b.K);
   const StoreMoments<T> epilogue{
       z_dot,      z_dot_mean, c,   z,   mean, rstd, gamma, gamma_dot, parts, factors, launch.tickets(entries * b.filter_tiles()),

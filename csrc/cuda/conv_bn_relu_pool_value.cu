@@ -10,7 +10,7 @@ namespace hg::cuda {
 namespace {
 
 // Writes z, and of each tile and filter the mean and the sum of squared deviations from it, by two passes over
-// registers: parts[tile][2][K]. The last tile merges them.
+// registers, and the number of pixels: parts[tile][3][K]. The last tile merges them.
 template <class T>
 struct StoreStatistics {
   static constexpr bool kSums = true;
@@ -35,7 +35,7 @@ struct StoreStatistics {
   template <class Shape, int n>
   HG_DEVICE void statistics(const Spot& spot, int first, const Place& at, const Window (&windows)[Shape::kOwn],
                             const T (&z_)[Shape::kOwn][4][Shape::kGroup], T* sums) const {
-    const T count = static_cast<T>(pixels_of(at));
+    const T count = static_cast<T>(spot.pixels);
     T near[n], rest[n], squares[n];
     HG_UNROLL
     for (int k = 0; k < n; ++k) {
@@ -60,7 +60,7 @@ struct StoreStatistics {
     tile_sums<Shape>(rest, sums);
     tile_sums<Shape>(squares, sums);
     if (Shape::window(static_cast<int>(threadIdx.x), 0) != 0) return;
-    double* const part = parts + static_cast<int64_t>(spot.index) * 2 * K;
+    double* const part = parts + static_cast<int64_t>(spot.index) * 3 * K;
     HG_UNROLL
     for (int j = 0; j < n; ++j) {
       const int k = spot.k + first + j;
@@ -68,28 +68,31 @@ struct StoreStatistics {
       const double off = static_cast<double>(rest[j]) / static_cast<double>(count);
       part[k] = static_cast<double>(near[j]) + off;
       part[K + k] = static_cast<double>(squares[j]) - static_cast<double>(rest[j]) * off;
+      part[2 * K + k] = static_cast<double>(count);
     }
   }
 
-  // Mean and 1/sqrt(var + eps) of 32 filters of an episode. Means of tiles are merged first, then their distances from
-  // the whole mean (Chan, Golub & LeVeque 1979).
+  // Mean and 1/sqrt(var + eps) of 32 filters of an episode, in one pass over the tiles: of the distances of their means from the first
+  // one's (Chan, Golub & LeVeque 1979).
   HG_DEVICE void close(int column_tile, const Tiling& t, double* sums) const {
-    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.across * t.down * t.groups, e = column_tile / filter_tiles;
+    const int filter_tiles = (K + kFilters - 1) / kFilters, tiles = t.count, e = column_tile / filter_tiles;
     const int k = column_tile % filter_tiles * kFilters + static_cast<int>(threadIdx.x) % 32;
     const int slice = static_cast<int>(threadIdx.x) / 32, column = lower(k, K - 1);
-    const double* const part = parts + static_cast<int64_t>(e) * tiles * 2 * K + column;
-    double total = 0;
-    for (int i = slice; i < tiles; i += kSlices) total += part[static_cast<int64_t>(i) * 2 * K] * pixels_of(place_of(t, i));
-    const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)), m = slice_sum(total, sums) * per_pixel;
-    double squares = 0;
+    const double* const part = parts + static_cast<int64_t>(e) * tiles * 3 * K + column;
+    const double near = tiles > 0 ? part[0] : 0.0;
+    double total = 0, squares = 0;
+    HG_UNROLL_BY(8)
     for (int i = slice; i < tiles; i += kSlices) {
-      const double d = part[static_cast<int64_t>(i) * 2 * K] - m;
-      squares += part[static_cast<int64_t>(i) * 2 * K + K] + d * d * pixels_of(place_of(t, i));
+      const double* const row = part + static_cast<int64_t>(i) * 3 * K;
+      const double d = row[0] - near, weighted = d * row[2 * K];
+      total += weighted;
+      squares += row[K] + d * weighted;
     }
-    const double var = slice_sum(squares, sums) * per_pixel;
+    const double per_pixel = 1.0 / static_cast<double>(higher<int64_t>(1, pixels)), off = slice_sum(total, sums) * per_pixel;
+    const double m = near + off, var = slice_sum(squares, sums) * per_pixel - off * off;
     if (slice != 0 || k >= K) return;
     mean.at(0, e)[k] = static_cast<T>(m);
-    rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt(var + eps));
+    rstd.at(0, e)[k] = static_cast<T>(1.0 / sqrt((var < 0 ? 0.0 : var) + eps));  // a NaN stays
   }
 };
 
@@ -127,7 +130,7 @@ void value(const Call& call) {
   Launch launch(call);
   auto conv = convolution<T, Images<T>>(precision_of<T>(HG_INTEGER(precision), b.C), b.E, b.E, b.N, b.H, b.W, b.C, b.K);
   conv.add({x, {}, b.H, b.W, b.C}, {w, b.C, b.K, false});
-  double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 2 * b.K);
+  double* const parts = launch.scratch<double>(b.E * conv.tiling.tiles() * 3 * b.K);
   unsigned* const tickets = launch.tickets(b.E * b.filter_tiles());
   launch_precise(launch, "conv_statistics", conv, b.E, StoreStatistics<T>{z, mean, rstd, parts, tickets, b.pixels(), eps, b.H, b.W, b.K});
   const Pooling pooling = Pooling::of(b.N, b.H, b.W, b.K);

@@ -30,13 +30,14 @@ struct Convolution {
 // Which block this is, and its thread's first filter.
 struct Spot {
   int p, e;
-  int tile;   // of its entry
-  int index;  // counted over all directions and episodes
-  int k0, k;  // first filter of the block and of the thread
+  int tile;    // of its entry
+  int index;   // counted over all directions and episodes
+  int k0, k;   // first filter of the block and of the thread
+  int pixels;  // of the tile
 };
 template <class Shape, class T, class Source>
 HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
-  const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, E = static_cast<int>(a.E);
+  const int tiles = a.tiling.count, E = static_cast<int>(a.E);
   const int filter_tiles = (a.outputs + kFilters - 1) / kFilters, entry = block / tiles / filter_tiles;
   Spot spot;
   spot.p = entry / E;
@@ -45,6 +46,7 @@ HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
   spot.index = entry * tiles + spot.tile;
   spot.k0 = block / tiles % filter_tiles * kFilters;
   spot.k = spot.k0 + Shape::filter(thread);
+  spot.pixels = pixels_of<Shape::kStacked>(a.tiling, spot.tile);
   return spot;
 }
 
@@ -52,7 +54,7 @@ HG_DEVICE Spot spot_of(const Convolution<T, Source>& a, int block, int thread) {
 template <class Epilogue, class T, class Source>
 HG_DEVICE void close_sums(const Convolution<T, Source>& a, const Epilogue& epilogue, T* sums, T* memory) {
   if constexpr (Epilogue::kSums) {
-    const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, column = static_cast<int>(blockIdx.x) / tiles;
+    const int tiles = a.tiling.count, column = static_cast<int>(blockIdx.x) / tiles;
     if (comes_last(epilogue.tickets + column, static_cast<unsigned>(tiles), reinterpret_cast<int*>(sums)))
       epilogue.close(column, a.tiling, reinterpret_cast<double*>(memory));
   }

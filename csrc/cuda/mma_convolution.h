@@ -21,6 +21,7 @@ namespace hg::cuda {
 struct MmaShape {
   using Element = float;
   static constexpr int kGroup = 8, kWindows = kWarps * 16, kOwn = 2, kColumns = 4, kChunk = 8;
+  static constexpr bool kStacked = false;
   static constexpr int kWeights = kChunk * 9 * kFilters;
   static constexpr int kSums = kWarps * kColumns * kGroup;
   HG_DEVICE static int window(int thread, int i) { return thread / 32 * 16 + thread % 32 / 4 + 8 * i; }

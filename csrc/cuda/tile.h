@@ -21,6 +21,7 @@ struct TileShape {
   static constexpr int kGroup = kSmall ? 4 : sizeof(T) == 4 ? 16 : 8;  // filters of a thread
   static constexpr int kWindows = kThreads * kGroup / kFilters;        // windows of a tile
   static constexpr int kOwn = 1, kColumns = 1;
+  static constexpr bool kStacked = false;                // the images of its tiling
   static constexpr int kChunk = sizeof(T) == 4 ? 8 : 4;  // input channels in shared memory at a time
   static constexpr int kWeights = kChunk * 9 * kFilters;
   static constexpr int kSums = kWarps * kGroup;  // elements that tile_sums needs
@@ -28,41 +29,66 @@ struct TileShape {
   HG_DEVICE static int filter(int thread) { return thread / kWindows * kGroup; }
 };
 
-// Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds whole ones.
+// Cuts N images of H x W pixels into tiles of images x rows x cols windows; more than one image only where a tile holds whole ones. Where
+// images are stacked, the rows of windows of all images follow each other, and so do a tile's, whatever image they are of.
 struct Tiling {
   int N, H, W;
   int images, rows, cols;    // windows of a tile
   int across, down, groups;  // tiles of an image's row, column, and of all images
   int width, height, plane;  // pixels in shared memory of one image's rectangle with its border, and of all images
-  Divisor by_cols, by_rows, by_width, by_height, by_across, by_down;
+  int count;                 // tiles
+  Divisor by_cols, by_rows, by_width, by_height, by_across, by_down;  // stacked: by_rows of all of an image, by_height with their border
 
-  int64_t tiles() const { return static_cast<int64_t>(across) * down * groups; }
+  int64_t tiles() const { return count; }
 };
 
 // The tiling with the fewest tiles, and of those the fewest pixels in shared memory, with at most `windows` windows and `pixels` pixels.
 Tiling choose_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels);
+// The same with stacked images, and the least work for tiles and pixels.
+Tiling choose_stacked_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels);
 
 // Where a block's tile lies.
 struct Place {
   int image, images;  // first image, and how many
   int y, x;           // first pixel
-  int rows, cols;     // output pixels per image
+  int rows, cols;     // output pixels per image; stacked: those of the first image, from y on
 };
+template <bool kStacked = false>
 HG_DEVICE Place place_of(const Tiling& t, int tile) {
   Place at;
-  const int across = t.by_across.split(tile), down = t.by_down.split(tile);
-  at.image = tile * t.images;
-  at.images = lower(t.images, t.N - at.image);
-  at.y = 2 * down * t.rows;
+  const int across = t.by_across.split(tile);
   at.x = 2 * across * t.cols;
-  at.rows = lower(2 * t.rows, t.H - at.y);
   at.cols = lower(2 * t.cols, t.W - at.x);
+  if constexpr (kStacked) {
+    at.image = tile * t.rows;
+    at.y = 2 * t.by_rows.split(at.image);
+    at.images = lower(t.rows, t.N - at.image);
+    at.rows = t.H - at.y;
+  } else {
+    const int down = t.by_down.split(tile);
+    at.image = tile * t.images;
+    at.images = lower(t.images, t.N - at.image);
+    at.y = 2 * down * t.rows;
+    at.rows = lower(2 * t.rows, t.H - at.y);
+  }
   return at;
 }
+// Rows of pixels in the first `rows` rows of windows of stacked images.
+HG_DEVICE int stacked_rows(const Tiling& t, int rows) {
+  int image = rows;
+  const int row = t.by_rows.split(image);
+  return image < t.N ? image * t.H + lower(2 * row, t.H) : t.N * t.H;
+}
 // Output pixels of a tile.
-HG_DEVICE int pixels_of(const Place& at) { return at.images * at.rows * at.cols; }
+template <bool kStacked>
+HG_DEVICE int pixels_of(const Tiling& t, int tile) {
+  const Place at = place_of<kStacked>(t, tile);
+  if (!kStacked) return at.images * at.rows * at.cols;
+  const int first = t.by_across.quotient(tile) * t.rows;
+  return (stacked_rows(t, first + t.rows) - stacked_rows(t, first)) * at.cols;
+}
 
-// A window of the tile: image of the tile, first pixel in the tile, or none.
+// A window of the tile: image of the tile, first pixel in the tile, or none. Stacked: y is less than 0 in images after the first.
 struct Window {
   int image, y, x;
   bool any;
@@ -70,12 +96,14 @@ struct Window {
   // Whether the whole window lies in the image: only those are pooled.
   HG_DEVICE bool whole(const Place& at) const { return has(at, 3); }
 };
+template <bool kStacked = false>
 HG_DEVICE Window window_of(const Tiling& t, const Place& at, int index) {
   const bool inside = index < t.images * t.rows * t.cols;
   if (!inside) index = 0;
   Window v;
   v.x = 2 * t.by_cols.split(index);
-  v.y = 2 * t.by_rows.split(index);
+  if (kStacked) index += at.y / 2;
+  v.y = 2 * t.by_rows.split(index) - (kStacked ? at.y : 0);
   v.image = index;
   v.any = inside && v.image < at.images && v.y < at.rows && v.x < at.cols;
   return v;
@@ -118,16 +146,19 @@ HG_DEVICE void load_filter(const Filter<T>& filter, const T* w, int c0, int chan
 
 // put(c, i, pixel i of channel c0 + c) for i = (image*height + y)*width + x of the tile with its border and 4*quads channels; `quads` is a
 // power of two. A source has channel(c, quads of constants) and load(channel, image, y, x), which is defined outside the image, too.
-template <class T, class Source, class Put>
+template <class T, bool kStacked = false, class Source, class Put>
 HG_DEVICE void load_pixels(const Source& source, const Tiling& t, const Place& at, int c0, int quads, const Put& put) {
   const int quad = static_cast<int>(threadIdx.x) & (quads - 1), step = kThreads / quads;
   const auto channel = source.channel(c0 + 4 * quad);
-  const int total = at.images * t.height * t.width;
+  const int top = kStacked ? at.y : 0, rows = at.images * (kStacked ? static_cast<int>(t.by_height.d) : t.height) - top;
+  const int total = (kStacked ? lower(rows, t.height) : rows) * t.width;
   HG_NO_UNROLL
   for (int i = static_cast<int>(threadIdx.x) / quads; i < total; i += step) {
     int rest = i;
-    const int x = t.by_width.split(rest), y = t.by_height.split(rest);
-    const Quad<T> value = source.load(channel, at.image + rest, at.y + y - 1, at.x + x - 1);
+    const int x = t.by_width.split(rest);
+    rest += top;
+    const int y = t.by_height.split(rest), image = at.image + rest;
+    const Quad<T> value = source.load(channel, image, at.y - top + y - 1, at.x + x - 1);
     HG_UNROLL
     for (int j = 0; j < 4; ++j) put(4 * quad + j, i, value.v[j]);
   }

@@ -52,6 +52,46 @@ Tiling choose_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels) {
   best.by_height = Divisor::of(best.height);
   best.by_across = Divisor::of(best.across);
   best.by_down = Divisor::of(best.down);
+  best.count = static_cast<int>(best_tiles);
+  return best;
+}
+
+constexpr int64_t kTileWork = 900;  // pixels that are loaded in the time of a tile's other work
+
+Tiling choose_stacked_tiling(int64_t N, int64_t H, int64_t W, int windows, int pixels) {
+  const int64_t high = ceil_div(H, 2), wide = ceil_div(W, 2);
+  Tiling best{};
+  best.N = static_cast<int>(N);
+  best.H = static_cast<int>(H);
+  best.W = static_cast<int>(W);
+  int64_t least = 0;
+  for (int64_t cols = 1; N * H * W > 0 && cols <= lower<int64_t>(wide, windows); ++cols) {
+    const int64_t across = ceil_div(wide, cols);
+    for (int64_t rows = lower<int64_t>(N * high, windows / cols); rows >= 1; --rows) {
+      const int64_t edges = lower(N - 1, (rows + high - 2) / high);  // between images that a tile may hold
+      const int64_t height = 2 * rows + 2 + 2 * edges, width = 2 * cols + 2, plane = (height * width + 3) / 8 * 8 + 4;
+      const int64_t down = ceil_div(N * high, rows), tiles = across * down;
+      const int64_t work = tiles * (kTileWork + plane);
+      if (plane > pixels || (best.count > 0 && work >= least)) continue;
+      least = work;
+      best.plane = static_cast<int>(plane);
+      best.count = static_cast<int>(tiles);
+      best.images = 1;
+      best.rows = static_cast<int>(rows);
+      best.cols = static_cast<int>(cols);
+      best.across = static_cast<int>(across);
+      best.down = static_cast<int>(down);
+      best.groups = 1;
+      best.height = static_cast<int>(height);
+      best.width = static_cast<int>(width);
+    }
+  }
+  best.by_cols = Divisor::of(higher(1, best.cols));
+  best.by_rows = Divisor::of(higher<int64_t>(1, high));
+  best.by_width = Divisor::of(higher(1, best.width));
+  best.by_height = Divisor::of(2 * high + 2);
+  best.by_across = Divisor::of(higher(1, best.across));
+  best.by_down = Divisor::of(higher(1, best.down));
   return best;
 }
 

@@ -92,7 +92,7 @@ struct WgradSpot {
 template <class T, class Source>
 HG_DEVICE WgradSpot wgrad_spot(const Wgrad<T, Source>& a, int block) {
   const int c_tiles = (a.C + kFilters - 1) / kFilters, k_tiles = (a.K + kFilters - 1) / kFilters;
-  const int tiles = a.tiling.across * a.tiling.down * a.tiling.groups, n_parts = (tiles + a.per_part - 1) / a.per_part;
+  const int tiles = a.tiling.count, n_parts = (tiles + a.per_part - 1) / a.per_part;
   const int part = block % n_parts;
   block /= n_parts;
   const int entry = block / k_tiles / c_tiles;

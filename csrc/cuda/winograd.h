@@ -14,7 +14,9 @@
 namespace hg::cuda {
 
 struct Winograd {
-  using Shape = TileShape<float, true>;  // what a thread has at the end
+  struct Shape : TileShape<float, true> {  // what a thread has at the end
+    static constexpr bool kStacked = true;
+  };
   static constexpr int kChunk = Shape::kChunk, kWindows = Shape::kWindows, kPositions = 16;
   static constexpr int kPitch = kFilters + 4;  // of a row of filters: neighbouring channels lie in different banks
   static constexpr int kPixels = kPositions * kChunk * kWindows;
@@ -107,8 +109,8 @@ HG_DEVICE WinogradTerm<Source> term_of(const Convolution<float, Source>& a, cons
 // What a chunk needs of memory: its pixels in shared memory, the thread's own filter in registers.
 template <class Source>
 HG_DEVICE void load_chunk(const WinogradTerm<Source>& term, const Tiling& t, const Place& at, int c0, float* pixels, float (&taps)[3][3]) {
-  load_pixels<float>(term.source, t, at, c0, Winograd::kChunk / 4,
-                     [pixels, plane = t.plane](int c, int i, float v) { pixels[c * plane + i] = v; });
+  load_pixels<float, true>(term.source, t, at, c0, Winograd::kChunk / 4,
+                           [pixels, plane = t.plane](int c, int i, float v) { pixels[c * plane + i] = v; });
   const OwnFilter own = own_filter(term.output != 1);
   const float* from = term.w + (c0 + own.channel) * term.input + own.k * term.output;
   HG_UNROLL
@@ -215,10 +217,10 @@ __global__ void __launch_bounds__(kThreads, 2) winograd3x3(const Convolution<flo
   {
     const int thread = static_cast<int>(threadIdx.x);
     const Spot spot = spot_of<Shape>(a, static_cast<int>(blockIdx.x), thread);
-    const Place place = place_of(a.tiling, spot.tile);
-    const Window window = window_of(a.tiling, place, thread % Winograd::kWindows);
-    const float* const patch =
-        pixels + thread / Winograd::kWindows * a.tiling.plane + (window.image * a.tiling.height + window.y) * a.tiling.width + window.x;
+    const Place place = place_of<true>(a.tiling, spot.tile);
+    const Window window = window_of<true>(a.tiling, place, thread % Winograd::kWindows);
+    const float* const patch = pixels + thread / Winograd::kWindows * a.tiling.plane +
+                               (window.image * static_cast<int>(a.tiling.by_height.d) + window.y) * a.tiling.width + window.x;
     if (thread < a.n_terms) block->terms[thread] = term_of(a, spot, thread);
     if (thread == 0) block->place = place;
     __syncthreads();
@@ -249,8 +251,8 @@ __global__ void __launch_bounds__(kThreads, 2) winograd3x3(const Convolution<flo
   }
   const int thread = forgotten(static_cast<int>(threadIdx.x));
   const Spot spot = spot_of<Shape>(a, forgotten(static_cast<int>(blockIdx.x)), thread);
-  const Place at = place_of(a.tiling, spot.tile);
-  const Window own[1] = {window_of(a.tiling, at, Shape::window(thread, 0))};
+  const Place at = place_of<true>(a.tiling, spot.tile);
+  const Window own[1] = {window_of<true>(a.tiling, at, Shape::window(thread, 0))};
   epilogue.template finish<Shape>(spot, at, own, accumulators, sums);
   close_sums(a, epilogue, sums, windows);
 }
@@ -268,8 +270,8 @@ void tile_winograd(Convolution<T, Source>& a) {
     a.schedule = kWinograd;
     a.planes = Winograd::kChunk;
     const std::size_t rest = kSharedLimit - winograd_shared<Source>(true) - 16;
-    a.tiling =
-        choose_tiling(a.tiling.N, a.tiling.H, a.tiling.W, Winograd::kWindows, static_cast<int>(rest / (Winograd::kChunk * sizeof(T))));
+    a.tiling = choose_stacked_tiling(a.tiling.N, a.tiling.H, a.tiling.W, Winograd::kWindows,
+                                     static_cast<int>(rest / (Winograd::kChunk * sizeof(T))));
   }
 }
 

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 UNDOING = {"sgd_residue", "sgd_undo_weights", "sgd_undo_velocities"}
 ORDERS = ["forward", "reverse", "shuffle:3"]
-BLOCKS = [(1, 2, 5, 7, 2, 16), (2, 3, 7, 5, 5, 33), (1, 1, 22, 20, 36, 8), (1, 5, 3, 3, 3, 5)]
+BLOCKS = [(1, 2, 5, 7, 2, 16), (2, 3, 7, 5, 5, 33), (1, 1, 22, 20, 36, 8), (1, 5, 3, 3, 3, 5), (1, 3, 5, 7, 32, 32)]
 
 
 def undone(dtype):
@@ -58,7 +58,7 @@ def recorder():
             for sizes in BLOCKS:
                 Problem(sizes, dtype, shared=sizes[1] == 3).everything()
                 Problem((*sizes[:4], min(sizes[4], 3), sizes[5]), dtype, first=True).everything()
-            for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7]):
+            for sizes in (CONVOLUTIONS[1], CONVOLUTIONS[4], CONVOLUTIONS[7], CONVOLUTIONS[-1]):
                 suite.test_convolutions(sizes, dtype, recording)
             for sizes in test_gather_images.SIZES[1:]:
                 test_gather_images.test_values(sizes, dtype, recording)
