@@ -27,11 +27,12 @@ template <class T, class S, ByWinograd kWhat = ByWinograd::nothing>
 static Block block_of(const Call& call) {
   Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(H), HG_DIM(W), HG_DIM(C), HG_DIM_IF_ANY(K), 0, 0, 0, 0, 0};
   if (kWhat == ByWinograd::convolutions) b.winograd = by_winograd<T>(b.pixels(), b.C, b.K);
-  if (kWhat == ByWinograd::first_sums) b.winograd = b.C == kFewChannels && by_winograd<T>(b.pixels(), kWinogradUnit, b.K);
+  if (kWhat == ByWinograd::first_sums)
+    b.winograd = HG_VECTOR_BYTES != 64 && b.C == kFewChannels && by_winograd<T>(b.pixels(), kWinogradUnit, b.K);
   b.h = b.H / 2;
   b.w = b.W / 2;
   b.Kp = round_up(b.K, kLanes<T>);
-  b.chunk = higher(1, lower(b.N, (b.winograd ? kWinogradTask : kTaskPixels) / higher(1, b.H * b.W)));
+  b.chunk = images_of_task(b.E, b.N, b.H * b.W, b.winograd ? kWinogradTask : kTaskPixels);
   b.chunks = ceil_div(b.N, b.chunk);
   return b;
 }
@@ -80,7 +81,7 @@ static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t 
     const T* const from = w.at(i / bank.along_e, i % bank.along_e);
     T* const to = out + i * bank.size;
     if constexpr (std::is_same_v<T, float>) {
-      if (b.winograd) return winograd_filters(from, b.C, b.K, backward, to);
+      if (b.winograd) return winograd_filters(from, b.C, b.K, backward, b.H, b.W, to);
     }
     if (backward)
       pack_backward(from, int64_t(3), int64_t(3), b.C, b.K, b.Kp, to);

@@ -28,7 +28,7 @@ Geometry geometry(const Call& call) {
   check_filter(call, g.H + 2 * g.pad_h, g.W + 2 * g.pad_w);
   const int64_t pixels = higher(1, higher(g.H * g.W, g.P * g.Q));
   g.winograd = g.R == 3 && g.S == 3 && g.stride == 1 && g.pad_h == 1 && g.pad_w == 1 && by_winograd<T>(g.N * g.H * g.W, g.C, g.K);
-  g.chunk = higher(1, lower(g.N, (g.winograd ? kWinogradTask : kTaskPixels) / pixels));
+  g.chunk = images_of_task(g.A * g.B, g.N, pixels, g.winograd ? kWinogradTask : kTaskPixels);
   g.chunks = ceil_div(g.N, g.chunk);
   return g;
 }
@@ -55,8 +55,9 @@ struct Filters {
 inline const float* transformed(const Geometry& g, const Filters<float>& filters, const Batch<const float>& w, bool turned) {
   const int64_t size = winograd_filters_size(g.C, g.K);
   float* const out = scratch_of<float>(kSlotWeights, filters.count() * size);
-  parallel_for(filters.count(),
-               [&](int64_t i) { winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, out + i * size); });
+  parallel_for(filters.count(), [&](int64_t i) {
+    winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, g.H, g.W, out + i * size);
+  });
   return out;
 }
 // Images of a task in an array of H x W pixels and so many channels, of which nothing lies around them.

@@ -32,6 +32,17 @@ enum Slot : int {
   kSlotParts2,
 };
 
+constexpr int64_t kFewTasks = 4;       // if tasks are fewer, images are cut into smaller ones
+constexpr int64_t kLeastPixels = 256;  // but not below so many pixels
+
+// Images of one task, of n images in each of so many batches: at most `most` pixels, or one image, and evenly cut.
+static inline int64_t images_of_task(int64_t batches, int64_t n, int64_t pixels, int64_t most) {
+  if (n == 0) return 1;
+  const int64_t most_images = higher(1, lower(n, most / higher(1, pixels)));
+  const int64_t wanted = lower(ceil_div(kFewTasks, higher(1, batches)), n * pixels / kLeastPixels);
+  return ceil_div(n, higher(ceil_div(n, most_images), wanted));
+}
+
 // A batch of n images of rows x cols pixels, `step` elements apart.
 template <class T>
 struct Images {
