@@ -28,7 +28,14 @@ BLOCKS = [
     (1, 7, 13, 6, 48, 32),
 ]
 # The block on data, of which AVX-512 does one and three channels by permutations, of any number of filters.
-FIRST = [(2, 5, 21, 21, 3, 32), (1, 2, 42, 30, 3, 64), (1, 130, 3, 3, 3, 16), (1, 1, 2, 700, 3, 48), (2, 6, 28, 28, 1, 64), (1, 3, 13, 10, 1, 20)]
+FIRST = [
+    (2, 5, 21, 21, 3, 32),
+    (1, 2, 42, 30, 3, 64),
+    (1, 130, 3, 3, 3, 16),
+    (1, 1, 2, 700, 3, 48),
+    (2, 6, 28, 28, 1, 64),
+    (1, 3, 13, 10, 1, 20),
+]
 FIRST += [(2, 2, 9, 12, 3, 20), (1, 1, 2, 2, 3, 5), (1, 2, 3, 2, 1, 33)]
 MOST_RMS, MOST_ERROR = 2.0, 3.0  # times those of the direct kernel
 CONVOLUTIONS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")

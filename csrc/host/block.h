@@ -128,7 +128,7 @@ static void convolve(const Block& b, const Term<T>& first, const Term<T>* second
       const Term<T>& other = second != nullptr ? *second : first;
       const WinogradTerm terms[2] = {{{first.input.images, first.input.margin}, first.filters},
                                      {{other.input.images, other.input.margin}, other.filters}};
-      return winograd_images(terms, second != nullptr ? 2 : 1, out);
+      return winograd_images(terms, second != nullptr ? 2 : 1, backward, out);
     }
   }
   const auto direct = [&](const Term<T>& term, bool add) {

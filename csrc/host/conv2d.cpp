@@ -73,7 +73,7 @@ inline void by_tiles(const Geometry& g, const Batch<const float>& from, int64_t 
   parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
     const Task t = task_of(g, index);
     const WinogradTerm term{{images_of(g, from, t, channels), 0}, packed + filters.index(t.a, t.b) * winograd_filters_size(g.C, g.K)};
-    winograd_images(&term, 1, images_of(g, to, t, turned ? g.C : g.K));
+    winograd_images(&term, 1, turned, images_of(g, to, t, turned ? g.C : g.K));
   });
 }
 

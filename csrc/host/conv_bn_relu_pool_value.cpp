@@ -50,7 +50,7 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
   float* const pooled = images_at(y, t.first, h, w, b.K);
   unsigned char* const codes = images_at(code, t.first, h, w, b.K);
   const WinogradTerm term{{dense(images_at(x, t.first, H, W, b.C), t.n, H, W, b.C), 0}, filters};
-  winograd_convolve<true>(&term, 1, b.K, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
+  winograd_convolve<true>(&term, 1, b.K, false, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
     constexpr int M = size.M, N = size.N;
     const int64_t rows = lower(M, H - tile.y), cols = lower(N, W - tile.x);
     const int64_t pitch = W * K, row = w * K, place = ((tile.image * h + tile.y / 2) * w + tile.x / 2) * K;

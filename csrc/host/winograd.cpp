@@ -369,7 +369,7 @@ void winograd_filters(const float* w, int64_t C, int64_t K, bool turned, int64_t
     w = copy;
     std::swap(C, K);
   }
-  for_sizes(Cut{1, rows, cols, winograd_columns(C, K)}, [&](auto size) {
+  for_sizes(Cut{1, rows, cols, winograd_columns(C, K, turned)}, [&](auto size) {
     using S = decltype(size);
     transform_filters<S::M, S::N>(w, C, K, out + winograd_skipped<S>(C, K));
   });
@@ -399,8 +399,8 @@ HG_OF_SIZE(4, 2)
 HG_OF_SIZE(2, 2)
 #undef HG_OF_SIZE
 
-void winograd_images(const WinogradTerm* terms, int n_terms, const Images<float>& out) {
-  winograd_convolve(terms, n_terms, out.step, [out](auto size, auto K, const Tile& tile, const float* m, float) {
+void winograd_images(const WinogradTerm* terms, int n_terms, bool turned, const Images<float>& out) {
+  winograd_convolve(terms, n_terms, out.step, turned, [out](auto size, auto K, const Tile& tile, const float* m, float) {
     constexpr int M = size.M, N = size.N;
     const int64_t rows = lower(M, out.rows - tile.y), cols = lower(N, out.cols - tile.x);
     float* const to = out.data + tile.image * out.image + tile.y * out.pitch + tile.x * out.step;
@@ -421,7 +421,7 @@ void winograd_wgrad(const WinogradPair* pairs, int n_pairs, float* part) {
   float* const z = scratch_of<float>(kSlotM, blocks_size(K));
   float* const acc = scratch_of<float>(kSlotProducts, kPositions<4, 4> * matrix_size(C, K));
   bool add = false;
-  const Cut cut = cut_of(pairs[0].x.images, C, K);
+  const Cut cut = cut_of(pairs[0].x.images, C, K, false);
   for_sizes(cut, [&](auto size) {
     using S = decltype(size);
     constexpr int positions = kPositions<S::M, S::N>;
@@ -447,7 +447,7 @@ void winograd_wgrad_winners(const Images<const float>& bordered, const float* y_
   float* const z = scratch_of<float>(kSlotM, blocks_size(K));
   float* const acc = scratch_of<float>(kSlotProducts, kPositions<4, 4> * matrix_size(C, K));
   bool add = false;
-  const Cut cut{bordered.n, 2 * h, 2 * w, winograd_columns(C, K)};
+  const Cut cut{bordered.n, 2 * h, 2 * w, winograd_columns(C, K, false)};
   for_sizes(cut, [&](auto size) {
     using S = decltype(size);
     constexpr int positions = kPositions<S::M, S::N>;

@@ -1,7 +1,8 @@
 // 3x3 convolutions of stride 1 with a border of 1 by Winograd's algorithm (Lavin & Gray 2016, arXiv:1509.09308), in float32:
 // F(4x4, 3x3), and F(2x2, 3x3) for the rows and columns that do not fill a tile of four. A tile's pixels and filters are transformed so
 // that its convolution becomes one product of channels for each of 36 (16) positions, a quarter (four ninths) of the multiplications.
-// With few channels the direct sums are short and their errors small: then F(4x2, 3x3) takes the place of F(4x4, 3x3).
+// F(4x2, 3x3) takes the place of F(4x4, 3x3) where errors would be too large beside the direct sums': with few channels, whose sums are
+// short, and in the gradient of the input.
 //
 // The points of F(4) are 0, +-5/8, +-3/2 and infinity. They make the rounding error half of that with 0, +-1, +-2, and all
 // constants of the input's transform are exact. Filters are transformed in double; products are sums of parts of 8 terms.
@@ -124,8 +125,11 @@ struct Axis<4> {  // points 0, +-a, +-b, infinity; the rows of +-a and +-b are s
 template <int M, int N>
 constexpr int kPositions = (M + 2) * (N + 2);
 constexpr int64_t kBlock = HG_VECTOR_BYTES == 64 ? 24 : 12;  // tiles that are transformed together; whole register tiles
-// Columns of the large tiles of a convolution between C and K channels. Without fused multiply-adds, errors are larger, too.
-constexpr int64_t winograd_columns(int64_t C, int64_t K) { return HG_VECTOR_BYTES >= 32 && lower(C, K) >= 32 ? 4 : 2; }
+// Columns of the large tiles of a convolution between C and K channels. The gradient of the input, `turned`, has the largest errors, and
+// without fused multiply-adds all are larger.
+constexpr int64_t winograd_columns(int64_t C, int64_t K, bool turned) {
+  return HG_VECTOR_BYTES >= 32 && !turned && lower(C, K) >= 32 ? 4 : 2;
+}
 
 struct Tile {
   int64_t image, y, x;
@@ -160,8 +164,8 @@ struct Cut {
   }
 };
 template <class T>
-static Cut cut_of(const Images<T>& a, int64_t C, int64_t K) {
-  return {a.n, a.rows, a.cols, winograd_columns(C, K)};
+static Cut cut_of(const Images<T>& a, int64_t C, int64_t K, bool turned) {
+  return {a.n, a.rows, a.cols, winograd_columns(C, K, turned)};
 }
 
 template <int kRows, int kCols>
@@ -247,11 +251,11 @@ HG_INLINE void with_channels(int64_t channels, const Body& body) {
 // and so is K where it is usual. Products of a position lie matrix_size(kBlock, K) after those of the one before.
 // kScale: with the largest size of a number in the tile's patch of the first.
 template <bool kScale = false, class Finish>
-static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K, const Finish& finish) {
+static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K, bool turned, const Finish& finish) {
   const int64_t C = terms[0].source.images.step;
   float* const v = scratch_of<float>(kSlotV, blocks_size(C));
   float* const m = scratch_of<float>(kSlotM, blocks_size(K));
-  const Cut cut = cut_of(terms[0].source.images, C, K);
+  const Cut cut = cut_of(terms[0].source.images, C, K, turned);
   for_sizes(cut, [&](auto size) {
     using S = decltype(size);
     const int64_t skip = winograd_skipped<S>(C, K);
@@ -269,7 +273,7 @@ static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K,
 }
 
 // The sum of one or two terms, whole images.
-void winograd_images(const WinogradTerm* terms, int n_terms, const Images<float>& out);
+void winograd_images(const WinogradTerm* terms, int n_terms, bool turned, const Images<float>& out);
 
 // part (9, C, K) = the filters' gradient, the sum over one or two pairs.
 struct WinogradPair {
