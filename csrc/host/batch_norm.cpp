@@ -24,10 +24,9 @@ namespace {
 // The fused block's sizes with M images of one pixel.
 template <class T, class S>
 Block norm_of(const Call& call) {
-  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(M), 1, 1, 0, HG_DIM(K), 0, 0, 0, 0, 0};
+  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(M), 1, 1, 0, HG_DIM(K), 0, 0, 0, 0};
   b.Kp = round_up(b.K, kLanes<T>);
-  b.chunk = higher(1, lower(b.N, kTaskPixels));
-  b.chunks = ceil_div(b.N, b.chunk);
+  b.chunks = ceil_div(b.N, kTaskPixels);
   return b;
 }
 

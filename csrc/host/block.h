@@ -14,9 +14,11 @@ struct Block {
   int64_t P, E, N, H, W, C, K;
   int64_t h, w;           // pooled
   int64_t Kp;             // K rounded up to whole vectors
-  int64_t chunk, chunks;  // images per task, tasks per episode
+  int64_t chunks;         // tasks per episode
   bool winograd = false;  // whether by Winograd
   int64_t pixels() const { return N * H * W; }
+  int64_t first(int64_t task) const { return first_image(task, N, chunks); }
+  int64_t images(int64_t task) const { return first(task + 1) - first(task); }
   int64_t taps() const { return 9 * C; }
 };
 
@@ -25,14 +27,14 @@ struct Block {
 enum class ByWinograd { nothing, convolutions, first_sums };
 template <class T, class S, ByWinograd kWhat = ByWinograd::nothing>
 static Block block_of(const Call& call) {
-  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(H), HG_DIM(W), HG_DIM(C), HG_DIM_IF_ANY(K), 0, 0, 0, 0, 0};
+  Block b{HG_DIM_IF_ANY(P), HG_DIM(E), HG_DIM(N), HG_DIM(H), HG_DIM(W), HG_DIM(C), HG_DIM_IF_ANY(K), 0, 0, 0, 0};
   if (kWhat == ByWinograd::convolutions) b.winograd = by_winograd<T>(b.pixels(), b.C, b.K);
-  if (kWhat == ByWinograd::first_sums) b.winograd = b.C == kFewChannels && by_winograd<T>(b.pixels(), kWinogradUnit, b.K);
+  if (kWhat == ByWinograd::first_sums)
+    b.winograd = HG_VECTOR_BYTES != 64 && b.C == kFewChannels && by_winograd<T>(b.pixels(), kWinogradUnit, b.K);
   b.h = b.H / 2;
   b.w = b.W / 2;
   b.Kp = round_up(b.K, kLanes<T>);
-  b.chunk = higher(1, lower(b.N, (b.winograd ? kWinogradTask : kTaskPixels) / higher(1, b.H * b.W)));
-  b.chunks = ceil_div(b.N, b.chunk);
+  b.chunks = tasks_of(b.E, b.N, b.H * b.W, b.winograd ? kWinogradTask : kTaskPixels);
   return b;
 }
 
@@ -40,8 +42,8 @@ struct BlockTask {
   int64_t batch, first, n;  // batch entry (an episode, or direction times episodes), images [first, first + n)
 };
 HG_INLINE BlockTask task_of(const Block& b, int64_t index) {
-  const int64_t first = index % b.chunks * b.chunk;
-  return {index / b.chunks, first, lower(b.chunk, b.N - first)};
+  const int64_t own = index % b.chunks;
+  return {index / b.chunks, b.first(own), b.images(own)};
 }
 
 // Images [first, first + n) of one batch entry.
@@ -80,7 +82,7 @@ static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t 
     const T* const from = w.at(i / bank.along_e, i % bank.along_e);
     T* const to = out + i * bank.size;
     if constexpr (std::is_same_v<T, float>) {
-      if (b.winograd) return winograd_filters(from, b.C, b.K, backward, to);
+      if (b.winograd) return winograd_filters(from, b.C, b.K, backward, b.H, b.W, to);
     }
     if (backward)
       pack_backward(from, int64_t(3), int64_t(3), b.C, b.K, b.Kp, to);
@@ -126,7 +128,7 @@ static void convolve(const Block& b, const Term<T>& first, const Term<T>* second
       const Term<T>& other = second != nullptr ? *second : first;
       const WinogradTerm terms[2] = {{{first.input.images, first.input.margin}, first.filters},
                                      {{other.input.images, other.input.margin}, other.filters}};
-      return winograd_images(terms, second != nullptr ? 2 : 1, out);
+      return winograd_images(terms, second != nullptr ? 2 : 1, backward, out);
     }
   }
   const auto direct = [&](const Term<T>& term, bool add) {

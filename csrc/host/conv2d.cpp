@@ -17,19 +17,18 @@ namespace {
 
 struct Geometry {
   int64_t A, B, N, H, W, C, R, S, K, P, Q, stride, pad_h, pad_w;
-  int64_t chunk, chunks;  // images per task, tasks per batch entry
+  int64_t chunks;  // tasks per batch entry
   bool winograd = false;
 };
 
 template <class T, class S>
 Geometry geometry(const Call& call) {
   Geometry g{HG_DIM(A), HG_DIM(B), HG_DIM(N), HG_DIM(H),          HG_DIM(W),         HG_DIM(C),         HG_DIM(R), HG_DIM(S),
-             HG_DIM(K), HG_DIM(P), HG_DIM(Q), HG_INTEGER(stride), HG_INTEGER(pad_h), HG_INTEGER(pad_w), 0,         0};
+             HG_DIM(K), HG_DIM(P), HG_DIM(Q), HG_INTEGER(stride), HG_INTEGER(pad_h), HG_INTEGER(pad_w), 0};
   check_filter(call, g.H + 2 * g.pad_h, g.W + 2 * g.pad_w);
   const int64_t pixels = higher(1, higher(g.H * g.W, g.P * g.Q));
   g.winograd = g.R == 3 && g.S == 3 && g.stride == 1 && g.pad_h == 1 && g.pad_w == 1 && by_winograd<T>(g.N * g.H * g.W, g.C, g.K);
-  g.chunk = higher(1, lower(g.N, (g.winograd ? kWinogradTask : kTaskPixels) / pixels));
-  g.chunks = ceil_div(g.N, g.chunk);
+  g.chunks = tasks_of(g.A * g.B, g.N, pixels, g.winograd ? kWinogradTask : kTaskPixels);
   return g;
 }
 
@@ -38,7 +37,8 @@ struct Task {
 };
 HG_INLINE Task task_of(const Geometry& g, int64_t index) {
   const int64_t chunk = index % g.chunks, pair = index / g.chunks;
-  return {pair / g.B, pair % g.B, chunk * g.chunk, lower(g.chunk, g.N - chunk * g.chunk)};
+  const int64_t first = first_image(chunk, g.N, g.chunks);
+  return {pair / g.B, pair % g.B, first, first_image(chunk + 1, g.N, g.chunks) - first};
 }
 
 // Filters shared along a batch axis (stride 0) are packed once.
@@ -55,8 +55,9 @@ struct Filters {
 inline const float* transformed(const Geometry& g, const Filters<float>& filters, const Batch<const float>& w, bool turned) {
   const int64_t size = winograd_filters_size(g.C, g.K);
   float* const out = scratch_of<float>(kSlotWeights, filters.count() * size);
-  parallel_for(filters.count(),
-               [&](int64_t i) { winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, out + i * size); });
+  parallel_for(filters.count(), [&](int64_t i) {
+    winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, g.H, g.W, out + i * size);
+  });
   return out;
 }
 // Images of a task in an array of H x W pixels and so many channels, of which nothing lies around them.
@@ -72,7 +73,7 @@ inline void by_tiles(const Geometry& g, const Batch<const float>& from, int64_t 
   parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
     const Task t = task_of(g, index);
     const WinogradTerm term{{images_of(g, from, t, channels), 0}, packed + filters.index(t.a, t.b) * winograd_filters_size(g.C, g.K)};
-    winograd_images(&term, 1, images_of(g, to, t, turned ? g.C : g.K));
+    winograd_images(&term, 1, turned, images_of(g, to, t, turned ? g.C : g.K));
   });
 }
 

@@ -139,6 +139,30 @@ void value(const Call& call) {
   });
 }
 
+#if HG_VECTOR_BYTES == 64
+// y_dot of one image with a border.
+template <int64_t C>
+void y_dot_image(const Block& b, const float* bordered, int64_t pitch, const float* filters, const unsigned char* code, float* y_dot) {
+  float* const pixels = scratch_of<float>(kSlotBand, 16 * C * b.w);
+  for (int64_t p = 0; p < b.h; ++p) {
+    window_pixels<C>(bordered + 2 * p * pitch, pitch, b.w, pixels);
+    for_channels<float>(b.K, [&](int64_t k, int lanes, auto full) {
+      constexpr bool F = decltype(full)::value;
+      for (int64_t q = 0; q < b.w; ++q) {
+        const int64_t at = (p * b.w + q) * b.K + k;
+        const Mask<float> c = load_code<float, F>(code + at, lanes);
+        Vec<float> u[3] = {load(filters + 9 * C * b.Kp + k), {}, {}};  // by rows of taps: three sums that do not wait for each other
+        for_taps(c, [&](int tap, const Mask<float>& index) {
+          for (int i = 0; i < C; ++i)
+            u[tap / 3] += permuted(load(pixels + (q * C + i) * 16), index) * load(filters + (tap * C + i) * b.Kp + k);
+        });
+        store<float, F>(y_dot + at, if_active<float>(c, u[0] + u[1] + u[2]), lanes);
+      }
+    });
+  }
+}
+#endif
+
 template <class T, class S>
 void jvp(const Call& call) {
   const Block b = block_of<T, S>(call);
@@ -175,6 +199,18 @@ void jvp(const Call& call) {
     const unsigned char* const codes = code.at(e);
     for (int64_t p = 0; p < b.P; ++p) {
       T* const to = y_dot.at(p, e);
+#if HG_VECTOR_BYTES == 64
+      if constexpr (std::is_same_v<T, float>) {
+        if (b.C == 1 || b.C == 3) {
+          for (int64_t i = 0; i < t.n; ++i) {
+            const int64_t at = (t.first + i) * b.h * b.w * b.K;
+            const auto image = b.C == 1 ? y_dot_image<1> : y_dot_image<3>;
+            image(b, padded.data + i * padded.image, padded.pitch, filters.at(p * b.E + e), codes + at, to + at);
+          }
+          continue;
+        }
+      }
+#endif
       for_windows(b, padded, t, filters.at(p * b.E + e), [=](int64_t place, int64_t, const Vec<T>* u, int lanes, auto full) {
         constexpr bool F = decltype(full)::value;
         const Mask<T> c = load_code<T, F>(codes + place, lanes);

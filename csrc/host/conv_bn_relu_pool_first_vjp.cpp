@@ -42,6 +42,33 @@ static void scatter_image(const Block& b, const T* y_bar, const unsigned char* c
     });
 }
 
+#if HG_VECTOR_BYTES == 64
+// part (taps, Kp) += sum u_bar*patch over one image with a border, B += sum u_bar.
+template <int64_t C>
+static void add_winners(const Block& b, const float* bordered, int64_t pitch, const float* y_bar, const unsigned char* code, float* part,
+                        double* B) {
+  float* const pixels = scratch_of<float>(kSlotBand, 16 * C * b.w);
+  for (int64_t p = 0; p < b.h; ++p) {
+    window_pixels<C>(bordered + 2 * p * pitch, pitch, b.w, pixels);
+    for_channels<float>(b.K, [&](int64_t k, int lanes, auto full) {
+      constexpr bool F = decltype(full)::value;
+      Vec<float> sum{}, product[9 * C] = {};
+      for (int64_t q = 0; q < b.w; ++q) {
+        const int64_t at = (p * b.w + q) * b.K + k;
+        const Mask<float> c = load_code<float, F>(code + at, lanes);
+        const Vec<float> u_bar = if_active<float>(c, load<float, F>(y_bar + at, lanes));
+        sum += u_bar;
+        for_taps(c, [&](int tap, const Mask<float>& index) {
+          for (int i = 0; i < C; ++i) product[tap * C + i] += permuted(load(pixels + (q * C + i) * 16), index) * u_bar;
+        });
+      }
+      for (int i = 0; i < 9 * C; ++i) store(part + i * b.Kp + k, load(part + i * b.Kp + k) + product[i]);
+      add_lanes<float>(B + k, sum);
+    });
+  }
+}
+#endif
+
 // U and B of the cotangents y_bar of `directions` times E entries; entry i belongs to episode i % E.
 // x is shifted by the mean of its pixels before the products: the exact shift by m follows, in double.
 template <class T>
@@ -58,19 +85,29 @@ static Gathered gather(const Block& b, const Batch<const T>& y_bar, const Batch<
     const Images<T> padded = padded_input(b, x.at(e), t, kSlotX, patch_mean.at(e) + 4 * b.C);
     double* const B = parts_B + index * b.Kp;
     __builtin_memset(B, 0, static_cast<std::size_t>(b.Kp) * sizeof(double));
+    T* const part = parts + index * size;
+    const int64_t own = t.first * b.h * b.w * b.K;
     if constexpr (std::is_same_v<T, float>) {
-      if (b.winograd) {
-        const int64_t at = t.first * b.h * b.w * b.K;
-        return winograd_wgrad_winners(as_const(padded), y_bar.at(p, e) + at, code.at(e) + at, b.K, parts + index * size, B);
+#if HG_VECTOR_BYTES == 64
+      if (b.C == 1 || b.C == 3) {
+        __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
+        for (int64_t i = 0; i < t.n; ++i) {
+          const int64_t at = own + i * b.h * b.w * b.K;
+          const auto add = b.C == 1 ? add_winners<1> : add_winners<3>;
+          add(b, padded.data + i * padded.image, padded.pitch, y_bar.at(p, e) + at, code.at(e) + at, part, B);
+        }
+        return;
       }
+#else
+      if (b.winograd) return winograd_wgrad_winners(as_const(padded), y_bar.at(p, e) + own, code.at(e) + own, b.K, part, B);
+#endif
     }
+    __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
     const Images<T> u_bar = dense(scratch_of<T>(kSlotZ, t.n * 4 * b.h * b.w * b.Kp + 1), t.n, 2 * b.h, 2 * b.w, b.Kp);
     for (int64_t i = 0; i < t.n; ++i) {
-      const int64_t at = (t.first + i) * b.h * b.w * b.K;
+      const int64_t at = own + i * b.h * b.w * b.K;
       scatter_image(b, y_bar.at(p, e) + at, code.at(e) + at, u_bar.data + i * u_bar.image, B);
     }
-    T* const part = parts + index * size;
-    __builtin_memset(part, 0, static_cast<std::size_t>(size) * sizeof(T));
     wgrad_images(as_const(padded), as_const(u_bar), int64_t(3), 3 * b.C, int64_t(1), part);
   });
   parallel_for(entries, [&](int64_t entry) {

@@ -28,21 +28,16 @@ inline void winners(const Block& b, const float* w, const float* gamma, float* f
   }
 }
 
-// sum[i] += v[i] and squares[i] += v[i]*v[i]*by, in double. Through memory: GCC 12 then converts a vector at once.
-HG_INLINE void add_squares(double* sum, double* squares, const Vec<float>& v, double by) {
-  float lanes[kLanes<float>];
-  __builtin_memcpy(lanes, &v, sizeof v);
-  for (int i = 0; i < kLanes<float>; ++i) {
-    const double d = static_cast<double>(lanes[i]);
-    sum[i] += d;
-    squares[i] += d * d * by;
-  }
+// f(i, part) for the parts of a vector, in double, from lane i on.
+template <class F>
+HG_INLINE void in_double(const Vec<float>& v, const F& f) {
+  constexpr int D = kLanes<double>;
+  typedef float Half __attribute__((vector_size(HG_VECTOR_BYTES / 2)));
+  Half halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  for (int i = 0; i < 2; ++i) f(i * D, __builtin_convertvector(halves[i], Vec<double>));
 }
-HG_INLINE void add_doubles(double* sum, const Vec<float>& v) {
-  float lanes[kLanes<float>];
-  __builtin_memcpy(lanes, &v, sizeof v);
-  for (int i = 0; i < kLanes<float>; ++i) sum[i] += static_cast<double>(lanes[i]);
-}
+HG_INLINE void add_to(double* sum, const Vec<double>& v) { store(sum, load(sum) + v); }
 
 // z of a task's images, z at the winners and the winners' codes, and part: mean and sum of squared deviations.
 inline void winograd_task(const Block& b, const float* x, const float* filters, const float* flip, const float* tie, const BlockTask& t,
@@ -55,51 +50,55 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
   float* const pooled = images_at(y, t.first, h, w, b.K);
   unsigned char* const codes = images_at(code, t.first, h, w, b.K);
   const WinogradTerm term{{dense(images_at(x, t.first, H, W, b.C), t.n, H, W, b.C), 0}, filters};
-  winograd_convolve<true>(&term, 1, b.K, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
-    constexpr int M = decltype(size)::value;
-    const int64_t rows = lower(M, H - tile.y), cols = lower(2, W - tile.x);
+  winograd_convolve<true>(&term, 1, b.K, false, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
+    constexpr int M = size.M, N = size.N;
+    const int64_t rows = lower(M, H - tile.y), cols = lower(N, W - tile.x);
     const int64_t pitch = W * K, row = w * K, place = ((tile.image * h + tile.y / 2) * w + tile.x / 2) * K;
     float* const to = out + ((tile.image * H + tile.y) * W + tile.x) * K;
     const auto finish = [=](auto all) {
       constexpr bool kWhole = decltype(all)::value;
       const auto there = [=](int i, int j) { return kWhole || (i < rows && j < cols); };
-      const float pixels = kWhole ? 2.0F * M : static_cast<float>(rows * cols), inverse = 1.0F / pixels;
+      const float pixels = kWhole ? 1.0F * M * N : static_cast<float>(rows * cols), inverse = 1.0F / pixels;
       for (int64_t k = 0; k < K; k += kLanes<float>) {
-        Vec<float> v[M][2];
-        winograd_output<M>(m + k, K, v);
+        Vec<float> v[M][N];
+        winograd_output<M, N>(m + k, K, v);
         Vec<float> sum{}, squares{};
         for (int i = 0; i < M; ++i)
-          for (int j = 0; j < 2; ++j)
+          for (int j = 0; j < N; ++j)
             if (there(i, j)) {
               store(to + i * pitch + j * K + k, v[i][j]);
               sum += v[i][j];
             }
         const Vec<float> mean = sum * inverse;
         for (int i = 0; i < M; ++i)
-          for (int j = 0; j < 2; ++j)
+          for (int j = 0; j < N; ++j)
             if (there(i, j)) squares += (v[i][j] - mean) * (v[i][j] - mean);
-        add_squares(sums + k, sums + K + k, sum, 1.0 / static_cast<double>(pixels));
-        add_doubles(sums + 2 * K + k, squares);
+        in_double(sum, [&](int64_t i, const Vec<double>& part_of) {
+          add_to(sums + k + i, part_of);
+          add_to(sums + K + k + i, part_of * part_of * (1.0 / static_cast<double>(pixels)));
+        });
+        in_double(squares, [&](int64_t i, const Vec<double>& part_of) { add_to(sums + 2 * K + k + i, part_of); });
         const Mask<float> turn = (Mask<float>)load(flip + k);
         const Vec<float> equal = load(tie + k) * scale;
-        for (int i = 0; i < M / 2; ++i) {
-          const auto turned = [=](const Vec<float>& a) { return (Vec<float>)((Mask<float>)a ^ turn); };
-          Vec<float> best = turned(v[2 * i][0]);
-          Mask<float> winner{};
-          for (int j = 1; j < 4; ++j) {
-            const Vec<float> other = turned(v[2 * i + j / 2][j % 2]);
-            const Mask<float> better = other > best + equal;
-            best = better ? other : best;
-            winner = better ? Mask<float>{} + j : winner;
+        const auto turned = [=](const Vec<float>& a) { return (Vec<float>)((Mask<float>)a ^ turn); };
+        for (int i = 0; i < M; i += 2)
+          for (int j = 0; j < N; j += 2) {
+            if (!there(i + 1, j + 1)) continue;
+            Vec<float> best = turned(v[i][j]);
+            Mask<float> winner{};
+            for (int p = 1; p < 4; ++p) {
+              const Vec<float> other = turned(v[i + p / 2][j + p % 2]);
+              const Mask<float> better = other > best + equal;
+              best = better ? other : best;
+              winner = better ? Mask<float>{} + p : winner;
+            }
+            const int64_t window = place + i / 2 * row + j / 2 * K + k;
+            store(pooled + window, turned(best));
+            store_code<float>(codes + window, winner);
           }
-          if (there(2 * i + 1, 1)) {
-            store(pooled + place + i * row + k, turned(best));
-            store_code<float>(codes + place + i * row + k, winner);
-          }
-        }
       }
     };
-    rows == M&& cols == 2 ? finish(std::true_type{}) : finish(std::false_type{});
+    rows == M&& cols == N ? finish(std::true_type{}) : finish(std::false_type{});
   });
   const double pixels = static_cast<double>(t.n * H * W);
   for (int64_t k = 0; k < b.K; ++k) {

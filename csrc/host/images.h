@@ -32,6 +32,17 @@ enum Slot : int {
   kSlotParts2,
 };
 
+constexpr int64_t kFewTasks = 4;       // of a kernel, or a multiple, so that threads get as many each
+constexpr int64_t kLeastPixels = 256;  // of a task, where there are more than it needs
+
+// Tasks of n images in each of so many batches: of at most `most` pixels, or one image. The i-th has images first_image(i) and on.
+static inline int64_t tasks_of(int64_t batches, int64_t n, int64_t pixels, int64_t most) {
+  const int64_t needed = ceil_div(n, higher(1, most / higher(1, pixels)));
+  const int64_t wanted = lower(round_up(needed, ceil_div(kFewTasks, higher(1, batches))), n * pixels / kLeastPixels);
+  return lower(n, higher(needed, wanted));
+}
+static inline int64_t first_image(int64_t task, int64_t n, int64_t tasks) { return task * n / tasks; }
+
 // A batch of n images of rows x cols pixels, `step` elements apart.
 template <class T>
 struct Images {

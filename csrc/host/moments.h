@@ -44,7 +44,7 @@ HG_INLINE Statistics merge_statistics(const Block& b, const double* parts, int64
   double n = 0, m = 0, m2 = 0;
   for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {  // Chan, Golub & LeVeque 1979
     const double* part = parts + (entry * b.chunks + chunk) * 2 * b.Kp + k;
-    const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
+    const double count = static_cast<double>(b.images(chunk) * b.H * b.W);
     if (count == 0) continue;
     const double d = part[0] - m, all = n + count;
     m += d * count / all;
@@ -117,7 +117,7 @@ HG_INLINE Moments merge_moments(const Block& b, const double* parts, int64_t ent
   const double M = static_cast<double>(higher(1, b.pixels()));
   double total = 0, product = 0;
   for (int64_t chunk = 0; chunk < b.chunks; ++chunk) {
-    const double count = static_cast<double>(lower(b.chunk, b.N - chunk * b.chunk) * b.H * b.W);
+    const double count = static_cast<double>(b.images(chunk) * b.H * b.W);
     total += count == 0 ? 0.0 : parts[(entry * b.chunks + chunk) * 3 * b.Kp + k] * count;
   }
   const double mean = total / M;

@@ -4,7 +4,8 @@
 //
 // A patch has three rows of taps. Row r of one patch is row r - 1 of the patch a pixel further down: the products of tap rows 1
 // and 1 + e are those of rows 0 and e, less those of the first row of pixels, plus those of the row after the last. So only the
-// products with tap row 0 are summed over all pixels, a third of the matrix.
+// products with tap row 0 are summed over all pixels, a third of the matrix; and columns are treated likewise where images have one or
+// three channels.
 #include "../registry.h"
 
 HG_SIGNATURE(patch_cov, "x=E|NHWC -> patch_mean=E|g patch_cov=E|gg", "", "g=9*C")
@@ -65,6 +66,52 @@ struct Products {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t k = 0; k < run; ++k) out[(j * rows + r) * run + k] += static_cast<double>(sums[j * all + r * wide + k]);
   }
+
+  // out (run, 3*run) += those of tap row 0 of an image of at least two columns with all three rows. A tap's products with its
+  // neighbours depend on the distance alone: the pixels that all three columns of taps see are multiplied once, with the two on either
+  // side, and those that a column sees besides, two in a row, on their own.
+  template <int64_t C>
+  void add_image(const T* image, int64_t pitch, double* out) const {
+    constexpr int V = kLanes<T>, kAcross = (5 * C + V - 1) / V, kNext = (3 * C + V - 1) / V;
+    constexpr int kRows = 3 * C * kAcross <= 2 * kTile ? 3 : 1;  // whose sums are in registers together
+    double by_distance[3][C][kAcross * V] = {};
+    for (int64_t y = 0; y < b.H; y += band)
+      for (int row = 0; row < 3; row += kRows) {
+        Vec<T> sum[kRows][C][kAcross] = {};
+        for (int64_t i = y; i < lower(y + band, b.H); ++i)
+          for (int64_t x = 2; x < b.W; ++x) add_pixel<kRows, C, kAcross>(image + i * pitch + x * C, row * pitch - 2 * C, pitch, sum);
+        for (int r = 0; r < kRows; ++r)
+          for (int c = 0; c < C; ++c)
+            for (int n = 0; n < kAcross; ++n) add_lanes<T>(by_distance[row + r][c] + n * V, sum[r][c][n]);
+      }
+    for (int column = 0; column < 3; ++column) {
+      const auto at = [&](int c, int r) { return out + ((column * C + c) * 3 + r) * run; };
+      for (int r = 0; r < 3; ++r)
+        for (int c = 0; c < C; ++c)
+          for (int k = 0; k < 3 * C; ++k) at(c, r)[k] += by_distance[r][c][(2 - column) * C + k];
+      for (int side = 0; side < 2; ++side) {
+        const int64_t x = column == 0 ? side : column == 1 ? 1 + side * (b.W - 1) : b.W + side;
+        for (int64_t y = 0; y < b.H; y += kBandPixels) {
+          Vec<T> sum[3][C][kNext] = {};
+          for (int64_t i = y; i < lower(y + kBandPixels, b.H); ++i)
+            add_pixel<3, C, kNext>(image + i * pitch + x * C, -column * C, pitch, sum);
+          for (int r = 0; r < 3; ++r)
+            for (int c = 0; c < C; ++c)
+              for (int k = 0; k < 3 * C; ++k) at(c, r)[k] += static_cast<double>(sum[r][c][k / V][k % V]);
+        }
+      }
+    }
+  }
+
+  // sum[r][c] += the pixel's channel c times the numbers from `from` on, in each of kRows rows.
+  template <int kRows, int64_t C, int N>
+  static HG_INLINE void add_pixel(const T* pixel, int64_t from, int64_t pitch, Vec<T> (&sum)[kRows][C][N]) {
+    for (int r = 0; r < kRows; ++r)
+      for (int n = 0; n < N; ++n) {
+        const Vec<T> others = load(pixel + from + r * pitch + n * kLanes<T>);
+        for (int c = 0; c < C; ++c) sum[r][c][n] += others * pixel[c];
+      }
+  }
 };
 
 template <class T, class S>
@@ -106,7 +153,12 @@ void covariance(const Call& call) {
     __builtin_memset(all, 0, static_cast<std::size_t>(run * n + 6 * run * run) * sizeof(double));
     for (int64_t i = 0; i < t.n && b.H > 0 && b.W > 0; ++i) {
       const auto row = [&](int64_t y) { return padded.data + i * padded.image + y * padded.pitch; };
-      for (int64_t y = 0; y < b.H; y += products.band) products.add(row(y), row(y), lower(products.band, b.H - y), 3, padded.pitch, all);
+      if (b.C == 1 && b.W > 1)
+        products.template add_image<1>(row(0), padded.pitch, all);
+      else if (b.C == 3 && b.W > 1)
+        products.template add_image<3>(row(0), padded.pitch, all);
+      else
+        for (int64_t y = 0; y < b.H; y += products.band) products.add(row(y), row(y), lower(products.band, b.H - y), 3, padded.pitch, all);
       const int64_t edges[4] = {0, 1, b.H, b.H + 1};
       for (int edge = 0; edge < 4; ++edge) products.add(row(edges[edge]), row(edges[edge]), 1, 1, padded.pitch, same + edge * run * run);
       for (int edge = 0; edge < 2; ++edge) products.add(row(edge * b.H), row(edge * b.H + 1), 1, 1, padded.pitch, next + edge * run * run);

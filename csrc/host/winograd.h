@@ -1,24 +1,28 @@
 // 3x3 convolutions of stride 1 with a border of 1 by Winograd's algorithm (Lavin & Gray 2016, arXiv:1509.09308), in float32:
-// F(4x2, 3x3), and F(2x2, 3x3) for the rows that do not fill a tile of four. A tile's pixels and filters are transformed so that
-// its convolution becomes one product of channels for each of 24 (16) positions, a third (four ninths) of the multiplications.
+// F(4x4, 3x3), and F(2x2, 3x3) for the rows and columns that do not fill a tile of four. A tile's pixels and filters are transformed so
+// that its convolution becomes one product of channels for each of 36 (16) positions, a quarter (four ninths) of the multiplications.
+// F(4x2, 3x3) takes the place of F(4x4, 3x3) where errors would be too large beside the direct sums': with few channels, whose sums are
+// short, and in the gradient of the input.
 //
 // The points of F(4) are 0, +-5/8, +-3/2 and infinity. They make the rounding error half of that with 0, +-1, +-2, and all
-// constants of the input's transform are exact. Filters are transformed in double; products are sums of parts of 16 terms.
+// constants of the input's transform are exact. Filters are transformed in double; products are sums of parts of 8 terms.
 // The result of an image depends on no other image. An infinity or NaN reaches the whole of each tile that reads it.
 #pragma once
 #include "images.h"
 
 namespace hg::HG_SIMD {
 
-constexpr int64_t kWinogradLeast = 1000;  // pixels; the filters' transforms cost more than a smaller call saves
-constexpr int64_t kWinogradTask = 2048;   // pixels of one task; fixes the order of partial sums
+// Pixels. The filters' transforms cost more than a smaller call saves; and the direct sums of a few channels over a few pixels are short,
+// and their errors small beside those of the transforms.
+constexpr int64_t winograd_least(int64_t C, int64_t K) { return lower(C, K) >= 64 ? 240 : lower(C, K) >= 32 ? 480 : 1000; }
+constexpr int64_t kWinogradTask = 2048;  // pixels of one task; fixes the order of partial sums
 
 constexpr int64_t kWinogradUnit = kLanes<float> > 8 ? kLanes<float> : 8;  // channels and filters are multiples of it
 
 // Whether a convolution of so many pixels with the same filters is done here. By shapes alone, as bits depend on it.
 template <class T>
 constexpr bool by_winograd(int64_t pixels, int64_t C, int64_t K) {
-  return std::is_same_v<T, float> && pixels >= kWinogradLeast && C > 0 && K > 0 && C % kWinogradUnit == 0 && K % kWinogradUnit == 0;
+  return std::is_same_v<T, float> && pixels >= winograd_least(C, K) && C > 0 && K > 0 && C % kWinogradUnit == 0 && K % kWinogradUnit == 0;
 }
 
 // --- Transforms along one axis: `in` of M + 2 pixels, `out` to M pixels, `out_t` its transpose, `filter` of 3 taps, `filter_t` ---
@@ -116,12 +120,16 @@ struct Axis<4> {  // points 0, +-a, +-b, infinity; the rows of +-a and +-b are s
   }
 };
 
-// --- Tiles of M x 2 pixels ---
+// --- Tiles of M x N pixels ---
 
-template <int M>
-constexpr int kPositions = (M + 2) * 4;
-template <int M>
-constexpr int64_t kBlock = M == 4 ? 12 : 24;  // tiles whose transforms stay in the first-level cache; whole register tiles
+template <int M, int N>
+constexpr int kPositions = (M + 2) * (N + 2);
+constexpr int64_t kBlock = HG_VECTOR_BYTES == 64 ? 24 : 12;  // tiles that are transformed together; whole register tiles
+// Columns of the large tiles of a convolution between C and K channels. The gradient of the input, `turned`, has the largest errors, and
+// without fused multiply-adds all are larger.
+constexpr int64_t winograd_columns(int64_t C, int64_t K, bool turned) {
+  return HG_VECTOR_BYTES >= 32 && !turned && lower(C, K) >= 32 ? 4 : 2;
+}
 
 struct Tile {
   int64_t image, y, x;
@@ -129,11 +137,7 @@ struct Tile {
 
 // Elements between the matrices of two positions. Not 1024 floats, a page: lines a page apart share a set of the cache.
 constexpr int64_t matrix_size(int64_t rows, int64_t cols) { return rows * cols + 16; }
-template <int M>
-constexpr int64_t block_size(int64_t channels) {
-  return kPositions<M> * matrix_size(kBlock<M>, channels);
-}
-constexpr int64_t blocks_size(int64_t channels) { return higher(block_size<4>(channels), block_size<2>(channels)); }
+constexpr int64_t blocks_size(int64_t channels) { return kPositions<4, 4> * matrix_size(kBlock, channels); }
 
 // Images of (rows, cols, step) that are zero outside; `margin` pixels around them are there and zero.
 struct Source {
@@ -141,55 +145,89 @@ struct Source {
   int64_t margin;
 };
 
-// Transformed filters of a 3x3 convolution from C to K channels: those of the tall tiles, then those of the low ones.
-constexpr int64_t winograd_filters_size(int64_t C, int64_t K) { return (kPositions<4> + kPositions<2>)*matrix_size(C, K); }
-// Of w (3, 3, C, K), or, `turned`, for the gradient of the input, from K to C channels.
-void winograd_filters(const float* w, int64_t C, int64_t K, bool turned, float* out);
+// The cut of images into tiles of 4 x `across` pixels, and of 2 x 2 for what is left on the right and below. A tile may hang over an edge
+// by one pixel.
+struct Cut {
+  int64_t n, rows, cols, across;
+  int64_t tall() const { return (rows + 1) / 4; }
+  int64_t wide() const { return (cols + across / 2 - 1) / across; }
+  // f(y, x) for the tiles of an image that are M pixels high.
+  template <int M, class F>
+  HG_INLINE void each(const F& f) const {
+    if (M == 4) {
+      for (int64_t y = 0; y < tall(); ++y)
+        for (int64_t x = 0; x < wide(); ++x) f(4 * y, across * x);
+    } else {
+      for (int64_t y = 0; y < rows; y += 2)
+        for (int64_t x = y < 4 * tall() ? across * wide() : 0; x < cols; x += 2) f(y, x);
+    }
+  }
+};
+template <class T>
+static Cut cut_of(const Images<T>& a, int64_t C, int64_t K, bool turned) {
+  return {a.n, a.rows, a.cols, winograd_columns(C, K, turned)};
+}
+
+template <int kRows, int kCols>
+struct Size {
+  static constexpr int M = kRows, N = kCols;
+};
+// f(Size) for each size of tile that there is.
+template <class F>
+HG_INLINE void for_sizes(const Cut& cut, const F& f) {
+  const int64_t rows = 4 * cut.tall(), cols = cut.across * cut.wide();
+  if (rows > 0 && cols > 0) cut.across == 4 ? f(Size<4, 4>{}) : f(Size<4, 2>{});
+  if (rows < cut.rows || cols < cut.cols) f(Size<2, 2>{});
+}
+
+// Transformed filters of a 3x3 convolution from C to K channels: those of the large tiles, then those of the small ones.
+constexpr int64_t winograd_filters_size(int64_t C, int64_t K) { return (kPositions<4, 4> + kPositions<2, 2>)*matrix_size(C, K); }
+// What lies before the filters of a size.
+template <class S>
+constexpr int64_t winograd_skipped(int64_t C, int64_t K) {
+  return S::M == 2 ? kPositions<4, 4> * matrix_size(C, K) : 0;
+}
+// Of w (3, 3, C, K), or, `turned`, for the gradient of the input, from K to C channels; those of the sizes that images of `rows` x `cols`
+// pixels need.
+void winograd_filters(const float* w, int64_t C, int64_t K, bool turned, int64_t rows, int64_t cols, float* out);
 
 // Products of a block of tiles: out (positions, tiles, K) = sum over C, or added to what `out` holds.
-template <int M>
+template <class S>
 void winograd_product(const float* v, const float* u, float* out, int64_t tiles, int64_t C, int64_t K, bool add);
 // Transforms the patches of tiles. Where `scale` is there, it gets the largest size of a number in each tile's patch.
-template <int M>
+template <class S>
 void winograd_load(const Source& from, const Tile* tiles, int64_t n, float* v, float* scale = nullptr);
 
-// The M x 2 pixels of one vector of channels, from the products of a block of tiles of K channels.
-template <int M, class Channels>
-HG_INLINE void winograd_output(const float* m, Channels K, Vec<float> y[M][2]) {
-  const int64_t stride = matrix_size(kBlock<M>, K);
-  Vec<float> t[M][4];
-  for (int j = 0; j < 4; ++j) {
+// The M x N pixels of one vector of channels, from the products of a block of tiles of K channels.
+template <int M, int N, class Channels>
+HG_INLINE void winograd_output(const float* m, Channels K, Vec<float> y[M][N]) {
+  const int64_t stride = matrix_size(kBlock, K);
+  Vec<float> t[M][N + 2];
+  HG_UNROLL(6)
+  for (int j = 0; j < N + 2; ++j) {
     Vec<float> d[M + 2], e[M];
-    for (int i = 0; i < M + 2; ++i) d[i] = load(m + (i * 4 + j) * stride);
+    for (int i = 0; i < M + 2; ++i) d[i] = load(m + (i * (N + 2) + j) * stride);
     Axis<M>::out(d, e);
     for (int i = 0; i < M; ++i) t[i][j] = e[i];
   }
-  for (int i = 0; i < M; ++i) Axis<2>::out(t[i], y[i]);
+  HG_UNROLL(4)
+  for (int i = 0; i < M; ++i) Axis<N>::out(t[i], y[i]);
 }
 
-// Tiles in rows of M pixels from row `first` on, as many as `down`, of n images: f(tiles, count) for each block of them.
+// f(tiles, count) for each block of tiles.
 template <int M, class F>
-HG_INLINE void for_blocks(int64_t n, int64_t first, int64_t down, int64_t across, const F& f) {
-  Tile tiles[kBlock<M>];
+HG_INLINE void for_blocks(const Cut& cut, const F& f) {
+  Tile tiles[kBlock];
   int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t y = 0; y < down; ++y)
-      for (int64_t x = 0; x < across; ++x) {
-        tiles[count++] = {i, first + M * y, 2 * x};
-        if (count == kBlock<M>) {
-          f(tiles, count);
-          count = 0;
-        }
+  for (int64_t i = 0; i < cut.n; ++i)
+    cut.each<M>([&](int64_t y, int64_t x) {
+      tiles[count++] = {i, y, x};
+      if (count == kBlock) {
+        f(tiles, count);
+        count = 0;
       }
+    });
   if (count > 0) f(tiles, count);
-}
-
-// Cuts images into tall tiles and, for the rows that are left, low ones; the last may hang over the edge by one pixel.
-template <class F>
-HG_INLINE void for_tiles(const Images<const float>& a, const F& f) {
-  const int64_t tall = a.rows / 4, low = (a.rows % 4 + 1) / 2, across = (a.cols + 1) / 2;
-  if (tall > 0) f(std::integral_constant<int, 4>{}, int64_t(0), tall, across);
-  if (low > 0) f(std::integral_constant<int, 2>{}, 4 * tall, low, across);
 }
 
 // One convolution of a sum: images and their transformed filters.
@@ -209,23 +247,23 @@ HG_INLINE void with_channels(int64_t channels, const Body& body) {
     body(channels);
 }
 
-// finish(size, K, tile, products, scale) for every tile of the sum of one or two terms; `size` is M as a compile-time constant,
-// and so is K where it is usual. Products of a position lie matrix_size(kBlock<M>, K) after those of the one before.
+// finish(size, K, tile, products, scale) for every tile of the sum of one or two terms; `size` is a Size,
+// and so is K where it is usual. Products of a position lie matrix_size(kBlock, K) after those of the one before.
 // kScale: with the largest size of a number in the tile's patch of the first.
 template <bool kScale = false, class Finish>
-static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K, const Finish& finish) {
-  const Images<const float>& first = terms[0].source.images;
-  const int64_t C = first.step;
+static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K, bool turned, const Finish& finish) {
+  const int64_t C = terms[0].source.images.step;
   float* const v = scratch_of<float>(kSlotV, blocks_size(C));
   float* const m = scratch_of<float>(kSlotM, blocks_size(K));
-  for_tiles(first, [&](auto size, int64_t top, int64_t down, int64_t across) {
-    constexpr int M = decltype(size)::value;
-    const int64_t low = M == 2 ? kPositions<4> * matrix_size(C, K) : 0;
-    for_blocks<M>(first.n, top, down, across, [&](const Tile* tiles, int64_t count) {
-      float scale[kBlock<M>];
+  const Cut cut = cut_of(terms[0].source.images, C, K, turned);
+  for_sizes(cut, [&](auto size) {
+    using S = decltype(size);
+    const int64_t skip = winograd_skipped<S>(C, K);
+    for_blocks<S::M>(cut, [&](const Tile* tiles, int64_t count) {
+      float scale[kBlock];
       for (int i = 0; i < n_terms; ++i) {
-        winograd_load<M>(terms[i].source, tiles, count, v, kScale && i == 0 ? scale : nullptr);
-        winograd_product<M>(v, terms[i].filters + low, m, count, C, K, i > 0);
+        winograd_load<S>(terms[i].source, tiles, count, v, kScale && i == 0 ? scale : nullptr);
+        winograd_product<S>(v, terms[i].filters + skip, m, count, C, K, i > 0);
       }
       with_channels(K, [&](auto channels) {
         for (int64_t t = 0; t < count; ++t) finish(size, channels, tiles[t], m + t * channels, kScale ? scale[t] : 0.0F);
@@ -235,7 +273,7 @@ static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K,
 }
 
 // The sum of one or two terms, whole images.
-void winograd_images(const WinogradTerm* terms, int n_terms, const Images<float>& out);
+void winograd_images(const WinogradTerm* terms, int n_terms, bool turned, const Images<float>& out);
 
 // part (9, C, K) = the filters' gradient, the sum over one or two pairs.
 struct WinogradPair {
@@ -243,9 +281,11 @@ struct WinogradPair {
 };
 void winograd_wgrad(const WinogradPair* pairs, int n_pairs, float* part);
 
+constexpr int64_t kFewChannels = 3;
+
 // The same for images of 3 channels with a border, any numbers, and cotangents that are zero off the winners of 2x2 windows:
 // y_bar and code (n, h, w, K) as block.h says. A vector may be read from where any pixel begins. B[k] += sum y_bar where active.
-constexpr int64_t kFewChannels = 3;
+// AVX-512 has a faster way, see first.h.
 void winograd_wgrad_winners(const Images<const float>& bordered, const float* y_bar, const unsigned char* code, int64_t K, float* part,
                             double* B);
 
