@@ -11,10 +11,13 @@ import pytest
 import test_kernels as suite
 from test_kernels import LEVELS, Problem, call, per_episode
 
+import hypergrad as hg
 from hypergrad import _host
+from hypergrad.data import Episodes
+from hypergrad.fewshot.methods.maml import MAML
 
 F32 = np.float32
-# E, N, H, W, C, K with enough pixels an episode: large and small tiles, hanging over both edges, no large ones, one or several tasks.
+# E, N, H, W, C, K with at least 1,000 pixels an episode: large and small tiles, hanging over both edges, no large ones, several tasks.
 BLOCKS = [
     (2, 5, 21, 21, 32, 32),
     (1, 12, 10, 10, 32, 64),
@@ -23,9 +26,7 @@ BLOCKS = [
     (1, 40, 7, 5, 16, 48),
     (1, 600, 2, 1, 32, 32),
     (1, 1, 1, 1001, 32, 16),
-    (2, 5, 10, 10, 32, 32),
-    (2, 5, 7, 7, 64, 64),
-    (1, 7, 13, 6, 48, 32),
+    (1, 14, 13, 6, 48, 32),
 ]
 # The block on data, of which AVX-512 does one and three channels by permutations, of any number of filters.
 FIRST = [
@@ -228,3 +229,25 @@ def test_a_channel_without_scale_has_its_first_pixel_as_winner():
     p.value()
     assert ((p.code & 3)[..., 3] == 0).all()
     np.testing.assert_array_equal(p.y[..., 3], np.broadcast_to(np.maximum(p.beta[:, None, None, None, 3], 0), p.y.shape[:-1]))
+
+
+def test_gradients_of_maml_stay_near_those_in_float64():
+    """Rounding flips some winners of the pooling, and steps amplify that. A convolution of few images that took more of them for ties than
+    rounding explains made the median of this error 0.07, with every instruction set."""
+    method, off = MAML(n_way=5), []
+    labels = [np.repeat(np.arange(5), count)[None] for count in (1, 15)]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        classes = rng.random((1, 5, 28, 28, 1))
+        support, query = (
+            (np.repeat(classes, count, axis=1) + 0.3 * rng.standard_normal((1, 5 * count, 28, 28, 1))).astype(np.float32)
+            for count in (1, 15)
+        )
+        hparams, grads = method.init(seed, (28, 28, 1), 64), []
+        for dtype in (np.float32, np.float64):
+            episodes = Episodes(support.astype(dtype), labels[0], query.astype(dtype), labels[1])
+            grads.append(hg.grad(lambda h, e=episodes: method.meta_loss(h, e)[0])({name: x.astype(dtype) for name, x in hparams.items()}))
+        found, exact = grads
+        size = sum(np.sum(x**2) for x in exact.values())
+        off.append(np.sqrt(sum(np.sum((found[name] - x) ** 2) for name, x in exact.items()) / size))
+    assert np.median(off) < 0.02, off
