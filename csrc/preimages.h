@@ -110,13 +110,7 @@ HG_HERE V hidden(V v) {
 }
 #endif
 
-#if defined(HG_SIMD)
-template <class W>
-HG_HERE bool any(W lanes) {
-  W all{};
-  return __builtin_memcmp(&all, &lanes, sizeof lanes) != 0;
-}
-#else
+#ifndef HG_SIMD
 HG_HERE bool any(bool lane) { return lane; }
 #endif
 

@@ -3,7 +3,7 @@
 //
 // By Winograd's algorithm, a tile of pixels is summed and pooled where it is made, and y holds z at the winners until the second
 // pass. The winner has the largest z, or the smallest where gamma < 0; where gamma is 0, all are equal. Pixels with equal
-// patches have z that differ by rounding errors: within kTie times the largest sum that rounding may have seen, the first wins.
+// patches have z that differ by rounding errors: of them only the first takes part.
 #include "../registry.h"
 
 // Axes: E episodes; N images, H x W pixels, C channels; K filters; h x w pooled pixels.
@@ -16,15 +16,66 @@ HG_SIGNATURE(conv_bn_relu_pool_value, "x=E|NHWC w=E|33CK gamma=E|K beta=E|K -> y
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr float kTie = 0x1p-22F;
+// Pixels with equal patches have z that differ by less than this multiple of the largest sum that their tile could have. Others may, too.
+constexpr float kNear = 0x1p-22F;
+// Numbers of two patches are equal if they differ by at most this multiple of the largest one that the tile reads: a block before this
+// one leaves rounding errors where its own patches were equal.
+constexpr float kEqual = 0x1p-19F;
 
-// Of an episode's filters, rows of K: -0 where the smallest z wins, else 0; and the tie's size for images of size 1.
-inline void winners(const Block& b, const float* w, const float* gamma, float* flip, float* tie) {
+// Of an episode's filters, rows of K: the sign of gamma, and how near two z are where it matters, for images of size 1.
+inline void signs(const Block& b, const float* w, const float* gamma, float* sign, float* near) {
   for (int64_t k = 0; k < b.K; ++k) {
     float sum = 0;
     for (int64_t j = 0; j < b.taps(); ++j) sum += __builtin_fabsf(w[j * b.K + k]);
-    flip[k] = gamma[k] < 0 ? -0.0F : 0.0F;
-    tie[k] = gamma[k] == 0 ? __builtin_inff() : kTie * sum;
+    sign[k] = static_cast<float>((gamma[k] > 0) - (gamma[k] < 0));
+    near[k] = gamma[k] == 0 ? -1 : kNear * sum;
+  }
+}
+
+// Whether all C numbers of two pixels are equal.
+inline bool equal_pixels(const float* p, const float* q, int64_t C, float difference) {
+  Mask<float> off{};
+  for (int64_t c = 0; c < C; c += kLanes<float>) {
+    const Vec<float> d = load(p + c) - load(q + c);
+    off |= (d > difference) | (-d > difference);
+  }
+  return !any(off);
+}
+
+// The pixels of a window, as bits, that have no equal patch among those before them. pixel(i, j): those of the 4x4 around it.
+template <class Pixel>
+HG_INLINE unsigned distinct(const Pixel& pixel, int64_t C, float difference) {
+  const auto equal = [&](int p, int q) {
+    for (int tap = 4; tap < 13; ++tap) {  // the middle first: it tells most patches apart
+      const int i = tap % 9 / 3, j = tap % 3;
+      if (!equal_pixels(pixel(p / 2 + i, p % 2 + j), pixel(q / 2 + i, q % 2 + j), C, difference)) return false;
+    }
+    return true;
+  };
+  unsigned bits = 1;
+  for (int p = 1; p < 4; ++p) {
+    bool first = true;
+    for (int q = 0; q < p; ++q) first = first && !((bits >> q & 1) != 0 && equal(p, q));
+    bits |= static_cast<unsigned>(first) << p;
+  }
+  return bits;
+}
+
+// z at a window's winners among the pixels of `bits`, and their codes. z: the first of the window's pixels, in rows of W.
+inline void pool_window(const float* z, int64_t W, int64_t K, unsigned bits, const float* sign, float* pooled, unsigned char* code) {
+  for (int64_t k = 0; k < K; k += kLanes<float>) {
+    const Vec<float> turn = load(sign + k);
+    Vec<float> best = load(z + k) * turn;
+    Mask<float> winner{};
+    for (int p = 1; p < 4; ++p) {
+      if ((bits >> p & 1) == 0) continue;
+      const Vec<float> other = load(z + (p / 2 * W + p % 2) * K + k) * turn;
+      const Mask<float> better = other > best;
+      best = better ? other : best;
+      winner = better ? Mask<float>{} + p : winner;
+    }
+    store(pooled + k, best * turn);
+    store_code<float>(code + k, winner);
   }
 }
 
@@ -40,7 +91,7 @@ HG_INLINE void in_double(const Vec<float>& v, const F& f) {
 HG_INLINE void add_to(double* sum, const Vec<double>& v) { store(sum, load(sum) + v); }
 
 // z of a task's images, z at the winners and the winners' codes, and part: mean and sum of squared deviations.
-inline void winograd_task(const Block& b, const float* x, const float* filters, const float* flip, const float* tie, const BlockTask& t,
+inline void winograd_task(const Block& b, const float* x, const float* filters, const float* sign, const float* near, const BlockTask& t,
                           float* z, float* y, unsigned char* code, double* part) {
   const int64_t H = b.H, W = b.W, h = b.h, w = b.w;
   // Rows of K: sum z; the sum over tiles of (sum z)^2/pixels; the sum of squared deviations from the tile's mean.
@@ -50,6 +101,7 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
   float* const pooled = images_at(y, t.first, h, w, b.K);
   unsigned char* const codes = images_at(code, t.first, h, w, b.K);
   const WinogradTerm term{{dense(images_at(x, t.first, H, W, b.C), t.n, H, W, b.C), 0}, filters};
+  const float* const zeros = zero_pixel(b.C);
   winograd_convolve<true>(&term, 1, b.K, false, [=](auto size, auto K, const Tile& tile, const float* m, float scale) {
     constexpr int M = size.M, N = size.N;
     const int64_t rows = lower(M, H - tile.y), cols = lower(N, W - tile.x);
@@ -59,6 +111,7 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
       constexpr bool kWhole = decltype(all)::value;
       const auto there = [=](int i, int j) { return kWhole || (i < rows && j < cols); };
       const float pixels = kWhole ? 1.0F * M * N : static_cast<float>(rows * cols), inverse = 1.0F / pixels;
+      Mask<float> close{};
       for (int64_t k = 0; k < K; k += kLanes<float>) {
         Vec<float> v[M][N];
         winograd_output<M, N>(m + k, K, v);
@@ -78,25 +131,34 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
           add_to(sums + K + k + i, part_of * part_of * (1.0 / static_cast<double>(pixels)));
         });
         in_double(squares, [&](int64_t i, const Vec<double>& part_of) { add_to(sums + 2 * K + k + i, part_of); });
-        const Mask<float> turn = (Mask<float>)load(flip + k);
-        const Vec<float> equal = load(tie + k) * scale;
-        const auto turned = [=](const Vec<float>& a) { return (Vec<float>)((Mask<float>)a ^ turn); };
+        const Vec<float> turn = load(sign + k), least = load(near + k) * scale;
         for (int i = 0; i < M; i += 2)
           for (int j = 0; j < N; j += 2) {
             if (!there(i + 1, j + 1)) continue;
-            Vec<float> best = turned(v[i][j]);
+            Vec<float> best = v[i][j] * turn;
             Mask<float> winner{};
             for (int p = 1; p < 4; ++p) {
-              const Vec<float> other = turned(v[i + p / 2][j + p % 2]);
-              const Mask<float> better = other > best + equal;
+              const Vec<float> other = v[i + p / 2][j + p % 2] * turn, by = other - best;
+              const Mask<float> better = by > Vec<float>{};
+              close |= (by <= least) & (-by <= least);
               best = better ? other : best;
               winner = better ? Mask<float>{} + p : winner;
             }
             const int64_t window = place + i / 2 * row + j / 2 * K + k;
-            store(pooled + window, turned(best));
+            store(pooled + window, best * turn);
             store_code<float>(codes + window, winner);
           }
       }
+      if (!any(close)) return;
+      for (int i = 0; i < M; i += 2)
+        for (int j = 0; j < N; j += 2) {
+          if (!there(i + 1, j + 1)) continue;
+          const int64_t window = place + i / 2 * row + j / 2 * K;
+          with_patch<4, 4>(term.source, b.C, {tile.image, tile.y + i, tile.x + j}, -1, zeros, [&](const auto& pixel) {
+            const unsigned bits = distinct(pixel, b.C, kEqual * scale);
+            if (bits != 15) pool_window(to + i * pitch + j * K, W, K, bits, sign, pooled + window, codes + window);
+          });
+        }
     };
     rows == M&& cols == N ? finish(std::true_type{}) : finish(std::false_type{});
   });
@@ -127,7 +189,7 @@ void value(const Call& call) {
 
   float* const ways = scratch_of<float>(kSlotWeights2, b.E * 2 * b.K + 1);
   if constexpr (std::is_same_v<T, float>) {
-    for (int64_t e = 0; b.winograd && e < b.E; ++e) winners(b, w.at(e), gamma.at(e), ways + e * 2 * b.K, ways + (e * 2 + 1) * b.K);
+    for (int64_t e = 0; b.winograd && e < b.E; ++e) signs(b, w.at(e), gamma.at(e), ways + e * 2 * b.K, ways + (e * 2 + 1) * b.K);
   }
   const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);

@@ -155,6 +155,13 @@ HG_INLINE void sum_lanes(const Vec<T> (&acc)[A], T (&sums)[A]) {
   }
 }
 
+// Whether a lane is set.
+template <class W>
+HG_INLINE bool any(W lanes) {
+  W none{};
+  return __builtin_memcmp(&none, &lanes, sizeof lanes) != 0;
+}
+
 // body(i) for i in [0, n), by all threads; see threads.h for what makes the result independent of their number.
 template <class Body>
 static void parallel_for(int64_t n, const Body& body) {

@@ -123,31 +123,6 @@ void product(const float* v, const float* u, float* m, int64_t tiles, int64_t C,
       product_panel<1, kC, kAdd>(v, u + k * C, m + k, tiles, C, K);
 }
 
-// body(pixel) with pixel(i, j) the channels of a pixel of the patch of kRows x kCols, the first `off` pixels down and right of the
-// tile's: those at `zeros` where it is not there.
-template <int kRows, int kCols, class Channels, class Body>
-HG_INLINE void with_patch(const Source& from, Channels C, const Tile& tile, int64_t off, const float* zeros, const Body& body) {
-  const float* const image = from.images.data + tile.image * from.images.image;
-  const int64_t y = tile.y + off, x = tile.x + off, pitch = from.images.pitch;
-  const int64_t top = -from.margin, bottom = from.images.rows + from.margin, right = from.images.cols + from.margin;
-  if (y >= top && x >= top && y + kRows <= bottom && x + kCols <= right) {
-    const float* const first = image + y * pitch + x * C;
-    return body([=](int i, int j) { return first + i * pitch + j * C; });
-  }
-  const float* at[kRows][kCols];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kCols; ++j) {
-      const bool inside = y + i >= top && y + i < bottom && x + j >= top && x + j < right;
-      at[i][j] = inside ? image + (y + i) * pitch + (x + j) * C : zeros;
-    }
-  body([&](int i, int j) { return at[i][j]; });
-}
-const float* zero_pixel(int64_t channels) {
-  float* const zeros = scratch_of<float>(kSlotPatch, channels);
-  __builtin_memset(zeros, 0, static_cast<std::size_t>(channels) * sizeof(float));
-  return zeros;
-}
-
 template <std::size_t... kLane, int kSize>
 HG_INLINE void larger_of_pairs(Mask<float>& v, std::index_sequence<kLane...>, std::integral_constant<int, kSize>) {
 #if defined(__clang__)
