@@ -17,7 +17,7 @@ from hypergrad.data import Episodes
 from hypergrad.fewshot.methods.maml import MAML
 
 F32 = np.float32
-# E, N, H, W, C, K with at least 1,000 pixels an episode: large and small tiles, hanging over both edges, no large ones, several tasks.
+# E, N, H, W, C, K with enough pixels an episode: large and small tiles, hanging over both edges, no large ones, one or several tasks.
 BLOCKS = [
     (2, 5, 21, 21, 32, 32),
     (1, 12, 10, 10, 32, 64),
@@ -26,7 +26,9 @@ BLOCKS = [
     (1, 40, 7, 5, 16, 48),
     (1, 600, 2, 1, 32, 32),
     (1, 1, 1, 1001, 32, 16),
-    (1, 14, 13, 6, 48, 32),
+    (1, 7, 13, 6, 48, 32),
+    (2, 5, 10, 10, 32, 32),
+    (2, 5, 7, 7, 64, 64),
 ]
 # The block on data, of which AVX-512 does one and three channels by permutations, of any number of filters.
 FIRST = [

@@ -12,15 +12,17 @@
 
 namespace hg::HG_SIMD {
 
-constexpr int64_t kWinogradLeast = 1000;  // pixels; the filters' transforms cost more than a smaller call saves
-constexpr int64_t kWinogradTask = 2048;   // pixels of one task; fixes the order of partial sums
+// Pixels. The filters' transforms cost more than a smaller call saves; and the direct sums of a few channels over a few pixels are short,
+// and their errors small beside those of the transforms.
+constexpr int64_t winograd_least(int64_t C, int64_t K) { return lower(C, K) >= 64 ? 240 : lower(C, K) >= 32 ? 480 : 1000; }
+constexpr int64_t kWinogradTask = 2048;  // pixels of one task; fixes the order of partial sums
 
 constexpr int64_t kWinogradUnit = kLanes<float> > 8 ? kLanes<float> : 8;  // channels and filters are multiples of it
 
 // Whether a convolution of so many pixels with the same filters is done here. By shapes alone, as bits depend on it.
 template <class T>
 constexpr bool by_winograd(int64_t pixels, int64_t C, int64_t K) {
-  return std::is_same_v<T, float> && pixels >= kWinogradLeast && C > 0 && K > 0 && C % kWinogradUnit == 0 && K % kWinogradUnit == 0;
+  return std::is_same_v<T, float> && pixels >= winograd_least(C, K) && C > 0 && K > 0 && C % kWinogradUnit == 0 && K % kWinogradUnit == 0;
 }
 
 // --- Transforms along one axis: `in` of M + 2 pixels, `out` to M pixels, `out_t` its transpose, `filter` of 3 taps, `filter_t` ---
