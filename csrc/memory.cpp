@@ -23,7 +23,6 @@ struct Header {
 static_assert(sizeof(Header) == 64, "keeps the alignment");
 constexpr std::size_t kSmallHeader = 16;  // what malloc aligns to
 Header* header_of(void* memory) { return static_cast<Header*>(memory) - 1; }
-constexpr std::size_t kHuge = 1 << 21;  // bytes of a large page
 
 struct Pool {
   std::mutex mutex;
@@ -33,7 +32,7 @@ struct Pool {
 
   void drop(std::multimap<std::size_t, Header*>::iterator block) {
     kept -= block->first;
-    std::free(block->second);
+    free_system_block(block->second, sizeof(Header) + block->first);
     blocks.erase(block);
   }
   // Frees the blocks that have been unused for longest, until no more than `bytes` are kept.
@@ -57,17 +56,41 @@ std::size_t room_for(std::size_t bytes) {
 }
 
 Header* new_block(std::size_t room) {
-  const std::size_t whole = sizeof(Header) + room;
-  const std::size_t align = whole >= 2 * kHuge ? kHuge : sizeof(Header);
-  auto* const block = static_cast<Header*>(std::aligned_alloc(align, (whole + align - 1) / align * align));
-#if defined(__linux__)
-  if (block != nullptr && align == kHuge) madvise(block, whole / kHuge * kHuge, MADV_HUGEPAGE);
-#endif
+  auto* const block = static_cast<Header*>(system_block(sizeof(Header) + room));
   if (block != nullptr) block->room = room;
   return block;
 }
 
+#if defined(__SANITIZE_ADDRESS__) || !defined(__linux__)
+constexpr std::size_t kLeastMapped = SIZE_MAX;  // the sanitizer sees no overflow of a mapping
+#else
+constexpr std::size_t kLeastMapped = 1 << 18;  // bytes
+#endif
+
 }  // namespace
+
+void* system_block(std::size_t bytes) {
+#if defined(__linux__)
+  if (bytes >= kLeastMapped) {
+    void* const block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) return nullptr;
+    constexpr std::size_t kHuge = 1 << 21;  // bytes of a large page
+    if (bytes >= 2 * kHuge) madvise(block, bytes / kHuge * kHuge, MADV_HUGEPAGE);
+    return block;
+  }
+#endif
+  return std::aligned_alloc(sizeof(Header), (bytes + sizeof(Header) - 1) / sizeof(Header) * sizeof(Header));
+}
+
+void free_system_block(void* block, std::size_t bytes) {
+#if defined(__linux__)
+  if (bytes >= kLeastMapped) {
+    munmap(block, bytes);
+    return;
+  }
+#endif
+  std::free(block);
+}
 
 void* take_memory(std::size_t bytes) {
   if (bytes > SIZE_MAX / 2) return nullptr;

@@ -20,4 +20,9 @@ struct MemoryUse {
 MemoryUse memory_use();
 void release_memory();  // gives what is kept back to the system; `most` begins again
 
+// A block from the system, aligned to 64 bytes; null where there is none. A large one is a mapping of its own, which leaves no gap in the
+// heap when it goes: malloc keeps such gaps for smaller blocks.
+void* system_block(std::size_t bytes);
+void free_system_block(void* block, std::size_t bytes);
+
 }  // namespace hg

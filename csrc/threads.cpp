@@ -19,6 +19,7 @@
 #endif
 
 #include "check.h"
+#include "memory.h"
 
 namespace hg {
 namespace {
@@ -37,8 +38,13 @@ inline void pause() {
 struct Arena {
   void* block[kScratchSlots] = {};
   std::size_t bytes[kScratchSlots] = {};
+  void drop(int slot) {
+    if (block[slot] != nullptr) free_system_block(block[slot], bytes[slot]);
+    block[slot] = nullptr;
+    bytes[slot] = 0;
+  }
   ~Arena() {
-    for (void* memory : block) std::free(memory);
+    for (int slot = 0; slot < kScratchSlots; ++slot) drop(slot);
   }
 };
 thread_local Arena arena;
@@ -199,13 +205,10 @@ void set_thread_count(int n) {
 void* scratch(int slot, std::size_t bytes) {
   bytes = bytes == 0 ? 1 : bytes;  // never null
   if (bytes > arena.bytes[slot]) {
-    std::free(arena.block[slot]);
-    arena.block[slot] = nullptr;
-    arena.bytes[slot] = 0;
-    const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
-    arena.block[slot] = std::aligned_alloc(64, rounded);
+    arena.drop(slot);
+    arena.block[slot] = system_block(bytes);
     if (arena.block[slot] == nullptr) throw std::bad_alloc();
-    arena.bytes[slot] = rounded;
+    arena.bytes[slot] = bytes;
   }
   return arena.block[slot];
 }

@@ -1,5 +1,8 @@
 """Memory that freed arrays leave for later ones: whose arrays, how much is kept, and that contents are their own."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from contextvars import copy_context
 
@@ -113,3 +116,37 @@ def test_arrays_of_many_sizes_do_not_overlap():
 def test_a_size_that_no_machine_has_is_refused():
     with pytest.raises(MemoryError):
         inside(lambda: np.empty(1 << 60, np.uint8))
+
+
+GAPS = """
+import contextvars
+import numpy as np
+import hypergrad as hg
+from hypergrad import _host
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def run():
+    _host.use_memory()
+    before = resident()
+    large, between = [], []
+    for _ in range(32):
+        large.append(np.ones(1 << 17))
+        between.append(np.ones(7000))  # keeps the heap from ending before it
+    grown = resident() - before
+    large.clear()
+    hg.release_memory()
+    print(grown, resident() - before)
+
+contextvars.copy_context().run(run)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_is_released_leaves_no_gaps_in_the_heap():
+    from_heap = {"MALLOC_MMAP_THRESHOLD_": str(32 * MB)}  # glibc raises it to this by itself when large arrays are freed
+    out = subprocess.run([sys.executable, "-c", GAPS], env=os.environ | from_heap, capture_output=True, text=True, check=True)
+    grown, left = map(int, out.stdout.split())
+    assert grown > 30 * MB and left < 4 * MB

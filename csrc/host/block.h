@@ -60,26 +60,32 @@ static Images<T> padded_input(const Block& b, const T* x, const BlockTask& t, in
   return out;
 }
 
-// Filters as the convolutions read them, one for each batch entry; shared ones (stride 0 along both axes) are there once.
+// Filters as the convolutions read them, of some episodes from `first` on; shared ones (stride 0 along both axes) are there once.
 template <class T>
 struct FilterBank {
   const T* data = nullptr;
-  int64_t size = 0, along_p = 1, along_e = 1;
-  const T* at(int64_t p, int64_t e) const { return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e)) * size; }
+  int64_t size = 0, along_p = 1, along_e = 1, first = 0;
+  const T* at(int64_t p, int64_t e) const { return data + ((along_p == 1 ? 0 : p) * along_e + (along_e == 1 ? 0 : e - first)) * size; }
   const T* at(int64_t e) const { return at(0, e); }
   explicit operator bool() const { return data != nullptr; }
 };
 template <class T>
-static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t P, bool backward, int slot) {
+static int64_t bank_size(const Block& b, bool backward) {
+  return b.winograd ? winograd_filters_size(b.C, b.K, backward) : packed_size<T>(3, 3 * (backward ? b.Kp : b.C), backward ? b.C : b.K);
+}
+// Those of `count` episodes, in each of P directions.
+template <class T>
+static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t P, int64_t first, int64_t count, bool backward, int slot) {
   FilterBank<T> bank;
   if (!w) return bank;
   bank.along_p = w.stride_0 == 0 ? lower(1, P) : P;
-  bank.along_e = w.stride_1 == 0 ? lower(1, b.E) : b.E;
-  bank.size = b.winograd ? winograd_filters_size(b.C, b.K) : packed_size<T>(3, 3 * (backward ? b.Kp : b.C), backward ? b.C : b.K);
-  const int64_t count = bank.along_p * bank.along_e;
-  T* const out = scratch_of<T>(slot, count * bank.size + 1);
-  parallel_for(count, [&](int64_t i) {
-    const T* const from = w.at(i / bank.along_e, i % bank.along_e);
+  bank.along_e = w.stride_1 == 0 ? lower(1, count) : count;
+  bank.first = first;
+  bank.size = bank_size<T>(b, backward);
+  const int64_t entries = bank.along_p * bank.along_e;
+  T* const out = scratch_of<T>(slot, entries * bank.size + 1);
+  parallel_for(entries, [&](int64_t i) {
+    const T* const from = w.at(i / bank.along_e, first + i % bank.along_e);
     T* const to = out + i * bank.size;
     if constexpr (std::is_same_v<T, float>) {
       if (b.winograd) return winograd_filters(from, b.C, b.K, backward, b.H, b.W, to);
@@ -91,6 +97,26 @@ static FilterBank<T> pack_bank(const Block& b, const Batch<const T>& w, int64_t 
   });
   bank.data = out;
   return bank;
+}
+
+constexpr int64_t kBankBytes = 2 << 20;  // of filters that are ready at once, where that leaves enough tasks
+// The banks that each episode adds: none where all share their filters.
+template <class T>
+static int64_t banks_of(const Batch<const T>& w, int64_t P) {
+  return w && w.stride_1 != 0 ? P : 0;
+}
+// f(first, count) for groups of episodes, each of which adds so many banks.
+template <class T, class F>
+static void for_banks(const Block& b, int64_t banks, bool backward, const F& f) {
+  const int64_t bytes = banks * bank_size<T>(b, backward) * static_cast<int64_t>(sizeof(T));
+  const int64_t group = higher(ceil_div(thread_count(), higher(1, b.chunks)), kBankBytes / higher(1, bytes));
+  for (int64_t first = 0; first < b.E; first += group) f(first, lower(group, b.E - first));
+}
+// body(index) for the tasks of some episodes, in each of P directions.
+template <class Body>
+static void for_tasks(const Block& b, int64_t P, int64_t first, int64_t count, const Body& body) {
+  const int64_t of_each = count * b.chunks;
+  parallel_for(P * of_each, [&](int64_t i) { body((i / of_each * b.E + first) * b.chunks + i % of_each); });
 }
 
 // The pixels of bordered images.

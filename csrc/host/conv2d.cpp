@@ -53,7 +53,7 @@ struct Filters {
 
 // Winograd's transforms of the filters: `turned` for the gradient of the input.
 inline const float* transformed(const Geometry& g, const Filters<float>& filters, const Batch<const float>& w, bool turned) {
-  const int64_t size = winograd_filters_size(g.C, g.K);
+  const int64_t size = winograd_filters_size(g.C, g.K, turned);
   float* const out = scratch_of<float>(kSlotWeights, filters.count() * size);
   parallel_for(filters.count(), [&](int64_t i) {
     winograd_filters(w.at(i / filters.along_b, i % filters.along_b), g.C, g.K, turned, g.H, g.W, out + i * size);
@@ -72,7 +72,8 @@ inline void by_tiles(const Geometry& g, const Batch<const float>& from, int64_t 
   const float* const packed = transformed(g, filters, w, turned);
   parallel_for(g.A * g.B * g.chunks, [&](int64_t index) {
     const Task t = task_of(g, index);
-    const WinogradTerm term{{images_of(g, from, t, channels), 0}, packed + filters.index(t.a, t.b) * winograd_filters_size(g.C, g.K)};
+    const WinogradTerm term{{images_of(g, from, t, channels), 0},
+                            packed + filters.index(t.a, t.b) * winograd_filters_size(g.C, g.K, turned)};
     winograd_images(&term, 1, turned, images_of(g, to, t, turned ? g.C : g.K));
   });
 }

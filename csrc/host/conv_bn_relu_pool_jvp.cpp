@@ -38,25 +38,27 @@ void jvp(const Call& call) {
 
   T* const means = scratch_of<T>(kSlotScalars, b.E * b.Kp);
   for (int64_t e = 0; e < b.E; ++e) pad_channels(b, mean.at(e), means + e * b.Kp);
-  const FilterBank<T> filters = x_dot ? pack_bank(b, w, 1, false, kSlotWeights) : FilterBank<T>{};
-  const FilterBank<T> filters_dot = pack_bank(b, w_dot, b.P, false, kSlotWeights2);
   double* const parts = scratch_of<double>(kSlotPartSums, b.P * b.E * b.chunks * 3 * b.Kp);
-  parallel_for(b.P * b.E * b.chunks, [&](int64_t index) {
-    const BlockTask t = task_of(b, index);
-    const int64_t p = t.batch / b.E, e = t.batch % b.E;
-    T* const to = images_at(z_dot.at(p, e), t.first, b.H, b.W, b.K);
-    const Images<T> out = dense(to, t.n, b.H, b.W, b.K);
-    const auto by_x_dot = [&] { return Term<T>{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e)}; };
-    const auto by_w_dot = [&] { return Term<T>{Input<T>(b, x.at(e), t, kSlotX), filters_dot.at(p, e)}; };
-    if (x_dot && w_dot) {
-      const Term<T> second = by_w_dot();
-      convolve(b, by_x_dot(), &second, false, out);
-    } else if (x_dot || w_dot) {
-      convolve<T>(b, x_dot ? by_x_dot() : by_w_dot(), nullptr, false, out);
-    } else {
-      __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
-    }
-    moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + index * 3 * b.Kp);
+  for_banks<T>(b, (x_dot ? banks_of(w, 1) : 0) + banks_of(w_dot, b.P), false, [&](int64_t first, int64_t count) {
+    const FilterBank<T> filters = x_dot ? pack_bank(b, w, 1, first, count, false, kSlotWeights) : FilterBank<T>{};
+    const FilterBank<T> filters_dot = pack_bank(b, w_dot, b.P, first, count, false, kSlotWeights2);
+    for_tasks(b, b.P, first, count, [&](int64_t index) {
+      const BlockTask t = task_of(b, index);
+      const int64_t p = t.batch / b.E, e = t.batch % b.E;
+      T* const to = images_at(z_dot.at(p, e), t.first, b.H, b.W, b.K);
+      const Images<T> out = dense(to, t.n, b.H, b.W, b.K);
+      const auto by_x_dot = [&] { return Term<T>{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), filters.at(e)}; };
+      const auto by_w_dot = [&] { return Term<T>{Input<T>(b, x.at(e), t, kSlotX), filters_dot.at(p, e)}; };
+      if (x_dot && w_dot) {
+        const Term<T> second = by_w_dot();
+        convolve(b, by_x_dot(), &second, false, out);
+      } else if (x_dot || w_dot) {
+        convolve<T>(b, x_dot ? by_x_dot() : by_w_dot(), nullptr, false, out);
+      } else {
+        __builtin_memset(to, 0, static_cast<std::size_t>(t.n * out.image) * sizeof(T));
+      }
+      moments(b, images_at(z.at(e), t.first, b.H, b.W, b.K), to, t.n * b.H * b.W, means + e * b.Kp, parts + index * 3 * b.Kp);
+    });
   });
 
   T* const scalars = scratch_of<T>(kSlotScalars2, b.P * b.E * 5 * b.Kp);

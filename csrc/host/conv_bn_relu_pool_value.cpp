@@ -191,20 +191,22 @@ void value(const Call& call) {
   if constexpr (std::is_same_v<T, float>) {
     for (int64_t e = 0; b.winograd && e < b.E; ++e) signs(b, w.at(e), gamma.at(e), ways + e * 2 * b.K, ways + (e * 2 + 1) * b.K);
   }
-  const FilterBank<T> filters = pack_bank(b, w, 1, false, kSlotWeights);
   double* const parts = scratch_of<double>(kSlotPartSums, b.E * b.chunks * 2 * b.Kp);
-  parallel_for(b.E * b.chunks, [&](int64_t index) {
-    const BlockTask t = task_of(b, index);
-    double* const part = parts + index * 2 * b.Kp;
-    if constexpr (std::is_same_v<T, float>) {
-      const float* const way = ways + t.batch * 2 * b.K;
-      if (b.winograd)
-        return winograd_task(b, x.at(t.batch), filters.at(t.batch), way, way + b.K, t, z.at(t.batch), y.at(t.batch), code.at(t.batch),
-                             part);
-    }
-    T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
-    convolve<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), filters.at(t.batch)}, nullptr, false, dense(to, t.n, b.H, b.W, b.K));
-    statistics(to, t.n * b.H * b.W, b, part, part + b.Kp);
+  for_banks<T>(b, banks_of(w, 1), false, [&](int64_t first, int64_t count) {
+    const FilterBank<T> filters = pack_bank(b, w, 1, first, count, false, kSlotWeights);
+    for_tasks(b, 1, first, count, [&](int64_t index) {
+      const BlockTask t = task_of(b, index);
+      double* const part = parts + index * 2 * b.Kp;
+      if constexpr (std::is_same_v<T, float>) {
+        const float* const way = ways + t.batch * 2 * b.K;
+        if (b.winograd)
+          return winograd_task(b, x.at(t.batch), filters.at(t.batch), way, way + b.K, t, z.at(t.batch), y.at(t.batch), code.at(t.batch),
+                               part);
+      }
+      T* const to = images_at(z.at(t.batch), t.first, b.H, b.W, b.K);
+      convolve<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), filters.at(t.batch)}, nullptr, false, dense(to, t.n, b.H, b.W, b.K));
+      statistics(to, t.n * b.H * b.W, b, part, part + b.Kp);
+    });
   });
 
   const T* const scalars = normalization(b, parts, HG_ATTRIBUTE(eps), gamma, beta, mean, rstd);

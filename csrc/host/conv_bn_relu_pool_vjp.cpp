@@ -51,25 +51,27 @@ void vjp(const Call& call) {
     }
   }
 
-  const FilterBank<T> filters = x_bar ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
   const int64_t size = b.taps() * b.Kp;
   T* const w_parts = scratch_of<T>(kSlotParts, w_bar ? b.E * b.chunks * size + 1 : 1);
   if (!x_bar && !w_bar) return;
-  parallel_for(b.E * b.chunks, [&](int64_t index) {
-    const BlockTask t = task_of(b, index);
-    const T* const s = scalars + t.batch * 4 * b.Kp;
-    const ZBar<T> constants{s, s + b.Kp, s + 2 * b.Kp, s + 3 * b.Kp};
-    const Images<T> bordered = dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
-    const Images<T> z_bar = interior(bordered);
-    clear_border(bordered);
-    for (int64_t i = 0; i < t.n; ++i) {
-      const int64_t at = (t.first + i) * b.h * b.w * b.K;
-      form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at, z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
-    }
-    if (x_bar)
-      convolve<T>(b, {Input<T>(bordered), filters.at(t.batch)}, nullptr, true,
-                  dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C));
-    if (w_bar) convolve_filters<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), Input<T>(bordered)}, nullptr, w_parts + index * size);
+  for_banks<T>(b, x_bar ? banks_of(w, 1) : 0, true, [&](int64_t first, int64_t count) {
+    const FilterBank<T> filters = x_bar ? pack_bank(b, w, 1, first, count, true, kSlotWeights) : FilterBank<T>{};
+    for_tasks(b, 1, first, count, [&](int64_t index) {
+      const BlockTask t = task_of(b, index);
+      const T* const s = scalars + t.batch * 4 * b.Kp;
+      const ZBar<T> constants{s, s + b.Kp, s + 2 * b.Kp, s + 3 * b.Kp};
+      const Images<T> bordered = dense(scratch_of<T>(kSlotZ, t.n * (b.H + 2) * (b.W + 2) * b.Kp), t.n, b.H + 2, b.W + 2, b.Kp);
+      const Images<T> z_bar = interior(bordered);
+      clear_border(bordered);
+      for (int64_t i = 0; i < t.n; ++i) {
+        const int64_t at = (t.first + i) * b.h * b.w * b.K;
+        form_z_bar(b, constants, y_bar.at(t.batch) + at, code.at(t.batch) + at, z.at(t.batch) + (t.first + i) * b.H * b.W * b.K, z_bar, i);
+      }
+      if (x_bar)
+        convolve<T>(b, {Input<T>(bordered), filters.at(t.batch)}, nullptr, true,
+                    dense(images_at(x_bar.at(t.batch), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C));
+      if (w_bar) convolve_filters<T>(b, {Input<T>(b, x.at(t.batch), t, kSlotX), Input<T>(bordered)}, nullptr, w_parts + index * size);
+    });
   });
   if (!w_bar) return;
   parallel_for(b.E * 3, [&](int64_t index) {

@@ -103,45 +103,47 @@ void vjp_jvp(const Call& call) {
   const Block b = block_of<T, S, ByWinograd::convolutions>(call);
   HG_ARGS(y_bar, y_bar_dot, code, z, x, w, x_dot, w_dot, z_dot, x_bar_dot, w_bar_dot)
   const Constants<T> s = constants<T, S>(call, b);
-  const FilterBank<T> filters = x_bar_dot ? pack_bank(b, w, 1, true, kSlotWeights) : FilterBank<T>{};
-  const FilterBank<T> filters_dot = x_bar_dot ? pack_bank(b, w_dot, b.P, true, kSlotWeights2) : FilterBank<T>{};
   const int64_t size = b.taps() * b.Kp;
   T* const parts = scratch_of<T>(kSlotParts, b.P * b.E * b.chunks * size + 1);
-  parallel_for(b.E * b.chunks, [&](int64_t index) {
-    const BlockTask t = task_of(b, index);
-    const int64_t e = t.batch, all = t.n * (b.H + 2) * (b.W + 2) * b.Kp;
-    const Images<T> z_bar = dense(scratch_of<T>(kSlotZ, all), t.n, b.H + 2, b.W + 2, b.Kp);
-    const Images<T> z_bar_dot = dense(scratch_of<T>(kSlotZDot, all), t.n, b.H + 2, b.W + 2, b.Kp);
-    const Input<T> x_in(b, x.at(e), t, kSlotX);
-    clear_border(z_bar);
-    clear_border(z_bar_dot);
-    const auto each_image = [&](const auto& form) {
-      for (int64_t i = 0; i < t.n; ++i) form(i, (t.first + i) * b.h * b.w * b.K, (t.first + i) * b.H * b.W * b.K);
-    };
-    if (x_dot || filters_dot)
-      each_image([&](int64_t i, int64_t at, int64_t image) {
-        form_z_bar(b, s.z_bar(e), y_bar.at(e) + at, code.at(e) + at, z.at(e) + image, interior(z_bar), i);
-      });
-    for (int64_t p = 0; p < b.P; ++p) {
-      const int64_t pe = p * b.E + e;
-      each_image([&](int64_t i, int64_t at, int64_t image) {
-        form_z_bar_dot(b, s.z_bar_dot(pe), y_bar.at(e) + at, y_bar_dot ? y_bar_dot.at(p, e) + at : nullptr, code.at(e) + at,
-                       z.at(e) + image, z_dot.at(p, e) + image, interior(z_bar_dot), i);
-      });
-      if (x_bar_dot) {
-        const Images<T> out = dense(images_at(x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
-        const Term<T> by_w_dot{Input<T>(z_bar), filters_dot ? filters_dot.at(p, e) : nullptr};
-        convolve(b, {Input<T>(z_bar_dot), filters.at(e)}, filters_dot ? &by_w_dot : nullptr, true, out);
+  for_banks<T>(b, x_bar_dot ? banks_of(w, 1) + banks_of(w_dot, b.P) : 0, true, [&](int64_t first, int64_t count) {
+    const FilterBank<T> filters = x_bar_dot ? pack_bank(b, w, 1, first, count, true, kSlotWeights) : FilterBank<T>{};
+    const FilterBank<T> filters_dot = x_bar_dot ? pack_bank(b, w_dot, b.P, first, count, true, kSlotWeights2) : FilterBank<T>{};
+    for_tasks(b, 1, first, count, [&](int64_t index) {
+      const BlockTask t = task_of(b, index);
+      const int64_t e = t.batch, all = t.n * (b.H + 2) * (b.W + 2) * b.Kp;
+      const Images<T> z_bar = dense(scratch_of<T>(kSlotZ, all), t.n, b.H + 2, b.W + 2, b.Kp);
+      const Images<T> z_bar_dot = dense(scratch_of<T>(kSlotZDot, all), t.n, b.H + 2, b.W + 2, b.Kp);
+      const Input<T> x_in(b, x.at(e), t, kSlotX);
+      clear_border(z_bar);
+      clear_border(z_bar_dot);
+      const auto each_image = [&](const auto& form) {
+        for (int64_t i = 0; i < t.n; ++i) form(i, (t.first + i) * b.h * b.w * b.K, (t.first + i) * b.H * b.W * b.K);
+      };
+      if (x_dot || filters_dot)
+        each_image([&](int64_t i, int64_t at, int64_t image) {
+          form_z_bar(b, s.z_bar(e), y_bar.at(e) + at, code.at(e) + at, z.at(e) + image, interior(z_bar), i);
+        });
+      for (int64_t p = 0; p < b.P; ++p) {
+        const int64_t pe = p * b.E + e;
+        each_image([&](int64_t i, int64_t at, int64_t image) {
+          form_z_bar_dot(b, s.z_bar_dot(pe), y_bar.at(e) + at, y_bar_dot ? y_bar_dot.at(p, e) + at : nullptr, code.at(e) + at,
+                         z.at(e) + image, z_dot.at(p, e) + image, interior(z_bar_dot), i);
+        });
+        if (x_bar_dot) {
+          const Images<T> out = dense(images_at(x_bar_dot.at(p, e), t.first, b.H, b.W, b.C), t.n, b.H, b.W, b.C);
+          const Term<T> by_w_dot{Input<T>(z_bar), filters_dot ? filters_dot.at(p, e) : nullptr};
+          convolve(b, {Input<T>(z_bar_dot), filters.at(e)}, filters_dot ? &by_w_dot : nullptr, true, out);
+        }
+        T* const part = parts + (pe * b.chunks + index % b.chunks) * size;
+        const Pair<T> by_z_bar_dot{x_in, Input<T>(z_bar_dot)};
+        if (x_dot) {
+          const Pair<T> by_x_dot{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), Input<T>(z_bar)};
+          convolve_filters(b, by_z_bar_dot, &by_x_dot, part);
+        } else {
+          convolve_filters<T>(b, by_z_bar_dot, nullptr, part);
+        }
       }
-      T* const part = parts + (pe * b.chunks + index % b.chunks) * size;
-      const Pair<T> by_z_bar_dot{x_in, Input<T>(z_bar_dot)};
-      if (x_dot) {
-        const Pair<T> by_x_dot{Input<T>(b, x_dot.at(p, e), t, kSlotXDot), Input<T>(z_bar)};
-        convolve_filters(b, by_z_bar_dot, &by_x_dot, part);
-      } else {
-        convolve_filters<T>(b, by_z_bar_dot, nullptr, part);
-      }
-    }
+    });
   });
   parallel_for(b.P * b.E * 3, [&](int64_t index) {
     const int64_t pe = index / 3, r = index % 3 * 3 * b.C;

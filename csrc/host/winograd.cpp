@@ -346,7 +346,7 @@ void winograd_filters(const float* w, int64_t C, int64_t K, bool turned, int64_t
   }
   for_sizes(Cut{1, rows, cols, winograd_columns(C, K, turned)}, [&](auto size) {
     using S = decltype(size);
-    transform_filters<S::M, S::N>(w, C, K, out + winograd_skipped<S>(C, K));
+    transform_filters<S::M, S::N>(w, C, K, out + winograd_skipped<S>(C, K, turned));
   });
 }
 

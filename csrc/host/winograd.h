@@ -205,12 +205,17 @@ HG_INLINE void for_sizes(const Cut& cut, const F& f) {
   if (rows < cut.rows || cols < cut.cols) f(Size<2, 2>{});
 }
 
-// Transformed filters of a 3x3 convolution from C to K channels: those of the large tiles, then those of the small ones.
-constexpr int64_t winograd_filters_size(int64_t C, int64_t K) { return (kPositions<4, 4> + kPositions<2, 2>)*matrix_size(C, K); }
+// Transformed filters of a 3x3 convolution between C and K channels: those of the large tiles, then those of the small ones.
+constexpr int64_t winograd_large_filters(int64_t C, int64_t K, bool turned) {
+  return (winograd_columns(C, K, turned) == 4 ? kPositions<4, 4> : kPositions<4, 2>)*matrix_size(C, K);
+}
+constexpr int64_t winograd_filters_size(int64_t C, int64_t K, bool turned) {
+  return winograd_large_filters(C, K, turned) + kPositions<2, 2> * matrix_size(C, K);
+}
 // What lies before the filters of a size.
 template <class S>
-constexpr int64_t winograd_skipped(int64_t C, int64_t K) {
-  return S::M == 2 ? kPositions<4, 4> * matrix_size(C, K) : 0;
+constexpr int64_t winograd_skipped(int64_t C, int64_t K, bool turned) {
+  return S::M == 2 ? winograd_large_filters(C, K, turned) : 0;
 }
 // Of w (3, 3, C, K), or, `turned`, for the gradient of the input, from K to C channels; those of the sizes that images of `rows` x `cols`
 // pixels need.
@@ -283,7 +288,7 @@ static void winograd_convolve(const WinogradTerm* terms, int n_terms, int64_t K,
   const Cut cut = cut_of(terms[0].source.images, C, K, turned);
   for_sizes(cut, [&](auto size) {
     using S = decltype(size);
-    const int64_t skip = winograd_skipped<S>(C, K);
+    const int64_t skip = winograd_skipped<S>(C, K, turned);
     for_blocks<S::M>(cut, [&](const Tile* tiles, int64_t count) {
       float scale[kBlock];
       for (int i = 0; i < n_terms; ++i) {
