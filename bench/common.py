@@ -29,11 +29,11 @@ def _device() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """The commit of this checkout, with "+" behind it if files differ from it; "unknown" outside a repository."""
+def _commit(checkout: Path) -> str:
+    """The commit of a checkout, with "+" behind it if files differ from it; "unknown" outside a repository."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -41,15 +41,15 @@ def _commit() -> str:
         return "unknown"
 
 
-def environment() -> dict[str, Any]:
-    """Device, versions and commit: the first line of a result file."""
+def environment(checkout: Path = HERE) -> dict[str, Any]:
+    """Device, versions and the commit of a checkout: the first line of a result file."""
     return {
         "kind": "environment",
         "device": _device(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": {k: os.environ[k] for k in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS") if k in os.environ},
         "platform": platform.platform(),
-        "commit": _commit(),
+        "commit": _commit(checkout),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "hypergrad": hg.__version__,

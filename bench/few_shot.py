@@ -1,15 +1,17 @@
 """The main job on every data set: accuracy, seconds per iteration and peak memory of `hypergrad train`.
 
-    python bench/few_shot.py [--omniglot DIR] [--miniimagenet DIR] [--only NAME ...] [--out DIR]
+    python bench/few_shot.py [--omniglot DIR] [--miniimagenet DIR] [--only NAME ...] [--beside DIR] [--out DIR]
 
 Each job is the command a user would type, in a process of its own; what it prints goes through, and what it wrote to
-result.json becomes one JSON line. A job whose folder was not given is skipped, and said to be.
+result.json becomes one JSON line. A job whose folder was not given is skipped, and said to be. With --beside, another checkout
+of this package, with its kernels built, runs each job after this one; its lines have its commit behind their names.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,17 +48,24 @@ JOBS: dict[str, list[str]] = {
 SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iterations", "iteration_s", "command_s", "peak_bytes")
 
 
-def run(name: str, root: Path | None, folder: Path) -> dict[str, Any]:
-    """One job: its result.json, the command, and the best validation accuracy."""
+def run(name: str, root: Path | None, folder: Path, package: Path | None = None) -> dict[str, Any]:
+    """One job: its result.json, the command, the best validation accuracy, and the seconds until it first was 95 %.
+
+    Args:
+        package: the checkout whose package runs, instead of the one that is installed.
+    """
     command = ["train", *JOBS[name], *([] if root is None else ["--root", str(root.resolve())])]
     directory = folder / name
     # not in the checkout, whose folder would stand in for the installed package
-    subprocess.run([sys.executable, "-m", "hypergrad.cli", *command, "--run-dir", str(directory)], check=True, cwd=folder)
+    own = os.environ if package is None else os.environ | {"PYTHONPATH": str(package.resolve())}
+    subprocess.run([sys.executable, "-m", "hypergrad.cli", *command, "--run-dir", str(directory)], check=True, cwd=folder, env=own)
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    best = max(line["validation_accuracy"] for line in lines if "validation_accuracy" in line)
+    judged = [line for line in lines if "validation_accuracy" in line]
+    best = max(line["validation_accuracy"] for line in judged)
+    reached = next((line["seconds"] for line in judged if line["validation_accuracy"] >= 0.95), None)
     shown = ["hypergrad", "train", *JOBS[name], *([] if root is None else ["--root", "DIR"])]
-    return {"kind": "run", "job": name, "command": " ".join(shown), "best_validation_accuracy": best, **result}
+    return {"kind": "run", "job": name, "command": " ".join(shown), "best_validation_accuracy": best, "seconds_to_95": reached, **result}
 
 
 def main() -> None:
@@ -65,6 +74,7 @@ def main() -> None:
     parser.add_argument("--omniglot", type=Path, help="folder of Omniglot")
     parser.add_argument("--miniimagenet", type=Path, help="folder of MiniImagenet")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), help="jobs to run")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, with its kernels built, to run each job with, too")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="where the JSON lines go")
     options = parser.parse_args()
     console, path = Console(), options.out / "few_shot-cpu.jsonl"
@@ -76,8 +86,13 @@ def main() -> None:
             if root is None and not name.startswith("glyphs"):
                 console.print(f"{name}: skipped, no folder given")
                 continue
-            kept[name] = {**run(name, root, Path(scratch)), "environment": environment()}
-            write_lines(path, kept.values())
+            for package in (None, options.beside)[: 1 if options.beside is None else 2]:
+                own = environment() if package is None else environment(package)
+                job = name if package is None else f"{name} at {own['commit'][:7]}"
+                folder = Path(scratch, job)
+                folder.mkdir()
+                kept[job] = {**run(name, root, folder, package), "job": job, "environment": own}
+                write_lines(path, kept.values())
     table = Table("job", *SHOWN)
     for name, row in kept.items():
         table.add_row(name, *(f"{row[key]:.4g}" for key in SHOWN))
