@@ -61,6 +61,7 @@ template <class T, int M, int NV>
 HG_INLINE void put(const Vec<T> (&acc)[M][NV], const Target<T>& to) {
   constexpr int V = kLanes<T>;
   if (!to.turned && to.lanes == NV * V) {
+    HG_UNROLL(24)
     for (int m = 0; m < M; ++m)
       for (int n = 0; n < NV; ++n) {
         T* const p = to.out + m * to.step + n * V;
@@ -69,6 +70,7 @@ HG_INLINE void put(const Vec<T> (&acc)[M][NV], const Target<T>& to) {
     return;
   }
   T sums[M][NV * V];
+  HG_UNROLL(24)
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < NV; ++n) store(sums[m] + n * V, acc[m][n]);
   for (int64_t j = 0; to.turned && j < to.lanes; ++j) {
@@ -90,6 +92,7 @@ void tile(const T* left, int64_t left_step, const T* right, int64_t right_step, 
   if (to.add && !to.turned)
     for (int m = 0; m < M; ++m) __builtin_prefetch(to.out + m * to.step, 1);
   Vec<T> acc[M][NV];
+  HG_UNROLL(24)  // GCC leaves loops of more than 16 rounds as they are, and their sums in memory
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < NV; ++n) acc[m][n] = Vec<T>{};
   // One pointer for three rows: the addresses then need few registers for any step.
@@ -103,6 +106,7 @@ void tile(const T* left, int64_t left_step, const T* right, int64_t right_step, 
       Vec<T> v[NV];
       for (int n = 0; n < NV; ++n) v[n] = load(right + n * V);
       if (!kRows) __builtin_prefetch(right + ahead, 0, 2);
+      HG_UNROLL(24)
       for (int m = 0; m < M; ++m) {
         const T value = kRows ? base[m / 3 % B][(m % 3) * left_step + k] : left[m];
         for (int n = 0; n < NV; ++n) acc[m][n] += v[n] * value;
@@ -243,7 +247,7 @@ void rectangle(const Product<T>& p, int64_t i0, int64_t rows, int64_t j0, int64_
   constexpr int64_t V = kLanes<T>, W = kWidth<T>;
   const int64_t runs = ceil_div(p.K, kMostRun), most = ceil_div(p.K, higher(1, runs));
   const int64_t panels = ceil_div(cols, W), padded = round_up(cols, V);
-  const bool in_place = p.right.step == 1 && rows <= 2 * kTile;
+  const bool in_place = p.right.step == 1 && (rows <= 2 * kTile || p.right.k_step <= W);
   const bool pack = (p.left.k_step != 1 && p.left.step != 1) || panels >= (p.left.k_step == 1 ? 4 : 2);
   const bool whole = in_place || padded * p.K <= kWholePanels;  // then rows are read once, from end to end
   const int64_t band = whole ? 2 * kTile : kBand;
