@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -14,11 +15,15 @@
 namespace hg {
 namespace {
 
-// Before the memory of a large block; a small one has the last two numbers alone.
+struct Header;
+using Blocks = std::multimap<std::size_t, Header*>;
+
+// Before the memory of a large block; a small one has the last number alone.
 struct Header {
-  std::uint64_t unused[6];
-  std::uint64_t freed;  // when
-  std::size_t room;     // bytes after the header
+  Blocks::iterator place;  // among the kept ones
+  Header *older, *newer;   // neighbours in the order in which they were freed
+  std::uint64_t unused[4];
+  std::size_t room;  // bytes after the header
 };
 static_assert(sizeof(Header) == 64, "keeps the alignment");
 constexpr std::size_t kSmallHeader = 16;  // what malloc aligns to
@@ -26,19 +31,31 @@ Header* header_of(void* memory) { return static_cast<Header*>(memory) - 1; }
 
 struct Pool {
   std::mutex mutex;
-  std::multimap<std::size_t, Header*> blocks;  // by room
+  Blocks blocks;  // by room; of equal ones, the last that was freed comes first, as caches may still hold it
+  Header *oldest = nullptr, *newest = nullptr;
   std::size_t used = 0, kept = 0, most = 0;
-  std::uint64_t clock = 0;
 
-  void drop(std::multimap<std::size_t, Header*>::iterator block) {
-    kept -= block->first;
-    free_system_block(block->second, sizeof(Header) + block->first);
-    blocks.erase(block);
+  void keep(Header* block) {
+    kept += block->room;
+    block->place = blocks.emplace_hint(blocks.lower_bound(block->room), block->room, block);
+    block->older = newest;
+    block->newer = nullptr;
+    (newest != nullptr ? newest->newer : oldest) = block;
+    newest = block;
+  }
+  void take(Header* block) {
+    kept -= block->room;
+    blocks.erase(block->place);
+    (block->older != nullptr ? block->older->newer : oldest) = block->newer;
+    (block->newer != nullptr ? block->newer->older : newest) = block->older;
   }
   // Frees the blocks that have been unused for longest, until no more than `bytes` are kept.
   void shrink(std::size_t bytes) {
-    while (kept > bytes)
-      drop(std::min_element(blocks.begin(), blocks.end(), [](const auto& a, const auto& b) { return a.second->freed < b.second->freed; }));
+    while (kept > bytes) {
+      Header* const block = oldest;
+      take(block);
+      free_system_block(block, sizeof(Header) + block->room);
+    }
   }
 };
 
@@ -50,7 +67,7 @@ Pool& pool() {
 
 // Whole steps of a thirty-second to a sixteenth of the size, so that blocks of nearly the same size serve each other.
 std::size_t room_for(std::size_t bytes) {
-  std::size_t step = 4096;
+  std::size_t step = kLeastKept / 32;
   while (step * 32 <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
@@ -66,16 +83,20 @@ constexpr std::size_t kLeastMapped = SIZE_MAX;  // the sanitizer sees no overflo
 #else
 constexpr std::size_t kLeastMapped = 1 << 18;  // bytes
 #endif
+constexpr std::size_t kPage = 4096;  // no more than a page has
 
 }  // namespace
 
 void* system_block(std::size_t bytes) {
 #if defined(__linux__)
   if (bytes >= kLeastMapped) {
-    void* const block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (block == MAP_FAILED) return nullptr;
+    void* const all = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) return nullptr;
+    // Arrays that begin at the same place of a page would take the same lines of the cache.
+    static std::atomic<std::size_t> count{0};
+    char* const block = static_cast<char*>(all) + count.fetch_add(5) % 16 * (kPage / 16);
     constexpr std::size_t kHuge = 1 << 21;  // bytes of a large page
-    if (bytes >= 2 * kHuge) madvise(block, bytes / kHuge * kHuge, MADV_HUGEPAGE);
+    if (bytes >= 2 * kHuge) madvise(all, bytes / kHuge * kHuge, MADV_HUGEPAGE);
     return block;
   }
 #endif
@@ -85,7 +106,8 @@ void* system_block(std::size_t bytes) {
 void free_system_block(void* block, std::size_t bytes) {
 #if defined(__linux__)
   if (bytes >= kLeastMapped) {
-    munmap(block, bytes);
+    char* const all = static_cast<char*>(block) - reinterpret_cast<std::uintptr_t>(block) % kPage;
+    munmap(all, bytes + kPage);
     return;
   }
 #endif
@@ -105,13 +127,13 @@ void* take_memory(std::size_t bytes) {
   const std::lock_guard<std::mutex> lock(shared.mutex);
   Header* block = nullptr;
   const auto found = shared.blocks.lower_bound(room);
-  if (found != shared.blocks.end() && found->first <= room + room / 8) {
+  if (found != shared.blocks.end() && found->first <= room + room / 4) {
     block = found->second;
-    shared.kept -= found->first;
-    shared.blocks.erase(found);
+    shared.take(block);
   } else {
     const std::size_t all = shared.used + room;
-    shared.shrink(shared.most > all ? shared.most - all : 0);
+    const std::size_t limit = shared.most + shared.most / 4;
+    shared.shrink(limit > all ? limit - all : 0);
     block = new_block(room);
     if (block == nullptr) {
       shared.shrink(0);
@@ -131,9 +153,7 @@ void give_memory(void* memory) {
   Pool& shared = pool();
   const std::lock_guard<std::mutex> lock(shared.mutex);
   shared.used -= block->room;
-  shared.kept += block->room;
-  block->freed = ++shared.clock;
-  shared.blocks.emplace(block->room, block);
+  shared.keep(block);
 }
 
 void* resize_memory(void* memory, std::size_t bytes) {

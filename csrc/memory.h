@@ -1,13 +1,14 @@
 // Memory of arrays that is kept for the next array of about the same size. What the system gives is cleared, page by page, when
 // it is first written, and that takes as long as a cheap kernel.
 //
-// No more is kept than was in use at once: with what is in use, it stays below the most that ever was.
+// With what is in use, what is kept stays below five quarters of the most that was ever in use at once. The quarter is for sizes that take
+// turns: without it, steps that repeat would return memory and ask for it again.
 #pragma once
 #include <cstddef>
 
 namespace hg {
 
-constexpr std::size_t kLeastKept = 1 << 16;  // bytes; smaller blocks come from malloc and go back to it
+constexpr std::size_t kLeastKept = 1 << 14;  // bytes; smaller blocks come from malloc and go back to it
 
 // Contents undefined; null where there is no memory. Aligned to 64 bytes, or as malloc does where it is small.
 void* take_memory(std::size_t bytes);

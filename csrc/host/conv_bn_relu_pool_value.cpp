@@ -32,12 +32,13 @@ inline void signs(const Block& b, const float* w, const float* gamma, float* sig
   }
 }
 
+HG_INLINE Vec<float> size_of(const Vec<float>& a) { return (Vec<float>)((Mask<float>)a & 0x7fffffff); }
+
 // Whether all C numbers of two pixels are equal.
 inline bool equal_pixels(const float* p, const float* q, int64_t C, float difference) {
   Mask<float> off{};
   for (int64_t c = 0; c < C; c += kLanes<float>) {
-    const Vec<float> d = load(p + c) - load(q + c);
-    off |= (d > difference) | (-d > difference);
+    off |= size_of(load(p + c) - load(q + c)) > difference;
   }
   return !any(off);
 }
@@ -140,7 +141,7 @@ inline void winograd_task(const Block& b, const float* x, const float* filters, 
             for (int p = 1; p < 4; ++p) {
               const Vec<float> other = v[i + p / 2][j + p % 2] * turn, by = other - best;
               const Mask<float> better = by > Vec<float>{};
-              close |= (by <= least) & (-by <= least);
+              close |= size_of(by) <= least;
               best = better ? other : best;
               winner = better ? Mask<float>{} + p : winner;
             }

@@ -29,7 +29,7 @@ def keep_memory() -> None:
     """Lets the NumPy arrays that are made from now on, in the calling context (contextvars), keep their memory for later ones.
 
     Fresh memory is cleared by the system page by page, which took an eighth of a meta-step. What is kept and what is in use stay
-    below the most that was in use at once.
+    below five quarters of the most that was in use at once.
     """
     if MISSING is None:
         _host.use_memory()
@@ -39,7 +39,7 @@ def release_memory() -> int:
     """Gives the memory that freed arrays have left for later ones back to the system.
 
     NumPy arrays that are made inside a transform or a pass take their memory from those that were freed before, as CuPy's pool does
-    on a GPU. No more is kept than was ever in use at once.
+    on a GPU. With what is in use, it is at most five quarters of what ever was in use at once.
 
     Returns: bytes given back.
     Cost: that of freeing them.
