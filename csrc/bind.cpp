@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <unordered_map>
@@ -19,6 +20,7 @@
 #define HG_MODULE _emulated
 #else
 #include "allocator.h"
+#include "digest.h"
 #include "threads.h"
 #define HG_MODULE _host
 #endif
@@ -381,6 +383,31 @@ py::tuple names_of(const std::vector<hg::Level>& levels) {
   return py::tuple(names);
 }
 
+constexpr std::size_t kPiece = std::size_t(1) << 18;  // bytes
+
+// The digest of the digests of pieces, which the threads share.
+std::uint64_t digest(const py::array& x) {
+  struct Pieces {
+    const char* data;
+    std::size_t bytes;
+    std::vector<std::uint64_t> found;
+  };
+  if ((x.flags() & py::array::c_style) == 0) throw hg::BadArgument("digest: x has gaps, expected elements side by side; copy it");
+  const auto bytes = static_cast<std::size_t>(x.nbytes());
+  Pieces pieces{static_cast<const char*>(x.data()), bytes, std::vector<std::uint64_t>(bytes / kPiece + 1)};
+  const auto one = [](const void* context, std::int64_t index) {
+    Pieces& all = *static_cast<Pieces*>(const_cast<void*>(context));
+    const std::size_t begin = static_cast<std::size_t>(index) * kPiece;
+    all.found[static_cast<std::size_t>(index)] = hg::digest(all.data + begin, std::min(kPiece, all.bytes - begin));
+  };
+  if (pieces.found.size() == 1) {
+    one(&pieces, 0);
+    return pieces.found[0];
+  }
+  const py::gil_scoped_release release;
+  hg::run_tasks(static_cast<std::int64_t>(pieces.found.size()), one, &pieces);
+  return hg::digest(pieces.found.data(), pieces.found.size() * sizeof(std::uint64_t));
+}
 #endif
 
 #if defined(HG_EMULATED_MODULE)
@@ -455,6 +482,7 @@ PYBIND11_MODULE(HG_MODULE, m) {
         "Runs a kernel on arguments by name; returns its outputs by name, those not given made by `empty(shape, dtype)`.");
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("empty", &hg::empty_array, py::arg("shape"), py::arg("dtype"), "An uninitialised array whose memory is kept for the next one.");
+  m.def("digest", &digest, py::arg("x"), "A number of 64 bits that changes with any element of a contiguous array.");
   m.def("use_memory", &hg::use_memory, "Lets NumPy's arrays keep their memory for the next ones, in the calling context.");
   m.def("memory_use", &hg::sizes_of_memory, "Bytes of such arrays in use, kept, and the most in use so far.");
   m.def("release_memory", &hg::release_memory, "Gives the memory that is kept back to the system.");

@@ -86,8 +86,7 @@ def _sign(value: Array) -> Array:
 
 
 def _stable_sigmoid(b: Backend, x: Array) -> Array:
-    e = b.xp.exp(-b.xp.abs(x))  # never overflows
-    return b.xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+    return b.xp.exp(b.xp.minimum(x, 0)) / (1 + b.xp.exp(-b.xp.abs(x)))  # of numbers that are not positive: it never overflows
 
 
 sigmoid = elementwise("sigmoid", _stable_sigmoid, lambda out, x: out * (1.0 - out))
