@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
 
 Label = tuple[str, str, int, int]
 
@@ -41,11 +44,13 @@ class Profile:
         self._found: dict[Label, list[float]] = {}
         self._token: Token[Profile | None] | None = None
 
-    def add(self, label: Label, seconds: float) -> None:
-        """Counts one call of an instruction: (name, shape, bytes, flop)."""
+    def run(self, label: Label, call: Callable[[], Any]) -> None:
+        """Calls an instruction, (name, shape, bytes, flop), and counts it."""
+        start = perf_counter()
+        call()
         found = self._found.setdefault(label, [0, 0.0])
         found[0] += 1
-        found[1] += seconds
+        found[1] += perf_counter() - start
 
     @property
     def rows(self) -> list[Row]:

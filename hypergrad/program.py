@@ -15,19 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
 
+from .arena import ALIGNMENT, places
 from .backends.host import HOST
-from .backends.tracing import Instruction, Like, Slot, Trace, cast, identity, replace, run_kernel
+from .backends.tracing import Instruction, Like, Slot, Trace, identity, replace, run_kernel
 from .profiling import Label, current_profile
+from .together import with_kernels_together
 
-ALIGNMENT = 64  # bytes, of every array in the arena
 SMALL = 4096  # bytes: smaller arguments and results are copied, so that what reads or writes them can be bound once
-
-
 _BOOKKEEPING: Label = ("guards and arrays let go", "", 0, 0)
 
 
@@ -51,44 +51,28 @@ class Program:
 
     def __init__(self, recording: Trace, outputs: Sequence[int], *, keep: bool = True, given: Sequence[int] = ()) -> None:
         self._inputs, self._outputs = [*recording.inputs, *given], [*outputs]
-        self._likes, self._owners, self._guards = recording.likes, recording.owners, recording.guards
+        self._likes: list[Any] = recording.likes
+        self._owners, self._guards = recording.owners, recording.guards
         code = [one for one in self._without_repeats(recording.instructions, keep) if not one.writes or not {*given}.issuperset(one.writes)]
-        code = _with_kernels_together(self._live(code), self._like)
-        leaving = {self._owners[n] for n in self._outputs if self._like(self._owners[n]).nbytes > SMALL}
-        self._last = {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
-        self._last |= {self._owners[n]: len(code) for n in self._outputs}
-        self.arena_bytes, places = self._places(code, leaving)
-        self._registers: list[Any] = [None] * len(self._likes)
+        code = with_kernels_together(self._live(code), self._likes)
+        self._registers: list[Any] = [recording.constants.get(n) for n in range(len(self._likes))]
         self._copied = [(i, n) for i, n in enumerate(self._inputs) if _is_small(self._likes[n])]
-        self._fixed = {*recording.constants, *places, *[n for _, n in self._copied]}  # slots whose registers never change
-        fixed = recording.constants.keys() - recording.closed_over
-        self._known = {n for n in fixed if not recording.constants[n].ndim}  # of these, what no one can write to
-        for number, x in recording.constants.items():
-            self._registers[number] = x
         for _, number in self._copied:
-            like = self._like(number)
-            self._registers[number] = np.ndarray(like.shape, like.dtype, None, 0, like.strides)
-        arena = HOST.empty((self.arena_bytes + ALIGNMENT,), np.uint8)
-        first = -arena.ctypes.data % ALIGNMENT
-        for number, offset in places.items():
-            like = self._like(number)
-            self._registers[number] = np.ndarray(like.shape, like.dtype, arena.data, first + offset, like.strides)
-        self._calls: list[Callable[[], Any]] = []
-        self._labels: list[Label] = []
-        asked = dict(self._guards)
+            self._registers[number] = self._array(number)
+        self._fixed = {*recording.constants, *[n for _, n in self._copied]}  # slots whose registers never change
+        self._known = {
+            n for n, x in recording.constants.items() if not x.ndim
+        } - recording.closed_over  # of these, what no one can write to
+        self.arena_bytes = self._lay_out(code)
+        self._calls: list[tuple[Callable[[], Any], Label]] = []
+        self._ask(self._inputs)
         last = {n: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
-        for number in {*self._inputs} & asked.keys():
-            self._calls.append(partial(_compare, self._registers, number, asked[number]))
-        self._labels += [_BOOKKEEPING] * len(self._calls)
         for at, one in enumerate(code):
             self._add(one)
-            self._labels += [self._label(one)] * (len(self._calls) - len(self._labels))
-            for number in asked.keys() & {*one.writes}:
-                self._calls.append(partial(_compare, self._registers, number, asked[number]))
+            self._ask(one.writes)
             dead = [n for n in {*one.reads, *one.writes} if last[n] == at and n not in self._fixed and n not in self._outputs]
             if dead:
-                self._calls.append(partial(_clear, self._registers, dead))
-            self._labels += [_BOOKKEEPING] * (len(self._calls) - len(self._labels))
+                self._calls.append((partial(_clear, self._registers, dead), _BOOKKEEPING))
         self.n_calls = len(self._calls)
         self._held = [(i, n) for i, n in enumerate(self._inputs) if n not in self._fixed]
         self._given_away = [(n, n in self._fixed and (n not in recording.constants or n in self._known)) for n in self._outputs]
@@ -105,17 +89,13 @@ class Program:
         for i, n in self._held:
             registers[n] = arguments[i]
         profile = current_profile()
-        if profile is None:
-            for call in self._calls:
+        for call, label in self._calls:
+            if profile is None:
                 call()
-        else:
-            for call, label in zip(self._calls, self._labels, strict=True):
-                start = perf_counter()
-                call()
-                profile.add(label, perf_counter() - start)
+            else:
+                profile.run(label, call)
         found = [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
-        for n in self._let_go:
-            registers[n] = None
+        _clear(registers, self._let_go)
         return found
 
     # --- what need not be computed ---
@@ -129,7 +109,7 @@ class Program:
             args, kwargs = replace((one.args, one.kwargs), Slot, lambda s: Slot(same.get(s.number, s.number)))
             one = one._replace(args=args, kwargs=kwargs, reads=tuple([same.get(n, n) for n in one.reads]))
             key = repr((identity(one.call), args, kwargs, one.errors))  # holds slots, numbers and text, but no array
-            if key in known and (keep or all(self._like(n).nbytes <= SMALL for n in one.writes)):
+            if key in known and (keep or all(self._likes[n].nbytes <= SMALL for n in one.writes)):
                 same.update(zip(one.writes, known[key].writes, strict=True))
             else:
                 known[key] = one
@@ -151,67 +131,73 @@ class Program:
 
     # --- memory ---
 
-    def _like(self, number: int) -> Like:
-        found = self._likes[number]
-        assert found is not None
-        return found
+    def _array(self, number: int, buffer: Any = None, offset: int = 0) -> Any:
+        like = self._likes[number]
+        return np.ndarray(like.shape, like.dtype, buffer, offset, like.strides)
 
-    def _places(self, code: Sequence[Instruction], leaving: set[int]) -> tuple[int, dict[int, int]]:
-        """Bytes of the arena, and the offset of each array in it: the largest first, each at the lowest one that is free all its life.
-
-        Source: Pisarchyk & Lee 2020, arXiv:2001.03288, "Greedy by Size for Offset Calculation".
-        """
-        lives = [
-            (-(-max(self._like(number).nbytes, 1) // ALIGNMENT) * ALIGNMENT, at, self._last[number], number)
+    def _lay_out(self, code: Sequence[Instruction]) -> int:
+        """Puts the arrays that stay in the program into the arena; its bytes."""
+        leaving = {self._owners[n] for n in self._outputs if self._likes[self._owners[n]].nbytes > SMALL}
+        last = {self._owners[n]: at for at, one in enumerate(code) for n in (*one.reads, *one.writes)}
+        last |= {self._owners[n]: len(code) for n in self._outputs}
+        lives = {
+            number: (self._likes[number].nbytes, at, last[number])
             for at, one in enumerate(code)
             for number in (one.writes if _into(one) is not None or one.call is run_kernel else ())
             if self._owners[number] == number and number not in leaving
-        ]
-        placed, offsets = np.zeros((len(lives), 4), np.int64), dict[int, int]()  # of each: first byte, end, birth, death
-        for i, (size, birth, death, number) in enumerate(sorted(lives, key=lambda life: (-life[0], life[1]))):
-            beside = placed[:i][(placed[:i, 2] <= death) & (placed[:i, 3] >= birth), :2]
-            offset = 0
-            for first, end in sorted(beside.tolist()):
-                if first - offset >= size:
-                    break
-                offset = max(offset, end)
-            placed[i], offsets[number] = (offset, offset + size, birth, death), offset
-        return int(placed[:, 1].max(initial=0)), offsets
+        }
+        n_bytes, offsets = places([*lives.values()])
+        arena = HOST.empty((n_bytes + ALIGNMENT,), np.uint8)
+        for number, offset in zip(lives, offsets, strict=True):
+            self._registers[number] = self._array(number, arena.data, -arena.ctypes.data % ALIGNMENT + offset)
+        self._fixed.update(lives)
+        return n_bytes
 
     # --- calls ---
 
+    def _ask(self, numbers: Sequence[int]) -> None:
+        """Compares the truth values among these slots that the recording asked for."""
+        asked = dict(self._guards)
+        for number in asked.keys() & {*numbers}:
+            self._calls.append((partial(_compare, self._registers, number, asked[number]), _BOOKKEEPING))
+
     def _add(self, one: Instruction) -> None:
-        """Adds the call of an instruction, or makes the view that it is."""
-        args, kwargs, call = one.args, one.kwargs, one.call
-        if self._known.issuperset(one.reads) and call is not run_kernel:
-            _assign(self._registers, one.layout, call(*self._filled(args), **self._filled(kwargs)))
-            self._known.update(one.writes)
+        """Adds the call of an instruction, or makes the number or the view that it is."""
+        call, registers = one.call, self._registers
+        kwargs, moving = one.kwargs, list[Any]()
+        number = self._known.issuperset(one.reads) and call is not run_kernel
+        if number or self._fixed.issuperset(one.reads) and all(self._owners[n] != n for n in one.writes):
+            _assign(registers, one.layout, call(*self._filled(one.args), **self._filled(kwargs)))
             self._fixed.update(one.writes)
+            self._known.update(one.writes if number else ())
             return
-        into = _into(one)
-        stores = not self._fixed.issuperset(one.writes)
-        if into is not None and not stores:
+        layout = None if self._fixed.issuperset(one.writes) else one.layout
+        if call is run_kernel:
+            kwargs = {**kwargs, **replace(one.layout, Slot, lambda s: s if s.number in self._fixed else True)}  # True for a new array
+        elif layout is None and (into := _into(one)) is not None:
             call, kwargs = into, {**kwargs, "out": Slot(one.writes[0])}
-        elif call is run_kernel:
-            kwargs = {**kwargs, **_outputs_of_kernel(one, self._fixed)}
-        elif self._fixed.issuperset(one.reads) and all(self._owners[n] != n for n in one.writes):
-            _assign(self._registers, one.layout, call(*self._filled(args), **self._filled(kwargs)))
-            self._fixed.update(one.writes)
-            return
         if one.errors is not None:
             call = partial(_with_errors, one.errors, call)
-        numbers: list[int] = []
-        replace((args, kwargs), Slot, lambda s: numbers.append(s.number))
-        if self._fixed.issuperset(numbers):
-            args, kwargs = self._filled(args), self._filled(kwargs)
-            if call == HOST.matmul_into and args[0].flags.aligned and args[1].flags.aligned:
-                call, args, kwargs = run_kernel, ("matmul",), HOST.product(*args, **kwargs)
-            call = partial(call, *args, **kwargs)
-        else:
-            call = partial(_apply, call, self._reader(args), self._reader(kwargs))
-        if stores:
-            call = partial(_store, self._registers, one.layout, call)
-        self._calls.append(call)
+        args, kwargs = self._bound(one.args, moving), self._bound(kwargs, moving)
+        if call == HOST.matmul_into and not moving and args[0].flags.aligned and args[1].flags.aligned:
+            call, args, kwargs = run_kernel, ("matmul",), HOST.product(*args, **kwargs)
+        call = partial(call, *args, **kwargs) if not moving else partial(_moved, registers, moving, call, args, kwargs)
+        self._calls.append((call if layout is None else partial(_store, registers, layout, call), self._label(one)))
+
+    def _filled(self, x: Any) -> Any:
+        return replace(x, Slot, lambda s: self._registers[s.number])
+
+    def _bound(self, x: Any, moving: list[tuple[Any, Any, Any]]) -> Any:
+        """Arguments with arrays in the slots that never change. `moving` gets the others: list or dictionary, key, what is there."""
+        x = x.copy() if type(x) is dict else [*x]
+        for key, y in [*(x.items() if type(x) is dict else enumerate(x))]:
+            if type(y) is dict or type(y) is list:
+                x[key] = self._bound(y, moving)
+            elif self._fixed.issuperset(_slots(y)):
+                x[key] = self._filled(y)
+            else:
+                moving.append((x, key, y))
+        return x
 
     def _label(self, one: Instruction) -> Label:
         reads, writes = ([like for n in numbers if (like := self._likes[n]) is not None] for numbers in (one.reads, one.writes))
@@ -223,108 +209,17 @@ class Program:
             name = f"{one.call.__self__.__name__}.{name}"  # type: ignore[attr-defined]
         return name, str(writes[0].shape) if writes else "", sum(like.nbytes for like in (*reads, *writes)), flop
 
-    def _filled(self, x: Any) -> Any:
-        return replace(x, Slot, lambda s: self._registers[s.number])
-
-    def _reader(self, x: Any) -> Callable[[], Any]:
-        """A function that gives x with arrays in its slots. What never changes is looked up once."""
-        if not self._changes(x):
-            return partial(_same, self._filled(x))
-        if type(x) is Slot:
-            return partial(self._registers.__getitem__, x.number)
-        if type(x) is dict:
-            fixed = {k: self._filled(y) for k, y in x.items()}
-            return partial(_read_dict, fixed, [(k, self._reader(y)) for k, y in x.items() if self._changes(y)])
-        if type(x) in (tuple, list):
-            row = [self._filled(y) for y in x]
-            return partial(_read_row, type(x), row, [(i, self._reader(y)) for i, y in enumerate(x) if self._changes(y)])
-        return partial(replace, x, Slot, lambda s: self._registers[s.number])
-
-    def _changes(self, x: Any) -> bool:
-        changing: list[int] = []
-        replace(x, Slot, lambda s: changing.append(s.number))
-        return not self._fixed.issuperset(changing)
-
 
 def _is_small(like: Like | None) -> bool:
     """Whether an argument is small and its elements lie side by side, in whatever order of axes."""
-    if like is None or like.nbytes > SMALL:
+    if like is None or not 0 < like.nbytes <= SMALL:
         return False
-    expected = like.dtype.itemsize
-    for stride, size in sorted((stride, size) for stride, size in zip(like.strides, like.shape, strict=True) if size != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return like.nbytes > 0
-
-
-# --- kernels that do the work of several ---
-
-_TOGETHER: dict[tuple[str, ...], tuple[str, Callable[[dict[str, Any]], bool]]] = {}
-
-
-def do_together(names: tuple[str, ...], name: str, serves: Callable[[dict[str, Any]], bool] = lambda shapes: True) -> None:
-    """Declares that the kernel `name` does what the kernels `names` do one after the other, with the same bits.
-
-    Their arguments of one name must be the same. What a later one takes from an earlier one has the name of that output.
-
-    Args: serves: whether it takes arguments of these shapes, by name.
-    """
-    _TOGETHER[names] = name, serves
-
-
-def _with_kernels_together(code: list[Instruction], like: Callable[[int], Like]) -> list[Instruction]:
-    """The code with one kernel in the place of several where there is one; the longest groups first."""
-    for names in sorted(_TOGETHER, key=len, reverse=True):
-        for one in [x for x in code if x.call is run_kernel and x.args == names[:1]]:
-            group = [one]
-            for name in names[1:]:
-                group += [x for x in code if x.call is run_kernel and x.args == (name,) and _continues(x, group)][:1]
-            if len(group) == len(names):
-                code = _replaced(code, group, *_TOGETHER[names], like)
-    return code
-
-
-def _continues(one: Instruction, group: list[Instruction]) -> bool:
-    """Whether a kernel reads outputs of the group under their names, and otherwise the same arguments as the group."""
-    outputs = {k: x for x in group for k, x in x.layout.items()}
-    inputs = {k: x for y in group for k, x in y.kwargs.items()}
-    shared = [k for k in one.kwargs if k in outputs]
-    return bool(shared) and all(one.kwargs[k] == outputs[k] for k in shared) and all(inputs.get(k, x) == x for k, x in one.kwargs.items())
-
-
-def _replaced(
-    code: list[Instruction], group: list[Instruction], name: str, serves: Callable[[dict[str, Any]], bool], like: Callable[[int], Like]
-) -> list[Instruction]:
-    """The code with one kernel in the place of the group, and what needs its outputs after it; unchanged where that cannot be."""
-    outputs = {k: x for one in group for k, x in one.layout.items()}
-    kwargs = {k: x for one in group for k, x in one.kwargs.items() if k not in outputs or not isinstance(x, Slot)}
-    if not serves({k: like(x.number).shape for k, x in {**kwargs, **outputs}.items() if isinstance(x, Slot)}):
-        return code
-    first, last = code.index(group[0]), code.index(group[-1])
-    made = {n for one in group for n in one.writes}
-    given = {x.number for x in kwargs.values() if isinstance(x, Slot)}
-    before, after = [], []
-    for one in code[first : last + 1]:
-        if one in group:
-            continue
-        if made.intersection(one.reads):
-            made.update(one.writes)
-            after.append(one)
-        else:
-            before.append(one)
-    if given & made:
-        return code
-    writes = tuple([n for one in group for n in one.writes])
-    together = Instruction(run_kernel, (name,), kwargs, tuple(given), writes, outputs, group[0].errors)
-    return [*code[:first], *before, together, *after, *code[last + 1 :]]
+    axes = sorted((stride, size) for stride, size in zip(like.strides, like.shape, strict=True) if size != 1)
+    dense = accumulate([size for _, size in axes], mul, initial=like.dtype.itemsize)
+    return all(stride == expected for (stride, _), expected in zip(axes, dense, strict=False))
 
 
 # --- instructions that can be told where to write ---
-
-
-def _cast_into(x: Any, dtype: Any, out: Any) -> None:
-    np.copyto(out, x, casting="unsafe")
 
 
 def _choose_into(condition: Any, x: Any, y: Any, out: Any) -> None:
@@ -332,7 +227,11 @@ def _choose_into(condition: Any, x: Any, y: Any, out: Any) -> None:
     np.copyto(out, x, where=condition)
 
 
-_INTO: dict[Any, Callable[..., Any]] = {cast: _cast_into, np.where: _choose_into, np.mean: np.mean}
+_INTO: dict[Any, Callable[..., Any]] = {
+    np.ndarray.astype: lambda x, dtype, out: np.copyto(out, x, casting="unsafe"),
+    np.where: _choose_into,
+    np.mean: np.mean,
+}
 
 
 def _into(one: Instruction) -> Callable[..., Any] | None:
@@ -340,47 +239,30 @@ def _into(one: Instruction) -> Callable[..., Any] | None:
     if len(one.writes) != 1 or type(one.layout) is not Slot or one.call is run_kernel:
         return None
     call = one.call
-    if isinstance(call, np.ufunc) or isinstance(getattr(call, "__self__", None), np.ufunc) and call.__name__ == "reduce":
-        return call
-    if call == HOST.matmul_into:
-        return call
-    return _INTO.get(call)
-
-
-def _outputs_of_kernel(one: Instruction, fixed: set[int]) -> dict[str, Any]:
-    """A kernel's outputs as it is told of them: the array in the arena, True for a new one, None for none."""
-
-    def told(x: Any) -> Any:
-        if isinstance(x, list):
-            return [told(y) for y in x]
-        return None if x is None else x if x.number in fixed else True
-
-    return {name: told(x) for name, x in one.layout.items()}
+    takes_out = isinstance(call, np.ufunc) or isinstance(getattr(call, "__self__", None), np.ufunc) and call.__name__ == "reduce"
+    return call if takes_out or call == HOST.matmul_into else _INTO.get(call)
 
 
 # --- what calls are made of ---
 
 
-def _apply(call: Callable[..., Any], args: Callable[[], Any], kwargs: Callable[[], Any]) -> Any:
-    return call(*args(), **kwargs())
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-def _read_dict(fixed: dict[str, Any], changing: list[tuple[str, Callable[[], Any]]]) -> dict[str, Any]:
-    found = fixed.copy()
-    for k, read in changing:
-        found[k] = read()
+def _slots(x: Any) -> list[int]:
+    found: list[int] = []
+    replace(x, Slot, lambda s: found.append(s.number))
     return found
 
 
-def _read_row(kind: type, fixed: list[Any], changing: list[tuple[int, Callable[[], Any]]]) -> Any:
-    found = fixed.copy()
-    for i, read in changing:
-        found[i] = read()
-    return found if kind is list else tuple(found)
+def _moved(
+    registers: list[Any], moving: list[tuple[Any, Any, Any]], call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The call's result with the arrays of this run in its arguments, where they stay no longer than that."""
+    for x, key, y in moving:
+        x[key] = registers[y.number] if type(y) is Slot else replace(y, Slot, lambda s: registers[s.number])
+    try:
+        return call(*args, **kwargs)
+    finally:
+        for x, key, _ in moving:
+            x[key] = None
 
 
 def _store(registers: list[Any], layout: Any, call: Callable[[], Any]) -> None:

@@ -125,7 +125,7 @@ class Replays:
         else:
             if recording.reason is None and recording.is_unchanged():
                 roots = () if keep_for is None else keep_for.roots(result)
-                return _Recorded(recording, result, [recording.slot(x.value) for x in roots])
+                return _Recorded(recording, result, [recording.slot(x.value).number for x in roots])
             self._failed(recording.reason or "the function writes to an array that it reads")
         return None
 
@@ -163,7 +163,7 @@ class _Recorded:
         return ("array", self._index(x)) if isinstance(x, np.ndarray) else ("constant", x)
 
     def _index(self, x: Any) -> int:
-        self.slots.append(self.recording.slot(x))
+        self.slots.append(self.recording.slot(x).number)
         return len(self.slots) - 1
 
     def agrees(self, other: _Recorded) -> bool:

@@ -34,7 +34,7 @@ LAYERS = [
     ("errors", "startup"),
     ("guards", "meter", "methods", "profiling", "threads", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
-    ("state", "launches"),
+    ("state", "launches", "arena", "together"),
     ("tape",),
     ("rules", "transforms", "program", "sharing"),
     ("checkpointing", "batching", "replay"),

@@ -15,6 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
+from operator import attrgetter, getitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,10 +142,6 @@ class Trace:
         """Whether the constants still have the elements that they had when they were first read."""
         return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items())
 
-    def slot(self, x: Any) -> int:
-        """The slot of a value: of a Traced its own, of an array that of a constant."""
-        return self._read(x).number
-
     def _new(self, x: Any, owner: int | None = None) -> int:
         number = len(self.likes)
         self.likes.append(None if type(x) is int else Like(x.shape, x.dtype, x.strides))
@@ -156,8 +153,8 @@ class Trace:
         self.reason = self.reason or why
         return Untraceable(why)
 
-    def _read(self, x: Any) -> Slot:
-        """The slot of a Traced; of an array that of a constant."""
+    def slot(self, x: Any) -> Slot:
+        """The slot of a value: of a Traced its own, of an array that of a constant."""
         if type(x) is Traced:
             if x.recording is not self:
                 raise self.refuse("an array of another recording is used")
@@ -177,7 +174,7 @@ class Trace:
         read: dict[int, Any] = {}
 
         def slot(x: Any) -> Slot:
-            found = self._read(x)
+            found = self.slot(x)
             read[found.number] = x.value if type(x) is Traced else x
             return found
 
@@ -196,19 +193,15 @@ class Trace:
 
         traced = replace(result, _ARRAYS, write)
         if not writes and result is not None:
-            raise self.refuse(f"{_name(call)} gives a {type(result).__name__}, which control flow could depend on")
+            raise self.refuse(
+                f"{getattr(call, '__name__', 'a function')} gives a {type(result).__name__}, which control flow could depend on"
+            )
         layout = replace(traced, Traced, lambda x: Slot(x.number))
         errors = np.geterr()
         self.instructions.append(
             Instruction(call, own_args, own_kwargs, tuple(read), tuple(writes), layout, None if errors == self._errors else {**errors})
         )
         return traced
-
-    def guard(self, x: Traced) -> bool:
-        """The truth value of a Traced, which a replay compares."""
-        found = bool(x.value)
-        self.guards.append((x.number, found))
-        return found
 
 
 def identity(call: Callable[..., Any]) -> tuple[Any, ...]:
@@ -224,10 +217,6 @@ def same_array(x: Any, y: Any) -> bool:
     return bool(x.ndim and x.strides == y.strides and x.ctypes.data == y.ctypes.data or x.tobytes() == y.tobytes())
 
 
-def _name(call: Callable[..., Any]) -> str:
-    return getattr(call, "__qualname__", getattr(call, "__name__", repr(call)))
-
-
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """An array of a recording. See the module."""
 
@@ -238,21 +227,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         self.recording, self.number, self.value = recording, number, value
 
     __class__ = property(lambda self: type(self.value))  # code that asks goes the way it goes with an array
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
-    nbytes = property(lambda self: self.value.nbytes)
-    itemsize = property(lambda self: self.value.itemsize)
-    strides = property(lambda self: self.value.strides)
-    flags = property(lambda self: self.value.flags)
     T = property(lambda self: self.transpose())
 
     def __len__(self) -> int:
         return len(self.value)
 
     def __repr__(self) -> str:
-        return f"Traced(shape {self.shape}, {self.dtype})"
+        return f"Traced(shape {self.value.shape}, {self.value.dtype})"
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(hasattr(x, "__array_ufunc__") and not isinstance(x, (Traced, *_ARRAYS)) for x in inputs):
@@ -267,59 +248,45 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if func in _STATIC:
             return func(*replace(args, Traced, lambda x: x.value), **kwargs)
         if func in _WRITING or kwargs.get("out") is not None:
-            raise self.recording.refuse(f"numpy.{_name(func)} writes into an array")
+            raise self.recording.refuse(f"numpy.{func.__name__} writes into an array")
         make = _FILLED.get(func)
-        if make is not None and len(args) == 1 and not kwargs and self.flags.c_contiguous:
-            return self.recording.emit(make, (self.shape, self.dtype), {})  # it reads no numbers
-        if func is np.mean and args and self.dtype.char in "fd" and self.size and kwargs.keys() <= {"axis"}:
+        if make is not None and len(args) == 1 and not kwargs and self.value.flags.c_contiguous:
+            return self.recording.emit(make, (self.value.shape, self.value.dtype), {})  # it reads no numbers
+        if func is np.mean and args and self.value.dtype.char in "fd" and self.value.size and kwargs.keys() <= {"axis"}:
             total = self.recording.emit(np.add.reduce, args, kwargs)  # as NumPy's mean does, but for its work in Python
-            return self.recording.emit(np.true_divide, (total, self.size // total.size), {})
+            return self.recording.emit(np.true_divide, (total, self.value.size // total.size), {})
         reduce = _REDUCTIONS.get(func.__name__)
         return self.recording.emit(func, args, kwargs) if reduce is None else self._reduced(reduce, func, *args, **kwargs)
 
     def _reduced(self, reduce: Callable[..., Any], func: Callable[..., Any], x: Any, axis: Any = None, **kwargs: Any) -> Any:
         """The reduction by its ufunc, as NumPy's function of that name does it."""
-        if type(x) is Traced and set(kwargs) <= {"keepdims"} and (x.dtype.kind != "O"):
+        if type(x) is Traced and kwargs.keys() <= {"keepdims"}:
             return self.recording.emit(reduce, (x,), {"axis": axis, **kwargs})
         return self.recording.emit(func, (x, axis), kwargs)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.recording.emit(_item, (self, index), {})
+        return self.recording.emit(getitem, (self, index), {})
 
     def __bool__(self) -> bool:
-        return self.recording.guard(self)
+        self.recording.guards.append((self.number, bool(self.value)))  # a replay asks again
+        return bool(self.value)
 
     def astype(self, dtype: Any, **kwargs: Any) -> Any:
         """As numpy.ndarray.astype; of the same dtype without a copy, since nobody writes."""
-        return self if np.dtype(dtype) == self.dtype else self.recording.emit(cast, (self, np.dtype(dtype)), {})
+        return self if np.dtype(dtype) == self.value.dtype else self.recording.emit(np.ndarray.astype, (self, np.dtype(dtype)), {})
 
 
-def _item(x: Any, index: Any) -> Any:
-    return x[index]
-
-
-def cast(x: Any, dtype: Any) -> Any:
-    """x with another dtype, as an instruction calls it."""
-    return x.astype(dtype)
+for _each in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides", "flags"):
+    setattr(Traced, _each, property(attrgetter(f"value.{_each}")))
 
 
 _FILLED = {np.zeros_like: np.zeros, np.ones_like: np.ones, np.empty_like: np.zeros}
-_REDUCTIONS = {
-    "sum": np.add.reduce,
-    "max": np.maximum.reduce,
-    "amax": np.maximum.reduce,
-    "min": np.minimum.reduce,
-    "amin": np.minimum.reduce,
-    "any": np.logical_or.reduce,
-    "all": np.logical_and.reduce,
-}
+_UFUNCS = {"sum": np.add, "max": np.maximum, "amax": np.maximum, "min": np.minimum, "amin": np.minimum}
+_REDUCTIONS = {name: ufunc.reduce for name, ufunc in {**_UFUNCS, "any": np.logical_or, "all": np.logical_and}.items()}
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(x, name)(*args, **kwargs)
-
-    call.__qualname__ = call.__name__ = name
+    call = getattr(np.ndarray, name)
 
     def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
         if name in _REDUCTIONS:
@@ -366,7 +333,7 @@ class _Namespace:
         """As numpy.ascontiguousarray."""
         if type(x) is not Traced:
             return np.ascontiguousarray(x)
-        return x if x.flags.c_contiguous and x.ndim else x.recording.emit(np.ascontiguousarray, (x,), {})
+        return x if x.value.flags.c_contiguous and x.value.ndim else x.recording.emit(np.ascontiguousarray, (x,), {})
 
 
 class TracingBackend(HostBackend):
@@ -392,7 +359,9 @@ class TracingBackend(HostBackend):
         recording = recording_of(arguments)
         if recording is None:
             return HOST.run(name, **arguments)
-        if any(isinstance(arguments.get(k), (list, Traced, np.ndarray)) and _holds_arrays(arguments[k]) for k in HOST.kernels()[name][1]):
+        written: list[Any] = []
+        replace([arguments.get(k) for k in HOST.kernels()[name][1]], (Traced, np.ndarray), written.append)
+        if written:
             raise recording.refuse(f"the kernel {name} is given an array to write to")
         found: dict[str, Any] = recording.emit(run_kernel, (name,), arguments)
         return found
@@ -410,10 +379,6 @@ def run_kernel(name: str, **arguments: Any) -> dict[str, Any]:
     return HOST.run(name, **arguments)
 
 
-def _holds_arrays(x: Any) -> bool:
-    return any(isinstance(y, (Traced, np.ndarray)) for y in (x if isinstance(x, list) else [x]))
-
-
 def recording_of(x: Any) -> Trace | None:
     """The recording of the first Traced inside x, if there is one."""
     found: list[Traced] = []
@@ -424,21 +389,16 @@ def recording_of(x: Any) -> Trace | None:
 TRACING = TracingBackend()
 
 _whole: ContextVar[Trace | None] = ContextVar("hypergrad_whole", default=None)
-_wholes: list[Trace] = []  # those of all threads: asking a list whether it is empty costs less than asking the context
 
 
 def recorded_whole(recording: Trace, f: Callable[..., Any], *args: Any) -> Any:
     """f(*args), where arrays that the engine meets are recorded, too, if they are no arguments."""
     context = copy_context()
     context.run(_whole.set, recording)
-    _wholes.append(recording)
-    try:
-        return context.run(f, *args)
-    finally:
-        _wholes.remove(recording)
+    return context.run(f, *args)
 
 
 def recorded_if_whole(x: Any) -> Any:
     """An array as the engine works with it: in a recording of a whole function a Traced, else itself."""
-    recording = _whole.get() if _wholes else None
+    recording = _whole.get()
     return x if recording is None else recording.closed_over_array(x)

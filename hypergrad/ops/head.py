@@ -15,10 +15,10 @@ from typing import Any
 
 from ..backends import Array, Backend, backend_of
 from ..errors import ShapeError
-from ..program import do_together
 from ..rules import Fused
 from ..sharing import count_flop
 from ..tape import Tensor, to_tensors
+from ..together import do_together
 from .arrays import reshape
 from .layout import optional, rows, tangents, wanted, with_episodes
 from .linalg import linear
