@@ -167,14 +167,14 @@ class Program:
         kwargs, moving = one.kwargs, list[Any]()
         number = self._known.issuperset(one.reads) and call is not run_kernel
         if number or self._fixed.issuperset(one.reads) and all(self._owners[n] != n for n in one.writes):
-            _assign(registers, one.layout, call(*self._filled(one.args), **self._filled(kwargs)))
+            _store(registers, _paths(one.layout), partial(call, *self._filled(one.args), **self._filled(kwargs)))
             self._fixed.update(one.writes)
             self._known.update(one.writes if number else ())
             return
-        layout = None if self._fixed.issuperset(one.writes) else one.layout
+        paths = [(path, n) for path, n in _paths(one.layout) if n not in self._fixed]
         if call is run_kernel:
             kwargs = {**kwargs, **replace(one.layout, Slot, lambda s: s if s.number in self._fixed else True)}  # True for a new array
-        elif layout is None and (into := _into(one)) is not None:
+        elif not paths and (into := _into(one)) is not None:
             call, kwargs = into, {**kwargs, "out": Slot(one.writes[0])}
         if one.errors is not None:
             call = partial(_with_errors, one.errors, call)
@@ -182,7 +182,7 @@ class Program:
         if call == HOST.matmul_into and not moving and args[0].flags.aligned and args[1].flags.aligned:
             call, args, kwargs = run_kernel, ("matmul",), HOST.product(*args, **kwargs)
         call = partial(call, *args, **kwargs) if not moving else partial(_moved, registers, moving, call, args, kwargs)
-        self._calls.append((call if layout is None else partial(_store, registers, layout, call), self._label(one)))
+        self._calls.append((partial(_store, registers, paths, call) if paths else call, self._label(one)))
 
     def _filled(self, x: Any) -> Any:
         return replace(x, Slot, lambda s: self._registers[s.number])
@@ -252,9 +252,7 @@ def _slots(x: Any) -> list[int]:
     return found
 
 
-def _moved(
-    registers: list[Any], moving: list[tuple[Any, Any, Any]], call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
-) -> Any:
+def _moved(registers: list[Any], moving: list[Any], call: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
     """The call's result with the arrays of this run in its arguments, where they stay no longer than that."""
     for x, key, y in moving:
         x[key] = registers[y.number] if type(y) is Slot else replace(y, Slot, lambda s: registers[s.number])
@@ -265,19 +263,21 @@ def _moved(
             x[key] = None
 
 
-def _store(registers: list[Any], layout: Any, call: Callable[[], Any]) -> None:
-    _assign(registers, layout, call())
-
-
-def _assign(registers: list[Any], layout: Any, result: Any) -> None:
+def _paths(layout: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], int]]:
+    """The slots in a result, each with the keys that lead to its array."""
     if type(layout) is Slot:
-        registers[layout.number] = result
-    elif isinstance(layout, dict):
-        for k, x in layout.items():
-            _assign(registers, x, result[k])
-    elif isinstance(layout, (tuple, list)):
-        for x, y in zip(layout, result, strict=True):
-            _assign(registers, x, y)
+        return [(path, layout.number)]
+    rows = layout.items() if isinstance(layout, dict) else enumerate(layout) if isinstance(layout, (tuple, list)) else ()
+    return [found for key, x in rows for found in _paths(x, (*path, key))]
+
+
+def _store(registers: list[Any], paths: list[tuple[tuple[Any, ...], int]], call: Callable[[], Any]) -> None:
+    result = call()
+    for path, number in paths:
+        x = result
+        for key in path:
+            x = x[key]
+        registers[number] = x
 
 
 def _clear(registers: list[Any], numbers: list[int]) -> None:

@@ -156,11 +156,11 @@ class _Recorded:
         self.places = [self._place(x) for x in leaves]
         self.result = self.filled([x.value if type(x) is Traced else x for x in _arrays_of(leaves)])
 
-    def _place(self, x: Any) -> Any:
-        """("array", index), ("Tensor", index, index or None), or ("constant", leaf); an index counts the slots."""
+    def _place(self, x: Any) -> tuple[str, Any, int | None]:
+        """("array", index, None), ("Tensor", index, index or None), or ("constant", leaf, None); an index counts the slots."""
         if isinstance(x, Tensor):
             return "Tensor", self._index(x.value), None if x.dot is None else self._index(x.dot.value)
-        return ("array", self._index(x)) if isinstance(x, np.ndarray) else ("constant", x)
+        return ("array", self._index(x), None) if isinstance(x, np.ndarray) else ("constant", x, None)
 
     def _index(self, x: Any) -> int:
         self.slots.append(self.recording.slot(x).number)
@@ -173,14 +173,11 @@ class _Recorded:
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The result with these arrays, one for each slot."""
-
-        def leaf(kind: str, *of: Any) -> Any:
-            if kind == "constant":
-                return of[0]
-            found = [None if i is None else np.asarray(arrays[i]) for i in of]
-            return found[0] if kind == "array" else Tensor(found[0], None if found[1] is None else Tensor(found[1]))
-
-        return tree_unflatten(self.spec, [leaf(*place) for place in self.places])
+        leaves = []
+        for kind, of, dot in self.places:
+            x = of if kind == "constant" else np.asarray(arrays[of])
+            leaves.append(x if kind != "Tensor" else Tensor(x, None if dot is None else Tensor(np.asarray(arrays[dot]))))
+        return tree_unflatten(self.spec, leaves)
 
 
 class _Replay:
