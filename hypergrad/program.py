@@ -3,9 +3,9 @@
     recording  ->  live instructions  ->  arena  ->  calls
 
 * An instruction is dropped where no output and no guard depends on it, and where an earlier one computes the same.
-* A view of an array of the arena is made once. So are constants.
+* A view of an array of the arena is made once. So are constants. One kernel does the work of several where together.py has one.
 * Arrays that do not leave the program lie in the arena, one block of memory; arrays that are not needed at the same time share its bytes.
-  What leaves it is allocated in each run.
+  What leaves it is allocated in each run. See arena.py.
 * A call is a function with its arguments bound. It does what the recorded one did, bit for bit.
 
 Beside its arithmetic a call costs one call of a function of Python or C, where the engine takes some ten for an op with its derivative.

@@ -172,6 +172,10 @@ def test_the_tape_reads_in_one_sitting() -> None:
     assert lines_of(PACKAGE / "tape.py") < 400
 
 
+def test_recordings_and_programs_read_in_one_sitting() -> None:
+    assert lines_of(PACKAGE / "program.py") + lines_of(PACKAGE / "backends" / "tracing.py") < 700
+
+
 def test_files_have_a_head_that_says_what_they_are_for() -> None:
     assert [p.name for p in SOURCES + TESTS if p.read_text(encoding="utf-8").strip() and not ast.get_docstring(parsed(p))] == []
 
