@@ -89,14 +89,12 @@ class Program:
         for i, n in self._held:
             registers[n] = arguments[i]
         profile = current_profile()
-        for call, label in self._calls:
-            if profile is None:
-                call()
-            else:
-                profile.run(label, call)
-        found = [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
-        _clear(registers, self._let_go)
-        return found
+        try:
+            for call, label in self._calls:
+                call() if profile is None else profile.run(label, call)
+            return [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
+        finally:
+            _clear(registers, self._let_go)
 
     # --- what need not be computed ---
 

@@ -76,6 +76,21 @@ def test_results_are_new_arrays_and_arguments_are_let_go():
     assert alive() is None
 
 
+def test_arguments_of_a_replay_that_fails_are_let_go():
+    def f(x):
+        with np.errstate(divide="raise"):
+            return hg.sum(hg.log(x))
+
+    captured = check(f, [(np.ones(10_000),)] * 3)
+    big = np.zeros(10_000)
+    alive = weakref.ref(big)
+    with pytest.raises(FloatingPointError):
+        captured(big)
+    del big
+    gc.collect()
+    assert alive() is None
+
+
 def test_arrays_that_it_closes_over_may_be_overwritten():
     """Those that only meet other constants, too: of one axis and of none, of a run, and images whose statistics a run keeps."""
     c, rate, images = np.ones(3), np.array(0.2), np.random.default_rng(0).standard_normal((1, 2, 4, 4, 1))
