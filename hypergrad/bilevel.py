@@ -163,6 +163,9 @@ class Stats:
         """Copies the measurements of the meter around the whole pass."""
         self.seconds, self.peak_bytes, self.peak_device_bytes = meter.seconds, meter.peak_bytes, meter.peak_device_bytes
 
+    def began(self, action: str, t: int) -> None:
+        """Told as a run begins an action: "first" for step t of the first run, "outer" after it, those of its schedule, "end"."""
+
     def hold(self, t: int, n_bytes: int, count: int = 1) -> None:
         """Counts state t as held."""
         self._held_bytes += n_bytes - self._held.get(t, 0)  # after an error in a backward run, t still counts as held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 import tracemalloc
@@ -16,6 +17,9 @@ class Meter:
     NumPy reports its buffers to tracemalloc, so the peak counts arrays as well as Python objects. On a GPU the arrays are in
     CuPy's memory pool, whose hooks count this thread's allocations, rounded up as the pool does. Tracing slows small
     operations down several times; measure time and memory in separate runs.
+
+    Python keeps freed tuples, lists and floats for later ones, which then allocate nothing. Where memory is traced, the outermost meter
+    collects garbage on entry, which empties these lists, so that the peak does not depend on what ran before.
 
     Meters nest.
 
@@ -42,6 +46,8 @@ class Meter:
             tracemalloc.start()
         self._traced = tracemalloc.is_tracing()
         if self._traced:
+            if not _open:
+                gc.collect()
             self._held, peak = tracemalloc.get_traced_memory()
             _note(peak)
             self._peak = self._lap = self._held

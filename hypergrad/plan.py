@@ -9,21 +9,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backends import is_on_gpu
-from .bilevel import Batches, Bilevel, DrawnBatches, HyperGradient, Stats, count_steps
+from .bilevel import Batches, Bilevel, HyperGradient, Stats, count_steps
 from .errors import ArgumentError
 from .meter import Meter
 from .optimizers import Optimizer
-from .passes import reversible, schedule, store
+from .passes import actions, reversible, schedule, store
+from .passes.actions import Bytes, Kind, Watched
 from .passes.forward import DIRECTIONS, block, forward, units
 from .passes.replay import LEAST_STEPS
-from .passes.reverse import objective, reverse
+from .passes.reverse import reverse, transposed_run
 from .state import set_aside
 from .tape import with_tangents
 from .transforms import tree_tensors
@@ -41,6 +41,8 @@ _BLOCK = 64  # directions of the larger forward run that is measured, at most
 _LEAST_BLOCK = 4  # of them, and more only as long as their states are within
 _BLOCK_BYTES = 64 * 2**20
 _REPEATS = 3
+_COUNT = "a number of states"
+_STEP: Kind = ("first", 0)
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,11 @@ def _line(a: tuple[int, float], b: tuple[int, float], slope: float = 0.0) -> _Li
     return _Line(b[1] - slope * b[0], slope)
 
 
-class _Bytes(NamedTuple):
-    """Bytes of a run: the peak of its first steps, which are recorded, that of what follows, and what each step leaves behind."""
-
-    first: int
-    later: int
-    note: float
-
-
 class _Parts:
-    """The measured parts of the costs of a problem, and the routes that they make up."""
+    """The measured parts of the costs of a problem, and the routes that they make up.
+
+    A way is a checkpoint policy of reverse mode, _COUNT for a number of states, or a number of directions of forward mode.
+    """
 
     def __init__(self, problem: Bilevel, hparams: PyTree, batches: Batches, n_steps: int, more: dict[str, Any]) -> None:
         self.problem, self.hparams, self.batches, self.n_steps, self.more = problem, hparams, batches, n_steps, more
@@ -206,160 +203,140 @@ class _Parts:
         self.high = min(self.block, _BLOCK, max(_LEAST_BLOCK, _BLOCK_BYTES // max(self.state_bytes, 1)))
         self.low = max(1, self.high // 4)
         self.undoes = n_steps > 1 and _undoes(optimizer.scheduled(n_steps, range(n_steps)))
-        self.draw: Callable[[int], Any] = batches.__getitem__
-        self._time()
-        self._trace()
+        self.seconds = self._time()
+        self.bytes = self._trace()
 
     # --- short runs, and what they say --------------------------------------------------------------------
 
-    def _reverse(self, n: int, checkpoints: Any, **more: Any) -> HyperGradient:
-        return reverse(self.problem, self.hparams, DrawnBatches(n, self.draw), checkpoints=checkpoints, **self.more, **more)
+    def _schedule(self, way: Any, n: int) -> schedule.Schedule | None:
+        """Of a short run of n steps; None for forward mode."""
+        return None if isinstance(way, int) else schedule.parse(self._checkpoints(way, n), n)
 
-    def _forward(self, n: int, directions: int) -> Any:
-        h, first = tree_tensors(self.hparams, "plan", "hparams"), DrawnBatches(n, self.draw)
-        seeds = units(self.leaves, 0, directions)
-        return set_aside(lambda: with_tangents(block, self.problem, h, seeds, directions, first, Stats("plan"), **self.more))
+    def _checkpoints(self, way: str, n: int) -> Any:
+        return max(1, min(n // 2, self._few())) if way == _COUNT else way
 
-    def _plain(self, n: int) -> Any:
-        h = tree_tensors(self.hparams, "plan", "hparams")
-        return set_aside(objective, self.problem, h, DrawnBatches(n, self.draw), Stats("plan"), **self.more)
+    def _few(self) -> int:
+        """A number of states with which few steps are run again."""
+        return self.n_steps.bit_length() + 1
 
-    def _time(self) -> None:
-        """Seconds over the steps, for each kind of run. They take turns, so that what slows the machine for a while slows all of them."""
-        runs: dict[str, Callable[[int], Any]] = {
-            "plain": lambda n: self._plain(n)[0].value,
-            "low": lambda n: self._forward(n, self.low)[0].value,
-            "high": lambda n: self._forward(n, self.high)[0].value,
-        }
-        for kind in ("all", "host", *["reversible"] * self.undoes):
-            runs[kind] = lambda n, kind=kind: self._reverse(n, kind).value  # type: ignore[misc]
+    def _run(self, way: Any, n: int, stats: Stats, **more: Any) -> Any:
+        """The first n steps, as a run of all steps would take them."""
+        more = {**self.more, "steps": range(n), "kept_among": self.n_steps, **more}
+        if not isinstance(way, int):
+            more["checkpoints"] = self._checkpoints(way, n)
+            return transposed_run("reverse", self.problem, self.hparams, self.batches, stats, **more)
+        h, seeds = tree_tensors(self.hparams, "plan", "hparams"), units(self.leaves, 0, way)
+        return set_aside(lambda: with_tangents(block, self.problem, h, seeds, way, self.batches, stats, **more))
+
+    def _watched(self, way: Any, n: int, mark: Callable[[], Any], shape: tuple[int, ...], dtype: Any) -> Watched:
+        """What notes marks of that shape in a short run."""
+        n_marks = 1 + sum(1 for _ in actions.actions(self._schedule(way, n), n))
+        return Watched("plan", mark=mark, marks=np.zeros((n_marks, *shape), dtype))
+
+    def _time(self) -> dict[Any, dict[Kind, float]]:
+        """Seconds of the actions of each way. They take turns, so that what slows the machine for a while slows all of them."""
+        ways = dict.fromkeys([self.low, self.high, "all", "sqrt", "host", *["reversible"] * self.undoes])
         few, most = min(self.n_steps, LEAST_STEPS), min(self.n_steps, _MOST_TIMED)
-        first = {k: self._seconds_of(run, few) for k, run in runs.items()}  # which warms up
-        steps = {k: max(few, min(most, int(_SHORT_S / max(x.slope, 1e-6)))) for k, x in first.items()}
-        found: dict[str, list[_Line]] = {k: [] for k in runs}
+        first = {way: actions.seconds_per_step(self._seconds_of(way, few)) for way in ways}  # which warms up
+        steps = {way: max(few, min(most, int(_SHORT_S / max(x, 1e-6)))) for way, x in first.items()}
+        found: dict[Any, list[dict[Kind, float]]] = {way: [] for way in ways}
         spent = 0.0
         while spent < _LONG_S and len(found["all"]) < _REPEATS:
             with Meter() as meter:
-                for k, run in runs.items():
-                    found[k].append(self._seconds_of(run, steps[k]))
+                for way in ways:
+                    found[way].append(self._seconds_of(way, steps[way]))
             spent += meter.seconds
-        took = {k: _Line(*(statistics.median(column) for column in zip(*lines, strict=True))) for k, lines in found.items()}
-        self.seconds, low, high = took, took["low"], took["high"]
-        self.tangents_start_s = _line((self.low, low.start), (self.high, high.start))
-        self.tangents_step_s = _line((self.low, low.slope), (self.high, high.slope))
-
-    def _seconds_of(self, run: Callable[[int], Any], n: int) -> _Line:
-        """Seconds over the number of steps, by a run of n steps.
-
-        A step begins when its batch is read, in every pass. The first steps are recorded and the later ones replayed, which is cheaper.
-        The steps in the middle of the run are neither the first ones of the run nor of its way back, so that their mean is that of the
-        steps that would follow. Work on a GPU goes on beside the host's, so there a run without steps tells what is not the steps'.
-        """
-        begun: list[tuple[int, float]] = []
-
-        def draw(t: int) -> Any:
-            begun.append((t, time.perf_counter()))
-            return self.batches[t]
-
-        with Meter() as nothing:
-            if self.on_gpu:
-                _wait(run(0))
-        self.draw = draw
-        with Meter() as meter:
-            _wait(run(n))
-        self.draw = self.batches.__getitem__
+        took = {way: {kind: statistics.median([x[kind] for x in rounds]) for kind in rounds[0]} for way, rounds in found.items()}
         if self.on_gpu:
-            return _line((0, nothing.seconds), (n, meter.seconds))
-        middle = range(n // 4, n - n // 4)
-        slope = sum([after - at for (t, at), (_, after) in pairwise(begun) if t in middle]) / len(middle)
-        return _Line(meter.seconds - slope * n, slope)
+            n, every, sqrt = steps["sqrt"], took["all"], took["sqrt"]
+            reruns = schedule.parse("sqrt", n).reruns
+            took["sqrt"] = {**every, ("step", 0): max(sqrt[_STEP] - every[_STEP], 0.0) * n / max(reruns, 1)}
+        return took
 
-    def _trace(self) -> None:
-        """Bytes of the parts: what a run allocates beside the states that it counts, and what it notes of each step."""
+    def _seconds_of(self, way: Any, n: int) -> dict[Kind, float]:
+        """Seconds of the actions of a run of n steps.
+
+        Work on a GPU goes on beside the host's, so there a run without steps tells what is not the steps', and the first action of a step
+        stands for all of it.
+        """
+        if self.on_gpu:
+            with Meter() as nothing:
+                _wait(self._run(way, 0, Stats("plan")))
+            with Meter() as meter:
+                _wait(self._run(way, n, Stats("plan")))
+            return {("start", 0): nothing.seconds, _STEP: max(meter.seconds - nothing.seconds, 0.0) / n}
+        run = self._watched(way, n, time.perf_counter, (), float)
+        run.began("start", 0)
+        _wait(self._run(way, n, run))
+        run.began("nothing", 0)
+        return actions.seconds_by_kind(self._schedule(way, n), n, run.marks[: run.n_marks])
+
+    def _trace(self) -> dict[Any, Bytes]:
+        """Bytes of the parts of each way."""
         notes = self.n_steps * _NOTED_BYTES > _LITTLE * self.state_bytes  # whether what is noted of the steps counts
         n = min(self.n_steps, (_MORE_STEPS if notes else 1) * (_TRACED_STEPS if self.on_gpu else 2 * LEAST_STEPS))
-        low, high = (self._bytes_of(self._forward, n, p) for p in (self.low, self.high))  # forward mode stores no states
-        note = low.note  # of each step, whatever is stored: its loss
-        self.tangents_first_bytes = _line((self.low, low.first), (self.high, high.first), self.state_bytes)
-        self.tangents_bytes = _line((self.low, low.later), (self.high, high.later), self.state_bytes)
-        self.later_notes = note * (self.n_steps - n)
-        stored = self._bytes_of(self._reverse, n, "all")
-        self.unit_bytes = max(stored.note - note, float(self.state_bytes))  # of a stored state, with the objects around its arrays
-        self.first_bytes = {"all": stored.first}
-        self.besides = {"all": _Line(stored.later - n * (self.unit_bytes + note), note)}
-        few = max(1, min(n // 2, self.n_steps.bit_length() + 1))
-        for kind, checkpoints in (("sqrt", "sqrt"), ("count", few), ("host", "host"), *[("reversible", "reversible")] * self.undoes):
-            found = self._bytes_of(self._reverse, n, checkpoints)
-            states = self.stats.states_held * (self.unit_bytes if kind in ("sqrt", "count") else self.state_bytes)
-            around = found.note - self.stats.residue_bytes / n  # with a residue's objects, or the place of a state in the file
-            noted = max(note, around) if kind in ("host", "reversible") else note
-            self.first_bytes[kind] = found.first
-            self.besides[kind] = _Line(found.later - states - self.stats.residue_bytes - n * noted, noted)
-        self.residues = self._late_residues(n, self.stats.residue_bytes) if self.undoes else _Line(0.0, 0.0)
+        found: dict[Any, Bytes] = {}
+        note, again = None, float(self.state_bytes)
+        for way in dict.fromkeys([self.low, self.high, "sqrt", "all", _COUNT, "host", *["reversible"] * self.undoes]):
+            run = self._watched(way, n, lambda: meter.lap(), (2,), np.int64)
+            with Meter(memory=True) as meter:
+                run.began("start", 0)
+                kept = self._run(way, n, run)  # its results count
+                run.began("nothing", 0)
+            del kept
+            found[way] = actions.bytes_of(self._schedule(way, n), n, run, note=note, again=again)
+            note, again = found[self.low].note, found["sqrt"].again if "sqrt" in found else again
+        if self.undoes:
+            found["reversible"] = self._with_late_residues(n, found["reversible"])
+        return found
 
-    def _bytes_of(self, run: Callable[..., Any], n: int, *args: Any) -> _Bytes:
-        """Bytes of a run of n steps. As in `_seconds_of`, a step begins when its batch is read."""
-        laps = np.zeros((8 * n + 8, 2), np.int64)  # made beforehand, so that nothing of it counts as held by the run
-        at = [-1] * n  # of each step, the number of its first lap
-        number = 0
-
-        def draw(t: int) -> Any:
-            nonlocal number
-            laps[number % len(laps)] = meter.lap()
-            at[t] = number if at[t] < 0 else at[t]
-            number += 1
-            return self.batches[t]
-
-        self.draw = draw
-        with Meter(memory=True) as meter:
-            kept = run(n, *args)  # its results count
-            laps[number] = meter.lap()
-        self.draw = self.batches.__getitem__
-        if isinstance(kept, HyperGradient):
-            self.stats = kept.stats
-        middle, last = at[n // 2], at[n - 1]
-        note = (laps[last, 0] - laps[at[n // 4], 0]) / max(n - 1 - n // 4, 1)
-        return _Bytes(int(laps[: middle + 1, 1].max()), int(laps[middle + 1 : number + 1, 1].max()), max(float(note), 0.0))
-
-    def _late_residues(self, n: int, first: int) -> _Line:
-        """Bytes of the residues over the number of steps, where the first n steps have `first` bytes.
+    def _with_late_residues(self, n: int, parts: Bytes) -> Bytes:
+        """With the residues of all steps, where those of the first n steps are known.
 
         The first steps have large residues, as the velocity grows from zero and is small beside the gradient. So the residues of later
         steps are taken from the last steps of a run that is _LATE times as long.
         """
         late = min(self.n_steps, _LATE * n)
         last = late - n + 1 if late < 2 * n else n  # the residue of the first of these steps is not kept
-        slope = first / max(n - 1, 1)
+        slope = parts.residues[-1] / max(n - 1, 1)
         if last > 1:
-            slope = self._reverse(late, "reversible", last=last).stats.residue_bytes / (last - 1)
-        return _Line(first - slope * n, slope)
+            stats = Stats("plan")
+            self._run("reversible", late, stats, last=last)
+            slope = stats.residue_bytes / (last - 1) + parts.of_residue
+        rest = parts.residues[-1] + slope * np.arange(1, self.n_steps - n + 1)
+        return replace(parts, residues=np.concatenate([parts.residues, rest]))
 
     # --- routes --------------------------------------------------------------------------------------------
 
     def policies(self, memory_bytes: int | None) -> list[Any]:
         """Checkpoint policies to compare: a few, and the number of states that a budget has room for."""
-        found: list[Any] = ["all", "sqrt", self.n_steps.bit_length() + 1]
+        found: list[Any] = ["all", "sqrt", self._few()]
         if memory_bytes is not None:
-            room = memory_bytes - self.besides["count"].at(self.n_steps)
-            found.append(int(room // self.unit_bytes) if self.unit_bytes else "all")
+            found.append(self._most_states(memory_bytes))
         found = [c for c in dict.fromkeys(found) if isinstance(c, str) or 1 <= c < self.n_steps]
         return [*found, *["reversible"] * self.undoes, "host"]
+
+    def _most_states(self, memory_bytes: int) -> int:
+        """About the most states that a budget has room for; 0 where there is no room for one."""
+        states, unit = self._few(), max(self.bytes[_COUNT].again, 1.0)
+        for _ in range(4):  # peaks are nearly on a line over the states
+            room = memory_bytes - self.reverse(max(states, 1)).peak_bytes
+            found = min(max(states + int(room // unit), 0), self.n_steps)
+            if found == states:
+                break
+            states = found
+        return states
 
     def reverse(self, checkpoints: Any) -> Route:
         """The route of reverse mode with this policy."""
         counts = schedule.parse(checkpoints, self.n_steps)
-        kind = "count" if isinstance(checkpoints, int) else checkpoints
+        way = _COUNT if isinstance(checkpoints, int) else checkpoints
+        seconds, peak = actions.cost(counts, self.n_steps, self.seconds["sqrt" if way == _COUNT else way], self.bytes[way])
         states, held = counts.states, float(counts.states * self.state_bytes)
-        if kind in self.seconds:
-            seconds = self.seconds[kind].at(self.n_steps)
-        else:
-            seconds = self.seconds["all"].at(self.n_steps) + counts.reruns * self.seconds["plain"].slope
         if checkpoints == "host":
             states, held = 1, float(self.state_bytes)
         if checkpoints == "reversible":
-            held += self.residues.at(self.n_steps)
-        objects = states * (self.unit_bytes - self.state_bytes) if kind in ("all", "sqrt", "count") else 0.0
-        peak = max(self.first_bytes[kind], self.besides[kind].at(self.n_steps) + held + objects)
+            held += float(self.bytes[way].residues[-1])
         name = f"reverse, {checkpoints} states" if isinstance(checkpoints, int) else f"reverse, {checkpoints}"
         return Route(name, "reverse", {"checkpoints": checkpoints}, seconds, int(peak), states, int(held), counts.reruns)
 
@@ -367,19 +344,25 @@ class _Parts:
         """Directions of a block to compare: as many as forward mode takes by itself, and as many as a budget has room for."""
         found = [self.block]
         if memory_bytes is not None:
-            line = self.tangents_bytes
-            found.append(int((memory_bytes - line.start - self.later_notes) / line.slope) if line.slope > 0 else self.block)
+            _, line = self._tangents()
+            found.append(int((memory_bytes - line.start) / line.slope) if line.slope > 0 else self.block)
         return [p for p in dict.fromkeys(found) if 1 <= p <= self.block]
+
+    def _tangents(self) -> tuple[_Line, _Line]:
+        """Seconds and peak bytes of a run over the number of directions."""
+        low, high = (actions.cost(None, self.n_steps, self.seconds[way], self.bytes[way]) for way in (self.low, self.high))
+        return _line((self.low, low[0]), (self.high, high[0])), _line((self.low, low[1]), (self.high, high[1]), self.state_bytes)
 
     def forward(self, directions: int) -> Route:
         """The route of forward mode with blocks of so many directions."""
         whole, rest = divmod(self.n_hparams, directions)
         sizes = [directions] * whole + [rest] * (rest > 0)
-        seconds = sum(self.tangents_start_s.at(p) + self.n_steps * self.tangents_step_s.at(p) for p in sizes)
-        peak = max(self.tangents_first_bytes.at(directions), self.tangents_bytes.at(directions) + self.later_notes)
+        of_seconds, of_bytes = self._tangents()
+        seconds = sum(of_seconds.at(p) for p in sizes)
         states = 1 + directions
         name = f"forward, {'all directions' if directions == self.n_hparams else f'blocks of {directions}'}"
-        return Route(name, "forward", {"directions": directions}, seconds, int(peak), states, states * self.state_bytes, 0)
+        peak = int(of_bytes.at(directions))
+        return Route(name, "forward", {"directions": directions}, seconds, peak, states, states * self.state_bytes, 0)
 
 
 def _undoes(optimizer: Optimizer) -> bool:
@@ -390,6 +373,7 @@ def _undoes(optimizer: Optimizer) -> bool:
     return True
 
 
-def _wait(value: Any) -> None:
-    """Until the device has computed it."""
+def _wait(result: Any) -> None:
+    """Until the device has computed the value of a pass."""
+    value = result.value if isinstance(result, HyperGradient) else result[0].value
     float(value)

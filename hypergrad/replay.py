@@ -17,6 +17,7 @@ from .trees import PyTree, tree_flatten, tree_unflatten
 MOST_PROGRAMS = 8  # of one function: where its calls are of more kinds, those of the later kinds are not replayed
 MOST_FAILURES = 3  # of recordings and replays, until no more are tried
 
+_NEVER_TAKEN = 20  # elements of the tuples of which Python 3.11 keeps up to 2,000 free ones, yet takes none of them for a new tuple
 _CONSTANTS = (bool, int, float, str, bytes)
 
 
@@ -85,7 +86,8 @@ class Replays:
             x = leaves[kinds.index(None)]
             self._failed(f"of the {name} an argument is a {type(x).__name__}, neither array nor number: it could change unseen")
             return f(number, tree)
-        key = (name, *kind, keep_for is None, () if kept is None else kept.names, spec, *kinds)
+        asked = [name, *kind, keep_for is None, () if kept is None else kept.names, spec, *kinds]
+        key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
         known = self._known.get(key)
         if type(known) is _Replay:
             try:

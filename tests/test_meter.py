@@ -75,6 +75,16 @@ def test_an_inner_meter_does_not_hide_the_peak_of_the_outer_one():
     assert (outer.peak_bytes, middle.peak_bytes, inner.peak_bytes) == (near(7 * MB), near(4 * MB), near(MB))
 
 
+def test_free_objects_that_python_keeps_do_not_hide_new_ones():
+    def tuples():
+        with Meter(memory=True) as meter:
+            made = [(i, i, i) for i in range(1500)]
+        return meter.peak_bytes - sys.getsizeof(made)
+
+    tuples()  # which leaves free ones behind
+    assert tuples() > 1500 * sys.getsizeof((1, 2, 3))
+
+
 def test_without_tracing_there_is_no_peak():
     with Meter() as meter:
         allocate(MB)

@@ -27,19 +27,20 @@ class Replayed:
     nothing is. Steps of the same kind have the same cotangents missing.
 
     Args:
+        kept_among: the steps that share the room for what is kept.
         state_bytes: of one state.
 
     Attributes:
         keeps: whether steps may keep results for their transposition.
     """
 
-    def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], state_bytes: int) -> None:
+    def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], kept_among: int, state_bytes: int) -> None:
         self.dynamics, self.stats = dynamics, stats
         self.keeps = False
         self._kept: dict[int, tuple[Kept, list[Any]]] = {}  # with the fingerprints of what the step read
         self._unchanged: dict[Trace, bool] = {}  # whether the constants of the recordings that kept it are
         self._kept_bytes = 0
-        self._most_kept = max(MOST_KEPT_BYTES // max(n_steps, 1), state_bytes // 8)
+        self._most_kept = max(MOST_KEPT_BYTES // max(kept_among, 1), state_bytes // 8)
         why = dynamics.unrecordable()
         if n_steps < LEAST_STEPS:
             why = f"the run has {n_steps} steps, and recording pays from {LEAST_STEPS}"

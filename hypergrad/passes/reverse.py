@@ -95,9 +95,11 @@ def reverse(
     )
 
 
-def transposed_run(mode: str, problem: Bilevel, hparams: PyTree, batches: Batches, **more: Any) -> HyperGradient:
-    """The pass of that name over one run, recorded as one op. `more` goes to `objective`."""
-    stats = Stats(mode)
+def transposed_run(
+    mode: str, problem: Bilevel, hparams: PyTree, batches: Batches, stats: Stats | None = None, **more: Any
+) -> HyperGradient:
+    """The pass of that name over one run, recorded as one op. `more` goes to `objective`. Args: stats: to count into."""
+    stats = Stats(mode) if stats is None else stats
 
     def value_of(h: PyTree, stats: Stats = stats, **other: Any) -> tuple[Tensor, Unrolled]:
         return objective(problem, h, batches, stats, **{**more, **other})

@@ -42,7 +42,8 @@ class Run:
         make_store: makes the store of the states.
         per_step: for each leaf of `args`, whether it has one row for each step. Step t then gets row t alone.
         callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
-        keeps: whether steps may keep results for their transposition, beside the states that the schedule wants.
+        kept_among: the steps that share the room for results which steps keep for their transposition, beside the states that the
+            schedule wants; 0 where they keep none.
     """
 
     dynamics: Dynamics
@@ -54,7 +55,7 @@ class Run:
     make_store: Callable[[Stats], Store]
     per_step: Sequence[bool] = ()
     callback: Callback | None = None
-    keeps: bool = False
+    kept_among: int = 0
     proven: ClassVar[bool] = True
 
     def __post_init__(self, state: PyTree, args: PyTree) -> None:
@@ -63,10 +64,10 @@ class Run:
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
-        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs, n_bytes(state))
+        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs, self.kept_among, n_bytes(state))
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
-        self.results: dict[int, Results | None] = {}  # of the steps whose states are in the device's memory
+        self.results: dict[int, Results] = {}  # of the steps whose states are in the device's memory
         self.losses: list[Tensor] = []
         self.traces: list[tuple[int | None, ...]] = []
         self.proven_steps = True
@@ -113,10 +114,11 @@ class Run:
         self.results.clear()
         self.steps.forget()
         # A stored state is transposed as it is, and its step run once, so that the step may keep results for that.
-        self.steps.keeps = self.keeps and self.schedule.reruns == 0 and isinstance(store, Memory) and store.exact
+        self.steps.keeps = self.kept_among > 0 and self.schedule.reruns == 0 and isinstance(store, Memory) and store.exact
         self.stats.residue_bytes = self.stats.kept_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
+            self.stats.began("first", t)
             if store is not None and t in wanted:
                 store.put(t, state)
             if t in undone:
@@ -124,7 +126,9 @@ class Run:
                 self.residues.append(residue)
                 self.stats.residue_bytes += residue.nbytes
             else:
-                kept = self.results[t] = new_results() if isinstance(store, Memory) and t in wanted else None
+                kept = new_results() if isinstance(store, Memory) and t in wanted else None
+                if kept is not None:
+                    self.results[t] = kept
                 step = keeping(kept, self.steps.step, state, self._args(args, t), t, t in wanted)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
@@ -134,6 +138,7 @@ class Run:
             if step.loss is not None:
                 self.losses.append(step.loss.detach())
             outputs.append(step.output)
+        self.stats.began("outer", self.n_steps)
         if store is not None and self.n_steps in wanted:
             store.put(self.n_steps, state)
         if all(x is None for x in outputs):
@@ -182,13 +187,11 @@ class Run:
         reads_after = self.dynamics.reads_after(self._args(args, 0)) if self.n_steps else False
         t = 0
         for action, t in self.schedule.backward():
+            self.stats.began(action, t)
             if action == "load":
                 state = store.get(t)
             elif action == "step":
-                step = self.steps.step(state, self._args(args, t), t)
-                self._check(t, step.loss, digests(step.compared))
-                self.stats.steps_rerun += 1
-                state = step.state
+                state = self._step_again(state, self._args(args, t), t)
             elif action == "undo":
                 state = cast(Reversible, self.dynamics).undo(state, self._args(args, t), t, self.residues.pop())
                 self.stats.steps_rerun += 1
@@ -198,21 +201,34 @@ class Run:
                 store.drop(t)
             else:
                 row = [None if b is None else _row(b, t) for b in stacked]
-                kept = self.results.pop(t, None)
-                if kept is not None:
-                    kept.rewind()
-                given = state, self._args(args, t), t, after if reads_after else None, bar, row, self.proven_steps
-                pulled = keeping(kept, self.steps.step_transposed, *given)
-                if store.exact:
-                    # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
-                    rounded = pulled.compared is not None and digests(pulled.compared) != self.traces[t]
-                    again = self.dynamics.step(state, self._args(args, t), t) if rounded else pulled
-                    self._check(t, again.loss, digests(again.compared))
-                bar, after = pulled.state_bar, state if reads_after else None
-                totals.add(pulled.args_bar, t)
+                bar, args_bar = self._back(state, self._args(args, t), t, after if reads_after else None, bar, row, store.exact)
+                after = state if reads_after else None
+                totals.add(args_bar, t)
+                del args_bar, row
+        self.stats.began("end", 0)
         if t > 0:  # truncated: what would flow on into the state before step t
             bar = [None] * self.n_state
         return [*bar, *totals.values()]
+
+    def _step_again(self, state: PyTree, args: PyTree, t: int) -> PyTree:
+        """The state after step t, which has been run before."""
+        step = self.steps.step(state, args, t)
+        self._check(t, step.loss, digests(step.compared))
+        self.stats.steps_rerun += 1
+        return step.state
+
+    def _back(self, state: PyTree, args: PyTree, t: int, after: PyTree, bar: Bars, row: Bars, exact: bool) -> tuple[Bars, Bars]:
+        """The cotangents of the state before step t and of the arguments. Args: exact: whether the step must be the one that was run."""
+        kept = self.results.pop(t, None)
+        if kept is not None:
+            kept.rewind()
+        pulled = keeping(kept, self.steps.step_transposed, state, args, t, after, bar, row, self.proven_steps)
+        if exact:
+            # A tape that records a gradient takes fused ops' composed references, which round otherwise: ask the step itself.
+            rounded = pulled.compared is not None and digests(pulled.compared) != self.traces[t]
+            again = self.dynamics.step(state, args, t) if rounded else pulled
+            self._check(t, again.loss, digests(again.compared))
+        return pulled.state_bar, pulled.args_bar
 
     def _check(self, t: int, loss: Tensor | None, trace: tuple[int | None, ...]) -> None:
         """Raises: DifferentiationError unless step t, run again, was the same as the first time. Only readable arrays are compared."""

@@ -51,8 +51,14 @@ def unrolled(
     callback: Callback | None = None,
     running_loss: Callable[[PyTree, PyTree, int], Tensor] | None = None,
     steps: range | None = None,
+    kept_among: int | None = None,
 ) -> Unrolled:
-    """See `unroll`. `steps` are those to take of all batches, where `state` is that before the first of them; None for all."""
+    """See `unroll`.
+
+    Args:
+        steps: those to take of all batches, where `state` is that before the first of them; None for all.
+        kept_among: how many steps share the room for results that they keep; None for those of this run.
+    """
     n_total = count_steps("unroll", batches)
     steps = range(n_total) if steps is None else steps
     n_steps = len(steps)
@@ -89,7 +95,7 @@ def unrolled(
         make_store=store.parse(checkpoints, start),
         per_step=per_step,
         callback=on_arrays,
-        keeps=memory_bytes is None,
+        kept_among=0 if memory_bytes is not None else n_steps if kept_among is None else kept_among,
     )
     (w, state), outputs = run()
     if n_weights := sum(x.size for x in tree_leaves(w_0)) * len(plan.undone):
