@@ -36,6 +36,7 @@ _TRACED_STEPS = 8  # of a run whose memory is measured, where nothing is recorde
 _NOTED_BYTES = 500  # of a step, about: its loss in its Tensor, and its places in lists
 _LITTLE = 0.5  # of a state: no more counts for little
 _MORE_STEPS = 4  # times as many steps are run to learn it precisely
+_MORE_NOTES = 3  # times as many again of the runs that tell what is noted
 _LATE = 4  # times as many steps are run to learn the residues of later steps
 _BLOCK = 64  # directions of the larger forward run that is measured, at most
 _LEAST_BLOCK = 4  # of them, and more only as long as their states are within
@@ -133,8 +134,8 @@ def plan(
     Raises: ArgumentError if no pass fits in memory_bytes (it names the smallest), and what `reverse` and `forward` raise.
     Memory: that of a pass over a few steps.
     Time: up to 24 runs that are timed, of 0.1 s or of 12 steps, whichever takes longer; half as many where a round of them takes a
-        second. Seven whose memory is traced, which slows them, of 24 steps, or of 96 where states are small; one of four times as many
-        where steps can be undone.
+        second. Seven whose memory is traced, which slows them, of 24 steps, or of 96 and two of them of 288 where states are small;
+        one of four times as many where steps can be undone.
     Example:
         >>> problem = hg.Bilevel(
         ...     lambda w, h, b: hg.sum((w - h) ** 2), lambda w, h: hg.sum(w**2), lambda h: np.zeros(2), lambda h: hg.SGD(lr=0.25)
@@ -275,16 +276,19 @@ class _Parts:
         """Bytes of the parts of each way."""
         notes = self.n_steps * _NOTED_BYTES > _LITTLE * self.state_bytes  # whether what is noted of the steps counts
         n = min(self.n_steps, (_MORE_STEPS if notes else 1) * (_TRACED_STEPS if self.on_gpu else 2 * LEAST_STEPS))
+        steps: dict[Any, int] = dict.fromkeys([self.low, self.high, "sqrt", "all", _COUNT, "host", *["reversible"] * self.undoes], n)
+        if notes:  # more steps yet where nothing else grows
+            steps[self.low] = steps["host"] = min(self.n_steps, _MORE_NOTES * n)
         found: dict[Any, Bytes] = {}
         note, again = None, float(self.state_bytes)
-        for way in dict.fromkeys([self.low, self.high, "sqrt", "all", _COUNT, "host", *["reversible"] * self.undoes]):
-            run = self._watched(way, n, lambda: meter.lap(), (2,), np.int64)
+        for way, n_traced in steps.items():
+            run = self._watched(way, n_traced, lambda: meter.lap(), (2,), np.int64)
             with Meter(memory=True) as meter:
                 run.began("start", 0)
-                kept = self._run(way, n, run)  # its results count
+                kept = self._run(way, n_traced, run)  # its results count
                 run.began("nothing", 0)
             del kept
-            found[way] = actions.bytes_of(self._schedule(way, n), n, run, note=note, again=again)
+            found[way] = actions.bytes_of(self._schedule(way, n_traced), n_traced, run, note=note, again=again)
             note, again = found[self.low].note, found["sqrt"].again if "sqrt" in found else again
         if self.undoes:
             found["reversible"] = self._with_late_residues(n, found["reversible"])

@@ -167,7 +167,7 @@ def bytes_of(schedule: Schedule | None, n_steps: int, run: Watched, *, note: flo
     """
     acts, laps = list(actions(schedule, n_steps)), run.marks[: run.n_marks]
     held, residues = laps[:, 0], run.residues[1 : n_steps + 2]
-    begin, end = n_steps // 4, n_steps - 1  # the later steps of the first run, of which step t is action t + 1
+    begin, end = n_steps // 2, n_steps - 1  # the later steps of the first run, of which step t is action t + 1
     put, steps = acts[end].stored - acts[begin].stored, max(end - begin, 1)
     grown = float(held[end + 1] - held[begin + 1] - (residues[end] - residues[begin])) - (note or 0.0) * steps
     of_residue = max(grown / steps, 0.0) if residues[-1] else 0.0
@@ -191,7 +191,11 @@ def bytes_of(schedule: Schedule | None, n_steps: int, run: Watched, *, note: flo
 def cost(schedule: Schedule | None, n_steps: int, seconds: dict[Kind, float], parts: Bytes) -> tuple[float, float]:
     """Seconds and peak bytes of a run. Args: seconds: of an action of each class."""
     total, peak = 0.0, 0.0
+    of_kind: dict[Kind, tuple[float, float]] = {}
     for action in actions(schedule, n_steps):
-        total += _nearest(seconds, action.kind)
-        peak = max(peak, parts.held(action, n_steps) + _nearest(parts.beside, action.kind))
+        kind = action.kind
+        if kind not in of_kind:
+            of_kind[kind] = _nearest(seconds, kind), _nearest(parts.beside, kind)
+        total += of_kind[kind][0]
+        peak = max(peak, parts.held(action, n_steps) + of_kind[kind][1])
     return total, peak

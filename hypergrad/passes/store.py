@@ -108,7 +108,8 @@ class File(Store):
     def __init__(self, stats: Stats, directory: os.PathLike[str] | None = None) -> None:
         super().__init__(stats)
         self.directory = directory or tempfile.gettempdir()
-        self.places: dict[int, tuple[int, _Layout]] = {}  # by t: the first byte; states alike share their layout
+        self.starts: list[int] = []  # of state t in the file, at place t
+        self.layouts: list[_Layout | None] = []  # states alike share theirs; None for a state that is not there
         self.layout: _Layout | None = None
         self.end = 0
         self.map: mmap.mmap | None = None
@@ -131,7 +132,9 @@ class File(Store):
             self.file.truncate(self.end + layout.length)  # as long as the map will be, whatever the last leaf is; it flushes, too
         except OSError as error:
             raise self._failed(error) from error
-        self.places[t] = self.end, layout
+        self.starts.extend([0] * (t + 1 - len(self.starts)))
+        self.layouts.extend([None] * (t + 1 - len(self.layouts)))
+        self.starts[t], self.layouts[t] = self.end, layout
         self.end += layout.length
         self.offload(layout.n_bytes)
 
@@ -147,7 +150,8 @@ class File(Store):
         return self.layout
 
     def get(self, t: int) -> PyTree:
-        start, layout = self.places[t]
+        start, layout = self.starts[t], self.layouts[t]
+        assert layout is not None
         if self.map is None and self.end:
             self.map = mmap.mmap(self.file.fileno(), self.end, access=mmap.ACCESS_READ)
         self.stats.hold(t, layout.n_bytes)
@@ -159,7 +163,9 @@ class File(Store):
         return np.ndarray(shape, dtype, self.map, start)
 
     def drop(self, t: int) -> None:
-        self.offload(-self.places.pop(t)[1].n_bytes)
+        layout, self.layouts[t] = self.layouts[t], None
+        assert layout is not None
+        self.offload(-layout.n_bytes)
         self.stats.release(t)
 
     def _failed(self, error: OSError) -> ArgumentError:
