@@ -157,8 +157,9 @@ contextvars.copy_context().run(run)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_that_is_released_leaves_no_gaps_in_the_heap():
+def test_memory_that_is_released_leaves_no_gaps_in_the_heap(tmp_path):
     from_heap = {"MALLOC_MMAP_THRESHOLD_": str(32 * MB)}  # glibc raises it to this by itself when large arrays are freed
-    out = subprocess.run([sys.executable, "-c", GAPS], env=os.environ | from_heap, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", GAPS]
+    out = subprocess.run(command, env=os.environ | from_heap, cwd=tmp_path, capture_output=True, text=True, check=True)
     grown, left = map(int, out.stdout.split())
     assert grown > 30 * MB and left < 4 * MB
