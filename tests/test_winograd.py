@@ -250,7 +250,7 @@ def test_a_channel_without_scale_has_its_first_pixel_as_winner():
 
 def test_gradients_of_maml_stay_near_those_in_float64():
     """Rounding flips some winners of the pooling, and steps amplify that. Convolutions of few images that took more of them for ties than
-    rounding explains made the median of this error 0.07, with every instruction set."""
+    rounding explains made the median of this error 0.07, with every instruction set; those of many images alone made it 0.001."""
     method, off = MAML(n_way=5), []
     labels = [np.repeat(np.arange(5), count)[None] for count in (1, 15)]
     for seed in range(5):
@@ -267,4 +267,4 @@ def test_gradients_of_maml_stay_near_those_in_float64():
         found, exact = grads
         size = sum(np.sum(x**2) for x in exact.values())
         off.append(np.sqrt(sum(np.sum((found[name] - x) ** 2) for name, x in exact.items()) / size))
-    assert np.median(off) < 0.02, off
+    assert np.median(off) < 1e-4, off
