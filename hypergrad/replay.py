@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from .backends.host import AT_RELEASE
 from .backends.tracing import Trace, Traced, Untraceable, recorded_whole
-from .program import Diverged, Program
+from .calls import Diverged
+from .program import Program
 from .sharing import Kept, Names, dear_results
 from .tape import Tensor
 from .trees import PyTree, tree_flatten, tree_unflatten
@@ -17,8 +21,38 @@ from .trees import PyTree, tree_flatten, tree_unflatten
 MOST_PROGRAMS = 8  # of one function: where its calls are of more kinds, those of the later kinds are not replayed
 MOST_FAILURES = 3  # of recordings and replays, until no more are tried
 
+MOST_SHARED = 8  # functions whose replays are kept for later runs, the last ones
+MOST_SHARED_BYTES = 2**26  # of all arenas that are kept for later runs
+
 _NEVER_TAKEN = 20  # elements of the tuples of which Python 3.11 keeps up to 2,000 free ones, yet takes none of them for a new tuple
 _CONSTANTS = (bool, int, float, str, bytes)
+
+
+class Shared:
+    """What runs of one function leave for later runs of it: a replay of each kind of call."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, _Replay] = {}
+        self.names = Names()
+
+
+_shared: WeakKeyDictionary[Any, Shared] = WeakKeyDictionary()
+AT_RELEASE.append(_shared.clear)
+
+
+def shared_by(function: Any) -> Shared | None:
+    """What earlier runs of this function have left. None where that cannot be told, and where memory is traced: what is left is memory
+    that the trace would not count."""
+    if tracemalloc.is_tracing():
+        return None
+    try:
+        if function in _shared:
+            return _shared[function]
+        for oldest in [*_shared][: len(_shared) - MOST_SHARED + 1]:
+            del _shared[oldest]
+        return _shared.setdefault(function, Shared())
+    except TypeError:  # it has no hash, or nothing can tell when it is gone
+        return None
 
 
 class Replays:
@@ -32,16 +66,17 @@ class Replays:
             in every replay, and what it keeps of an array is made anew.
         keep: as `Program` has it.
         why: why nothing is replayed, if that is known.
+        shared: what earlier runs have left. A replay of theirs is taken after one recording that agrees with it, instead of two.
 
     Attributes:
         program: what is replayed, or why nothing is.
     """
 
-    def __init__(self, why: str | None = None, *, whole: bool = False, keep: bool = True) -> None:
+    def __init__(self, why: str | None = None, *, whole: bool = False, keep: bool = True, shared: Shared | None = None) -> None:
         self.whole, self.keep, self.able = whole, keep, why is None
         self.program = f"none: {why or 'no call was like two earlier ones'}"
         self._known: dict[Any, _Recorded | _Replay] = {}
-        self._names = Names()
+        self._shared = shared or Shared()
         self._failures = 0
         self._busy = Lock()  # a program has one arena
 
@@ -86,29 +121,41 @@ class Replays:
             x = leaves[kinds.index(None)]
             self._failed(f"of the {name} an argument is a {type(x).__name__}, neither array nor number: it could change unseen")
             return f(number, tree)
-        asked = [name, *kind, keep_for is None, () if kept is None else kept.names, spec, *kinds]
+        asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, *kinds]
         key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
         known = self._known.get(key)
-        if type(known) is _Replay:
+        if type(known) is _Replay and known.busy.acquire(blocking=False):
             try:
                 return known(arguments, keep_for, kept)
             except Diverged:
                 self._failed(f"of the {name} a truth value depends on the numbers")
             except Exception as error:  # the function raises it again, in its own words
                 self._failed(f"{type(error).__name__}: {error}")
-        elif known is not None or len(self._known) < MOST_PROGRAMS:
+            finally:
+                known.busy.release()
+        elif type(known) is not _Replay and (known is not None or len(self._known) < MOST_PROGRAMS):
             recorded = self._record(f, leaves, spec, arguments, keep_for)
             if recorded is not None:
                 result, recorded.result = recorded.result, None
+                earlier = self._shared.known.get(key)
                 if known is None:
-                    self._known[key] = recorded
+                    replay = earlier if earlier is not None and recorded.agrees(earlier.recorded) else None
+                    self._known[key] = replay or recorded
+                    if replay is not None:
+                        replay.recorded.recording.read_again(recorded.recording)
+                        self._say(name, replay)
                 elif type(known) is _Recorded and recorded.agrees(known):
-                    replay = self._known[key] = _Replay(recorded, self.keep, self._names, len(arguments), keep_for, kept)
-                    self.program = f"{name}: {replay.program.n_calls} calls, {replay.program.arena_bytes} bytes"
+                    replay = self._known[key] = _Replay(recorded, self.keep, self._shared.names, len(arguments), keep_for, kept)
+                    if sum(x.program.arena_bytes for s in [*_shared.values()] for x in s.known.values()) <= MOST_SHARED_BYTES:
+                        self._shared.known[key] = replay
+                    self._say(name, replay)
                 else:
                     self._failed(f"two recordings of the {name} differ, as those of a function that is not pure")
                 return result
         return f(number, tree)
+
+    def _say(self, name: str, replay: _Replay) -> None:
+        self.program = f"{name}: {replay.program.n_calls} calls, {replay.program.arena_bytes} bytes"
 
     def _record(
         self, f: Callable[[Any, PyTree], Any], leaves: list[Any], spec: Any, arguments: list[Any], keep_for: Kept | None
@@ -183,11 +230,15 @@ class _Recorded:
 
 
 class _Replay:
-    """A function by its program, which may keep results for another function, or begin with those that another has kept."""
+    """A function by its program, which may keep results for another function, or begin with those that another has kept.
+
+    Attributes:
+        busy: held during a call, since the program has one arena and runs share it.
+    """
 
     def __init__(self, recorded: _Recorded, keep: bool, names: Names, n_arguments: int, keep_for: Kept | None, kept: Kept | None) -> None:
         recording = recorded.recording
-        self.recorded, self.n_arguments = recorded, n_arguments
+        self.recorded, self.n_arguments, self.busy = recorded, n_arguments, Lock()
         keeps = [] if keep_for is None else dear_results(recording, recorded.roots, keep_for.most_bytes)
         self.names = tuple([names.of(recording, n_arguments)[n] for n in keeps]) if keeps else ()
         given: dict[int, int] = {}  # of the results that were kept and are computed here: their places among the kept ones, and slots

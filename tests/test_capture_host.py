@@ -2,11 +2,14 @@
 
 import gc
 import threading
+import warnings
 import weakref
 
 import numpy as np
 import pytest
 import tiny
+from cases import CASES
+from checks import Weights
 from test_capture import STEPS, few_shot, parameters
 
 import hypergrad as hg
@@ -37,6 +40,95 @@ def check(f, calls, replayed=True, **options):
 def test_bits_of_meta_steps(name, dtype):
     p = parameters(np, dtype)
     check(STEPS[name], [(p, few_shot(np, seed, dtype)) for seed in range(5)], replayed=name != "composed")  # which writes into an array
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_of_every_case(case):
+    """Each call has other numbers, so that what a replay did not compute again would show."""
+    args = case.arguments(np.float64)
+    weights = Weights.draw(args, case.f(*[hg.stop_gradient(a) for a in args]).shape, np.float64)
+    f = hg.value_and_grad(weights.loss(case.f), argnums=tuple(range(len(args))))
+    captured = hg.capture(f)
+    for k in range(4):
+        given = [a * (1.0 - 1e-3 * k) for a in args]
+        assert bits(captured(*given)) == bits(f(*given))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_bits_of_functions_of_numpy(dtype):
+    """Of arrays with few elements and many, side by side and not: what a stretch does by NumPy's inner loops is what NumPy does."""
+    functions = [f for f in vars(np).values() if isinstance(f, np.ufunc) and f.nout == 1 and f.nin < 3 and f is not np.matvec]
+    rng, tried = np.random.default_rng(0), 0
+    for shapes in (((3, 5), (5,)), ((4, 1), (4, 7)), ((70, 300), (70, 300)), ((), (2,)), ((0, 3), (3,))):
+        for order in (lambda x: x, lambda x: x.T.copy().T, lambda x: x[..., ::-1] if x.ndim else x):
+            x, y = ([order((8 * rng.random(s)).astype(dtype)) for s in shapes] for _ in range(2))
+            for f in functions:
+                try:
+                    with np.errstate(all="ignore"):
+                        f(*x[: f.nin])
+                except (TypeError, ValueError):
+                    continue  # it does not take the dtype, or has a signature
+                with np.errstate(all="ignore"):
+                    captured = hg.capture(lambda *x, f=f: f(*[a + a for a in x[: f.nin]]))
+                    for given in (x, y, x, y):
+                        assert bits(captured(*given)) == bits(f(*[a + a for a in given[: f.nin]])), (f, shapes)
+                tried += 1
+    assert tried > 200
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_bits_of_reductions_of_numpy(dtype):
+    rng = np.random.default_rng(0)
+    for shape in ((1,), (9,), (1000,), (100, 10), (128, 300), (7, 1, 5), (4, 33, 8)):
+        for axis in (None, 0, -1, *([(0, 2)] if len(shape) == 3 else [])):
+            for f in (np.add, np.multiply, np.maximum, np.minimum, np.logical_and, np.logical_or):
+                captured = hg.capture(lambda x, f=f, axis=axis: (f.reduce(x, axis=axis), f.reduce(x.T[::-1], axis=axis, keepdims=True)))
+                for _ in range(4):
+                    x = (4 * rng.standard_normal(shape)).astype(dtype) * rng.integers(0, 2, shape).astype(dtype)
+                    expected = f.reduce(x, axis=axis), f.reduce(x.T[::-1], axis=axis, keepdims=True)
+                    assert bits(captured(x)) == bits(expected), (f, shape, axis)
+
+
+def test_arrays_whose_place_or_shape_depends_on_the_numbers():
+    some = lambda x: np.trim_zeros(np.maximum(x, 0.0)) * 2.0  # noqa: E731
+    others = lambda x: np.compress(x > 1.0, x + 0.0) * 2.0 + 1.0  # noqa: E731
+    calls = [np.array(x, float) for x in ([0, 1, 2, 0], [0, 1, 3, 0], [3, 2, 2, 0], [0, 0, 0, 4], [1, 2, 3, 4], [0, 2, 2, 0])]
+    for f in (some, others):
+        captured = hg.capture(f)
+        for x in calls:
+            assert bits(captured(x)) == bits(f(x))
+
+
+def test_arguments_that_are_not_aligned():
+    f = lambda x: np.exp(x * 2.0) + x  # noqa: E731
+    captured = hg.capture(f)
+    aligned, memory = np.linspace(-1.0, 1.0, 1000), bytearray(8004)
+    other = np.frombuffer(memory, np.float64, 1000, 4)
+    other[:] = aligned + 1.0
+    for x in (aligned, 2.0 * aligned, 3.0 * aligned, other, other, aligned):
+        assert bits(captured(x)) == bits(f(x))
+
+
+@pytest.mark.parametrize("n", [4, 70_000])
+def test_floating_point_errors_are_treated_as_numpy_does(n):
+    """In a replay, too: they are ignored, warned of or raised, and the numbers are those of NumPy."""
+    f = lambda x: np.sqrt(np.log(x * 1.0) + np.float64(0.0)) / x  # noqa: E731
+    captured = hg.capture(f)
+    good, bad = np.linspace(1.0, 2.0, n), np.linspace(2.0, 0.0, n)
+    for _ in range(4):
+        assert bits(captured(good)) == bits(f(good))
+    with np.errstate(all="ignore"):
+        assert bits(captured(bad)) == bits(f(bad))
+    texts = []
+    for g in (f, captured):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            g(bad)
+        texts.append([str(w.message) for w in found])
+    assert texts[0] == texts[1] and "divide by zero encountered in log" in texts[0]
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError, match="divide by zero encountered in log"):
+        captured(bad)
+    assert bits(captured(good)) == bits(f(good))
 
 
 @pytest.mark.parametrize("checkpoints", ["all", "sqrt", 3])

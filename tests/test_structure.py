@@ -35,6 +35,8 @@ LAYERS = [
     ("guards", "meter", "methods", "profiling", "threads", "trees", "_host", "_cuda", "_emulated"),
     ("backends",),
     ("state", "launches", "arena", "together"),
+    ("stretch",),
+    ("calls",),
     ("tape",),
     ("rules", "transforms", "program", "sharing"),
     ("checkpointing", "batching", "replay"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ else:
     MISSING = None
     _host.set_error_types(ShapeError, DTypeError, ArgumentError)
 
+AT_RELEASE: list[Callable[[], Any]] = []  # what `release_memory` calls first: it lets go of arrays that are only kept to save time
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -40,7 +41,8 @@ def release_memory() -> int:
     """Gives the memory that freed arrays have left for later ones back to the system.
 
     NumPy arrays that are made inside a transform or a pass take their memory from those that were freed before, as CuPy's pool does
-    on a GPU. With what is in use, it is at most five quarters of what ever was in use at once.
+    on a GPU. With what is in use, it is at most five quarters of what ever was in use at once. What programs of earlier runs keep for
+    later ones, at most 64 MiB, is given back, too.
 
     Returns: bytes given back.
     Cost: that of freeing them.
@@ -48,6 +50,8 @@ def release_memory() -> int:
         >>> hg.release_memory() >= 0
         True
     """
+    for let_go in AT_RELEASE:
+        let_go()
     if MISSING is not None:
         return 0
     kept: int = _host.memory_use()["kept"]

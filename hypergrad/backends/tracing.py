@@ -97,6 +97,7 @@ class Trace:
     Attributes:
         likes: of each slot, what its array is like; None for the number of a step.
         owners: of each slot, the slot whose memory it lies in: its own, or that of the array that it is a view of.
+        offsets: of each slot, how many bytes after its owner's first element its own is.
         inputs: slots of the arguments.
         constants: slots of arrays that are no arguments and no results, and so the same in every replay.
         closed_over: slots of those constants whose elements may change between two replays; see `closed_over_array`.
@@ -110,6 +111,7 @@ class Trace:
         self.whole = whole
         self.likes: list[Like | None] = []
         self.owners: list[int] = []
+        self.offsets: list[int] = []
         self.inputs: list[int] = []
         self.constants: dict[int, Any] = {}
         self.closed_over: set[int] = set()
@@ -138,14 +140,20 @@ class Trace:
             return False
         return all(same_array(x, other.constants[n]) for n, x in self.constants.items())
 
+    def read_again(self, other: Trace) -> None:
+        """Takes the constants' elements to be as another recording, which agrees with this one, has read them."""
+        self._digests = other._digests
+
     def is_unchanged(self) -> bool:
         """Whether the constants still have the elements that they had when they were first read."""
         return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items())
 
-    def _new(self, x: Any, owner: int | None = None) -> int:
+    def _new(self, x: Any, base: tuple[int, Any] | None = None) -> int:
+        """A new slot. Args: base: number and array of the slot that x is a view of, if there is one."""
         number = len(self.likes)
         self.likes.append(None if type(x) is int else Like(x.shape, x.dtype, x.strides))
-        self.owners.append(number if owner is None else owner)
+        self.owners.append(number if base is None else self.owners[base[0]])
+        self.offsets.append(0 if base is None else self.offsets[base[0]] + x.ctypes.data - base[1].ctypes.data)
         return number
 
     def refuse(self, why: str) -> Untraceable:
@@ -187,8 +195,8 @@ class Trace:
 
         def write(x: Any) -> Traced:
             x = np.asarray(x)  # a number as an array without axes, of which a reshape is a view in every run
-            owner = next((self.owners[n] for n, y in read.items() if isinstance(y, np.ndarray) and np.may_share_memory(x, y)), None)
-            writes.append(self._new(x, owner))
+            base = next(((n, y) for n, y in read.items() if isinstance(y, np.ndarray) and np.may_share_memory(x, y)), None)
+            writes.append(self._new(x, base))
             return Traced(self, writes[-1], x)
 
         traced = replace(result, _ARRAYS, write)

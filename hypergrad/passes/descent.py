@@ -39,6 +39,10 @@ class Descent(Reversible):
     first: int = 0
     name: str = "unroll"
 
+    @property
+    def function(self) -> Any:
+        return self.inner_loss
+
     def unrecordable(self) -> str | None:
         return None if self.running_loss is None else "the running loss is a function of the step's number"
 

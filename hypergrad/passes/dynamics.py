@@ -52,6 +52,10 @@ class Dynamics(Protocol):
     def name(self) -> str:
         """The op's name in messages."""
 
+    @property
+    def function(self) -> Any:
+        """What the user has written of it. Runs of the same function may share the programs of their steps."""
+
     def unrecordable(self) -> str | None:
         """Why no step can be recorded and replayed; None where it can be tried."""
 
@@ -157,6 +161,10 @@ class Stepping(Dynamics):
     f: Callable[[PyTree, PyTree, Any], tuple[PyTree, PyTree]]
     batches: Any
     name: str = "scan"
+
+    @property
+    def function(self) -> Any:
+        return self.f
 
     def unrecordable(self) -> str | None:
         return None

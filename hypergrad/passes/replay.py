@@ -11,7 +11,7 @@ from ..backends import TRACING, backend_of, digest
 from ..backends.host import HOST
 from ..backends.tracing import Trace
 from ..bilevel import Stats
-from ..replay import Replays
+from ..replay import Replays, shared_by
 from ..rules import settings
 from ..sharing import Kept
 from ..tape import Tensor
@@ -35,7 +35,7 @@ class Replayed:
     """
 
     def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], kept_among: int, state_bytes: int) -> None:
-        self.dynamics, self.stats = dynamics, stats
+        self.dynamics, self.stats, self._n_steps = dynamics, stats, n_steps
         self.keeps = False
         self._kept: dict[int, tuple[Kept, list[Any]]] = {}  # with the fingerprints of what the step read
         self._unchanged: dict[Trace, bool] = {}  # whether the constants of the recordings that kept it are
@@ -49,7 +49,7 @@ class Replayed:
         backend = backend_of(*[x.value for x in inputs])
         if backend is not HOST:
             why = "the function around the run is recorded" if backend is TRACING else "the arrays are not the host's"
-        self._replays = Replays(why)
+        self._replays = Replays(why, shared=shared_by(dynamics.function))
         stats.program = self._replays.program
 
     def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False) -> Step:
@@ -75,6 +75,11 @@ class Replayed:
         self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
     ) -> Pulled:
         """As `Dynamics.step_transposed`."""
+        if t == self._n_steps - 1 and any(
+            x is None for x in state_bar
+        ):  # most often the only one: later ones get a cotangent of every leaf
+            self._drop(t)
+            return self.dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
         if not self._replays.able:
             return self.dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
 
@@ -90,13 +95,17 @@ class Replayed:
 
     def _take(self, t: int, read: PyTree) -> Kept | None:
         """What step t has kept; None where it would read other numbers now. Then its loss is another one, too, and the run says so."""
-        kept, fingerprints = self._kept.pop(t, (None, None))
+        kept, fingerprints = self._drop(t)
         if kept is None:
             return None
-        self._kept_bytes -= kept.nbytes
         if kept.recording not in self._unchanged:
             self._unchanged[kept.recording] = kept.recording.is_unchanged()
         return kept if self._unchanged[kept.recording] and fingerprints == _fingerprints(read) else None
+
+    def _drop(self, t: int) -> tuple[Kept | None, list[Any]]:
+        kept, fingerprints = self._kept.pop(t, (None, []))
+        self._kept_bytes -= 0 if kept is None else kept.nbytes
+        return kept, fingerprints
 
     def forget(self) -> None:
         """Lets go what steps have kept."""
