@@ -104,20 +104,17 @@ QUICK = Setting(
 
 
 class Minibatches:
-    """Rows of the training set, drawn anew for each step by a generator seeded with t."""
+    """Rows of the training set, drawn beforehand: those of step t by a generator seeded with t."""
 
     def __init__(self, x: Any, y: Any, size: int, n_steps: int) -> None:
-        self.x, self.y, self.size, self.n_steps = x, y, size, n_steps
+        self.x, self.y = x, y
+        self.rows = np.stack([np.random.default_rng((0, t)).integers(0, len(y), size) for t in range(n_steps)])
 
     def __len__(self) -> int:
-        return self.n_steps
-
-    def rows(self, t: int) -> Any:
-        """Of step t, (size,), on the host."""
-        return np.random.default_rng((0, t)).integers(0, len(self.y), self.size)
+        return len(self.rows)
 
     def __getitem__(self, t: int) -> tuple[Any, Any, Any]:
-        rows = backend_of(self.x).xp.asarray(self.rows(t))
+        rows = backend_of(self.x).xp.asarray(self.rows[t])
         return self.x[rows], self.y[rows], rows
 
 
@@ -207,7 +204,7 @@ def measure_peers(data: tuple[Any, Any], problem: tuple[hg.Bilevel, Any, Any], r
     arrays = {f"{k}{i}": x for i, layer in enumerate(bilevel.init(hparams)) for k, x in zip(("weights", "bias"), layer, strict=True)}
     arrays |= {f"hparams_{k}": x for k, x in hparams.items()}
     arrays |= {"x": data[0], "y": data[1], "n_train": len(batches.y)}
-    arrays["rows"] = np.stack([batches.rows(t) for t in range(len(batches))])
+    arrays["rows"] = batches.rows
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         given, out = Path(scratch) / "problem.npz", Path(scratch) / "out.npz"

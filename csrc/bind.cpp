@@ -211,6 +211,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
   }
   m.def("run", &run, py::arg("name"), py::arg("arguments"), py::arg("empty"),
         "Runs a kernel on arguments by name; returns its outputs by name, those not given made by `empty(shape, dtype)`.");
+  m.def("describe", &hg::describe, py::arg("leaves"), py::arg("tensor"), py::arg("arguments"), py::arg("other"),
+        "What a replay needs of leaves to be the same, as (bytes, list).");
   m.def("copy_arguments", &hg::copy_arguments, py::arg("targets"), py::arg("arguments"), py::arg("places"),
         "Copies the bytes of the arguments at these places to the targets.");
   using hg::Stretch;

@@ -43,6 +43,12 @@ template <class From, class To>
 void convert(char** operands, const std::intptr_t* length, const std::intptr_t* strides, void*) {
   const char* from = operands[0];
   char* to = operands[1];
+  if (strides[0] == sizeof(From) && strides[1] == sizeof(To)) {  // with vectors
+    const From* const in = reinterpret_cast<const From*>(from);
+    To* const out = reinterpret_cast<To*>(to);
+    for (std::intptr_t i = 0; i < *length; ++i) out[i] = static_cast<To>(in[i]);
+    return;
+  }
   for (std::intptr_t i = 0; i < *length; ++i, from += strides[0], to += strides[1])
     *reinterpret_cast<To*>(to) = static_cast<To>(*reinterpret_cast<const From*>(from));
 }
@@ -423,6 +429,44 @@ inline void Stretch::add_kernel(const std::string& name, const py::dict& argumen
 }
 
 // --- a run ---
+
+// What a replay needs of leaves to be the same: their kinds, element types, shapes and strides. Arrays, and those of Tensors without
+// tangents and node, are appended to `arguments`; of every other leaf `other(leaf, arguments)` says what is needed, in the list that comes
+// second.
+inline py::tuple describe(const py::list& leaves, const py::handle& tensor, py::list& arguments, const py::function& other) {
+  static PyObject* const value_name = PyUnicode_InternFromString("value");
+  static PyObject* const node_name = PyUnicode_InternFromString("node");
+  static PyObject* const dot_name = PyUnicode_InternFromString("_dot");
+  std::string text;
+  py::list others;
+  const auto add = [&](std::intptr_t number) { text.append(reinterpret_cast<const char*>(&number), sizeof number); };
+  for (const py::handle leaf : leaves) {
+    py::object array = py::reinterpret_borrow<py::object>(leaf);
+    const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(leaf.ptr())) == tensor.ptr();
+    if (is_tensor) {
+      const bool plain = py::getattr(leaf, node_name).is_none() && py::getattr(leaf, dot_name).is_none();
+      array = plain ? py::object(py::getattr(leaf, value_name)) : py::object(py::none());
+    }
+    char kind = ' ';
+    if (py::detail::npy_api::get().PyArray_Type_ == Py_TYPE(array.ptr())) {
+      const py::dtype dtype = py::reinterpret_borrow<py::array>(array).dtype();
+      if (dtype.byteorder() == '=' || dtype.byteorder() == '|') kind = dtype.kind();
+    }
+    if (kind != 'f' && kind != 'i' && kind != 'u' && kind != 'b') {
+      add(-1);
+      others.append(other(leaf, arguments));
+      continue;
+    }
+    const auto found = py::reinterpret_borrow<py::array>(array);
+    add(is_tensor);
+    add(found.dtype().char_());
+    add(found.ndim());
+    for (py::ssize_t i = 0; i < found.ndim(); ++i) add(found.shape(i));
+    for (py::ssize_t i = 0; i < found.ndim(); ++i) add(found.strides(i));
+    arguments.append(array);
+  }
+  return py::make_tuple(py::bytes(text), others);
+}
 
 // Copies the bytes of the arguments at these places to the targets, which have as many.
 inline void copy_arguments(const py::list& targets, const py::sequence& arguments, const std::vector<std::size_t>& places) {

@@ -15,6 +15,7 @@ from .backends.tracing import Trace, Traced, Untraceable, recorded_whole
 from .calls import Diverged
 from .program import Program
 from .sharing import Kept, Names, dear_results
+from .stretch import describe
 from .tape import Tensor
 from .trees import PyTree, tree_flatten, tree_unflatten
 
@@ -35,7 +36,15 @@ class Shared:
         self.known: dict[Any, _Replay] = {}
         self.names = Names()
 
+    def add(self, key: Any, replay: _Replay) -> None:
+        """Keeps a replay, where there is room for its arena."""
+        with _sharing:
+            held = sum(x.program.arena_bytes for shared in [*_shared.values()] for x in shared.known.values())
+            if held + replay.program.arena_bytes <= MOST_SHARED_BYTES:
+                self.known[key] = replay
 
+
+_sharing = Lock()  # of what follows, and of every `known`
 _shared: WeakKeyDictionary[Any, Shared] = WeakKeyDictionary()
 AT_RELEASE.append(_shared.clear)
 
@@ -46,11 +55,12 @@ def shared_by(function: Any) -> Shared | None:
     if tracemalloc.is_tracing():
         return None
     try:
-        if function in _shared:
-            return _shared[function]
-        for oldest in [*_shared][: len(_shared) - MOST_SHARED + 1]:
-            del _shared[oldest]
-        return _shared.setdefault(function, Shared())
+        with _sharing:
+            if function in _shared:
+                return _shared[function]
+            for oldest in [*_shared][: max(len(_shared) - MOST_SHARED + 1, 0)]:
+                del _shared[oldest]
+            return _shared.setdefault(function, Shared())
     except TypeError:  # it has no hash, or nothing can tell when it is gone
         return None
 
@@ -116,12 +126,12 @@ class Replays:
     ) -> Any:
         leaves, spec = tree_flatten(tree)
         arguments = [number]
-        kinds = [_kind_of(x, arguments) for x in leaves]
-        if None in kinds:
-            x = leaves[kinds.index(None)]
+        kinds, others = describe(leaves, Tensor, arguments, _kind_of)
+        if None in others:
+            x = next(x for x in leaves if _kind_of(x, []) is None)
             self._failed(f"of the {name} an argument is a {type(x).__name__}, neither array nor number: it could change unseen")
             return f(number, tree)
-        asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, *kinds]
+        asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, kinds, *others]
         key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
         known = self._known.get(key)
         if type(known) is _Replay and known.busy.acquire(blocking=False):
@@ -146,8 +156,7 @@ class Replays:
                         self._say(name, replay)
                 elif type(known) is _Recorded and recorded.agrees(known):
                     replay = self._known[key] = _Replay(recorded, self.keep, self._shared.names, len(arguments), keep_for, kept)
-                    if sum(x.program.arena_bytes for s in [*_shared.values()] for x in s.known.values()) <= MOST_SHARED_BYTES:
-                        self._shared.known[key] = replay
+                    self._shared.add(key, replay)
                     self._say(name, replay)
                 else:
                     self._failed(f"two recordings of the {name} differ, as those of a function that is not pure")
@@ -279,13 +288,13 @@ def _kind_of(x: Any, arguments: list[Any]) -> Any:
             return None
         arguments.append(value)
         if dot is None:
-            return value.shape, value.dtype.char, value.strides
+            return value.shape, value.dtype.str, value.strides
         if _is_tensor(dot):
             arguments.append(dot.value)
-            return value.shape, value.dtype.char, value.strides, dot.value.shape, dot.value.strides
+            return value.shape, value.dtype.str, value.strides, dot.value.shape, dot.value.strides
     elif _is_array(x):
         arguments.append(x)
-        return "array", x.shape, x.dtype.char, x.strides
+        return "array", x.shape, x.dtype.str, x.strides
     elif type(x) in _CONSTANTS:
         return type(x), repr(x)  # which tells 0.0 from -0.0
     elif isinstance(x, np.generic):

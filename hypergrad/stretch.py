@@ -133,6 +133,12 @@ class Slots:
         return (-1, self.registers[base].ctypes.data + offset) if base in self.fixed else (base, offset)
 
 
+def describe(leaves: list[Any], tensor: type, arguments: list[Any], other: Callable[[Any, list[Any]], Any]) -> tuple[bytes, list[Any]]:
+    """Element types, shapes and strides of the leaves that are arrays or plain Tensors, as bytes, and `other(leaf, arguments)` of every
+    other leaf. The arrays are appended to `arguments`."""
+    return _host.describe(leaves, tensor, arguments, other) if MISSING is None else (b"", [other(x, arguments) for x in leaves])
+
+
 def copy_arguments(targets: list[Any], arguments: Sequence[Any], places: Sequence[int]) -> None:
     """Copies the arguments at these places, each as many elements that lie side by side as its target."""
     if MISSING is None:

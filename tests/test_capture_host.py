@@ -109,6 +109,14 @@ def test_arguments_that_are_not_aligned():
         assert bits(captured(x)) == bits(f(x))
 
 
+def test_arguments_of_the_other_byte_order():
+    f = lambda x: np.exp(x * 2.0) + x  # noqa: E731
+    captured = hg.capture(f)
+    native = np.linspace(-1.0, 1.0, 5)
+    for x in (native, 2.0 * native, 3.0 * native, native.astype(">f8"), native.astype(">f8"), native.astype(">f8"), native):
+        assert bits(captured(x)) == bits(f(x))
+
+
 @pytest.mark.parametrize("n", [4, 70_000])
 def test_floating_point_errors_are_treated_as_numpy_does(n):
     """In a replay, too: they are ignored, warned of or raised, and the numbers are those of NumPy."""
