@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,8 @@ from runs_hypergrad import value_and_grad
 
 import hypergrad as hg
 from hypergrad.meter import Meter
+
+SLICE = 4  # episodes of MAML that are held together on the host
 
 
 def _network(w: Mapping[str, Any], images: Any, sizes: Sizes) -> Any:
@@ -55,19 +58,26 @@ def hyper_representation(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any],
 
 
 def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
-    """params -> mean query loss after every episode's own T steps."""
+    """params -> mean query loss after every episode's own T steps; on the host of some episodes at a time, to hold their values only."""
 
-    def inner(w: Any, hparams: Any, batch: Any) -> Any:
-        return hg.sum(_loss(_network(w, data["support"], sizes), w["head"], w["bias"], data["support_labels"]))
+    def of_some(p: Any, _: Any, rows: slice) -> Any:
+        some = {name: a[rows] for name, a in data.items()}
+        episodes = len(some["support"])
 
-    def judged(_: Any, w: Any, some: Arrays) -> Any:
-        return hg.linear_cross_entropy(_network(w, some["query"], sizes), w["head"], w["bias"], some["query_labels"])
+        def inner(w: Any, hparams: Any, batch: Any) -> Any:
+            return hg.sum(_loss(_network(w, some["support"], sizes), w["head"], w["bias"], some["support_labels"]))
+
+        def judged(_: Any, w: Any, few: Arrays) -> Any:
+            return hg.linear_cross_entropy(_network(w, few["query"], sizes), w["head"], w["bias"], few["query_labels"])
+
+        start = {name: hg.broadcast_to(a, (episodes, *a.shape)) for name, a in p.items() if name != "bias"}
+        start["bias"] = hg.broadcast_to(p["bias"], (episodes, sizes.ways))
+        w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
+        return _query_loss(judged, (), w, some, replace(sizes, episodes=episodes), xp) * (episodes / sizes.episodes), None
 
     def meta_loss(p: Any) -> Any:
-        start = {name: hg.broadcast_to(a, (sizes.episodes, *a.shape)) for name, a in p.items() if name != "bias"}
-        start["bias"] = hg.broadcast_to(p["bias"], (sizes.episodes, sizes.ways))
-        w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
-        return _query_loss(judged, (), w, data, sizes, xp)
+        together = SLICE if xp is np else sizes.episodes
+        return of_some(p, (), slice(None))[0] if together >= sizes.episodes else hg.accumulate(of_some, p, (), sizes.episodes, together)[0]
 
     return meta_loss
 

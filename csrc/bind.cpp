@@ -1,5 +1,6 @@
 // The modules `_host`, `_cuda` (HG_CUDA_MODULE) and `_emulated` (HG_EMULATED_MODULE), with run, kernels, device_count and build_info;
-// `_host` has thread control, `_emulated` the order of threads. Beside this file prepared.h, stretch.h and allocator.h know Python.
+// `_host` has thread control, `_emulated` the order of threads. Beside this file prepared.h, replay.h, stretch.h and allocator.h know
+// Python.
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -16,6 +17,7 @@
 #else
 #include "allocator.h"
 #include "digest.h"
+#include "replay.h"
 #include "stretch.h"
 #include "threads.h"
 #define HG_MODULE _host
@@ -221,6 +223,8 @@ PYBIND11_MODULE(HG_MODULE, m) {
       .def("expect", &Stretch::expect, py::arg("number"), py::arg("shape"), py::arg("strides"), py::arg("dtype"), py::arg("make"))
       .def("add_ufunc", &Stretch::add_ufunc, py::arg("ufunc"), py::arg("index"), py::arg("operands"), py::arg("shape"), py::arg("split"))
       .def("add_conversion", &Stretch::add_conversion, py::arg("types"), py::arg("operands"), py::arg("shape"), py::arg("again"))
+      .def("add_row_loop", &Stretch::add_row_loop, py::arg("places"), py::arg("operands"), py::arg("shape"), py::arg("size"),
+           py::arg("step"), py::arg("again"))
       .def("add_reduction", &Stretch::add_reduction, py::arg("ufunc"), py::arg("index"), py::arg("source"), py::arg("target"),
            py::arg("shape"), py::arg("start"), py::arg("again"))
       .def("add_kernel", &Stretch::add_kernel, py::arg("name"), py::arg("arguments"), py::arg("moving"), py::arg("numbers"))

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "loops.h"
 #include "prepared.h"
 #include "threads.h"
 
@@ -35,40 +36,6 @@ struct UFunc {
   void* const* data;
   int ntypes;
 };
-using Inner = void (*)(char** operands, const std::intptr_t* length, const std::intptr_t* strides, void* data);
-
-// --- conversions of elements to floating-point numbers, as loops of the same kind ---
-
-template <class From, class To>
-void convert(char** operands, const std::intptr_t* length, const std::intptr_t* strides, void*) {
-  const char* from = operands[0];
-  char* to = operands[1];
-  if (strides[0] == sizeof(From) && strides[1] == sizeof(To)) {  // with vectors
-    const From* const in = reinterpret_cast<const From*>(from);
-    To* const out = reinterpret_cast<To*>(to);
-    for (std::intptr_t i = 0; i < *length; ++i) out[i] = static_cast<To>(in[i]);
-    return;
-  }
-  for (std::intptr_t i = 0; i < *length; ++i, from += strides[0], to += strides[1])
-    *reinterpret_cast<To*>(to) = static_cast<To>(*reinterpret_cast<const From*>(from));
-}
-template <class To>
-Inner conversion_to(char from) {
-  switch (from) {
-    case '?':
-      return convert<unsigned char, To>;
-    case 'i':
-      return convert<std::int32_t, To>;
-    case 'l':
-      return convert<std::int64_t, To>;
-    case 'f':
-      return convert<float, To>;
-    case 'd':
-      return convert<double, To>;
-    default:
-      return nullptr;
-  }
-}
 
 // --- instructions ---
 
@@ -93,6 +60,8 @@ class Stretch {
                      const py::object& start, const py::object& again);
   void add_conversion(const std::string& types, const std::vector<Operand>& operands, std::vector<std::intptr_t> shape,
                       const py::object& again);
+  void add_row_loop(bool places, const std::vector<Operand>& operands, std::vector<std::intptr_t> shape, std::intptr_t size,
+                    std::intptr_t step, const py::object& again);
   void add_kernel(const std::string& name, const py::dict& arguments, const std::vector<std::tuple<py::object, int, std::intptr_t>>& moving,
                   const std::vector<std::pair<std::string, int>>& numbers);
   void add_guard(int number, std::intptr_t at, bool answer);
@@ -144,6 +113,7 @@ class Stretch {
   std::vector<Base> bases_;
   std::vector<std::pair<int, std::int64_t>> numbers_;  // registers of whole numbers
   std::vector<std::unique_ptr<Instruction>> instructions_;
+  std::vector<std::unique_ptr<Row>> rows_;
   std::vector<int> let_go_;
 };
 
@@ -307,6 +277,14 @@ inline void Stretch::add_conversion(const std::string& types, const std::vector<
   add_loop(inner, nullptr, operands, std::move(shape), true, again);
 }
 
+inline void Stretch::add_row_loop(bool places, const std::vector<Operand>& operands, std::vector<std::intptr_t> shape, std::intptr_t size,
+                                  std::intptr_t step, const py::object& again) {
+  const bool wide = py::dtype::from_args(std::get<3>(operands[0])).itemsize() == 8;
+  rows_.push_back(std::make_unique<Row>(Row{size, step}));
+  const Inner inner = places ? (wide ? place<double> : place<float>) : (wide ? pick<double> : pick<float>);
+  add_loop(inner, rows_.back().get(), operands, std::move(shape), false, again);
+}
+
 // --- reductions ---
 
 // to[...] = start combined with the elements of `from` along the axes where `to` has stride 0; without a start with the first of them.
@@ -429,54 +407,6 @@ inline void Stretch::add_kernel(const std::string& name, const py::dict& argumen
 }
 
 // --- a run ---
-
-// What a replay needs of leaves to be the same: their kinds, element types, shapes and strides. Arrays, and those of Tensors without
-// tangents and node, are appended to `arguments`; of every other leaf `other(leaf, arguments)` says what is needed, in the list that comes
-// second.
-inline py::tuple describe(const py::list& leaves, const py::handle& tensor, py::list& arguments, const py::function& other) {
-  static PyObject* const value_name = PyUnicode_InternFromString("value");
-  static PyObject* const node_name = PyUnicode_InternFromString("node");
-  static PyObject* const dot_name = PyUnicode_InternFromString("_dot");
-  std::string text;
-  py::list others;
-  const auto add = [&](std::intptr_t number) { text.append(reinterpret_cast<const char*>(&number), sizeof number); };
-  for (const py::handle leaf : leaves) {
-    py::object array = py::reinterpret_borrow<py::object>(leaf);
-    const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(leaf.ptr())) == tensor.ptr();
-    if (is_tensor) {
-      const bool plain = py::getattr(leaf, node_name).is_none() && py::getattr(leaf, dot_name).is_none();
-      array = plain ? py::object(py::getattr(leaf, value_name)) : py::object(py::none());
-    }
-    char kind = ' ';
-    if (py::detail::npy_api::get().PyArray_Type_ == Py_TYPE(array.ptr())) {
-      const py::dtype dtype = py::reinterpret_borrow<py::array>(array).dtype();
-      if (dtype.byteorder() == '=' || dtype.byteorder() == '|') kind = dtype.kind();
-    }
-    if (kind != 'f' && kind != 'i' && kind != 'u' && kind != 'b') {
-      add(-1);
-      others.append(other(leaf, arguments));
-      continue;
-    }
-    const auto found = py::reinterpret_borrow<py::array>(array);
-    add(is_tensor);
-    add(found.dtype().char_());
-    add(found.ndim());
-    for (py::ssize_t i = 0; i < found.ndim(); ++i) add(found.shape(i));
-    for (py::ssize_t i = 0; i < found.ndim(); ++i) add(found.strides(i));
-    arguments.append(array);
-  }
-  return py::make_tuple(py::bytes(text), others);
-}
-
-// Copies the bytes of the arguments at these places to the targets, which have as many.
-inline void copy_arguments(const py::list& targets, const py::sequence& arguments, const std::vector<std::size_t>& places) {
-  for (std::size_t i = 0; i < places.size(); ++i) {
-    const auto to = py::reinterpret_borrow<py::array>(targets[i]), from = py::reinterpret_borrow<py::array>(arguments[places[i]]);
-    if (!py::isinstance<py::array>(from) || from.nbytes() != to.nbytes())
-      throw BadArgument("program: argument " + std::to_string(places[i]) + " is unlike that of the recording");
-    std::memcpy(const_cast<void*>(to.data()), from.data(), static_cast<std::size_t>(to.nbytes()));
-  }
-}
 
 inline void Stretch::begin(const py::list& registers, const py::object& empty) {
   for (auto& [number, value] : numbers_) value = registers[static_cast<std::size_t>(number)].cast<std::int64_t>();

@@ -83,8 +83,22 @@ class Reduction(NamedTuple):
         return tuple([0 if i in self.axes else next(kept) for i in range(len(self.shape))])
 
 
+class RowLoop(NamedTuple):
+    """An element of each row by its number: slots of the elements, of the numbers and of the rows.
+
+    Attributes:
+        places: whether the elements go to rows of zeros, instead of coming from them.
+    """
+
+    places: bool
+    elements: int
+    numbers: int
+    rows: int
+
+
+PLACING: list[Callable[..., Any]] = []  # values of ops f(backend, x, *, index, size, lead) that place x[...] in a row of zeros
 VIEW = "view"
-Way = Kernel | Loop | Reduction | str | None
+Way = Kernel | Loop | Reduction | RowLoop | str | None
 
 # Functions whose result is a view that the shapes alone decide, or a copy; which of the two, the strides decide.
 _VIEWS = [
@@ -173,7 +187,22 @@ def way_of(one: Instruction, slots: Slots) -> Way:
         return None
     if one.call == HOST.matmul_into:
         return Kernel("matmul", lambda given, result: HOST.product(given[0][0], given[0][1], result)) if _is_product(one, likes) else None
-    return _reduction_of(one, likes) or _loop_of(one, likes)
+    return _row_loop_of(one, likes) or _reduction_of(one, likes) or _loop_of(one, likes)
+
+
+def _row_loop_of(one: Instruction, likes: Sequence[Any]) -> RowLoop | None:
+    written = one.writes[0]
+    if one.call is np.take_along_axis and len(one.args) == 2 and len(one.reads) == 2 and one.kwargs == {"axis": -1}:
+        rows, numbers = (x.number for x in one.args)
+        found = RowLoop(False, written, numbers, rows)
+        fits = likes[numbers].shape[-1:] == (1,) and likes[rows].shape[:-1] == likes[numbers].shape[:-1]
+    elif any(one.call is f for f in PLACING) and len(one.reads) == 2 and type(one.kwargs.get("index")) is Slot:
+        found = RowLoop(True, one.args[1].number, one.kwargs["index"].number, written)
+        fits = _is_contiguous(likes[written])
+    else:
+        return None
+    kinds = likes[found.rows].dtype.char, likes[found.numbers].dtype.char
+    return found if fits and kinds[0] in "fd" and kinds[1] == "l" and likes[found.rows].shape[-1] else None
 
 
 def _slots_in(x: Any) -> bool:
@@ -304,6 +333,10 @@ def _is_numpys(loop: Loop) -> bool:
     return bool(out.tobytes() == expected.tobytes())
 
 
+def _refuse_number(*_: Any) -> None:
+    raise IndexError("a row has no element of that number")
+
+
 class Stretch:
     """Instructions that follow one another and need no Python, as one call.
 
@@ -348,6 +381,9 @@ class Stretch:
             self._add_kernel(one, way)
             return
         shape, strides = self._slots.likes[one.writes[0]][0::2]
+        if type(way) is RowLoop:
+            self._add_row_loop(way)
+            return
         if type(way) is Reduction:
             ends = _ends(way, self._address(one.reads[0]), self._address(one.writes[0]), strides)
             self._native.add_reduction(way.call, way.loop, *ends)
@@ -384,6 +420,23 @@ class Stretch:
         ahead = len(shape) - len(like.shape)
         strides = [0 if own != size else s for s, own, size in zip(like.strides, like.shape, shape[ahead:], strict=True)]
         return *self._address(x.number), (*(0,) * ahead, *strides), like.dtype
+
+    def _add_row_loop(self, way: RowLoop) -> None:
+        row = self._slots.likes[way.rows]
+        shape = row.shape[:-1]
+
+        def operand(number: int, axes: int) -> Any:
+            """Spread over the shape by its first axes."""
+            like = self._slots.likes[number]
+            ahead = len(shape) - axes
+            strides = [0 if own != size else s for s, own, size in zip(like.strides[:axes], like.shape[:axes], shape[ahead:], strict=True)]
+            return *self._address(number), (*(0,) * ahead, *strides), like.dtype
+
+        axes = len(shape)
+        rows, elements = operand(way.rows, axes), operand(way.elements, axes)
+        numbers = operand(way.numbers, len(self._slots.likes[way.numbers].shape) if way.places else axes)
+        operands = [elements, numbers, rows] if way.places else [rows, numbers, elements]
+        self._native.add_row_loop(way.places, operands, shape, row.shape[-1], row.strides[-1], _refuse_number)
 
     def _add_kernel(self, one: Instruction, way: Kernel) -> None:
         likes, fixed = self._slots.likes, self._slots.fixed

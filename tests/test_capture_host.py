@@ -109,6 +109,26 @@ def test_arguments_that_are_not_aligned():
         assert bits(captured(x)) == bits(f(x))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (7, 5), (2, 3, 4), (0, 3)])
+def test_elements_of_rows_by_their_numbers(shape, dtype):
+    """As `softmax_cross_entropy` reads and writes them; the numbers change from call to call, and may count from the end."""
+    rng = np.random.default_rng(0)
+    loss = hg.value_and_grad(lambda z, y: hg.sum(hg.softmax_cross_entropy(z, y) ** 2))
+    dots = lambda z, y: hg.hvp(lambda z: hg.sum(hg.softmax_cross_entropy(z, y) ** 2), (z,), (z,))  # noqa: E731
+    for f in (loss, dots):
+        calls = [(rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[-1], shape[:-1])) for _ in range(5)]
+        check(f, calls)
+    rows = lambda x, y: np.take_along_axis(x * 2.0, y[..., None] + 0, axis=-1)  # noqa: E731
+    check(rows, [(x, y - shape[-1] * (i % 2)) for i, (x, y) in enumerate(calls)])
+    if 0 not in shape:
+        captured = hg.capture(rows)
+        for x, y in calls:
+            captured(x, y)
+        with pytest.raises(IndexError, match="out of bounds"):
+            captured(x, y + shape[-1])
+
+
 def test_arguments_of_the_other_byte_order():
     f = lambda x: np.exp(x * 2.0) + x  # noqa: E731
     captured = hg.capture(f)

@@ -12,6 +12,7 @@ from ..errors import ArgumentError, ShapeError
 from ..rules import Linear, Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
 from ..rules import reshape as _reshape
+from ..stretch import PLACING
 from ..tape import Node, Tensor, apply, to_tensors
 from .arguments import array_of, dtype_of, integer, integers, shown
 from .elementwise import for_each
@@ -225,6 +226,7 @@ def _place_value(b: Backend, x: Array, *, lead: int = 0, index: Array, size: int
     return out
 
 
+PLACING.append(_place_value)
 pick: Op = _Indexed("pick", _pick_value, lambda bar, x, *, lead, index: place(bar, index=index, size=x.shape[-1], lead=lead))
 place: Op = _Indexed("place", _place_value, lambda bar, x, *, lead, index, size: pick(bar, index=index, lead=lead))
 
