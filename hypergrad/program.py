@@ -83,6 +83,7 @@ class Program:
         self.n_calls = len(self._calls)
         self._held = [(i, n) for i, n in enumerate(self._inputs) if n not in fixed]
         self._given_away = [(n, n in fixed and (n not in recording.constants or n in self._known)) for n in self._outputs]
+        self._moving = [n for n in range(len(self._likes)) if n not in fixed]
         self._let_go = [n for n in {*self._inputs, *self._outputs} if n not in fixed]
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
@@ -104,9 +105,12 @@ class Program:
                     call()
                 else:
                     profile.run(label, call)
-            return [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
-        finally:
-            clear(registers, self._let_go)
+            found = [registers[n].copy(order="K") if own else registers[n] for n, own in self._given_away]
+        except BaseException:
+            clear(registers, self._moving)
+            raise
+        clear(registers, self._let_go)
+        return found
 
     # --- what need not be computed ---
 

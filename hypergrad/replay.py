@@ -56,11 +56,13 @@ def shared_by(function: Any) -> Shared | None:
         return None
     try:
         with _sharing:
-            if function in _shared:
-                return _shared[function]
+            found = _shared.get(function)
+            if found is not None and len(found.known) < 2 * MOST_PROGRAMS:  # of more kinds, later runs begin anew
+                return found
             for oldest in [*_shared][: max(len(_shared) - MOST_SHARED + 1, 0)]:
                 del _shared[oldest]
-            return _shared.setdefault(function, Shared())
+            found = _shared[function] = Shared()
+            return found
     except TypeError:  # it has no hash, or nothing can tell when it is gone
         return None
 

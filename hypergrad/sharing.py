@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from .backends.host import HOST
@@ -79,11 +80,16 @@ class Names:
     """Numbers for what is computed in several recordings: the same for the same calls on the same arguments and constants."""
 
     def __init__(self) -> None:
+        self._busy = Lock()  # runs in several threads may share it
         self._numbers: dict[Any, int] = {}
         self._constants: dict[Any, list[Any]] = {}
 
     def of(self, recording: Trace, n_arguments: int) -> dict[int, int]:
         """The number of each slot. The first `n_arguments` arguments are the same in all recordings."""
+        with self._busy:
+            return self._of(recording, n_arguments)
+
+    def _of(self, recording: Trace, n_arguments: int) -> dict[int, int]:
         found: dict[int, int] = {}
         for i, n in enumerate(recording.inputs):
             found[n] = self._number(("argument", i) if i < n_arguments else ("own", id(recording), i))

@@ -135,8 +135,14 @@ class Trace:
 
     def agrees(self, other: Trace) -> bool:
         """Whether both are the same but for the numbers: instructions, guards, and constants with their elements."""
-        mine, theirs = ([(identity(one.call), *one[1:]) for one in r.instructions] for r in (self, other))
-        if repr((mine, self.guards)) != repr((theirs, other.guards)) or self.constants.keys() != other.constants.keys():
+        if (
+            self.guards != other.guards
+            or self.constants.keys() != other.constants.keys()
+            or len(self.instructions) != len(other.instructions)
+        ):
+            return False
+        pairs = zip(self.instructions, other.instructions, strict=True)
+        if any(identity(a.call) != identity(b.call) or repr(a[1:]) != repr(b[1:]) for a, b in pairs):
             return False
         return all(same_array(x, other.constants[n]) for n, x in self.constants.items())
 
