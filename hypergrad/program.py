@@ -63,9 +63,8 @@ class Program:
         self._small = [self._registers[n] for n in copied]
         fixed = self._fixed = self._slots.fixed  # slots whose registers never change
         fixed.update([*recording.constants, *copied])
-        self._known = {
-            n for n, x in recording.constants.items() if not x.ndim
-        } - recording.closed_over  # of these, what no one can write to
+        numbers = {n for n, x in recording.constants.items() if not x.ndim}
+        self._known = numbers - recording.closed_over  # of these, what no one can write to
         self.arena_bytes = self._lay_out(code)
         self._calls: list[tuple[Callable[[], Any], Label]] = []
         self._stretch: Stretch | None = None  # that is added to
@@ -219,7 +218,7 @@ class Program:
 
     def _add(self, one: Instruction, way: Way) -> None:
         """Adds an instruction: to the stretch if it can, else as a call of Python."""
-        if way is not None and way is not VIEW and self._slots.can_make(one.writes):
+        if way is not None and way is not VIEW:
             return self._open_stretch().add(one, way, self._label(one))
         self._call(python_call(one, self._slots), self._label(one))
 

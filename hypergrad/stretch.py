@@ -175,6 +175,8 @@ def way_of(one: Instruction, slots: Slots) -> Way:
         return None
     if not all(slots.registers[n].flags.aligned for n in one.reads if n in slots.fixed):
         return None  # of the user's own arrays
+    if not is_view(one, slots.owners) and not slots.can_make(one.writes):
+        return None
     if one.call is run_kernel:
         numbers = {n for n in one.reads if likes[n] is None}
         direct = {x.number for x in one.kwargs.values() if type(x) is Slot}
@@ -212,8 +214,8 @@ def _slots_in(x: Any) -> bool:
 
 
 def _is_contiguous(like: Like) -> bool:
-    sizes = [like.dtype.itemsize, *accumulate([like.dtype.itemsize, *like.shape[:0:-1]], mul)][1:][::-1]
-    return all(size == 1 or stride == expected for size, stride, expected in zip(like.shape, like.strides, sizes, strict=True))
+    steps = [*accumulate(like.shape[:0:-1], mul, initial=like.dtype.itemsize)][::-1]
+    return all(size == 1 or stride == step for size, stride, step in zip(like.shape, like.strides, steps, strict=False))
 
 
 def _is_plain(like: Like | None) -> bool:
@@ -251,9 +253,8 @@ def _loop_of(one: Instruction, likes: Sequence[Any]) -> Loop | None:
         takes, gives = types.split("->")
         if gives == out.dtype.char and all(kind in (None, wanted) for kind, wanted in zip(kinds, takes, strict=True)):
             found = Loop(one.call, index, takes + gives)
-            alike = (
-                one.call.nin == 1 and likes[one.reads[0]][0::2] == out[0::2]
-            )  # shape and strides: the loop sees what it saw in the recording
+            shape_and_strides = [likes[n][0::2] for n in (*one.reads, *one.writes)]
+            alike = one.call.nin == 1 and shape_and_strides[0] == shape_and_strides[-1]  # then one call of the loop does all elements
             return found if (one.call in _EXACT or alike) and _is_numpys(found) else None
     return None
 
@@ -265,13 +266,9 @@ _REDUCING = (np.add, np.multiply, np.maximum, np.minimum, np.logical_and, np.log
 
 def _reduction_of(one: Instruction, likes: Sequence[Any]) -> Reduction | None:
     ufunc, out = getattr(one.call, "__self__", None), likes[one.writes[0]]
-    if (
-        not isinstance(ufunc, np.ufunc)
-        or ufunc not in _REDUCING
-        or one.call.__name__ != "reduce"
-        or len(one.args) != 1
-        or not one.kwargs.keys() <= {"axis", "keepdims"}
-    ):
+    if not isinstance(ufunc, np.ufunc) or ufunc not in _REDUCING or one.call.__name__ != "reduce":
+        return None
+    if len(one.args) != 1 or not one.kwargs.keys() <= {"axis", "keepdims"}:
         return None
     like = likes[one.reads[0]]
     axis = one.kwargs.get("axis", 0)

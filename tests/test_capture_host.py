@@ -99,6 +99,13 @@ def test_arrays_whose_place_or_shape_depends_on_the_numbers():
             assert bits(captured(x)) == bits(f(x))
 
 
+def test_results_with_axes_in_another_order():
+    """Of large arrays: a stretch makes only those whose elements lie side by side, and what reads the others may be a view of one."""
+    f = lambda x, y: (np.tanh(x.T * 2.0), (x.T + y[::2].T) * 3.0, np.add(x.T[1:], y[::2].T[:-1]))  # noqa: E731
+    rng = np.random.default_rng(0)
+    check(f, [(rng.standard_normal((60, 40)), rng.standard_normal((120, 40))) for _ in range(5)])
+
+
 def test_arguments_that_are_not_aligned():
     f = lambda x: np.exp(x * 2.0) + x  # noqa: E731
     captured = hg.capture(f)

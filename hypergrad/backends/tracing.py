@@ -135,11 +135,9 @@ class Trace:
 
     def agrees(self, other: Trace) -> bool:
         """Whether both are the same but for the numbers: instructions, guards, and constants with their elements."""
-        if (
-            self.guards != other.guards
-            or self.constants.keys() != other.constants.keys()
-            or len(self.instructions) != len(other.instructions)
-        ):
+        if len(self.instructions) != len(other.instructions) or self.guards != other.guards:
+            return False
+        if self.constants.keys() != other.constants.keys():
             return False
         pairs = zip(self.instructions, other.instructions, strict=True)
         if any(identity(a.call) != identity(b.call) or repr(a[1:]) != repr(b[1:]) for a, b in pairs):

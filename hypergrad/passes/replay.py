@@ -75,12 +75,9 @@ class Replayed:
         self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
     ) -> Pulled:
         """As `Dynamics.step_transposed`."""
-        if t == self._n_steps - 1 and any(
-            x is None for x in state_bar
-        ):  # most often the only one: later ones get a cotangent of every leaf
+        alone = t == self._n_steps - 1 and any(x is None for x in state_bar)  # of its kind: later steps get a cotangent of every leaf
+        if alone or not self._replays.able:
             self._drop(t)
-            return self.dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
-        if not self._replays.able:
             return self.dynamics.step_transposed(state, args, t, after, state_bar, output_bar, proven)
 
         def pull(dynamics: Dynamics, t: int, state: PyTree, args: PyTree, after: PyTree, state_bar: Bars, output_bar: Bars) -> Pulled:
