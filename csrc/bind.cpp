@@ -116,6 +116,32 @@ py::tuple names_of(const std::vector<hg::Level>& levels) {
   return py::tuple(names);
 }
 
+void add_stretch(py::module_& m) {
+  using hg::Stretch;
+  const py::handle known = py::detail::get_type_handle(typeid(Stretch), false);  // where this file was loaded under another name before
+  if (known) {
+    m.attr("Stretch") = known;
+    return;
+  }
+  py::class_<Stretch>(m, "Stretch", py::module_local(), "A stretch of a program's instructions that runs without Python; see stretch.h.")
+      .def(py::init<>())
+      .def("expect", &Stretch::expect, py::arg("number"), py::arg("shape"), py::arg("strides"), py::arg("dtype"), py::arg("make"))
+      .def("add_ufunc", &Stretch::add_ufunc, py::arg("ufunc"), py::arg("index"), py::arg("operands"), py::arg("shape"), py::arg("split"))
+      .def("add_conversion", &Stretch::add_conversion, py::arg("types"), py::arg("operands"), py::arg("shape"), py::arg("again"))
+      .def("add_row_loop", &Stretch::add_row_loop, py::arg("places"), py::arg("operands"), py::arg("shape"), py::arg("size"),
+           py::arg("step"), py::arg("again"))
+      .def("add_reduction", &Stretch::add_reduction, py::arg("ufunc"), py::arg("index"), py::arg("source"), py::arg("target"),
+           py::arg("shape"), py::arg("start"), py::arg("again"))
+      .def("add_kernel", &Stretch::add_kernel, py::arg("name"), py::arg("arguments"), py::arg("moving"), py::arg("numbers"))
+      .def("add_guard", &Stretch::add_guard, py::arg("number"), py::arg("at"), py::arg("answer"))
+      .def("let_go", &Stretch::let_go, py::arg("numbers"), "Registers that a run clears in the end.")
+      .def("begin", &Stretch::begin, py::arg("registers"), py::arg("empty"))
+      .def("run", &Stretch::run, py::arg("first"), py::arg("last"), "Whether all guards had their answers.")
+      .def("end", &Stretch::end, py::arg("registers"))
+      .def("__call__", &Stretch::call, py::arg("registers"), py::arg("empty"), "`begin`, `run` and `end`.")
+      .def("__len__", &Stretch::size);
+}
+
 constexpr std::size_t kPiece = std::size_t(1) << 18;  // bytes
 
 // The digest of the digests of pieces, which the threads share.
@@ -217,24 +243,7 @@ PYBIND11_MODULE(HG_MODULE, m) {
         "What a replay needs of leaves to be the same, as (bytes, list).");
   m.def("copy_arguments", &hg::copy_arguments, py::arg("targets"), py::arg("arguments"), py::arg("places"),
         "Copies the bytes of the arguments at these places to the targets.");
-  using hg::Stretch;
-  py::class_<Stretch>(m, "Stretch", "A stretch of a program's instructions that runs without Python; see stretch.h.")
-      .def(py::init<>())
-      .def("expect", &Stretch::expect, py::arg("number"), py::arg("shape"), py::arg("strides"), py::arg("dtype"), py::arg("make"))
-      .def("add_ufunc", &Stretch::add_ufunc, py::arg("ufunc"), py::arg("index"), py::arg("operands"), py::arg("shape"), py::arg("split"))
-      .def("add_conversion", &Stretch::add_conversion, py::arg("types"), py::arg("operands"), py::arg("shape"), py::arg("again"))
-      .def("add_row_loop", &Stretch::add_row_loop, py::arg("places"), py::arg("operands"), py::arg("shape"), py::arg("size"),
-           py::arg("step"), py::arg("again"))
-      .def("add_reduction", &Stretch::add_reduction, py::arg("ufunc"), py::arg("index"), py::arg("source"), py::arg("target"),
-           py::arg("shape"), py::arg("start"), py::arg("again"))
-      .def("add_kernel", &Stretch::add_kernel, py::arg("name"), py::arg("arguments"), py::arg("moving"), py::arg("numbers"))
-      .def("add_guard", &Stretch::add_guard, py::arg("number"), py::arg("at"), py::arg("answer"))
-      .def("let_go", &Stretch::let_go, py::arg("numbers"), "Registers that a run clears in the end.")
-      .def("begin", &Stretch::begin, py::arg("registers"), py::arg("empty"))
-      .def("run", &Stretch::run, py::arg("first"), py::arg("last"), "Whether all guards had their answers.")
-      .def("end", &Stretch::end, py::arg("registers"))
-      .def("__call__", &Stretch::call, py::arg("registers"), py::arg("empty"), "`begin`, `run` and `end`.")
-      .def("__len__", &Stretch::size);
+  add_stretch(m);
   m.def("device_count", [] { return 0; }, "CUDA devices this module can use: none.");
   m.def("empty", &hg::empty_array, py::arg("shape"), py::arg("dtype"), "An uninitialised array whose memory is kept for the next one.");
   m.def("digest", &digest, py::arg("x"), "A number of 64 bits that changes with any element of a contiguous array.");
