@@ -57,7 +57,7 @@ def test_bits_of_every_case(case):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
 def test_bits_of_functions_of_numpy(dtype):
     """Of arrays with few elements and many, side by side and not: what a stretch does by NumPy's inner loops is what NumPy does."""
-    functions = [f for f in vars(np).values() if isinstance(f, np.ufunc) and f.nout == 1 and f.nin < 3 and f is not np.matvec]
+    functions = [f for f in vars(np).values() if isinstance(f, np.ufunc) and f.nout == 1 and f.nin < 3 and f.signature is None]
     rng, tried = np.random.default_rng(0), 0
     for shapes in (((3, 5), (5,)), ((4, 1), (4, 7)), ((70, 300), (70, 300)), ((), (2,)), ((0, 3), (3,))):
         for order in (lambda x: x, lambda x: x.T.copy().T, lambda x: x[..., ::-1] if x.ndim else x):
