@@ -73,7 +73,8 @@ def maml(sizes: Sizes, data: Arrays, xp: Any) -> Callable[[Any], Any]:
         start = {name: hg.broadcast_to(a, (episodes, *a.shape)) for name, a in p.items() if name != "bias"}
         start["bias"] = hg.broadcast_to(p["bias"], (episodes, sizes.ways))
         w = hg.unroll(inner, start, {}, hg.full_batch(None, sizes.steps), optimizer=hg.SGD(lr=INNER_STEP))
-        return _query_loss(judged, (), w, some, replace(sizes, episodes=episodes), xp) * (episodes / sizes.episodes), None
+        loss = _query_loss(judged, (), w, some, replace(sizes, episodes=episodes), xp)
+        return loss if episodes == sizes.episodes else loss * (episodes / sizes.episodes), None
 
     def meta_loss(p: Any) -> Any:
         together = SLICE if xp is np else sizes.episodes
