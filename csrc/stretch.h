@@ -4,9 +4,9 @@
 // An operand lies at a fixed address, or at some distance from the start of an array in one of the program's registers, which each run
 // fills anew. Shapes, strides and element types never change; so a kernel's arguments are read and checked once.
 //
-// An elementwise function is NumPy's own: its inner loops, which its C API shows, are called on the same strides as NumPy calls them. The
-// bits are therefore NumPy's. Where a loop leaves a floating-point exception, the function is called again by NumPy, which warns or raises
-// as it is told to.
+// An elementwise function is NumPy's own: its inner loops, which its C API shows, are called. The bits are NumPy's, since only functions
+// that round once at most are called on pieces of an array; of the others one call does all elements, as in NumPy. Where a loop leaves a
+// floating-point exception, the function is called again by NumPy, which warns or raises as it is told to.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -10,7 +10,7 @@ import numpy as np
 
 from .backends.host import HOST
 from .backends.tracing import Instruction, Slot, replace, run_kernel
-from .stretch import Slots
+from .stretch import Slots, slots_in
 
 
 class Diverged(Exception):
@@ -80,19 +80,13 @@ def into_of(one: Instruction) -> Callable[..., Any] | None:
 # --- what calls are made of ---
 
 
-def _slots(x: Any) -> list[int]:
-    found: list[int] = []
-    replace(x, Slot, lambda s: found.append(s.number))
-    return found
-
-
 def _bound(x: Any, slots: Slots, moving: list[tuple[Any, Any, Any]]) -> Any:
     """Arguments with arrays in the slots that never change. `moving` gets the others: list or dictionary, key, what is there."""
     x = x.copy() if type(x) is dict else [*x]
     for key, y in [*(x.items() if type(x) is dict else enumerate(x))]:
         if type(y) is dict or type(y) is list:
             x[key] = _bound(y, slots, moving)
-        elif slots.fixed.issuperset(_slots(y)):
+        elif slots.fixed.issuperset(slots_in(y)):
             x[key] = replace(y, Slot, lambda s: slots.registers[s.number])
         else:
             moving.append((x, key, y))

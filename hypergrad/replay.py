@@ -88,6 +88,7 @@ class Replays:
         self.whole, self.keep, self.able = whole, keep, why is None
         self.program = f"none: {why or 'no call was like two earlier ones'}"
         self._known: dict[Any, _Recorded | _Replay] = {}
+        self._own: dict[Any, Trace] = {}  # of each kind, a recording of this run, which knows what the constants were in it
         self._shared = shared or Shared()
         self._failures = 0
         self._busy = Lock()  # a program has one arena
@@ -138,7 +139,7 @@ class Replays:
         known = self._known.get(key)
         if type(known) is _Replay and known.busy.acquire(blocking=False):
             try:
-                return known(arguments, keep_for, kept)
+                return known(arguments, keep_for, kept, self._own[key])
             except Diverged:
                 self._failed(f"of the {name} a truth value depends on the numbers")
             except Exception as error:  # the function raises it again, in its own words
@@ -150,11 +151,11 @@ class Replays:
             if recorded is not None:
                 result, recorded.result = recorded.result, None
                 earlier = self._shared.known.get(key)
+                self._own[key] = recorded.recording
                 if known is None:
                     replay = earlier if earlier is not None and recorded.agrees(earlier.recorded) else None
                     self._known[key] = replay or recorded
                     if replay is not None:
-                        replay.recorded.recording.read_again(recorded.recording)
                         self._say(name, replay)
                 elif type(known) is _Recorded and recorded.agrees(known):
                     replay = self._known[key] = _Replay(recorded, self.keep, self._shared.names, len(arguments), keep_for, kept)
@@ -260,10 +261,11 @@ class _Replay:
         self.given = [*given]
         self.program = Program(recording, [*recorded.slots, *keeps], keep=keep, given=[*given.values()])
 
-    def __call__(self, arguments: Sequence[Any], keep_for: Kept | None, kept: Kept | None) -> Any:
+    def __call__(self, arguments: Sequence[Any], keep_for: Kept | None, kept: Kept | None, recording: Trace) -> Any:
+        """Args: recording: one of this run that agrees with the recorded one."""
         found = self.program([*arguments, *[kept.arrays[i] for i in self.given]] if kept is not None else arguments)
         if keep_for is not None:
-            keep_for.names, keep_for.n_arguments, keep_for.recording = self.names, self.n_arguments, self.recorded.recording
+            keep_for.names, keep_for.n_arguments, keep_for.recording = self.names, self.n_arguments, recording
             keep_for.arrays = found[len(self.recorded.slots) :]
         return self.recorded.filled(found)
 

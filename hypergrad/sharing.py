@@ -34,7 +34,7 @@ class Kept:
         roots: the Tensors in the call's result that are made of what is kept.
         names: of the results, as `Names` has them.
         n_arguments: of the call.
-        recording: that the call replayed.
+        recording: of the run, of what the call replayed.
         arrays: the results.
     """
 

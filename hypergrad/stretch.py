@@ -31,14 +31,9 @@ _ROUND_ONCE = {
 }
 # The same but for the sign of a zero, which may depend on the elements beside it; so threads do not share them.
 _EXACT = {*_ROUND_ONCE, np.maximum, np.minimum, np.sign, np.reciprocal, np.positive, np.floor, np.ceil, np.isfinite, np.isnan, np.remainder}
+_REDUCING = (np.add, np.multiply, np.maximum, np.minimum, np.logical_and, np.logical_or)
+MOST_REDUCED = 2**18  # elements: of more, NumPy's own call takes no time beside the work
 _NUMBERS = "?bBhHiIlLqQfd"  # characters of dtypes
-
-
-class Kernel(NamedTuple):
-    """A kernel by its name, and the arguments of an instruction as it takes them."""
-
-    name: str
-    arguments: Callable[[Any, Any], dict[str, Any]]  # of the instruction's arguments and results
 
 
 class Loop(NamedTuple):
@@ -97,8 +92,8 @@ class RowLoop(NamedTuple):
 
 
 PLACING: list[Callable[..., Any]] = []  # values of ops f(backend, x, *, index, size, lead) that place x[...] in a row of zeros
-VIEW = "view"
-Way = Kernel | Loop | Reduction | RowLoop | str | None
+KERNEL, VIEW = "kernel", "view"
+Way = Loop | Reduction | RowLoop | str | None
 
 # Functions whose result is a view that the shapes alone decide, or a copy; which of the two, the strides decide.
 _VIEWS = [
@@ -164,12 +159,12 @@ def copy_arguments(targets: list[Any], arguments: Sequence[Any], places: Sequenc
 
 def is_view(one: Instruction, owners: Sequence[int]) -> bool:
     """Whether all that the instruction makes are views, of places that do not depend on numbers."""
-    in_places = len(one.reads) == 1 and any(one.call is f for f in _VIEWS) and not (one.call is getitem and _slots_in(one.args[1:]))
+    in_places = len(one.reads) == 1 and any(one.call is f for f in _VIEWS) and not (one.call is getitem and slots_in(one.args[1:]))
     return in_places and all(owners[n] != n for n in one.writes)
 
 
 def way_of(one: Instruction, slots: Slots) -> Way:
-    """How an instruction is done without Python: by a kernel, a loop, or as a VIEW; None where it needs Python."""
+    """How an instruction is done without Python: as a KERNEL or VIEW, or by a loop; None where it needs Python."""
     likes = slots.likes
     if MISSING is not None or one.errors is not None or not all(_is_plain(likes[n]) for n in (*one.reads, *one.writes)):
         return None
@@ -180,7 +175,7 @@ def way_of(one: Instruction, slots: Slots) -> Way:
     if one.call is run_kernel:
         numbers = {n for n in one.reads if likes[n] is None}
         direct = {x.number for x in one.kwargs.values() if type(x) is Slot}
-        return Kernel(one.args[0], lambda given, results: {**given[1], **results}) if numbers <= direct else None
+        return KERNEL if numbers <= direct else None
     if is_view(one, slots.owners):
         return VIEW
     if len(one.writes) != 1 or type(one.layout) is not Slot or any(likes[n] is None for n in one.reads):
@@ -188,7 +183,7 @@ def way_of(one: Instruction, slots: Slots) -> Way:
     if slots.owners[one.writes[0]] != one.writes[0]:
         return None
     if one.call == HOST.matmul_into:
-        return Kernel("matmul", lambda given, result: HOST.product(given[0][0], given[0][1], result)) if _is_product(one, likes) else None
+        return KERNEL if _is_product(one, likes) else None
     return _row_loop_of(one, likes) or _reduction_of(one, likes) or _loop_of(one, likes)
 
 
@@ -207,10 +202,11 @@ def _row_loop_of(one: Instruction, likes: Sequence[Any]) -> RowLoop | None:
     return found if fits and kinds[0] in "fd" and kinds[1] == "l" and likes[found.rows].shape[-1] else None
 
 
-def _slots_in(x: Any) -> bool:
-    found: list[Any] = []
-    replace(x, Slot, found.append)
-    return bool(found)
+def slots_in(x: Any) -> list[int]:
+    """Numbers of the slots inside x."""
+    found: list[int] = []
+    replace(x, Slot, lambda s: found.append(s.number))
+    return found
 
 
 def _is_contiguous(like: Like) -> bool:
@@ -257,11 +253,6 @@ def _loop_of(one: Instruction, likes: Sequence[Any]) -> Loop | None:
             alike = one.call.nin == 1 and shape_and_strides[0] == shape_and_strides[-1]  # then one call of the loop does all elements
             return found if (one.call in _EXACT or alike) and _is_numpys(found) else None
     return None
-
-
-MOST_REDUCED = 2**18  # elements: of more, NumPy's own call takes no time beside the work
-
-_REDUCING = (np.add, np.multiply, np.maximum, np.minimum, np.logical_and, np.logical_or)
 
 
 def _reduction_of(one: Instruction, likes: Sequence[Any]) -> Reduction | None:
@@ -361,8 +352,10 @@ class Stretch:
         self._native.begin(self._registers, HOST.empty)
         for i, label in enumerate(self.labels):
             run(label, lambda i=i: answers.append(self._native.run(i, i + 1)))  # type: ignore[misc]
+            if not answers[-1]:
+                return False  # what follows may rely on the answer, as a kernel does on labels that are in range
         self._native.end(self._registers)
-        return all(answers)
+        return True
 
     def close(self) -> None:
         """Ends the stretch."""
@@ -374,8 +367,8 @@ class Stretch:
             if n not in self._slots.fixed:
                 self._expect(n, make=True)
         self.labels.append(label)
-        if type(way) is Kernel:
-            self._add_kernel(one, way)
+        if way is KERNEL:
+            self._add_kernel(one)
             return
         shape, strides = self._slots.likes[one.writes[0]][0::2]
         if type(way) is RowLoop:
@@ -435,7 +428,7 @@ class Stretch:
         operands = [elements, numbers, rows] if way.places else [rows, numbers, elements]
         self._native.add_row_loop(way.places, operands, shape, row.shape[-1], row.strides[-1], _refuse_number)
 
-    def _add_kernel(self, one: Instruction, way: Kernel) -> None:
+    def _add_kernel(self, one: Instruction) -> None:
         likes, fixed = self._slots.likes, self._slots.fixed
         moving = [n for n in {*one.reads, *one.writes} if n not in fixed and likes[n] is not None]
         numbers = [(k, x.number) for k, x in one.kwargs.items() if type(x) is Slot and likes[x.number] is None]
@@ -443,9 +436,10 @@ class Stretch:
         args, kwargs, results = replace(
             (one.args, one.kwargs, one.layout), Slot, lambda s: given[s.number] if s.number in given else self._registers[s.number]
         )
-        arguments = way.arguments((args, kwargs), results)
-        places = [(given[n], *self._address(n)) for n in moving]
-        if one.call is not run_kernel:  # a product, whose arguments are other views of the same arrays
-            names = dict(zip(("x", "y", "out"), (*one.args, one.layout), strict=True))
-            places = [(arguments[k], *self._address(s.number)) for k, s in names.items() if s.number in given]
-        self._native.add_kernel(way.name, arguments, places, numbers)
+        if one.call is run_kernel:
+            name, arguments, places = one.args[0], {**kwargs, **results}, [(given[n], *self._address(n)) for n in moving]
+        else:  # a product, whose arguments are other views of the same arrays
+            name, arguments = "matmul", HOST.product(args[0], args[1], results)
+            slots = dict(zip(("x", "y", "out"), (*one.args, one.layout), strict=True))
+            places = [(arguments[k], *self._address(s.number)) for k, s in slots.items() if s.number in given]
+        self._native.add_kernel(name, arguments, places, numbers)

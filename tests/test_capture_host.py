@@ -297,6 +297,18 @@ def test_another_answer_of_a_truth_value_calls_the_function():
     check(f, [(X,), (X,), (X,), (-X,), (X,), (-X,)])
 
 
+def test_a_profile_stops_where_a_truth_value_is_another():
+    """As labels out of range, which the kernel after that value would read with."""
+    x, w, b = np.ones((4, 3)), np.ones((3, 2)), np.zeros(2)
+    captured = hg.capture(lambda y: hg.sum(hg.linear_cross_entropy(x, w, b, y)))
+    for k in range(4):
+        captured(np.arange(4) % (1 + k % 2))
+    assert captured.replays.program.startswith("function: ")
+    with hg.profile() as found, pytest.raises(hg.errors.ArgumentError):
+        captured(np.full(4, 2))
+    assert found.rows and not any(row.name.startswith("linear_cross_entropy") for row in found.rows)
+
+
 def test_kinds_of_calls_have_programs_of_their_own():
     f = lambda x, n, y=None: hg.grad(lambda a: hg.sum(a**n))(x)  # noqa: E731
     calls = [(X, 2), (X, 3), (X.T, 2), (X.astype("float32"), 2), (X[:, :1], 2), (X, 2.0)]

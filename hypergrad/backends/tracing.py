@@ -144,10 +144,6 @@ class Trace:
             return False
         return all(same_array(x, other.constants[n]) for n, x in self.constants.items())
 
-    def read_again(self, other: Trace) -> None:
-        """Takes the constants' elements to be as another recording, which agrees with this one, has read them."""
-        self._digests = other._digests
-
     def is_unchanged(self) -> bool:
         """Whether the constants still have the elements that they had when they were first read."""
         return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items())

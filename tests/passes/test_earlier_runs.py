@@ -11,6 +11,7 @@ import pytest
 from test_replay import OPTIMIZERS, H, Minibatches, check, eagerly, network, network_loss, no_earlier_runs, same  # noqa: F401
 
 import hypergrad as hg
+import hypergrad.replay
 from hypergrad.meter import Meter
 from hypergrad.replay import Replays
 
@@ -36,6 +37,15 @@ def test_later_runs_of_a_function_record_less(recordings, monkeypatch):
     recordings.clear()
     check(monkeypatch, lambda: hg.reverse(problem, other, batches))
     assert len(recordings) == first
+
+
+def test_programs_of_earlier_runs_have_a_limit(recordings, monkeypatch):
+    monkeypatch.setattr(hypergrad.replay, "MOST_SHARED_BYTES", 0)
+    problem, batches = network(OPTIMIZERS["momentum"]), Minibatches()
+    hg.reverse(problem, H, batches)
+    first = len(recordings)
+    hg.reverse(problem, H, batches)
+    assert len(recordings) == 2 * first
 
 
 @pytest.mark.parametrize("what", ["a number", "an array's elements", "the array", "the optimiser", "what is computed"])
