@@ -30,6 +30,7 @@ float multiply_adds(long rounds, float factor, float addend) {
   a += addend;
   for (int i = 0; i < kChains; ++i) v[i] = a * static_cast<float>(i);
   for (long r = 0; r < rounds; ++r)
+#pragma GCC unroll 64  // or the chains lie in memory and not in registers
     for (int i = 0; i < kChains; ++i) v[i] = v[i] * f + a;
   float sum = 0;
   for (const Vec& x : v)

@@ -37,7 +37,7 @@ HG_SIGNATURE(linear_cross_entropy_value_jvp_vjp_jvp,
 namespace hg::HG_SIMD {
 namespace {
 
-constexpr int64_t kTaskProducts = int64_t(1) << 17;  // of one task; fixes nothing but the balance
+constexpr int64_t kTaskProducts = int64_t(1) << 17;  // fewer in all are not worth a second thread
 constexpr int64_t kMostChunks = 16;                  // tasks of an episode
 constexpr int kVectors = kTile / 3;                  // of a register tile, beside five classes
 enum Slot : int { kSlotLogits = 0, kSlotZBar, kSlotZBarDot, kSlotW = kSharedSlots, kSlotWDot, kSlotTotals };
@@ -45,7 +45,7 @@ enum Slot : int { kSlotLogits = 0, kSlotZBar, kSlotZBarDot, kSlotW = kSharedSlot
 // As parallel_for; calls too small to be worth waking a thread stay on this one.
 template <class Body>
 void spread(int64_t tasks, int64_t products, const Body& body) {
-  if (products > kTaskProducts * 4)
+  if (products > kTaskProducts)
     parallel_for(tasks, body);
   else
     for (int64_t i = 0; i < tasks; ++i) body(i);
@@ -105,27 +105,29 @@ HG_INLINE typename Doubles<T>::type doubled(const Vec<T>& v) {
 // The losses y and residuals of n examples.
 template <class T>
 void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t* label, int64_t n, T* y, T* residual) {
-  double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = static_cast<double>(bias[k]);
+  double* const z = scratch_of<double>(kSlotLogits, h.K * kFlush + 1);
+  for (int64_t k = 0; k < h.K; ++k)
+    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] = static_cast<double>(bias[k]);
   add_products(h, x, w, n, true, z);
-  for (int64_t i = 0; i < n; ++i) {
-    double* const row = z + i * h.K;
-    double top = row[0];
-    for (int64_t k = 1; k < h.K; ++k) top = row[k] > top ? row[k] : top;
-    for (int64_t k = 0; k < h.K; ++k) row[k] -= top;
+  double top[kFlush], at_label[kFlush], sum[kFlush] = {};
+  for (int64_t i = 0; i < n; ++i) top[i] = z[i];
+  for (int64_t k = 1; k < h.K; ++k)
+    for (int64_t i = 0; i < n; ++i) top[i] = z[k * kFlush + i] > top[i] ? z[k * kFlush + i] : top[i];
+  for (int64_t k = 0; k < h.K; ++k)
+    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] -= top[i];
+  for (int64_t i = 0; i < n; ++i) at_label[i] = z[label[i] * kFlush + i];
+  for (int64_t k = 0; k < h.K; ++k) {
+    exponentials(z + k * kFlush, n);
+    for (int64_t i = 0; i < n; ++i) sum[i] += z[k * kFlush + i];
   }
-  double at_label[kFlush];
-  for (int64_t i = 0; i < n; ++i) at_label[i] = z[i * h.K + label[i]];
-  exponentials(z, n * h.K);
   for (int64_t i = 0; i < n; ++i) {
-    const double* const row = z + i * h.K;
-    double sum = 0;
-    for (int64_t k = 0; k < h.K; ++k) sum += row[k];
-    y[i] = static_cast<T>(std::log(sum) - at_label[i]);
-    const double scale = 1 / sum;
-    for (int64_t k = 0; k < h.K; ++k) residual[i * h.K + k] = static_cast<T>(row[k] * scale - (k == label[i] ? 1.0 : 0.0));
+    y[i] = static_cast<T>(std::log(sum[i]) - at_label[i]);
+    sum[i] = 1 / sum[i];
   }
+  for (int64_t k = 0; k < h.K; ++k)
+    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] = z[k * kFlush + i] * sum[i] - (k == label[i] ? 1.0 : 0.0);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < h.K; ++k) residual[i * h.K + k] = static_cast<T>(z[k * kFlush + i]);
 }
 
 // Their tangents y_dot and those of the logits. Null where there are none: x_dot, and w_dot, and bias_dot. `fetch`: of the block of x
@@ -133,16 +135,16 @@ void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t*
 template <class T>
 void losses_dot(const Head& h, const T* residual, const T* x, const T* w, const T* x_dot, const T* w_dot, const T* bias_dot, int64_t n,
                 bool fetch, T* y_dot, T* z_dot) {
-  double* const z = scratch_of<double>(kSlotLogits, n * h.K + 1);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < h.K; ++k) z[i * h.K + k] = bias_dot != nullptr ? static_cast<double>(bias_dot[k]) : 0.0;
+  double* const z = scratch_of<double>(kSlotLogits, h.K * kFlush + 1);
+  for (int64_t k = 0; k < h.K; ++k)
+    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] = bias_dot != nullptr ? static_cast<double>(bias_dot[k]) : 0.0;
   if (x_dot != nullptr) add_products(h, x_dot, w, n, true, z);
   if (w_dot != nullptr) add_products(h, x, w_dot, n, fetch, z);
   for (int64_t i = 0; i < n; ++i) {
     double sum = 0;
     for (int64_t k = 0; k < h.K; ++k) {
-      sum += static_cast<double>(residual[i * h.K + k]) * z[i * h.K + k];
-      z_dot[i * h.K + k] = static_cast<T>(z[i * h.K + k]);
+      sum += static_cast<double>(residual[i * h.K + k]) * z[k * kFlush + i];
+      z_dot[i * h.K + k] = static_cast<T>(z[k * kFlush + i]);
     }
     y_dot[i] = static_cast<T>(sum);
   }
@@ -208,25 +210,34 @@ void features_bar(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t
   for (; i < n; ++i) features_tile<T, 1>(h, a, b, i, x_bar);
 }
 
-// total[k, d] += sum over the n examples of z*x, for J classes from k on and M vectors of features from d on.
+// total[k, d] += sum over the n examples of z*x, for J classes from k on and M vectors of features from d on. `begins`: nothing has been
+// added to the total yet, and it has no numbers. `fetch`: the features of the block after this one, meanwhile.
 template <class T, int J, int M, bool Full>
-HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t k, int64_t d, int lanes, double* total) {
+HG_INLINE void weights_tile(const Head& h, const Factor<T>& f, int64_t n, int64_t k, int64_t d, int lanes, bool begins, bool fetch,
+                            double* total) {
   constexpr int V = kLanes<T>;
   Vec<T> acc[J][M];
   for (int j = 0; j < J; ++j)
     for (int m = 0; m < M; ++m) acc[j][m] = Vec<T>{};
-  for (int64_t i = 0; i < n; ++i) {
+  const auto add = [&](int64_t i) {
     Vec<T> x[M];
     for (int m = 0; m < M; ++m) x[m] = load<T, Full>(f.other + i * h.D + d + m * V, lanes);
     for (int j = 0; j < J; ++j)
       for (int m = 0; m < M; ++m) acc[j][m] += f.z[i * h.K + k + j] * x[m];
+  };
+  for (int64_t i = 0; i < n && fetch; ++i) {
+    for (int m = 0; m < M; ++m) __builtin_prefetch(f.other + (i + kFlush) * h.D + d + m * V, 0, 2);
+    add(i);
   }
+  for (int64_t i = 0; i < n && !fetch; ++i) add(i);
   for (int j = 0; j < J; ++j)
     for (int m = 0; m < M; ++m) {
       double* const to = total + (k + j) * h.Dp + d + m * V;
-      typename Doubles<T>::type sums;
-      __builtin_memcpy(&sums, to, sizeof sums);
-      sums += doubled<T>(acc[j][m]);
+      typename Doubles<T>::type sums = doubled<T>(acc[j][m]), before;
+      if (!begins) {
+        __builtin_memcpy(&before, to, sizeof before);
+        sums += before;
+      }
       __builtin_memcpy(to, &sums, sizeof sums);
     }
 }
@@ -241,15 +252,17 @@ HG_INLINE void for_classes(int64_t K, const Body& body) {
   if (k < K) body(k, std::integral_constant<int, 1>{});
 }
 
-// What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias.
+// What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias. `fetch`: of the block after
+// this one.
 template <class T>
-void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, bool weights, double* total) {
+void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, bool weights, bool begins, bool fetch, double* total) {
   for (const Factor<T>* f : {&a, &b}) {
     if (!weights || f->z == nullptr) continue;
     constexpr int64_t V = kLanes<T>;
     const auto columns = [&](int64_t d, int lanes, auto M, auto full) {
       for_classes(h.K, [&](int64_t k, auto J) {
-        weights_tile<T, decltype(J)::value, decltype(M)::value, decltype(full)::value>(h, *f, n, k, d, lanes, total);
+        weights_tile<T, decltype(J)::value, decltype(M)::value, decltype(full)::value>(h, *f, n, k, d, lanes, begins && f == &a,
+                                                                                       fetch && k == 0, total);
       });
     };
     int64_t d = 0;
@@ -258,6 +271,7 @@ void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, 
     if (d < h.D) columns(d, static_cast<int>(h.D - d), std::integral_constant<int, 1>{}, std::false_type{});
   }
   double* const bias = total + h.K * h.Dp;
+  for (int64_t k = 0; k < h.K && begins; ++k) bias[k] = 0;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < h.K; ++k) bias[k] += static_cast<double>(a.z[i * h.K + k]);
 }
@@ -273,25 +287,25 @@ struct Totals {
   Totals(const Head& head, int64_t cotangents) : h(head), size(head.K * head.Dp + head.K) {
     data = scratch_of<double>(kSlotTotals, cotangents * h.chunks * size + 1);
   }
-  double* of(int64_t index) const {
-    double* const total = data + index * size;
-    for (int64_t i = 0; i < size; ++i) total[i] = 0;
-    return total;
-  }
+  double* of(int64_t index) const { return data + index * size; }
   // Cotangent `index` of the weights (null where it is not wanted) and of the bias.
   void add_up(int64_t index, T* w_bar, T* bias_bar) const {
     const double* const first = data + index * h.chunks * size;
-    const auto sum = [&](int64_t at) {
+    for (int64_t k = 0; k < h.K; ++k) {
       double all = 0;
-      for (int64_t chunk = 0; chunk < h.chunks; ++chunk) all += first[chunk * size + at];
-      return static_cast<T>(all);
-    };
-    for (int64_t k = 0; k < h.K; ++k) bias_bar[k] = sum(h.K * h.Dp + k);
+      for (int64_t chunk = 0; chunk < h.chunks; ++chunk) all += first[chunk * size + h.K * h.Dp + k];
+      bias_bar[k] = static_cast<T>(all);
+    }
     if (w_bar == nullptr) return;
     constexpr int64_t kBand = 64;  // of features
     spread(ceil_div(h.D, kBand), h.chunks * h.D * h.K * 8, [&](int64_t band) {
-      for (int64_t k = 0; k < h.K; ++k)
-        for (int64_t d = band * kBand; d < lower(h.D, (band + 1) * kBand); ++d) w_bar[d * h.K + k] = sum(k * h.Dp + d);
+      const int64_t from = band * kBand, count = lower(kBand, h.D - from);
+      for (int64_t k = 0; k < h.K; ++k) {
+        double all[kBand] = {};
+        for (int64_t chunk = 0; chunk < h.chunks; ++chunk)
+          for (int64_t i = 0; i < count; ++i) all[i] += first[chunk * size + k * h.Dp + from + i];
+        for (int64_t i = 0; i < count; ++i) w_bar[(from + i) * h.K + k] = static_cast<T>(all[i]);
+      }
     });
   }
 };
@@ -337,12 +351,14 @@ void run(const Call& call, const Head& h, const Given<T>& g) {
   const bool by_w_dot = (kRungs & kJvp) || g.x_bar_dot;
   const Rows<T> rows_dot = by_w_dot ? pack(h, g.w_dot, h.P, kSlotWDot) : Rows<T>{};
   const int64_t P = (kRungs & (kJvp | kVjpJvp)) ? h.P : 1;
+  constexpr bool fetch = (kRungs & (kValue | kJvp)) == 0;  // else the products have fetched the next block
   const Totals<T> totals(h, (kRungs & (kVjp | kVjpJvp)) ? P * h.E : 0);
   spread(P * h.E * h.chunks, P * h.products(), [&](int64_t index) {
     const int64_t pe = index / h.chunks, p = pe / h.E, e = pe % h.E;
     double* const total = (kRungs & (kVjp | kVjpJvp)) ? totals.of(index) : nullptr;
     for_blocks(h, index % h.chunks, [&](int64_t first, int64_t n) {
       const int64_t D = first * h.D, K = first * h.K;
+      const bool begins = first == index % h.chunks * h.chunk;
       const T* const x = g.x.at(e) + D;
       const T* const w = rows ? rows.at(0, e) : nullptr;
       const T* const w_dot = rows_dot ? rows_dot.at(p, e) : nullptr;
@@ -361,13 +377,13 @@ void run(const Call& call, const Head& h, const Given<T>& g) {
       const T* const z_bar = logits_bar(h, y_bar, step, residual, n);
       if constexpr ((kRungs & kVjp) != 0) {
         if (g.x_bar) features_bar(h, {z_bar, w}, none, n, g.x_bar.at(e) + D);
-        add_sums(h, {z_bar, x}, none, n, bool(g.w_bar), total);
+        add_sums(h, {z_bar, x}, none, n, bool(g.w_bar), begins, fetch, total);
       }
       if constexpr ((kRungs & kVjpJvp) != 0) {
         const T* const z_dot = (kRungs & kJvp) ? g.z_dot.at(p, e) + K : g.z_dot_in.at(p, e) + K;
         const T* const z_bar_dot = logits_bar_dot(h, y_bar, step, at_or_null(g.y_bar_dot, p, e, first), residual, label, z_dot, n);
         if (g.x_bar_dot) features_bar(h, {z_bar_dot, w}, w_dot != nullptr ? Factor<T>{z_bar, w_dot} : none, n, g.x_bar_dot.at(p, e) + D);
-        add_sums(h, {z_bar_dot, x}, x_dot != nullptr ? Factor<T>{z_bar, x_dot} : none, n, bool(g.w_bar_dot), total);
+        add_sums(h, {z_bar_dot, x}, x_dot != nullptr ? Factor<T>{z_bar, x_dot} : none, n, bool(g.w_bar_dot), begins, fetch, total);
       }
     });
   });

@@ -66,6 +66,16 @@ HG_INLINE Vec<T> load(const T* p, int n = 0) {
   return v;
 }
 
+// Keeps v in a register from here on. Else the compiler may load it again at every use, where loads bound the loop.
+template <class W>
+HG_INLINE void keep_in_register(W& v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+}
+
 template <class T, bool Full = true>
 HG_INLINE void store(T* p, Vec<T> v, int n = 0) {
   if (Full)
