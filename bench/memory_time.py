@@ -4,7 +4,7 @@
 
 The problem is the one by which RFHO checked forward against reverse mode: a network on images of MNIST's size, trained
 by gradient descent with momentum. The hyperparameters are the step size, the momentum and a weight for each group of
-examples; N is varied by the number of groups. Seconds are medians of runs in alternating order; peak bytes come from
+examples; N is varied by the number of groups. Seconds are medians of turns: a plan, then runs in alternating order. Peak bytes come from
 runs of their own, since tracing allocations costs time. A cell for which the plan predicts too long a run is not run.
 JAX and PyTorch run the same problem over T, on the CPU and where they are installed; see memory_time_peers.py.
 
@@ -169,13 +169,16 @@ def difference(grad: Any, reference: Any) -> float:
 
 
 def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list[Row]:
-    """A row for each route at one size: what the plan predicts, and what is measured in the same minute."""
+    """A row for each route at one size: what a plan predicts, and what is measured right after it; the medians of some turns of both."""
     plan = hg.plan(*problem)
     routes = {mode_of(r): r for r in plan.routes}
     run = {k: r for k, r in routes.items() if r.seconds <= setting.most_s}
     traced: dict[str, hg.HyperGradient] = {}
+    planned: dict[str, list[float]] = {k: [r.seconds] for k, r in routes.items()}
     seconds: dict[str, list[float]] = {k: [] for k in run}
-    for repeat in range(setting.repeats):  # at once, since the machine's speed drifts
+    for repeat in range(setting.repeats):  # in turns, since the machine's speed drifts
+        for r in hg.plan(*problem).routes if repeat and run else ():
+            planned[mode_of(r)].append(r.seconds)
         for k in list(run) if repeat % 2 == 0 else list(run)[::-1]:
             if repeat == 0 or routes[k].seconds * setting.repeats < setting.most_s:
                 seconds[k].append(plan.run(routes[k]).stats.seconds)
@@ -187,7 +190,9 @@ def measure_size(sweep: str, problem: Any, sizes: Row, setting: Setting) -> list
     for k in MODES:
         if k not in routes:
             continue
-        row = {"kind": "row", "sweep": sweep, "mode": k, **sizes, "plan_s": routes[k].seconds, "plan_bytes": routes[k].peak_bytes}
+        plans = planned[k][: max(len(seconds.get(k, ())), 1)]  # of the turns in which this mode ran
+        row = {"kind": "row", "sweep": sweep, "mode": k, **sizes, "plan_s": statistics.median(plans), "all_plan_s": plans}
+        row["plan_bytes"] = routes[k].peak_bytes
         row |= {"seconds": None, "peak_bytes": None, "chosen": routes[k] is plan.choice}
         if k in run:
             stats = traced[k].stats.as_dict()

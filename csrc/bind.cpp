@@ -142,7 +142,7 @@ void add_stretch(py::module_& m) {
       .def("__len__", &Stretch::size);
 }
 
-constexpr std::size_t kPiece = std::size_t(1) << 18;  // bytes
+constexpr std::size_t kPiece = std::size_t(1) << 16;  // bytes
 
 // The digest of the digests of pieces, which the threads share.
 std::uint64_t digest(const py::array& x) {

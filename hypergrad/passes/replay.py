@@ -27,20 +27,22 @@ class Replayed:
     nothing is. Steps of the same kind have the same cotangents missing.
 
     Args:
-        kept_among: the steps that share the room for what is kept.
+        kept_among: the steps that share the room for what is kept; None where each has no more than an eighth of a state.
         state_bytes: of one state.
 
     Attributes:
         keeps: whether steps may keep results for their transposition.
     """
 
-    def __init__(self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], kept_among: int, state_bytes: int) -> None:
+    def __init__(
+        self, dynamics: Dynamics, n_steps: int, stats: Stats, inputs: Sequence[Tensor], kept_among: int | None, state_bytes: int
+    ) -> None:
         self.dynamics, self.stats, self._n_steps = dynamics, stats, n_steps
         self.keeps = False
         self._kept: dict[int, tuple[Kept, list[Any]]] = {}  # with the fingerprints of what the step read
         self._unchanged: dict[Trace, bool] = {}  # whether the constants of the recordings that kept it are
         self._kept_bytes = 0
-        self._most_kept = max(MOST_KEPT_BYTES // max(kept_among, 1), state_bytes // 8)
+        self._most_kept = max(0 if kept_among is None else MOST_KEPT_BYTES // max(kept_among, 1), state_bytes // 8)
         why = dynamics.unrecordable()
         if n_steps < LEAST_STEPS:
             why = f"the run has {n_steps} steps, and recording pays from {LEAST_STEPS}"
@@ -55,7 +57,7 @@ class Replayed:
     def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False) -> Step:
         """As `Dynamics.step`.
 
-        Args: keep: whether the step is transposed from this very state, so that results may be kept for that where the run `keeps` any.
+        Args: keep: whether the step is not run again before its transposition, so that results may be kept for that, where any are.
         """
         if not self._replays.able:
             return self.dynamics.step(state, args, t)
@@ -66,6 +68,7 @@ class Replayed:
         keep_for, batch = Kept(self._most_kept, _loss) if self.keeps else None, self.dynamics.batch(t)
         step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for)
         if keep and keep_for is not None and keep_for.arrays:
+            self._drop(t)
             self._kept[t] = keep_for, _fingerprints((args, batch))
             self._kept_bytes += keep_for.nbytes
             self.stats.kept_bytes = max(self.stats.kept_bytes, self._kept_bytes)

@@ -70,8 +70,8 @@ def reverse(
     Raises: ArgumentError for the checkpoint policy; ShapeError, DTypeError and DifferentiationError from the functions, and as `unroll`.
     Equation: Franceschi et al. 2017, Algorithm 1 (Reverse-HG).
     Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states, "reversible" 2 and stats.residue_bits for each weight and step,
-        beside what one step needs. "all" without memory_bytes keeps results of large products, too: stats.kept_bytes, at most 64 MiB or an
-        eighth of the states.
+        beside what one step needs. Without memory_bytes, "all" and "sqrt" keep results of large products, too: stats.kept_bytes, at most
+        an eighth of the states, or 64 MiB if that is more and "all".
     Time: T steps, T transposed steps of about three each, and the steps run again (stats.steps_rerun).
     Example:
         >>> problem = hg.Bilevel(

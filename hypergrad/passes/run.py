@@ -42,8 +42,8 @@ class Run:
         make_store: makes the store of the states.
         per_step: for each leaf of `args`, whether it has one row for each step. Step t then gets row t alone.
         callback: called with (t, state, loss) after step t of the first run, where `state` is the state before the step.
-        kept_among: the steps that share the room for results which steps keep for their transposition, beside the states that the
-            schedule wants; 0 where they keep none.
+        kept_among: the steps that share the room for results which steps keep for their transposition; 0 where they keep none. Where
+            the schedule runs steps again, those of a step take at most an eighth of a state.
     """
 
     dynamics: Dynamics
@@ -64,7 +64,8 @@ class Run:
         self.n_state = len(tree_leaves(state))
         self.inputs = [*tree_leaves(state), *tree_leaves(args)]
         self.surroundings = Surroundings()
-        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs, self.kept_among, n_bytes(state))
+        among = None if self.schedule.reruns else self.kept_among
+        self.steps = Replayed(self.dynamics, self.n_steps, self.stats, self.inputs, among, n_bytes(state))
         self.store: Store | None = None
         self.residues: list[Residue] = []  # of the steps that the backward run undoes, which undoes the last one first
         self.results: dict[int, Results] = {}  # of the steps whose states are in the device's memory
@@ -109,12 +110,12 @@ class Run:
     def _run(self, inputs: list[Tensor], keep: bool) -> tuple[PyTree, PyTree]:
         state, args = tree_unflatten(self.state_spec, inputs[: self.n_state]), inputs[self.n_state :]
         wanted, undone = (set(self.schedule.first_run()), self.schedule.undone) if keep else (set(), range(0))
+        begin = min(wanted, default=self.n_steps)
         store = self.store = self.make_store(self.stats) if keep else None
         self.residues.clear()
         self.results.clear()
         self.steps.forget()
-        # A stored state is transposed as it is, and its step run once, so that the step may keep results for that.
-        self.steps.keeps = self.kept_among > 0 and self.schedule.reruns == 0 and isinstance(store, Memory) and store.exact
+        self.steps.keeps = self.kept_among > 0 and self.schedule.stores_reruns and isinstance(store, Memory) and store.exact
         self.stats.residue_bytes = self.stats.kept_bytes = 0
         self.losses, self.traces, self.proven_steps, outputs = [], [], True, []
         for t in range(self.n_steps):
@@ -129,7 +130,8 @@ class Run:
                 kept = new_results() if isinstance(store, Memory) and t in wanted else None
                 if kept is not None:
                     self.results[t] = kept
-                step = keeping(kept, self.steps.step, state, self._args(args, t), t, t in wanted)
+                once = t >= begin and (t + 1 in wanted or t + 1 == self.n_steps)  # else it is run again to get to the state after it
+                step = keeping(kept, self.steps.step, state, self._args(args, t), t, once)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
@@ -212,7 +214,7 @@ class Run:
 
     def _step_again(self, state: PyTree, args: PyTree, t: int) -> PyTree:
         """The state after step t, which has been run before."""
-        step = self.steps.step(state, args, t)
+        step = self.steps.step(state, args, t, keep=True)
         self._check(t, step.loss, digests(step.compared))
         self.stats.steps_rerun += 1
         return step.state

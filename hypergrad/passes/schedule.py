@@ -43,6 +43,11 @@ class Schedule(ABC):
         return 0
 
     @property
+    def stores_reruns(self) -> bool:
+        """Whether the backward run runs no step twice, and stores the state after each step that it runs."""
+        return not self.reruns
+
+    @property
     def undone(self) -> range:
         """The steps that the backward run undoes. The first run keeps their residues."""
         return range(0)
@@ -137,6 +142,10 @@ class Sqrt(Schedule):
     def reruns(self) -> int:
         """All but one step of each segment before the last."""
         return self.last // self.stride * (self.stride - 1)
+
+    @property
+    def stores_reruns(self) -> bool:
+        return True
 
     def first_run(self) -> Collection[int]:
         return set(range(0, self.last, self.stride)) | set(range(self.last, self.n_steps))
@@ -279,6 +288,10 @@ class Last(Schedule):
     @property
     def reruns(self) -> int:
         return self.plan.reruns
+
+    @property
+    def stores_reruns(self) -> bool:
+        return self.plan.stores_reruns
 
     @property
     def undone(self) -> range:

@@ -150,8 +150,9 @@ def unroll(
     Rules: one second-order pass transposes a step. It relies on the symmetry of the inner loss's Hessian. So where an op of the loss
         was declared outside this package, a tape that records the step takes its place.
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).
-    Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions. "all" without memory_bytes
-        keeps results of large products, too: stats.kept_bytes, at most 64 MiB or an eighth of the states.
+    Memory: "all" T states, "sqrt" 2 ceil(sqrt(T)), c: c states; forward mode 1 + P states for P directions. Without
+        memory_bytes, "all" and "sqrt" keep results of large products, too: stats.kept_bytes, at most an eighth of the states, or 64 MiB if
+        that is more and "all".
     Time: T steps, plus those run again or undone ("sqrt" fewer than T; c as `schedule.Binomial.reruns`); a step backward costs about three.
     Example:
         >>> run = lambda h: hg.unroll(lambda w, h, b: (w - h) ** 2, np.array(0.0), h, range(3), optimizer=hg.SGD(lr=0.25))

@@ -11,7 +11,7 @@ from checks import Weights
 
 import hypergrad as hg
 from hypergrad.errors import ArgumentError, DifferentiationError, ShapeError
-from hypergrad.passes import replay
+from hypergrad.passes import replay, schedule
 from hypergrad.trees import tree_leaves
 
 T = 12
@@ -204,13 +204,26 @@ def test_what_is_kept_is_not_computed_again_and_takes_no_room_that_was_counted()
     problem = wide_problem("momentum")
     batches = [WideMinibatches()[0]] * 30
     r, fewer = products(lambda: hg.reverse(problem, WIDE_H, batches))
-    for more in ({"checkpoints": "sqrt"}, {"memory_bytes": 2**30}, {"checkpoints": "host"}):
+    for more in ({"memory_bytes": 2**30}, {"checkpoints": 5}, {"checkpoints": "host"}):
         other, _ = products(lambda more=more: hg.reverse(problem, WIDE_H, batches, **more))
         assert same(r, other) and other.stats.kept_bytes == 0
     other, more = products(lambda: hg.reverse(problem, WIDE_H, batches, memory_bytes=2**30))
     # One product a step, but for the four transposed ones that are not replayed: the last two have fewer cotangents than the others. The
     # first two steps are replayed once more, with two products each, as they kept nothing when they were recorded.
     assert more - fewer == 30 - 4 - 2 * 2
+
+
+def test_what_is_kept_where_steps_are_run_again(monkeypatch):
+    """A step that is run twice keeps results the second time, beside the state that is stored then."""
+    problem = wide_problem("momentum")
+    batches = [WideMinibatches()[0]] * 30
+    r = hg.reverse(problem, WIDE_H, batches)
+    other, fewer = products(lambda: hg.reverse(problem, WIDE_H, batches, checkpoints="sqrt"))
+    assert same(r, other) and other.stats.kept_bytes == other.stats.states_held * 8 * 8 * 24 <= other.stats.state_bytes // 8
+    monkeypatch.setattr(schedule.Sqrt, "stores_reruns", False)
+    none, more = products(lambda: hg.reverse(problem, WIDE_H, batches, checkpoints="sqrt"))
+    assert same(r, none) and none.stats.kept_bytes == 0
+    assert more - fewer == 30 - 4  # one product a step, but for the four transposed ones that are not replayed
 
 
 def test_what_is_kept_has_a_limit(monkeypatch):
