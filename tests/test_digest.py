@@ -1,5 +1,9 @@
 """The number by which an array that was written to is told from what it was."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -81,3 +85,11 @@ def test_an_array_that_changes_between_two_recordings_is_read_again():
     still, moved = run(lambda t: None), run(double)
     assert not moved.stats.program.startswith("none")
     assert (still.losses[:7] == moved.losses[:7]).all() and (still.losses[7:] != moved.losses[7:]).all()
+
+
+def test_where_the_processor_has_no_aes(tmp_path):
+    """The tests above, by the instructions that every processor has."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not no_aes", __file__]
+    environment = {k: x for k, x in os.environ.items() if not k.startswith("PYTEST")} | {"HYPERGRAD_SIMD": "baseline"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

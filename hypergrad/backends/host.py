@@ -98,7 +98,7 @@ class HostBackend:
         return np.empty(shape, dtype) if MISSING is not None else _host.empty(shape, dtype)
 
     def digest(self, x: Any) -> int:
-        """A number that tells whether an array was written to. Any change within eight bytes is seen; of others one in 2^64 is missed.
+        """A number that tells whether an array was written to. One change in 2^64 is missed.
 
         Cost: that of reading the array once.
         """
