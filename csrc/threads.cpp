@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -69,14 +70,8 @@ class Pool {
   // no more threads, those that there are do the work.
   void run(std::int64_t n, int threads, void (*task)(const void*, std::int64_t), const void* context) {
     int helpers = static_cast<int>(n < threads ? n : threads) - 1;
-    try {
-      while (static_cast<int>(workers_.size()) < helpers) {
-        const int index = static_cast<int>(workers_.size());
-        workers_.emplace_back([this, index, seen = round_.load()] { work(index, seen); });
-      }
-    } catch (const std::exception&) {  // std::system_error, or no memory for one
-      helpers = static_cast<int>(workers_.size());
-    }
+    if (static_cast<int>(workers_.size()) < helpers) start(helpers);
+    helpers = std::min(helpers, static_cast<int>(workers_.size()));
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       task_ = task;
@@ -103,6 +98,20 @@ class Pool {
   std::mutex busy;  // one parallel region at a time
 
  private:
+  // Starts workers until there are so many, or no more can be. Their stacks leave the tasks room for scratch.
+  void start(int wanted) {
+    constexpr std::size_t kRoom = std::size_t(1) << 24;
+    void* const room = system_block(kRoom);
+    try {
+      while (room != nullptr && static_cast<int>(workers_.size()) < wanted) {
+        const int index = static_cast<int>(workers_.size());
+        workers_.emplace_back([this, index, seen = round_.load()] { work(index, seen); });
+      }
+    } catch (const std::exception&) {  // std::system_error, or no memory for one
+    }
+    if (room != nullptr) free_system_block(room, kRoom);
+  }
+
   void drain() {
     inside_task = true;
     try {
