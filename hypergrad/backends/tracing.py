@@ -312,15 +312,18 @@ for _each in (
     setattr(Traced, _each, _method(_each))
 
 
-def _refusal(name: str, what: str) -> Callable[..., Any]:
+def _refusal(name: str, what: str, remedy: str = "") -> Callable[..., Any]:
     def refused(self: Traced, *_: Any, **__: Any) -> Any:
-        raise self.recording.refuse(f"{what} ({name}) while the step is recorded")
+        raise self.recording.refuse(f"{what} ({name}) while the step is recorded{remedy}")
 
     return refused
 
 
-for _each in ("__array__", "__float__", "__int__", "__index__", "__complex__", "item", "tolist", "tobytes"):
+for _each in ("__array__", "__float__", "__int__", "__complex__", "item", "tolist", "tobytes"):
     setattr(Traced, _each, _refusal(_each, "a number is taken out of an array"))
+Traced.__index__ = _refusal(  # type: ignore[attr-defined]
+    "__index__", "an array is indexed with one that each step has anew", "; draw rows in batches[t], or write hg.take(array, rows)"
+)
 for _each in ("__setitem__", "fill", "sort", "partition", "put", "resize", "itemset"):
     setattr(Traced, _each, _refusal(_each, "an array is written to"))
 

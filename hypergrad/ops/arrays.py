@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import Array, Backend, backend_of, bare, is_batched, is_on_gpu
+from ..backends import HOST, TRACING, Array, Backend, backend_of, bare, is_batched, is_on_gpu
+from ..backends.tracing import recording_of
 from ..errors import ArgumentError, ShapeError
 from ..rules import Linear, Op, Registered, linear
 from ..rules import broadcast_to as _broadcast_to
@@ -149,6 +150,10 @@ class _Indexed(Linear):
             (x,) = to_tensors(self.name, args)
             args = (for_each(x, index if type(index) is tuple else (index,)),)
         return super().__call__(*args, **attrs)
+
+    def forward(self, backend: Backend, values: list[Array], attrs: dict[str, Any]) -> tuple[tuple[Array, ...], Any]:
+        """The value, recorded where the index is, too: x may be the same in every run, such as the cotangent of a mean."""
+        return super().forward(TRACING if backend is HOST and recording_of(attrs["index"]) is not None else backend, values, attrs)
 
 
 _getitem: Op = _Indexed("getitem", _getitem_value, lambda bar, x, *, lead, index: put(bar, index=index, shape=x.shape[lead:], lead=lead))

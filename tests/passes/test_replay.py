@@ -80,6 +80,61 @@ def test_bits_of_every_op(case, monkeypatch):
         check(monkeypatch, lambda run=run: run(problem, hparams, batches), replayed=case.name.partition("[")[0] not in READ)
 
 
+# --- every way to choose elements by what a batch has -------------------------------------------------------
+
+
+def logits(w, batch):
+    return hg.linear(batch["x"], w["w"], w["b"])
+
+
+CHOOSING = {
+    "the mean of a cross-entropy": lambda w, h, b: hg.mean(hg.softmax_cross_entropy(logits(w, b), b["y"])),
+    "with a regulariser": lambda w, h, b: hg.mean(hg.softmax_cross_entropy(logits(w, b), b["y"])) + h["r"] * hg.sum(w["w"] ** 2),
+    "weighted by rows": lambda w, h, b: hg.mean(hg.take(hg.exp(h["rows"]), b["rows"]) * hg.softmax_cross_entropy(logits(w, b), b["y"])),
+    "the head": lambda w, h, b: hg.mean(hg.linear_cross_entropy(b["x"], w["w"], w["b"], b["y"])),
+    "an embedding": lambda w, h, b: hg.sum(hg.take(w["e"], b["y"])) + hg.sum(w["e"] ** 2),
+    "rows of the data": lambda w, h, b: hg.mean(hg.softmax_cross_entropy(hg.linear(hg.take(X, b["rows"]), w["w"], w["b"]), b["y"])),
+    "an element a row": lambda w, h, b: -hg.mean(np.take_along_axis(hg.log_softmax(logits(w, b)), b["y"][:, None], -1)),
+    "pairs of indices": lambda w, h, b: -hg.mean(hg.log_softmax(logits(w, b))[np.arange(8), b["y"]]),
+    "one-hot labels": lambda w, h, b: -hg.mean(hg.log_softmax(logits(w, b)) * (b["y"][:, None] == np.arange(3))),
+    "a mask": lambda w, h, b: hg.mean(hg.where(b["mask"], b["x"], 0.0) @ w["w"]) + hg.sum(w["w"] ** 2),
+    "the largest": lambda w, h, b: hg.mean(hg.max(logits(w, b) ** 2, axis=-1)),
+    "the three smallest": lambda w, h, b: hg.mean(np.sort(logits(w, b) ** 2, axis=0)[:3]),
+}
+
+
+def choosing(loss):
+    """(problem, hparams, batches) of a loss of these batches."""
+    start = {"w": 0.3 * np.cos(np.arange(12.0)).reshape(4, 3), "b": np.zeros(3), "e": np.sin(np.arange(15.0)).reshape(3, 5)}
+    problem = hg.Bilevel(
+        loss,
+        lambda w, h: hg.sum(w["w"] ** 2) + hg.sum(w["e"] ** 2) + 0.0 * (h["r"] + hg.sum(h["rows"])),
+        lambda h: start,
+        lambda h: hg.SGD(lr=h["lr"], momentum=0.9),
+    )
+    batches = [{"x": X[r], "y": Y[r], "rows": r, "mask": X[r] > 0.3} for r in ROWS]
+    return problem, {"lr": np.float64(0.1), "r": np.float64(0.5), "rows": np.zeros(20)}, batches
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_bits_where_elements_are_chosen(name, monkeypatch):
+    for run in (hg.reverse, hg.forward):
+        check(monkeypatch, lambda run=run: run(*choosing(CHOOSING[name])))
+
+
+def test_an_array_of_the_host_by_rows_of_a_batch(monkeypatch):
+    """NumPy asks the rows for their numbers. What it says names the ways that can be replayed."""
+
+    def loss(w, h, batch):
+        return hg.mean(hg.softmax_cross_entropy(hg.linear(X[batch["rows"]], w["w"], w["b"]), batch["y"]))
+
+    r = check(monkeypatch, lambda: hg.reverse(*choosing(loss)), replayed=False)
+    assert r.stats.program == (
+        "none: an array is indexed with one that each step has anew (__index__) while the step is recorded; draw rows in batches[t], or "
+        "write hg.take(array, rows)"
+    )
+
+
 # --- every optimiser, policy and kind of run ---------------------------------------------------------------
 
 RNG = np.random.default_rng(3)
