@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import ArgumentError, DataError
+from ..trees import tree_node
 from .files import check_root
 from .glyphs import SIZE, Letter, draw_letter, find_letters
 from .idx import WHERE, read_mnist
@@ -26,9 +27,10 @@ SIZES: Mapping[str, tuple[int, int, int]] = {"glyphs": (600, 600, 2000), "digits
 """Examples of the training, validation and test part, by data set, where nothing else is said."""
 
 
+@tree_node
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Images with their labels, in random order. Args: x: (n, D), in [0, 1]; y: (n,), int64, a class each."""
+    """Images with their labels, in random order: a pytree of both. Args: x: (n, D), in [0, 1]; y: (n,), int64, a class each."""
 
     x: Array
     y: Array
