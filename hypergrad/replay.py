@@ -132,7 +132,8 @@ class Replays:
         kinds, others = describe(leaves, Tensor, arguments, _kind_of)
         if None in others:
             x = next(x for x in leaves if _kind_of(x, []) is None)
-            self._failed(f"of the {name} an argument is a {type(x).__name__}, neither array nor number: it could change unseen; make it a pytree")
+            of = f"of the {name} an argument is a {type(x).__name__}, neither array nor number"
+            self._failed(f"{of}: it could change unseen; make it a pytree")
             return f(number, tree)
         asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, kinds, *others]
         key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
