@@ -29,7 +29,7 @@ HG_INLINE void dot_tile(const Head& h, const T* x, const T* w, int64_t first, in
     for (int r = 0; r < count; ++r) __builtin_prefetch(next[r] + d, 0, 2);
     for (int i = 0; i < I; ++i) {
       v[i] = load(x + i * h.D + d);
-      keep_in_register(v[i]);
+      if (J > 1) keep_in_register(v[i]);
     }
     for (int j = 0; j < J; ++j) {
       const Vec<T> u = load(w + j * h.Dp + d);
