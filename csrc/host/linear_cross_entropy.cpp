@@ -105,20 +105,21 @@ HG_INLINE typename Doubles<T>::type doubled(const Vec<T>& v) {
 // The losses y and residuals of n examples.
 template <class T>
 void losses(const Head& h, const T* x, const T* w, const T* bias, const int64_t* label, int64_t n, T* y, T* residual) {
+  const int64_t whole = round_up(n, kLanes<double>);  // whole vectors; what is beyond n is not read
   double* const z = scratch_of<double>(kSlotLogits, h.K * kFlush + 1);
   for (int64_t k = 0; k < h.K; ++k)
-    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] = static_cast<double>(bias[k]);
+    for (int64_t i = 0; i < whole; ++i) z[k * kFlush + i] = static_cast<double>(bias[k]);
   add_products(h, x, w, n, true, z);
   double top[kFlush], at_label[kFlush], sum[kFlush] = {};
-  for (int64_t i = 0; i < n; ++i) top[i] = z[i];
+  for (int64_t i = 0; i < whole; ++i) top[i] = z[i];
   for (int64_t k = 1; k < h.K; ++k)
-    for (int64_t i = 0; i < n; ++i) top[i] = z[k * kFlush + i] > top[i] ? z[k * kFlush + i] : top[i];
+    for (int64_t i = 0; i < whole; ++i) top[i] = z[k * kFlush + i] > top[i] ? z[k * kFlush + i] : top[i];
   for (int64_t k = 0; k < h.K; ++k)
-    for (int64_t i = 0; i < n; ++i) z[k * kFlush + i] -= top[i];
+    for (int64_t i = 0; i < whole; ++i) z[k * kFlush + i] -= top[i];
   for (int64_t i = 0; i < n; ++i) at_label[i] = z[label[i] * kFlush + i];
   for (int64_t k = 0; k < h.K; ++k) {
-    exponentials(z + k * kFlush, n);
-    for (int64_t i = 0; i < n; ++i) sum[i] += z[k * kFlush + i];
+    exponentials(z + k * kFlush, whole);
+    for (int64_t i = 0; i < whole; ++i) sum[i] += z[k * kFlush + i];
   }
   for (int64_t i = 0; i < n; ++i) {
     y[i] = static_cast<T>(std::log(sum[i]) - at_label[i]);
