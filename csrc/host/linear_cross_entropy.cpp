@@ -253,8 +253,8 @@ HG_INLINE void for_classes(int64_t K, const Body& body) {
   if (k < K) body(k, std::integral_constant<int, 1>{});
 }
 
-// What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias. `fetch`: of the block after
-// this one.
+// What a task sums over its examples: K rows of Dp for the weights, then K numbers for the bias. `begins` and
+// `fetch` as weights_tile has them.
 template <class T>
 void add_sums(const Head& h, const Factor<T>& a, const Factor<T>& b, int64_t n, bool weights, bool begins, bool fetch, double* total) {
   for (const Factor<T>* f : {&a, &b}) {
