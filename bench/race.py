@@ -156,8 +156,8 @@ def cleaning_saba(objective: dict[str, Any], clock: Clock) -> None:
     problem, (x, y), (x_outer, y_outer) = _cleaning(objective)
     parts = [slice(i, i + OUR_BATCH) for i in range(0, len(y), OUR_BATCH)]
     outer = [(x_outer[i : i + OUR_BATCH], y_outer[i : i + OUR_BATCH]) for i in range(0, len(y_outer), OUR_BATCH)]
-    start = np.array(objective["outer_var0"])
-    hg.saba(problem, start, [(x[p], y[p], p) for p in parts], outer, 1e4, 0.2, 10**9, callback=_watched(clock))
+    start, rows = np.array(objective["outer_var0"]), np.arange(len(y))
+    hg.saba(problem, start, [(x[p], y[p], rows[p]) for p in parts], outer, 1e4, 0.2, 10**9, callback=_watched(clock))
 
 
 def cleaning_hoag(objective: dict[str, Any], clock: Clock) -> None:

@@ -300,7 +300,7 @@ def _kind_of(x: Any, arguments: list[Any]) -> Any:
     elif _is_array(x):
         arguments.append(x)
         return "array", x.shape, x.dtype.str, x.strides
-    elif type(x) in _CONSTANTS:
+    elif type(x) in _CONSTANTS or type(x) is slice and all(type(i) in (int, type(None)) for i in (x.start, x.stop, x.step)):
         return type(x), repr(x)  # which tells 0.0 from -0.0
     elif isinstance(x, np.generic):
         return type(x), x.tobytes()

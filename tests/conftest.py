@@ -104,3 +104,11 @@ def planted() -> Iterator[None]:
     yield
     registry.clear()
     registry.update(before)
+
+
+@pytest.fixture
+def hasty_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hg.plan` times one short run of each way, for tests in which its seconds do not matter."""
+    plan = importlib.import_module("hypergrad.plan")
+    monkeypatch.setattr(plan, "_SHORT_S", 0.0)
+    monkeypatch.setattr(plan, "_LONG_S", 1e-9)

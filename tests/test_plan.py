@@ -14,6 +14,8 @@ from places import needs_emulator
 import hypergrad as hg
 from hypergrad.errors import ArgumentError
 
+pytestmark = pytest.mark.usefixtures("hasty_plans")
+
 
 def problem(n_steps=16, size=20_000, optimizer=None, n_hparams=3):
     rng = np.random.default_rng(0)

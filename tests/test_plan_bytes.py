@@ -9,12 +9,7 @@ import pytest
 import hypergrad as hg
 from hypergrad.passes import replay
 
-
-@pytest.fixture(autouse=True)
-def one_short_timed_run(monkeypatch):
-    """Seconds do not matter here."""
-    monkeypatch.setattr(sys.modules["hypergrad.plan"], "_SHORT_S", 0.0)
-    monkeypatch.setattr(sys.modules["hypergrad.plan"], "_LONG_S", 1e-9)
+pytestmark = pytest.mark.usefixtures("hasty_plans")
 
 
 def momentum(h):

@@ -16,7 +16,7 @@ from ..ops.arguments import number
 from ..optimizers import Optimizer
 from ..state import set_aside
 from ..tape import Tensor
-from ..transforms import owned, tensor_value_and_grad, tree_tensors, tree_values
+from ..transforms import owned, tree_tensors, tree_values
 from ..trees import PyTree, tree_leaves
 from .implicit import at_point
 from .outer_loop import Callback, Project, check_finite, count, projected, see
@@ -97,7 +97,8 @@ def hoag(
     of norm eps_k. Then outer_optimizer takes a step.
 
     Args:
-        problem: the bilevel problem, without a running loss.
+        problem: the bilevel problem, without a running loss. Its losses must not change during the call: they are replayed, and made anew
+            in the last update only.
         hparams: where to start, a pytree of float32 or float64 arrays.
         batch: the data of the inner problem.
         outer_optimizer: an Optimizer for the hyperparameters, such as hg.SGD(lr=0.1).
@@ -113,7 +114,7 @@ def hoag(
         state: the state of the call before, to go on from its hparams: n updates twice are 2n updates, bit for bit.
     Returns: Hoag(hparams, params, values, gradient_norms, residuals, inner_steps, products, state, stats).
     Raises: ArgumentError for arguments out of range; DifferentiationError where a number is not finite (it names the update and the
-        leaf); otherwise as `implicit`.
+        leaf), and for a loss that has changed; otherwise as `implicit`.
     Warns: UserWarning, once, if an inner problem or a linear system was not solved to eps_k.
     Equation: Pedregosa 2016, Algorithm 1 (HOAG).
     Memory: weights, q and the optimisers' states; no state of a run is kept.
@@ -154,6 +155,8 @@ def hoag(
 
             r = at_point(losses, h, w, batch, choose, start=q, outer_batch=outer_batch, check=i == 0)
             w, q, value = r.params, r.report.solution, Tensor(r.value)
+            if i == n_updates - 1:
+                set_aside(losses.confirm)
             if callback is not None:
                 see(callback, k, h, tree_tensors(w, "hoag"), value)
             after, outer = outer_optimizer.step(tree_values(h), outer, r.grad, k)
@@ -169,7 +172,7 @@ def hoag(
             k += 1
         like = values[-1] if values else tree_leaves(h)[0]
         hparams, params, *rest = owned(tree_tensors((h, w, w, q, outer), "hoag"), copy=True)
-    stats.steps_run = sum(inner_steps)
+    stats.steps_run, stats.program = sum(inner_steps), losses.program
     stats.measured(meter)
     if late:
         warnings.warn(
@@ -196,7 +199,7 @@ def _solve(losses: Losses, hparams: PyTree, start: PyTree, batch: Any, goal: flo
     optimizer = losses.problem.optimizer(hparams)
     state = optimizer.begin(w)
     for t in range(max_steps + 1):
-        _, _, g = tensor_value_and_grad(lambda w: losses.problem.inner_loss(w, hparams, batch), w, where="inner_loss")
+        g = losses.inner(w, hparams, batch)
         size = norm(x.value for x in tree_leaves(g))
         if not math.isfinite(size):
             check_finite("hoag", k, {"the inner gradient": g})

@@ -119,6 +119,7 @@ def at_point(
         tree, report = set_aside(_at_point, losses, hparams, w, batch, choose, start, outer_batch, check)
         value, grad, params, loss, solution = owned((*tree, report.solution), arrays_of(hparams, w))
     stats.measured(meter)
+    stats.program = losses.program
     return HyperGradient(value, grad, params, None, loss.reshape(1), stats, report._replace(solution=solution))
 
 

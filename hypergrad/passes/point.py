@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ..backends import Array, backend_of
+from ..backends.host import HOST
 from ..bilevel import Bilevel
 from ..errors import ArgumentError, DifferentiationError
+from ..replay import Replays, shared_by
+from ..rules import settings
 from ..tape import Tape, Tensor, with_tangents
 from ..transforms import dependence, scalar, tensor_value_and_grad
 from ..trees import PyTree, tree_flatten, tree_leaves, tree_named, tree_unflatten
 from .descent import second_order
 from .dynamics import Bars
+from .replay import LEAST_STEPS
+
+R = TypeVar("R")
 
 
 class Flat:
@@ -50,7 +59,7 @@ def norm(leaves: Iterable[Any]) -> float:
 
 
 class Losses:
-    """The losses of a problem, for a pass of the name `where`.
+    """The losses of a problem, for a pass of the name `where`. After some calls they are replayed where they can be, with the same bits.
 
     Raises: ArgumentError for a problem with a running loss.
     """
@@ -59,6 +68,14 @@ class Losses:
         if problem.running_loss is not None:
             raise ArgumentError(f"{where}: problem has a running_loss, expected none because there is no run; use hg.reverse")
         self.where, self.problem = where, problem
+        self._replays = Replays(whole=True, shared=shared_by(problem.inner_loss))
+        self._calls: Counter[str] = Counter()
+        self._replayed: dict[str, tuple[Callable[..., Any], tuple[Any, ...], Any]] = {}  # the last one of each: function, arguments, result
+
+    @property
+    def program(self) -> str:
+        """What is replayed, or why nothing is."""
+        return self._replays.program
 
     def _inner(self, w: PyTree, hparams: PyTree, batch: Any) -> Tensor:
         return scalar("inner_loss", self.problem.inner_loss(w, hparams, batch))
@@ -68,15 +85,53 @@ class Losses:
 
     def outer(self, w: PyTree, hparams: PyTree, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """E, and its gradients in the leaves of w and of hparams."""
-        value, _, (w_bar, h_bar) = tensor_value_and_grad(
-            lambda both: self._outer(both[0], both[1], batch), (w, hparams), where="outer_loss"
-        )
-        return value, tree_leaves(w_bar), tree_leaves(h_bar)
+
+        def f(w: PyTree, hparams: PyTree, batch: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            value, _, (w_bar, h_bar) = tensor_value_and_grad(
+                lambda both: self._outer(both[0], both[1], batch), (w, hparams), where="outer_loss"
+            )
+            return value, tree_leaves(w_bar), tree_leaves(h_bar)
+
+        return self._call("outer_loss", f, w, hparams, batch)
+
+    def inner(self, w: PyTree, hparams: PyTree, batch: Any) -> PyTree:
+        """The gradient of L in w."""
+
+        def f(w: PyTree, hparams: PyTree, batch: Any) -> PyTree:
+            return tensor_value_and_grad(lambda w: self.problem.inner_loss(w, hparams, batch), w, where="inner_loss")[2]
+
+        return self._call("gradient of inner_loss", f, w, hparams, batch)
 
     def inner_along(self, w: PyTree, hparams: PyTree, batch: Any, rows: Bars) -> tuple[Tensor, list[Tensor], Bars, Bars]:
         """L, its gradient in the leaves of w, and H_ww v and H_lambda,w v along each of the rows; see `second_order`."""
-        loss, g, hessian, mixed = with_tangents(second_order, lambda w, h: self._inner(w, h, batch), w, hparams, rows)
-        return loss, tree_leaves(g), hessian, mixed
+
+        def f(w: PyTree, hparams: PyTree, batch: Any, rows: Bars) -> tuple[Tensor, list[Tensor], Bars, Bars]:
+            loss, g, hessian, mixed = with_tangents(second_order, lambda w, h: self._inner(w, h, batch), w, hparams, rows)
+            return loss, tree_leaves(g), hessian, mixed
+
+        return self._call("inner_loss", f, w, hparams, batch, rows)
+
+    def _call(self, name: str, f: Callable[..., R], w: PyTree, *args: Any) -> R:
+        self._calls[name] += 1
+        on_host = backend_of(*[x.value for x in tree_leaves(w)]) is HOST
+        if self._calls[name] <= LEAST_STEPS or not self._replays.able or not on_host or not settings()[0]:
+            return f(w, *args)
+        result: R = self._replays.call(name, lambda _, args: f(*args), 0, (w, *args), settings())
+        self._replayed[name] = f, (w, *args), result
+        return result
+
+    def confirm(self) -> None:
+        """Makes the last replayed call of each loss anew, for a loop's last step: a callback might have changed a loss on the way.
+
+        Raises: DifferentiationError where a number differs.
+        """
+        for name, (f, args, replayed) in self._replayed.items():
+            numbers = [[x.value for x in tree_leaves(result)] for result in (f(*args), replayed)]
+            if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(*numbers, strict=True)):
+                raise DifferentiationError(
+                    f"{self.where}: the {name} is another function at the last step than at the first ones, expected the same one because "
+                    "a recording of it was replayed; pass what changes in hparams or in the batches, or switch that off: hg.fusion(False)"
+                )
 
     def check(self, w: PyTree, hparams: PyTree, batch: Any, outer_batch: Any) -> None:
         """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""

@@ -103,7 +103,8 @@ def soba(
     that grows with the step sizes and the noise; for convergence they fall as (t + 1)^(-1/2), say.
 
     Args:
-        problem: the bilevel problem, without a running loss. Its init gives the first w; its optimizer is not called.
+        problem: the bilevel problem, without a running loss. Its init gives the first w; its optimizer is not called. Its losses must not
+            change during the call: they are replayed, and made anew in the last step only.
         hparams: where to start, a pytree of arrays of the weights' dtype.
         batches: indexable and pure: batches[i] is minibatch i of inner_loss, i < len(batches). One batch with all data is no noise.
         outer_batches: the same of outer_loss; an entry None stands for no third argument.
@@ -116,7 +117,8 @@ def soba(
         state: the state of the call before, to go on from its hparams: n steps twice are 2n steps, bit for bit.
     Returns: SingleLoop(hparams, params, values, state, stats).
     Raises: ArgumentError for arguments out of range; DTypeError for leaves of different dtypes; DifferentiationError for a hyperparameter
-        that neither loss reads, and where a number is not finite (it names the step and the leaf; on a GPU after the last step).
+        that neither loss reads, where a number is not finite (it names the step and the leaf; on a GPU after the last step), and for a
+        loss that has changed.
     Equation: the directions D_z, D_v and D_x of Dagreou et al. 2022, section 2.
     Memory: w, v, lambda and their directions.
     Time: per step, one second-order pass on a minibatch of the inner loss and one gradient of one of the outer loss.
@@ -210,6 +212,7 @@ class _Loop:
         with Meter() as meter:
             r = set_aside(self._run, hparams, n_steps, state, stats)
         stats.measured(meter)
+        stats.program = self.losses.program
         return r
 
     def _run(self, hparams: PyTree, n_steps: int, state: LoopState | None, stats: Stats) -> SingleLoop:
@@ -233,6 +236,8 @@ class _Loop:
             w, v, h = self.all.tree(z)
             d = self._inner(w, v, h, i)
             value, outer = self._outer(w, h, j)
+            if t == first + n_steps - 1:
+                self.losses.confirm()
             if self.callback is not None:
                 see(self.callback, t, h, w, value)
             if tables is not None:
