@@ -154,7 +154,7 @@ class Replays:
                 earlier = self._shared.known.get(key)
                 self._own[key] = recorded.recording
                 if known is None:
-                    replay = earlier if earlier is not None and recorded.agrees(earlier.recorded) else None
+                    replay = earlier if earlier is not None and recorded.stands_for(earlier.recorded) else None
                     self._known[key] = replay or recorded
                     if replay is not None:
                         self._say(name, replay)
@@ -232,6 +232,10 @@ class _Recorded:
         """Whether both recorded the same."""
         same = self.spec == other.spec and self.slots == other.slots and repr(self.places) == repr(other.places)
         return same and self.recording.agrees(other.recording)
+
+    def stands_for(self, other: _Recorded) -> bool:
+        """Whether both recorded the same, and of the same arrays: one of an earlier run may be written to when this run's is not."""
+        return self.agrees(other) and self.recording.places() == other.recording.places()
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The result with these arrays, one for each slot."""

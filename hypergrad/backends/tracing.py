@@ -144,6 +144,10 @@ class Trace:
             return False
         return all(same_array(x, other.constants[n]) for n, x in self.constants.items())
 
+    def places(self) -> dict[int, int]:
+        """Of each constant that may be written to between two replays, the address."""
+        return {n: self.constants[n].ctypes.data for n in self.closed_over}
+
     def is_unchanged(self) -> bool:
         """Whether the constants still have the elements that they had when they were first read."""
         return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items())

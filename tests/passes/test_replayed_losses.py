@@ -108,17 +108,33 @@ def test_a_number_that_a_callback_changes_is_told(loop, without_replays):
 
 
 def test_an_array_that_a_callback_overwrites_is_read_again(without_replays):
+    """Also where an earlier run of the same loss has read another array with the same elements."""
+    problem = classifier()
+    saba(problem)
+
     def run():
-        before = VALIDATION["x"].copy()
+        VALIDATION["x"], before = VALIDATION["x"].copy(), VALIDATION["x"]
 
         def callback(t, hparams, w, value):
-            VALIDATION["x"] *= np.float32(0.99)
+            if t > 30:  # until then it has the elements that the earlier run's has
+                VALIDATION["x"] *= np.float32(0.9)
 
         try:
-            return saba(classifier(), callback=callback)
+            return saba(problem, callback=callback)
         finally:
             VALIDATION["x"] = before
 
     r = run()
     assert not r.stats.program.startswith("none")
     same(numbers(r), numbers(without_replays(run)))
+
+
+@pytest.mark.filterwarnings("ignore:implicit. ")
+def test_a_later_run_takes_the_programs_of_an_earlier_one(monkeypatch):
+    replay, made = sys.modules["hypergrad.replay"], []
+    program = replay.Program
+    monkeypatch.setattr(replay, "Program", lambda *args, **more: made.append(1) or program(*args, **more))
+    problem = classifier()
+    for count in (1, 1):
+        RUNS["FixedPoint"](problem)
+        assert len(made) == count
