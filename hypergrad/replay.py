@@ -67,6 +67,10 @@ def shared_by(function: Any) -> Shared | None:
         return None
 
 
+class Changed(Exception):
+    """A function is another one than when it was recorded."""
+
+
 class Replays:
     """Calls of a function, replayed where they can be, with the same bits.
 
@@ -102,6 +106,7 @@ class Replays:
         *kind: Any,
         keep_for: Kept | None = None,
         kept: Kept | None = None,
+        anew: bool = False,
     ) -> Any:
         """f(number, tree), where `number` may differ from call to call but must not be computed with. Calls with another name or other
         things in `kind` are of another kind.
@@ -109,11 +114,13 @@ class Replays:
         Args:
             keep_for: where a replay puts what the roots of its result are made of, if that is worth it; see sharing.py.
             kept: what a replay need not compute. It comes from a call whose arguments were the first ones of this call.
+            anew: whether the function is called where it would be replayed, and recorded once more, to see that it still does the same.
+        Raises: Changed, with `anew`.
         """
         if not self.able or not self._busy.acquire(blocking=False):
             return f(number, tree)
         try:
-            return self._call(name, f, number, tree, kind, keep_for, kept)
+            return self._call(name, f, number, tree, kind, keep_for, kept, anew)
         finally:
             self._busy.release()
 
@@ -126,6 +133,7 @@ class Replays:
         kind: tuple[Any, ...],
         keep_for: Kept | None,
         kept: Kept | None,
+        anew: bool,
     ) -> Any:
         leaves, spec = tree_flatten(tree)
         arguments = [number]
@@ -138,7 +146,13 @@ class Replays:
         asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, kinds, *others]
         key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
         known = self._known.get(key)
-        if type(known) is _Replay and known.busy.acquire(blocking=False):
+        if type(known) is _Replay and anew:
+            recorded = self._record(f, leaves, spec, arguments, keep_for)
+            if recorded is not None:
+                if not recorded.recording.does_as(self._own[key]):
+                    raise Changed
+                return recorded.result
+        elif type(known) is _Replay and known.busy.acquire(blocking=False):
             try:
                 return known(arguments, keep_for, kept, self._own[key])
             except Diverged:

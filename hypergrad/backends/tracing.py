@@ -144,13 +144,19 @@ class Trace:
             return False
         return all(same_array(x, other.constants[n]) for n, x in self.constants.items())
 
+    def does_as(self, earlier: Trace) -> bool:
+        """Whether the earlier recording is still that of the function, which may have taken another branch now."""
+        branch, other = ([answer for _, answer in guards] for guards in (self.guards, earlier.guards))
+        return branch != other or earlier.is_unchanged(closed_over=False) and self.agrees(earlier)
+
     def places(self) -> dict[int, int]:
         """Of each constant that may be written to between two replays, the address."""
         return {n: self.constants[n].ctypes.data for n in self.closed_over}
 
-    def is_unchanged(self) -> bool:
-        """Whether the constants still have the elements that they had when they were first read."""
-        return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items())
+    def is_unchanged(self, closed_over: bool = True) -> bool:
+        """Whether the constants still have the elements that they had when they were first read. Args: closed_over: of those, too."""
+        left_out = frozenset() if closed_over else self.closed_over
+        return all(digest == HOST.digest(self.constants[n]) for n, digest in self._digests.items() if n not in left_out)
 
     def _new(self, x: Any, base: tuple[int, Any] | None = None) -> int:
         """A new slot. Args: base: number and array of the slot that x is a view of, if there is one."""

@@ -44,6 +44,8 @@ class Action(NamedTuple):
 def actions(schedule: Schedule | None, n_steps: int) -> Iterator[Action]:
     """All actions of a run in their order: "start", "first" for each step, "outer", those of the schedule, "end".
 
+    Without a schedule "last" is the last step.
+
     Args: schedule: None for a run that is not transposed.
     """
     seen: Counter[str] = Counter()
@@ -59,7 +61,7 @@ def actions(schedule: Schedule | None, n_steps: int) -> Iterator[Action]:
     stored, again, alone = 0, 0, 0  # alone: whether the current state is not stored
     for t in range(n_steps):
         stored += t in first
-        yield action("first", t, stored, int(t > 0 and t not in first))
+        yield action("last" if schedule is None and t + 1 == n_steps else "first", t, stored, int(t > 0 and t not in first))
     yield action("outer", n_steps, stored, 0)
     for name, t in () if schedule is None else schedule.backward():
         if name == "load":
@@ -116,7 +118,7 @@ def seconds_by_kind(schedule: Schedule | None, n_steps: int, marks: Any) -> dict
 def seconds_per_step(by_kind: dict[Kind, float]) -> float:
     """About the seconds of one more step."""
     latest = {name: seconds for (name, _), seconds in by_kind.items()}
-    return sum(seconds for name, seconds in latest.items() if name not in ("start", "outer", "end"))
+    return sum(seconds for name, seconds in latest.items() if name not in ("start", "last", "outer", "end"))
 
 
 def _nearest(by_kind: dict[Kind, float], kind: Kind) -> float:
@@ -153,7 +155,9 @@ class Bytes:
         name, t = action.kind[0], action.t
         if name in ("start", "end"):
             return self.note * n_steps if name == "end" else 0.0
-        done, back = (t, t) if name == "first" else (n_steps, min(t + 1, n_steps))  # steps done, and those whose residues are there
+        done, back = (
+            (t, t) if name in ("first", "last") else (n_steps, min(t + 1, n_steps))
+        )  # steps done, and those whose residues are there
         residues = float(self.residues[min(back, len(self.residues) - 1)])
         return self.note * done + self.stored * action.stored + self.again * action.again + residues
 

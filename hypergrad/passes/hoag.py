@@ -97,8 +97,8 @@ def hoag(
     of norm eps_k. Then outer_optimizer takes a step.
 
     Args:
-        problem: the bilevel problem, without a running loss. Its losses must not change during the call: they are replayed, and made anew
-            in the last update only.
+        problem: the bilevel problem, without a running loss. Its losses must not change during the call: they are recorded and
+            replayed, and looked at again in the last update only.
         hparams: where to start, a pytree of float32 or float64 arrays.
         batch: the data of the inner problem.
         outer_optimizer: an Optimizer for the hyperparameters, such as hg.SGD(lr=0.1).
@@ -148,6 +148,8 @@ def hoag(
         least = math.sqrt(precision) if least is None else number("hoag", "least", least, "a number >= 0", "it bounds eps_k", 0)
         for i in range(n_updates):
             goal = max(tolerance * decay**k, least)
+            if i == n_updates - 1:
+                losses.begin_last_step()
             w, steps = set_aside(_solve, losses, h, w, batch, goal, max_steps, k)
 
             def choose(size: float, goal: float = goal) -> Solver:
@@ -155,8 +157,6 @@ def hoag(
 
             r = at_point(losses, h, w, batch, choose, start=q, outer_batch=outer_batch, check=i == 0)
             w, q, value = r.params, r.report.solution, Tensor(r.value)
-            if i == n_updates - 1:
-                set_aside(losses.confirm)
             if callback is not None:
                 see(callback, k, h, tree_tensors(w, "hoag"), value)
             after, outer = outer_optimizer.step(tree_values(h), outer, r.grad, k)

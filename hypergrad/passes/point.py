@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..backends import Array, backend_of
 from ..backends.host import HOST
 from ..bilevel import Bilevel
 from ..errors import ArgumentError, DifferentiationError
-from ..replay import Replays, shared_by
+from ..replay import Changed, Replays, shared_by
 from ..rules import settings
 from ..tape import Tape, Tensor, with_tangents
 from ..transforms import dependence, scalar, tensor_value_and_grad
@@ -70,7 +68,7 @@ class Losses:
         self.where, self.problem = where, problem
         self._replays = Replays(whole=True, shared=shared_by(problem.inner_loss))
         self._calls: Counter[str] = Counter()
-        self._replayed: dict[str, tuple[Callable[..., Any], tuple[Any, ...], Any]] = {}  # the last one of each: function, arguments, result
+        self._anew: set[str] = set()
 
     @property
     def program(self) -> str:
@@ -116,22 +114,20 @@ class Losses:
         on_host = backend_of(*[x.value for x in tree_leaves(w)]) is HOST
         if self._calls[name] <= LEAST_STEPS or not self._replays.able or not on_host or not settings()[0]:
             return f(w, *args)
-        result: R = self._replays.call(name, lambda _, args: f(*args), 0, (w, *args), settings())
-        self._replayed[name] = f, (w, *args), result
+        anew = name in self._anew
+        self._anew.discard(name)
+        try:
+            result: R = self._replays.call(name, lambda _, args: f(*args), 0, (w, *args), settings(), anew=anew)
+        except Changed:
+            raise DifferentiationError(
+                f"{self.where}: the {name} is another function at the last step than at the first ones, expected the same one because it "
+                "was recorded and replayed; pass what changes in hparams or in the batches, or switch that off: hg.fusion(False)"
+            ) from None
         return result
 
-    def confirm(self) -> None:
-        """Makes the last replayed call of each loss anew, for a loop's last step: a callback might have changed a loss on the way.
-
-        Raises: DifferentiationError where a number differs.
-        """
-        for name, (f, args, replayed) in self._replayed.items():
-            numbers = [[x.value for x in tree_leaves(result)] for result in (f(*args), replayed)]
-            if not all(np.array_equal(x, y, equal_nan=True) for x, y in zip(*numbers, strict=True)):
-                raise DifferentiationError(
-                    f"{self.where}: the {name} is another function at the last step than at the first ones, expected the same one because "
-                    "a recording of it was replayed; pass what changes in hparams or in the batches, or switch that off: hg.fusion(False)"
-                )
+    def begin_last_step(self) -> None:
+        """Says that a loop begins its last step. Each loss is then recorded once more, as a callback might have changed it on the way."""
+        self._anew = {*self._calls}
 
     def check(self, w: PyTree, hparams: PyTree, batch: Any, outer_batch: Any) -> None:
         """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""

@@ -11,7 +11,8 @@ from ..backends import TRACING, backend_of, digest
 from ..backends.host import HOST
 from ..backends.tracing import Trace
 from ..bilevel import Stats
-from ..replay import Replays, shared_by
+from ..errors import DifferentiationError
+from ..replay import Changed, Replays, shared_by
 from ..rules import settings
 from ..sharing import Kept
 from ..tape import Tensor
@@ -54,10 +55,13 @@ class Replayed:
         self._replays = Replays(why, shared=shared_by(dynamics.function))
         stats.program = self._replays.program
 
-    def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False) -> Step:
+    def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False, anew: bool = False) -> Step:
         """As `Dynamics.step`.
 
-        Args: keep: whether the step is not run again before its transposition, so that results may be kept for that, where any are.
+        Args:
+            keep: whether the step is not run again before its transposition, so that results may be kept for that, where any are.
+            anew: whether the step is not replayed, but compared with those that were.
+        Raises: DifferentiationError where it does not do the same.
         """
         if not self._replays.able:
             return self.dynamics.step(state, args, t)
@@ -66,7 +70,13 @@ class Replayed:
             return dynamics.step(state, args, t)
 
         keep_for, batch = Kept(self._most_kept, _loss) if self.keeps else None, self.dynamics.batch(t)
-        step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for)
+        try:
+            step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for, anew=anew)
+        except Changed:
+            raise DifferentiationError(
+                f"{self.dynamics.name}: step {t} does not do what the first ones have done, expected the same because they were recorded "
+                "and replayed; pass what changes in batches or as a hyperparameter, or switch that off: hg.fusion(False)"
+            ) from None
         if keep and keep_for is not None and keep_for.arrays:
             self._drop(t)
             self._kept[t] = keep_for, _fingerprints((args, batch))

@@ -104,7 +104,7 @@ def soba(
 
     Args:
         problem: the bilevel problem, without a running loss. Its init gives the first w; its optimizer is not called. Its losses must not
-            change during the call: they are replayed, and made anew in the last step only.
+            change during the call: they are recorded and replayed, and looked at again in the last step only.
         hparams: where to start, a pytree of arrays of the weights' dtype.
         batches: indexable and pure: batches[i] is minibatch i of inner_loss, i < len(batches). One batch with all data is no noise.
         outer_batches: the same of outer_loss; an entry None stands for no third argument.
@@ -234,10 +234,10 @@ class _Loop:
         for t in range(first, first + n_steps):
             i, j = np.random.default_rng((self.seed, t)).integers(self.sizes)
             w, v, h = self.all.tree(z)
+            if t == first + n_steps - 1:
+                self.losses.begin_last_step()
             d = self._inner(w, v, h, i)
             value, outer = self._outer(w, h, j)
-            if t == first + n_steps - 1:
-                self.losses.confirm()
             if self.callback is not None:
                 see(self.callback, t, h, w, value)
             if tables is not None:

@@ -145,8 +145,8 @@ def unroll(
     Returns: w_T, a pytree of Tensors like w_0; (w_T, state_T) with `return_state`.
     Raises: ArgumentError for the checkpoint policy, for a memory_bytes that no policy fits in (it names the smallest), and for batches
         that cannot be read again; DTypeError for hyperparameters of another dtype than the weights; DifferentiationError for a closure
-        over a followed Tensor, where the gradient of an unroll is differentiated again, and where a step that is run again is not the
-        same (not checked on a GPU).
+        over a followed Tensor, where the gradient of an unroll is differentiated again, and where a step that is run again (without a
+        backward pass the last one) is not the same; that is not checked on a GPU.
     Rules: one second-order pass transposes a step. It relies on the symmetry of the inner loss's Hessian. So where an op of the loss
         was declared outside this package, a tape that records the step takes its place.
     Equation: s_t = Phi_t(s_{t-1}, lambda), t = 1..T (Franceschi et al. 2017, eq. 3).

@@ -292,3 +292,32 @@ def test_any_write_is_noticed(size, dtype):
         with pytest.raises(DifferentiationError, match="was written to since"):
             pullback(dtype(1.0))
         assert not np.array_equal(w, x), name
+
+
+@pytest.mark.parametrize("mode", ["forward", "unroll"])
+@pytest.mark.parametrize("what", ["number", "array"])
+def test_a_loss_that_a_callback_changes_late_is_told(what, mode):
+    """Nothing runs the steps again there. What changes early makes two recordings differ."""
+    number, array, h = [1.0], np.ones(3), np.float64(0.1)
+
+    def loss(w, h, batch):
+        return number[0] * hg.sum(w * w) + hg.sum(array * w)
+
+    def change(t, *_):
+        if t > 20:
+            number[0] *= 0.9 if what == "number" else 1.0
+            array[:] = array * (0.9 if what == "array" else 1.0)
+
+    def run(callback=None):
+        steps = hg.full_batch(None, 40)
+        if mode == "unroll":
+            return hg.unroll(loss, np.ones(3), {}, steps, optimizer=hg.SGD(lr=h), callback=callback)
+        problem = hg.Bilevel(loss, lambda w, h: hg.sum(w), lambda h: np.ones(3), lambda h: hg.SGD(lr=h))
+        return hg.forward(problem, h, steps, callback=callback)
+
+    run()
+    with hg.fusion(False):
+        run(change)
+    number[0], array[:] = 1.0, 1.0
+    with pytest.raises(DifferentiationError, match="unroll: step 39 does not do what the first ones have done, .* hg.fusion"):
+        run(change)
