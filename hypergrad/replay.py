@@ -93,6 +93,7 @@ class Replays:
         self.program = f"none: {why or 'no call was like two earlier ones'}"
         self._known: dict[Any, _Recorded | _Replay] = {}
         self._own: dict[Any, Trace] = {}  # of each kind, a recording of this run, which knows what the constants were in it
+        self._checks: dict[Any, Trace] = {}  # of each kind, what its calls are checked by
         self._shared = shared or Shared()
         self._failures = 0
         self._busy = Lock()  # a program has one arena
@@ -106,7 +107,8 @@ class Replays:
         *kind: Any,
         keep_for: Kept | None = None,
         kept: Kept | None = None,
-        anew: bool = False,
+        check: Callable[[Any, PyTree], Any] | None = None,
+        last: bool = False,
     ) -> Any:
         """f(number, tree), where `number` may differ from call to call but must not be computed with. Calls with another name or other
         things in `kind` are of another kind.
@@ -114,13 +116,14 @@ class Replays:
         Args:
             keep_for: where a replay puts what the roots of its result are made of, if that is worth it; see sharing.py.
             kept: what a replay need not compute. It comes from a call whose arguments were the first ones of this call.
-            anew: whether the function is called where it would be replayed, and recorded once more, to see that it still does the same.
-        Raises: Changed, with `anew`.
+            check: a part of the function, recorded at the first call of each kind, and again in the last call.
+            last: whether this is the last call.
+        Raises: Changed where the part does not do the same in the last call, which would be replayed.
         """
         if not self.able or not self._busy.acquire(blocking=False):
             return f(number, tree)
         try:
-            return self._call(name, f, number, tree, kind, keep_for, kept, anew)
+            return self._call(name, f, number, tree, kind, keep_for, kept, check, last)
         finally:
             self._busy.release()
 
@@ -133,7 +136,8 @@ class Replays:
         kind: tuple[Any, ...],
         keep_for: Kept | None,
         kept: Kept | None,
-        anew: bool,
+        check: Callable[[Any, PyTree], Any] | None,
+        last: bool,
     ) -> Any:
         leaves, spec = tree_flatten(tree)
         arguments = [number]
@@ -146,13 +150,13 @@ class Replays:
         asked = [name, *kind, None if keep_for is None else keep_for.most_bytes, () if kept is None else kept.names, spec, kinds, *others]
         key = tuple(asked if len(asked) != _NEVER_TAKEN else [*asked, None])
         known = self._known.get(key)
-        if type(known) is _Replay and anew:
-            recorded = self._record(f, leaves, spec, arguments, keep_for)
-            if recorded is not None:
-                if not recorded.recording.does_as(self._own[key]):
-                    raise Changed
-                return recorded.result
-        elif type(known) is _Replay and known.busy.acquire(blocking=False):
+        if type(known) is _Replay and last and check is not None and key in self._checks:
+            again = self._record(check, leaves, spec, arguments, None)
+            if again is None:
+                return f(number, tree)
+            if not again.recording.does_as(self._checks[key]):
+                raise Changed
+        if type(known) is _Replay and known.busy.acquire(blocking=False):
             try:
                 return known(arguments, keep_for, kept, self._own[key])
             except Diverged:
@@ -164,6 +168,9 @@ class Replays:
         elif type(known) is not _Replay and (known is not None or len(self._known) < MOST_PROGRAMS):
             recorded = self._record(f, leaves, spec, arguments, keep_for)
             if recorded is not None:
+                checked = self._record(check, leaves, spec, arguments, None) if check is not None and known is None else None
+                if checked is not None:
+                    self._checks[key] = checked.recording
                 result, recorded.result = recorded.result, None
                 earlier = self._shared.known.get(key)
                 self._own[key] = recorded.recording

@@ -79,6 +79,9 @@ class Descent(Reversible):
         assert self.running_loss is not None
         return scalar("running_loss", self.running_loss(w, hparams, t))
 
+    def value(self, state: PyTree, args: PyTree, t: int) -> PyTree:
+        return self.inner_loss(state[0], args["hparams"], self._batch(t))
+
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
         return self._step(state, args, t)[0]
 

@@ -80,6 +80,9 @@ class Dynamics(Protocol):
             t: number of steps done so far.
         """
 
+    def value(self, state: PyTree, args: PyTree, t: int) -> PyTree:
+        """What the user's function gives in step t. Its recordings show whether a later step is another function."""
+
     def step_transposed(
         self, state: PyTree, args: PyTree, t: int, after: PyTree, state_bar: Bars, output_bar: Bars, proven: bool
     ) -> Pulled:
@@ -181,8 +184,11 @@ class Stepping(Dynamics):
     def init(self, start: PyTree, args: PyTree) -> PyTree:
         return start
 
+    def value(self, state: PyTree, args: PyTree, t: int) -> PyTree:
+        return self.f(state, args, batch_of(self.name, self.batches, t))
+
     def step(self, state: PyTree, args: PyTree, t: int) -> Step:
-        result = self.f(state, args, batch_of(self.name, self.batches, t))
+        result = self.value(state, args, t)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ArgumentError(
                 f"scan: step returned a {type(result).__name__}, expected the pair (state, output); "

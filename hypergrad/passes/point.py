@@ -68,7 +68,7 @@ class Losses:
         self.where, self.problem = where, problem
         self._replays = Replays(whole=True, shared=shared_by(problem.inner_loss))
         self._calls: Counter[str] = Counter()
-        self._anew: set[str] = set()
+        self._last: set[str] = set()
 
     @property
     def program(self) -> str:
@@ -90,7 +90,7 @@ class Losses:
             )
             return value, tree_leaves(w_bar), tree_leaves(h_bar)
 
-        return self._call("outer_loss", f, w, hparams, batch)
+        return self._call("outer_loss", f, self._outer, w, hparams, batch)
 
     def inner(self, w: PyTree, hparams: PyTree, batch: Any) -> PyTree:
         """The gradient of L in w."""
@@ -98,7 +98,7 @@ class Losses:
         def f(w: PyTree, hparams: PyTree, batch: Any) -> PyTree:
             return tensor_value_and_grad(lambda w: self.problem.inner_loss(w, hparams, batch), w, where="inner_loss")[2]
 
-        return self._call("gradient of inner_loss", f, w, hparams, batch)
+        return self._call("gradient of inner_loss", f, self._inner, w, hparams, batch)
 
     def inner_along(self, w: PyTree, hparams: PyTree, batch: Any, rows: Bars) -> tuple[Tensor, list[Tensor], Bars, Bars]:
         """L, its gradient in the leaves of w, and H_ww v and H_lambda,w v along each of the rows; see `second_order`."""
@@ -107,17 +107,20 @@ class Losses:
             loss, g, hessian, mixed = with_tangents(second_order, lambda w, h: self._inner(w, h, batch), w, hparams, rows)
             return loss, tree_leaves(g), hessian, mixed
 
-        return self._call("inner_loss", f, w, hparams, batch, rows)
+        return self._call("inner_loss", f, self._inner, w, hparams, batch, rows)
 
-    def _call(self, name: str, f: Callable[..., R], w: PyTree, *args: Any) -> R:
+    def _call(self, name: str, f: Callable[..., R], loss: Callable[..., Tensor], w: PyTree, *args: Any) -> R:
+        """f(w, *args), replayed where it can be. Args: loss: takes the first three of these."""
         self._calls[name] += 1
         on_host = backend_of(*[x.value for x in tree_leaves(w)]) is HOST
         if self._calls[name] <= LEAST_STEPS or not self._replays.able or not on_host or not settings()[0]:
             return f(w, *args)
-        anew = name in self._anew
-        self._anew.discard(name)
+        last = name in self._last
+        self._last.discard(name)
         try:
-            result: R = self._replays.call(name, lambda _, args: f(*args), 0, (w, *args), settings(), anew=anew)
+            result: R = self._replays.call(
+                name, lambda _, args: f(*args), 0, (w, *args), settings(), check=lambda _, args: loss(*args[:3]), last=last
+            )
         except Changed:
             raise DifferentiationError(
                 f"{self.where}: the {name} is another function at the last step than at the first ones, expected the same one because it "
@@ -127,7 +130,7 @@ class Losses:
 
     def begin_last_step(self) -> None:
         """Says that a loop begins its last step. Each loss is then recorded once more, as a callback might have changed it on the way."""
-        self._anew = {*self._calls}
+        self._last = {*self._calls}
 
     def check(self, w: PyTree, hparams: PyTree, batch: Any, outer_batch: Any) -> None:
         """Raises: DifferentiationError that names a leaf of hparams which no loss reads; and for an inner loss that is not proven."""

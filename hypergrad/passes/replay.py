@@ -15,8 +15,8 @@ from ..errors import DifferentiationError
 from ..replay import Changed, Replays, shared_by
 from ..rules import settings
 from ..sharing import Kept
-from ..tape import Tensor
-from ..trees import PyTree, tree_leaves
+from ..tape import Tensor, primal
+from ..trees import PyTree, tree_leaves, tree_map
 from .dynamics import Bars, Dynamics, Pulled, Step
 
 LEAST_STEPS = 12  # of a run that is replayed: in a shorter one recording costs more than it saves
@@ -55,12 +55,13 @@ class Replayed:
         self._replays = Replays(why, shared=shared_by(dynamics.function))
         stats.program = self._replays.program
 
-    def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False, anew: bool = False) -> Step:
+    def step(self, state: PyTree, args: PyTree, t: int, keep: bool = False, alone: bool = False) -> Step:
         """As `Dynamics.step`.
 
         Args:
             keep: whether the step is not run again before its transposition, so that results may be kept for that, where any are.
-            anew: whether the step is not replayed, but compared with those that were.
+            alone: whether no backward pass follows, which would show that steps have become others on the way. The last one is then
+                compared with the first.
         Raises: DifferentiationError where it does not do the same.
         """
         if not self._replays.able:
@@ -69,9 +70,15 @@ class Replayed:
         def step_of(dynamics: Dynamics, t: int, state: PyTree, args: PyTree) -> Step:
             return dynamics.step(state, args, t)
 
+        def value_of(dynamics: Dynamics, t: int, state: PyTree, args: PyTree) -> PyTree:
+            state, args = tree_map(primal, (state, args))
+            return dynamics.value(state, args, t)
+
         keep_for, batch = Kept(self._most_kept, _loss) if self.keeps else None, self.dynamics.batch(t)
         try:
-            step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for, anew=anew)
+            check = self._with_batch(value_of) if alone else None
+            last = t == self._n_steps - 1
+            step: Step = self._run("step", batch, (state, args), (), step_of, keep_for=keep_for, check=check, last=last)
         except Changed:
             raise DifferentiationError(
                 f"{self.dynamics.name}: step {t} does not do what the first ones have done, expected the same because they were recorded "
@@ -126,13 +133,16 @@ class Replayed:
     def _run(
         self, kind: str, batch: tuple[Any, int], front: tuple[Any, ...], rest: tuple[Any, ...], f: Callable[..., Any], **more: Any
     ) -> Any:
+        result = self._replays.call(kind, self._with_batch(f), batch[1], (front, batch[0], rest), **more)
+        self.stats.program = self._replays.program
+        return result
+
+    def _with_batch(self, f: Callable[..., Any]) -> Callable[[int, PyTree], Any]:
         def with_batch(t: int, tree: PyTree) -> Any:
             front, batch, rest = tree
             return f(self.dynamics.with_batch(batch), t, *front, *rest)
 
-        result = self._replays.call(kind, with_batch, batch[1], (front, batch[0], rest), **more)
-        self.stats.program = self._replays.program
-        return result
+        return with_batch
 
 
 def _fingerprints(tree: PyTree) -> list[Any]:

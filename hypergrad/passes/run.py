@@ -131,8 +131,7 @@ class Run:
                 if kept is not None:
                     self.results[t] = kept
                 once = t >= begin and (t + 1 in wanted or t + 1 == self.n_steps)  # else it is run again to get to the state after it
-                last = not keep and t + 1 == self.n_steps  # nothing else would show that a step has become another one on the way
-                step = keeping(kept, self.steps.step, state, self._args(args, t), t, once, last)
+                step = keeping(kept, self.steps.step, state, self._args(args, t), t, once, not keep)
             if self.callback is not None:
                 self.callback(t, state, step.loss)
             state = step.state
