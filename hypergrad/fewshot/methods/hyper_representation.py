@@ -24,6 +24,7 @@ from ..logistic import LARGE_IMAGES, LogisticMethod
 from ..method import Array, HParams, Settings
 from ..network import feature_size, init_network
 
+SMALL_IMAGES = {"normalized": True, "step_size": 5.0}  # as many as classes: the mean over classes divides the gradient by their number
 STEP_SIZE = "inner.step_size"
 LOG_STEP_SIZE = "inner.log_step_size"
 
@@ -31,6 +32,9 @@ LOG_STEP_SIZE = "inner.log_step_size"
 @dataclass(frozen=True)
 class HyperRepresentation(LogisticMethod):
     """The method and its options.
+
+    With `normalized`, which the default preset sets, a step size of about `n_way` trains best. Without it features and step size may grow
+    until gradient descent is no longer stable.
 
     Small initial features (`last_gamma`, `last_beta`) keep the published inner step size of 0.1 below the edge of
     stability of gradient descent, 2 over the largest curvature; the paper leaves the initial values open.
@@ -45,6 +49,8 @@ class HyperRepresentation(LogisticMethod):
     title: ClassVar[str] = "hyper-representation"
     source: ClassVar[str] = "Franceschi et al. 2017, arXiv:1712.06283"
     settings: ClassVar[Settings] = {
+        (None, "glyphs"): SMALL_IMAGES,
+        (None, "omniglot"): SMALL_IMAGES,
         (None, "miniimagenet"): {**LARGE_IMAGES, "log_step_size": True},
         (None, "folder"): {**LARGE_IMAGES, "log_step_size": True},
         # The published protocol to the letter. What the paper leaves open comes from the authors' code, but for
