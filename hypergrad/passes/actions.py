@@ -155,9 +155,8 @@ class Bytes:
         name, t = action.kind[0], action.t
         if name in ("start", "end"):
             return self.note * n_steps if name == "end" else 0.0
-        done, back = (
-            (t, t) if name in ("first", "last") else (n_steps, min(t + 1, n_steps))
-        )  # steps done, and those whose residues are there
+        # Steps done, and those whose residues are there.
+        done, back = (t, t) if name in ("first", "last") else (n_steps, min(t + 1, n_steps))
         residues = float(self.residues[min(back, len(self.residues) - 1)])
         return self.note * done + self.stored * action.stored + self.again * action.again + residues
 
