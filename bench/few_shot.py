@@ -37,7 +37,7 @@ JOBS: dict[str, list[str]] = {
     "omniglot-protonet": "--data omniglot --method protonet --filters 64 --iterations 4000".split(),
     "omniglot-protonet-5-shot": "--data omniglot --method protonet --filters 64 --iterations 3000 --k-shot 5".split(),
     "omniglot-protonet-20-way": "--data omniglot --method protonet --filters 64 --iterations 2500 --n-way 20 --n-query 5".split(),
-    "omniglot-64": "--data omniglot --filters 64 --iterations 8000".split(),
+    "omniglot-64": "--data omniglot --filters 64 --iterations 3000".split(),
     "omniglot-64-5-shot": "--data omniglot --filters 64 --iterations 4000 --k-shot 5".split(),
     "omniglot-64-20-way": "--data omniglot --filters 64 --iterations 3000 --n-way 20 --n-query 5 --step-size 20".split(),
     "omniglot-maml": "--data omniglot --method maml --filters 64 --iterations 6000".split(),
