@@ -118,7 +118,7 @@ class Replays:
             kept: what a replay need not compute. It comes from a call whose arguments were the first ones of this call.
             check: a part of the function, recorded at the first call of each kind, and again in the last call.
             last: whether this is the last call.
-        Raises: Changed where the part does not do the same in the last call, which would be replayed.
+        Raises: Changed where the part does not do the same in the last call. A last call of a kind that was not replayed tells nothing.
         """
         if not self.able or not self._busy.acquire(blocking=False):
             return f(number, tree)
@@ -256,7 +256,7 @@ class _Recorded:
 
     def stands_for(self, other: _Recorded) -> bool:
         """Whether both recorded the same, and of the same arrays: one of an earlier run may be written to when this run's is not."""
-        return self.agrees(other) and self.recording.places() == other.recording.places()
+        return self.agrees(other) and self.recording.addresses() == other.recording.addresses()
 
     def filled(self, arrays: Sequence[Any]) -> Any:
         """The result with these arrays, one for each slot."""

@@ -149,7 +149,7 @@ class Trace:
         branch, other = ([answer for _, answer in guards] for guards in (self.guards, earlier.guards))
         return branch != other or earlier.is_unchanged(closed_over=False) and self.agrees(earlier)
 
-    def places(self) -> dict[int, int]:
+    def addresses(self) -> dict[int, int]:
         """Of each constant that may be written to between two replays, the address."""
         return {n: self.constants[n].ctypes.data for n in self.closed_over}
 

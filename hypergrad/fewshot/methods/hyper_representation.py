@@ -24,7 +24,7 @@ from ..logistic import LARGE_IMAGES, LogisticMethod
 from ..method import Array, HParams, Settings
 from ..network import feature_size, init_network
 
-SMALL_IMAGES = {"normalized": True, "step_size": 5.0}  # as many as classes: the mean over classes divides the gradient by their number
+SMALL_IMAGES = {"normalized": True, "step_size": 5.0}
 STEP_SIZE = "inner.step_size"
 LOG_STEP_SIZE = "inner.log_step_size"
 
@@ -33,8 +33,8 @@ LOG_STEP_SIZE = "inner.log_step_size"
 class HyperRepresentation(LogisticMethod):
     """The method and its options.
 
-    With `normalized`, which the default preset sets, a step size of about `n_way` trains best. Without it features and step size may grow
-    until gradient descent is no longer stable.
+    With `normalized`, which the default preset sets, the stored results have a step size of `n_way`: the mean over classes divides the
+    gradient by their number. Without it nothing keeps the learned step size below the edge of stability.
 
     Small initial features (`last_gamma`, `last_beta`) keep the published inner step size of 0.1 below the edge of
     stability of gradient descent, 2 over the largest curvature; the paper leaves the initial values open.
