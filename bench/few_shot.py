@@ -44,6 +44,9 @@ JOBS: dict[str, list[str]] = {
     "omniglot-maml-5-shot": "--data omniglot --method maml --filters 64 --iterations 3000 --k-shot 5".split(),
     "omniglot-maml-20-way": "--data omniglot --method maml --filters 64 --iterations 3000 --n-way 20 --n-query 5".split(),
     "miniimagenet-300": ["--data", "miniimagenet", "--iterations", "300", "--eval-every", "100"],
+    # for --beside: short, and the same work in an earlier commit, whose defaults may differ
+    "omniglot-beside": "--data omniglot --iterations 1500 --normalized --step-size 5".split(),
+    "miniimagenet-beside": "--data miniimagenet --iterations 60 --eval-every 60 --eval-episodes 40 --test-episodes 40".split(),
 }
 SHOWN = ("test_accuracy", "test_interval", "baseline_accuracy", "n_steps", "iterations", "iteration_s", "command_s", "peak_bytes")
 
